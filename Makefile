@@ -1,0 +1,39 @@
+# `make demo` and `make test` are all that a fresh machine needs: Python 3.11+, git, make, a C++ compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint clean help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# One stamp for both: an installation is repeated only when the pins or the project file change.
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "== installing into $(VENV) (about 1.5 GB; torch is the largest part)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluation and the report
+	@echo "== submitting sweeps/quickstart.yaml"
+	$(BIN)/xsweep submit sweeps/quickstart.yaml --no-start
+	@echo "== running what is missing (results stay in .xsweep/)"
+	$(BIN)/xsweep run
+	@mkdir -p reports
+	$(BIN)/xsweep report quickstart --format latex --output reports/quickstart.tex
+	$(BIN)/xsweep report quickstart --format markdown --output reports/quickstart.md
+	$(BIN)/xsweep report quickstart --format text
+
+test: $(INSTALLED) lint ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove what tests and builds leave (never .venv or .xsweep)
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

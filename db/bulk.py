@@ -1,0 +1,49 @@
+"""Many rows at once, by each database's quickest way, and lists of keys in pieces it can take."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from db.schema import Base
+
+T = TypeVar("T")
+PIECE = 5_000
+
+
+def insert_rows(
+    connection: Connection, table: type[Base], columns: Sequence[str], rows: Iterable[tuple]
+) -> None:
+    """Insert rows of plain values (JSON columns as text, see `to_json`) in the order of `columns`.
+
+    COPY takes about 5 µs a row where an INSERT per row takes 40; SQLite has nothing better than
+    one prepared statement.
+    """
+    names = ", ".join(columns)
+    cursor = connection.connection.cursor()
+    try:
+        if connection.dialect.name == "postgresql":
+            with cursor.copy(f"COPY {table.__tablename__} ({names}) FROM STDIN") as copy:
+                for row in rows:
+                    copy.write_row(row)
+        else:
+            marks = ", ".join("?" * len(columns))
+            insert = f"INSERT INTO {table.__tablename__} ({names}) VALUES ({marks})"  # noqa: S608
+            cursor.executemany(insert, rows)  # type: ignore[arg-type]  # any iterable will do
+    finally:
+        cursor.close()
+
+
+def pieces(values: Sequence[T]) -> Iterator[list[T]]:
+    """The values in lists of at most `PIECE`: statements have a limit of bound parameters."""
+    for start in range(0, len(values), PIECE):
+        yield list(values[start : start + PIECE])
+
+
+def to_json(value: Any) -> str:
+    """The text of a JSON column, as the engine's own serializer writes it.
+
+    Raises ValueError for a float that is not finite.
+    """
+    return json.dumps(value, allow_nan=False)

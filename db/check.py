@@ -1,0 +1,201 @@
+"""The promises, verified on any database at any time: the history is replayed against the tables."""
+
+import math
+import struct
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.orm import InstrumentedAttribute
+
+from db.schema import Attempt, Edge, Event, Job, QuerySet, Result, Score, Sweep, SweepJob
+from db.scores import digest_query_ids, seal
+from db.states import BROKEN, State
+from db.transactions import reading
+
+INVARIANTS = {
+    "I1": "a job has at most one accepted result, the one that was accepted first",
+    "I2": "a job has at most one live attempt at a time",
+    "I3": "the tokens of a job's attempts only grow",
+    "I4": "no job runs before all of its parents have results",
+    "I5": "every job is at an end or can get there",
+    "I6": "no job is tried again beyond the budget of its failures",
+    "I7": "submitting again adds nothing: every row was counted when it was submitted",
+    "I8": "scores are those that were accepted, to the bit",
+}
+STREAMED = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """A promise that does not hold, and where."""
+
+    invariant: str
+    job_id: int | None
+    message: str
+
+
+@dataclass
+class _Replay:
+    """What the history says about each job, event by event."""
+
+    parents: dict[int, list[int]]
+    held: dict[int, int] = field(default_factory=dict)
+    latest: Counter[int] = field(default_factory=Counter)
+    claims: Counter[int] = field(default_factory=Counter)
+    accepted: dict[int, tuple[int, str, str | None]] = field(default_factory=dict)
+    failures: Counter[tuple[int, str]] = field(default_factory=Counter)
+    submitted: Counter[int] = field(default_factory=Counter)
+    new_jobs: int = 0
+
+
+def check(engine: Engine) -> list[Violation]:
+    """Every violation of `INVARIANTS` that the database shows; none is the normal answer."""
+    with reading(engine) as connection:
+        parents: dict[int, list[int]] = defaultdict(list)
+        for child_id, parent_id in connection.execute(select(Edge.child_id, Edge.parent_id)):
+            parents[child_id].append(parent_id)
+        past = _Replay(parents=parents)
+        found = [violation for event in _events(connection) for violation in _replay(past, event)]
+        found += _compare_results(connection, past)
+        found += _compare_jobs(connection, past)
+        found += _compare_submissions(connection, past)
+        found += _compare_scores(connection, past)
+    return found
+
+
+def _events(connection: Connection) -> Iterator[Any]:
+    query = select(Event).order_by(Event.id).execution_options(yield_per=STREAMED)
+    yield from connection.execute(query)
+
+
+def _replay(past: _Replay, event: Any) -> Iterator[Violation]:
+    if event.kind == "submitted":
+        past.new_jobs += event.detail["new"]
+        past.submitted[event.sweep_id or 0] += event.detail["added"]
+    if event.job_id is None:
+        return
+    job, token = event.job_id, event.token or 0
+    at = f"event {event.id}"
+    if event.kind == "claimed":
+        if job in past.held:
+            yield _violation("I2", job, f"{at}: claimed while attempt {past.held[job]} was live")
+        if token <= past.latest[job]:
+            yield _violation("I3", job, f"{at}: token {token} after {past.latest[job]}")
+        missing = [parent for parent in past.parents.get(job, ()) if parent not in past.accepted]
+        if missing:
+            yield _violation("I4", job, f"{at}: claimed before its parents {missing} were done")
+        past.held[job] = token
+        past.latest[job] = max(token, past.latest[job])
+        past.claims[job] += 1
+    elif event.kind == "accepted":
+        if job in past.accepted:
+            yield _violation("I1", job, f"{at}: a second result was accepted")
+        elif past.held.get(job) != token:
+            yield _violation("I1", job, f"{at}: accepted from attempt {token}, which was not live")
+        seals = (event.detail["manifest_sha256"], event.detail["scores_sha256"])
+        past.accepted.setdefault(job, (token, *seals))
+        past.held.pop(job, None)
+    elif event.kind in ("failed", "expired"):
+        kind = (job, event.detail["failure"])
+        past.failures[kind] += 1
+        allowed = event.detail["allowed"]
+        again = event.detail["next"] == State.READY
+        if again and allowed is not None and past.failures[kind] > allowed:
+            count = f"{kind[1]} failure {past.failures[kind]}, of which {allowed} are allowed"
+            yield _violation("I6", job, f"{at}: tried again after {count}")
+        past.held.pop(job, None)
+    elif event.kind in ("released", "cancelled"):
+        past.held.pop(job, None)
+    elif event.kind == "retried":
+        for kind in [kind for kind in past.failures if kind[0] == job]:
+            del past.failures[kind]
+
+
+def _compare_results(connection: Connection, past: _Replay) -> Iterator[Violation]:
+    stored = {
+        job_id: (token, manifest)
+        for job_id, token, manifest in connection.execute(
+            select(Result.job_id, Result.token, Result.manifest_sha256)
+        )
+    }
+    for job in sorted(stored.keys() | past.accepted.keys()):
+        told = past.accepted.get(job)
+        if told is None or stored.get(job) != told[:2]:
+            yield _violation("I1", job, f"the result {stored.get(job)} is not the accepted {told}")
+
+
+def _compare_jobs(connection: Connection, past: _Replay) -> Iterator[Violation]:
+    live: dict[int, list[int]] = defaultdict(list)
+    for job_id, token in connection.execute(
+        select(Attempt.job_id, Attempt.token).where(Attempt.outcome.is_(None))
+    ):
+        live[job_id].append(token)
+    attempts = Counter(_counts(connection, Attempt.job_id))
+    rows = connection.execute(select(Job.id, Job.state, Job.token, Job.missing_parents)).all()
+    states = {row.id: row.state for row in rows}
+    for id_, state, token, missing_parents in rows:
+        tokens, told = live.get(id_, []), past.held.get(id_)
+        if len(tokens) > 1 or (tokens and tokens[0] != told):
+            yield _violation("I2", id_, f"live attempts {tokens}, by the history {told}")
+        if token != past.latest[id_] or attempts[id_] != past.claims[id_]:
+            counts = f"{attempts[id_]} attempts, token {token}"
+            told_counts = f"{past.claims[id_]} claims, token {past.latest[id_]}"
+            yield _violation("I3", id_, f"{counts}; by the history {told_counts}")
+        if (state == State.DONE) != (id_ in past.accepted):
+            yield _violation("I1", id_, f"{state}, though a result says otherwise")
+        if (state == State.RUNNING) != bool(tokens):
+            yield _violation("I5", id_, f"{state} with live attempts {tokens}")
+        parents = [states[parent] for parent in past.parents.get(id_, ())]
+        missing = sum(parent != State.DONE for parent in parents)
+        if missing != missing_parents:
+            yield _violation("I5", id_, f"counts {missing_parents} missing parents, has {missing}")
+        broken = any(parent in BROKEN for parent in parents)
+        if (state == State.WAITING and broken) or (state == State.SKIPPED and not broken):
+            yield _violation("I5", id_, f"{state} with parents that are {sorted(set(parents))}")
+
+
+def _compare_submissions(connection: Connection, past: _Replay) -> Iterator[Violation]:
+    jobs = connection.scalar(select(func.count()).select_from(Job))
+    if jobs != past.new_jobs:
+        yield _violation("I7", None, f"{jobs} jobs, of which {past.new_jobs} were submitted")
+    members = _counts(connection, SweepJob.sweep_id)
+    for id_, name in connection.execute(select(Sweep.id, Sweep.name)):
+        if members.get(id_, 0) != past.submitted[id_]:
+            counts = f"{members.get(id_, 0)} jobs, of which {past.submitted[id_]} were submitted"
+            yield _violation("I7", None, f"sweep {name!r}: {counts}")
+
+
+def _compare_scores(connection: Connection, past: _Replay) -> Iterator[Violation]:
+    sets = {}
+    for id_, digest, query_ids in connection.execute(
+        select(QuerySet.id, QuerySet.digest, QuerySet.query_ids)
+    ):
+        sets[id_] = (digest, len(query_ids))
+        if digest != digest_query_ids(query_ids):
+            yield _violation("I8", None, f"query set {id_}: its ids are not those of its digest")
+    stored: dict[int, list[tuple[str, str, bytes]]] = defaultdict(list)
+    query = select(Score).execution_options(yield_per=STREAMED)
+    for job_id, measure, query_set_id, packed, mean in connection.execute(query):
+        digest, count = sets[query_set_id]
+        stored[job_id].append((measure, digest, packed))
+        if len(packed) != 8 * count:
+            yield _violation("I8", job_id, f"{measure}: {len(packed)} bytes for {count} queries")
+        elif math.fsum(struct.unpack(f"<{count}d", packed)) / count != mean:
+            yield _violation("I8", job_id, f"{measure}: {mean} is not the mean of its scores")
+    for job in sorted(stored.keys() | past.accepted.keys()):
+        sealed = seal(stored[job]) if job in stored else None
+        told = past.accepted[job][2] if job in past.accepted else None
+        if sealed != told:
+            yield _violation("I8", job, "its scores are not those that were accepted")
+
+
+def _counts(connection: Connection, column: InstrumentedAttribute[int]) -> dict[int, int]:
+    rows = connection.execute(select(column, func.count()).group_by(column))
+    return {id_: count for id_, count in rows}  # noqa: C416  (mypy takes no rows for pairs)
+
+
+def _violation(invariant: str, job_id: int | None, message: str) -> Violation:
+    return Violation(invariant=invariant, job_id=job_id, message=message)

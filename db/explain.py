@@ -1,0 +1,212 @@
+"""Why a job is where it is, with the facts behind each answer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, select
+
+from db.clock import now_s
+from db.lookup import job_id as find
+from db.schema import Attempt, Definition, Edge, Job, Result, Sweep, SweepJob
+from db.states import State
+from db.transactions import reading
+
+COMPARED = 2_000
+"""Done jobs that are looked through for the nearest one, the newest of the same kind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relative:
+    """A parent, and how it stands."""
+
+    role: str
+    job_id: int
+    identity: str
+    name: str
+    state: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Try:
+    """An attempt; times in seconds since 1970 by the database's clock."""
+
+    token: int
+    owner: str
+    node: str | None
+    actor: str | None
+    folder: str | None
+    log: str | None
+    claimed_at: float
+    started_at: float | None
+    ended_at: float | None
+    outcome: str | None
+    failure: str | None
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbour:
+    """The done job that differs in the fewest settings: {"optimisation.lr": (here, there)}."""
+
+    job_id: int
+    identity: str
+    name: str
+    differences: dict[str, tuple[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """A job, in answers. What it has nothing to say about is empty."""
+
+    job_id: int
+    identity: str
+    kind: str
+    name: str
+    state: str
+    why: tuple[str, ...]
+    """Sentences: the reasons for the state, the first one the nearest."""
+    sweeps: tuple[str, ...]
+    """Names of the sweeps that share the job."""
+    parents: tuple[Relative, ...]
+    attempts: tuple[Try, ...]
+    """The oldest first."""
+    folder: str | None
+    """Where the accepted result is."""
+    nearest_done: Neighbour | None
+    spec: dict[str, Any]
+
+
+def explain(engine: Engine, job: str | int) -> Explanation:
+    """Why the job waits, was retried, was skipped, is shared, or is no done job that looks like it.
+
+    Raises ConfigError for an unknown job, with the nearest names.
+    """
+    with reading(engine) as connection:
+        id_ = find(connection, job)
+        row = connection.execute(
+            select(Job, Definition.spec, Result.folder, now_s().label("now"))
+            .join(Definition, Definition.job_id == Job.id)
+            .outerjoin(Result, Result.job_id == Job.id)
+            .where(Job.id == id_)
+        ).one()
+        parents = _parents(connection, id_)
+        attempts = _attempts(connection, id_)
+        member = select(Sweep.name, Sweep.state).join(SweepJob).where(SweepJob.job_id == id_)
+        sweeps = connection.execute(member.order_by(Sweep.id)).all()
+        nearest = None
+        if row.state != State.DONE:
+            nearest = _nearest_done(connection, id_, row.kind, row.spec, parents)
+    return Explanation(
+        job_id=id_,
+        identity=row.identity,
+        kind=row.kind,
+        name=row.name,
+        state=row.state,
+        why=tuple(_why(row, parents, attempts, dict(sweeps))),
+        sweeps=tuple(name for name, _ in sweeps),
+        parents=parents,
+        attempts=attempts,
+        folder=row.folder,
+        nearest_done=nearest,
+        spec=row.spec,
+    )
+
+
+def _why(
+    row: Any, parents: tuple[Relative, ...], attempts: tuple[Try, ...], sweeps: dict[str, str]
+) -> list[str]:
+    reasons = []
+    if row.state == State.WAITING:
+        missing = [parent for parent in parents if parent.state != State.DONE]
+        reasons += [f"waits for {p.role}: {p.name} ({p.state})" for p in missing]
+    if row.state == State.READY:
+        reasons += _why_unclaimed(row, sweeps)
+    if row.state == State.RUNNING:
+        last = attempts[-1]
+        reasons.append(f"attempt {last.token} runs on {last.node or 'a node not named yet'}")
+    if row.state == State.DONE:
+        reasons.append(f"has the accepted result of attempt {attempts[-1].token}: {row.folder}")
+    if row.state == State.FAILED:
+        reasons.append(f"failed for good: {row.failure}: {row.reason}")
+    if row.state == State.SKIPPED:
+        reasons.append(f"skipped: {row.reason}")
+    if row.state == State.CANCELLED:
+        reasons.append("cancelled by request; `xsweep retry` takes it up again")
+    for attempt in attempts:
+        if attempt.outcome not in (None, "done"):
+            words = [f"attempt {attempt.token} {attempt.outcome}", attempt.failure, attempt.reason]
+            reasons.append(": ".join(word for word in words if word))
+    if len(sweeps) > 1:
+        reasons.append(f"one job for the sweeps {', '.join(sweeps)}")
+    return reasons
+
+
+def _why_unclaimed(row: Any, sweeps: dict[str, str]) -> list[str]:
+    if "active" not in sweeps.values():
+        states = ", ".join(f"{name} is {state}" for name, state in sweeps.items())
+        return [f"ready, but nobody may take it: {states}"]
+    if row.retry_at is not None and row.retry_at > row.now:
+        return [f"tries again in {row.retry_at - row.now:.0f} s"]
+    return [f"ready; by priority ({row.priority}) and length of the chain behind it it is its turn"]
+
+
+def _parents(connection: Connection, id_: int) -> tuple[Relative, ...]:
+    columns = (Edge.role, Job.id.label("job_id"), Job.identity, Job.name, Job.state)
+    query = select(*columns).join(Edge, Edge.parent_id == Job.id).where(Edge.child_id == id_)
+    rows = connection.execute(query.order_by(Edge.role)).mappings()
+    return tuple(Relative(**row) for row in rows)
+
+
+def _attempts(connection: Connection, id_: int) -> tuple[Try, ...]:
+    columns = (getattr(Attempt, name) for name in Try.__dataclass_fields__)
+    query = select(*columns).where(Attempt.job_id == id_).order_by(Attempt.token)
+    return tuple(Try(**row) for row in connection.execute(query).mappings())
+
+
+def _nearest_done(
+    connection: Connection, id_: int, kind: str, spec: dict[str, Any], parents: tuple[Relative, ...]
+) -> Neighbour | None:
+    done = (
+        select(Job.id, Job.identity, Job.name, Definition.spec)
+        .join(Definition)
+        .where(Job.kind == kind, Job.state == State.DONE, Job.id != id_)
+        .order_by(Job.id.desc())
+        .limit(COMPARED)
+    )
+    here = _leaves(spec)
+    best: Neighbour | None = None
+    for other_id, identity, name, other_spec in connection.execute(done):
+        there = _leaves(other_spec)
+        differences = {
+            key: (here.get(key), there.get(key))
+            for key in sorted(here.keys() | there.keys())
+            if here.get(key) != there.get(key)
+        }
+        if best is None or len(differences) < len(best.differences):
+            best = Neighbour(job_id=other_id, identity=identity, name=name, differences=differences)
+    if best is None:
+        return None
+    # equal settings on other inputs are another job too
+    ours = {parent.role: parent.identity for parent in parents}
+    theirs = {parent.role: parent.identity for parent in _parents(connection, best.job_id)}
+    inputs = {
+        f"inputs.{role}": (ours.get(role), theirs.get(role))
+        for role in sorted(ours.keys() | theirs.keys())
+        if ours.get(role) != theirs.get(role)
+    }
+    return Neighbour(
+        job_id=best.job_id,
+        identity=best.identity,
+        name=best.name,
+        differences=best.differences | inputs,
+    )
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+    """Every value that is no dict, by its dotted path; lists are compared whole."""
+    if not isinstance(value, dict):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= _leaves(item, f"{path}.{key}" if path else str(key))
+    return found

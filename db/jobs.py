@@ -1,0 +1,37 @@
+"""The verbs on jobs, for `from db import jobs`; each is one short transaction."""
+
+from db.claims import Claim, claim, renew, started
+from db.control import cancel, pause, reprioritise, resume, retry
+from db.explain import Explanation, explain
+from db.lookup import find_job, find_sweep
+from db.outcomes import fail, finish, release
+from db.recovery import Held, adopt, expired, requeue_expired, running
+from db.submission import NewJob, Submission, add_sweep, preview
+
+__all__ = [
+    "Claim",
+    "Explanation",
+    "Held",
+    "NewJob",
+    "Submission",
+    "add_sweep",
+    "adopt",
+    "cancel",
+    "claim",
+    "expired",
+    "explain",
+    "fail",
+    "find_job",
+    "find_sweep",
+    "finish",
+    "pause",
+    "preview",
+    "release",
+    "renew",
+    "reprioritise",
+    "requeue_expired",
+    "resume",
+    "retry",
+    "running",
+    "started",
+]

@@ -1,0 +1,103 @@
+"""What to do about attempts whose owner is gone: see them, adopt them, or take their jobs back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, select, update
+
+from db.claims import inputs, live
+from db.clock import now_s
+from db.events import record
+from db.family import lock
+from db.outcomes import again_or_never, end_attempt
+from db.schema import Attempt, Definition, Job
+from db.transactions import reading, transact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """A live attempt, as a controller that did not start it needs to know it."""
+
+    job_id: int
+    token: int
+    identity: str
+    kind: str
+    name: str
+    spec: dict[str, Any]
+    resources: dict[str, Any]
+    owner: str
+    actor: str | None
+    node: str | None
+    folder: str | None
+    log: str | None
+    lease_left_s: float
+    """Negative: it ran out that long ago."""
+    inputs: dict[str, str]
+
+
+def running(engine: Engine, owner: str | None = None) -> list[Held]:
+    """The attempts that have not ended, of one owner or of all, expired leases included."""
+    return _held(engine, Attempt.owner == owner if owner is not None else None)
+
+
+def expired(engine: Engine) -> list[Held]:
+    """The attempts that have not ended though their leases have: `adopt` or `requeue_expired`."""
+    return _held(engine, Attempt.lease_until < now_s())
+
+
+def requeue_expired(engine: Engine, *, job_id: int, token: int, owner: str) -> bool:
+    """Take a job from the owner whose lease ran out; counts as a NODE failure.
+
+    False: that attempt was renewed, adopted or ended meanwhile; nothing changed.
+    """
+    hold = {"job_id": job_id, "token": token, "owner": owner}
+    ended = {"failure": "NODE", "reason": f"the lease of {owner} ran out"}
+
+    def work(connection: Connection) -> bool:
+        lock(connection, [job_id])
+        overdue = [*live(**hold), Attempt.lease_until < now_s()]
+        if end_attempt(connection, overdue, "expired", **ended) is None:
+            return False
+        again_or_never(connection, "expired", hold, **ended)
+        return True
+
+    return transact(engine, work)
+
+
+def adopt(
+    engine: Engine, *, job_id: int, token: int, old_owner: str, new_owner: str, lease_s: float
+) -> bool:
+    """Go on with an attempt that another owner started. False: it is not that owner's any more."""
+
+    def work(connection: Connection) -> bool:
+        taken = update(Attempt).where(*live(job_id, token, old_owner))
+        values = {"owner": new_owner, "lease_until": now_s() + lease_s}
+        if not connection.execute(taken.values(values)).rowcount:
+            held = select(Attempt.token).where(*live(job_id, token, new_owner))
+            return connection.scalar(held) is not None  # ours already: the first answer was lost
+        subject = {"job_id": job_id, "token": token, "owner": new_owner}
+        record(connection, "adopted", {**subject, "from": old_owner})
+        return True
+
+    return transact(engine, work)
+
+
+def _held(engine: Engine, condition: ColumnElement[bool] | None) -> list[Held]:
+    columns = (
+        *(Attempt.job_id, Attempt.token, Attempt.owner, Attempt.actor, Attempt.node),
+        *(Attempt.folder, Attempt.log, (Attempt.lease_until - now_s()).label("lease_left_s")),
+        *(Job.identity, Job.kind, Job.name, Definition.spec, Definition.resources),
+    )
+    query = (
+        select(*columns)
+        .join_from(Attempt, Job)
+        .join(Definition, Definition.job_id == Job.id)
+        .where(Attempt.outcome.is_(None))
+        .order_by(Attempt.job_id)
+    )
+    if condition is not None:
+        query = query.where(condition)
+    with reading(engine) as connection:
+        rows = connection.execute(query).mappings().all()
+        folders = inputs(connection, [row["job_id"] for row in rows])
+    return [Held(**row, inputs=folders[row["job_id"]]) for row in rows]

@@ -1,0 +1,268 @@
+"""The tables. What must never happen is forbidden here; triggers are in the migrations.
+
+Times are seconds since 1970 by the database's clock. A job's row holds what changes while it lives
+and stays narrow, because every move rewrites it; what never changes is in `Definition`.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from db.states import State
+
+REVISION = "0001"
+"""The migration that makes the tables below; revisions are numbers that count up."""
+VERSION_TABLE = "xsweep_schema"
+
+# SQLite's rowid is an INTEGER and nothing else; PostgreSQL's should not end at two thousand million
+Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Text for every string (a length limit guards nothing here), 8-byte floats for every time."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "%(table_name)s_pk",
+            "uq": "%(table_name)s_%(column_0_N_name)s_uq",
+            "ck": "%(table_name)s_%(constraint_name)s_ck",
+            "fk": "%(table_name)s_%(column_0_N_name)s_fk",
+        }
+    )
+    # JSON as text: PostgreSQL's jsonb would turn 1e22 into an integer and lose -0.0
+    type_annotation_map = {  # noqa: RUF012
+        str: Text,
+        float: Double,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+    }
+
+
+class Sweep(Base):
+    """One submitted grid; submitting its name again extends it."""
+
+    __tablename__ = "sweep"
+    __table_args__ = (CheckConstraint("state IN ('active', 'paused', 'cancelled')", name="state"),)
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    grid: Mapped[str]
+    state: Mapped[str]
+    created_at: Mapped[float]
+
+
+class Job(Base):
+    """One piece of work, shared by every sweep that contains its identity."""
+
+    __tablename__ = "job"
+    __table_args__ = (
+        CheckConstraint(f"state IN ({', '.join(repr(s.value) for s in State)})", name="state"),
+        CheckConstraint(
+            "missing_parents >= 0 AND (state <> 'waiting' OR missing_parents > 0)"
+            " AND (state NOT IN ('ready', 'running', 'done') OR missing_parents = 0)",
+            name="parents",
+        ),
+        CheckConstraint("(state = 'failed') = (failure IS NOT NULL)", name="failure"),
+        CheckConstraint("length(identity) = 64", name="identity"),
+        Index(
+            "job_claim_ix",
+            text("priority DESC"),
+            text("critical_s DESC"),
+            "id",
+            sqlite_where=text("state = 'ready'"),
+            postgresql_where=text("state = 'ready'"),
+        ),
+        Index(
+            "job_failed_ix",
+            "ended_at",
+            sqlite_where=text("state = 'failed'"),
+            postgresql_where=text("state = 'failed'"),
+        ),
+        Index("job_name_ix", "name"),
+    )
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    """Parents have smaller ids than their children: locking by ascending id cannot deadlock."""
+    identity: Mapped[str] = mapped_column(unique=True)
+    kind: Mapped[str]
+    name: Mapped[str]
+    state: Mapped[str]
+    missing_parents: Mapped[int]
+    """Edges whose parent is not done. A counter, since two parents that finish at the same time do
+    not see each other's results, but do queue for this row."""
+    priority: Mapped[int]
+    critical_s: Mapped[float]
+    """Expected seconds of the longest chain of jobs that starts with this one."""
+    token: Mapped[int]
+    """Number of the latest attempt, the fencing token; it only grows."""
+    forgiven_token: Mapped[int]
+    """Failures of attempts up to this one no longer count: somebody asked for a retry."""
+    retry_at: Mapped[float | None]
+    failure: Mapped[str | None]
+    reason: Mapped[str | None]
+    created_at: Mapped[float]
+    ended_at: Mapped[float | None]
+
+
+class Definition(Base):
+    """What a job is to do; never changes."""
+
+    __tablename__ = "definition"
+
+    job_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
+    spec: Mapped[dict[str, Any]]
+    resources: Mapped[dict[str, Any]]
+    cost_s: Mapped[float]
+
+
+class Edge(Base):
+    """The child needs the parent's result, in a role."""
+
+    __tablename__ = "edge"
+    __table_args__ = (Index("edge_parent_ix", "parent_id"),)
+
+    child_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
+    role: Mapped[str] = mapped_column(primary_key=True)
+    parent_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"))
+
+
+class SweepJob(Base):
+    """A job's place in a sweep; the labels are what that sweep's report calls it."""
+
+    __tablename__ = "sweep_job"
+    __table_args__ = (Index("sweep_job_job_ix", "job_id"),)
+
+    sweep_id: Mapped[int] = mapped_column(Id, ForeignKey("sweep.id"), primary_key=True)
+    job_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
+    labels: Mapped[dict[str, Any]]
+
+
+class Attempt(Base):
+    """One try at a job. It is live, and holds a lease, until it ends in an outcome."""
+
+    __tablename__ = "attempt"
+    __table_args__ = (
+        CheckConstraint(
+            "outcome IN ('done', 'failed', 'expired', 'released', 'cancelled')", name="outcome"
+        ),
+        CheckConstraint(
+            "(outcome IS NULL) = (ended_at IS NULL)"
+            " AND (outcome IS NULL) = (lease_until IS NOT NULL)",
+            name="ended",
+        ),
+        Index(
+            "attempt_live_ix",
+            "job_id",
+            unique=True,
+            sqlite_where=text("outcome IS NULL"),
+            postgresql_where=text("outcome IS NULL"),
+        ),
+        Index(
+            "attempt_done_ix",
+            "ended_at",
+            sqlite_where=text("outcome = 'done'"),
+            postgresql_where=text("outcome = 'done'"),
+        ),
+    )
+
+    job_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
+    token: Mapped[int] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    actor: Mapped[str | None]
+    node: Mapped[str | None]
+    folder: Mapped[str | None]
+    log: Mapped[str | None]
+    claimed_at: Mapped[float]
+    started_at: Mapped[float | None]
+    lease_until: Mapped[float | None]
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    ended_at: Mapped[float | None]
+    outcome: Mapped[str | None]
+    failure: Mapped[str | None]
+    reason: Mapped[str | None]
+
+
+class Result(Base):
+    """The accepted result of a job: one, for ever (the key and a trigger see to that)."""
+
+    __tablename__ = "result"
+    __table_args__ = (
+        ForeignKeyConstraint(["job_id", "token"], ["attempt.job_id", "attempt.token"]),
+    )
+
+    job_id: Mapped[int] = mapped_column(Id, primary_key=True)
+    token: Mapped[int]
+    folder: Mapped[str]
+    manifest_sha256: Mapped[str]
+    summary: Mapped[dict[str, Any]]
+    provenance: Mapped[dict[str, Any]]
+    accepted_at: Mapped[float]
+
+
+class QuerySet(Base):
+    """The query ids behind packed scores, in their order; stored once per distinct list."""
+
+    __tablename__ = "query_set"
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    digest: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str]
+    query_ids: Mapped[list[str]]
+
+
+class Score(Base):
+    """One measure of one accepted evaluation: a little-endian float64 per query of the set."""
+
+    __tablename__ = "score"
+
+    job_id: Mapped[int] = mapped_column(Id, ForeignKey("result.job_id"), primary_key=True)
+    measure: Mapped[str] = mapped_column(primary_key=True)
+    query_set_id: Mapped[int] = mapped_column(Id, ForeignKey("query_set.id"))
+    packed: Mapped[bytes] = mapped_column(LargeBinary)
+    mean: Mapped[float]
+
+
+class Controller(Base):
+    """A process that claims jobs; `owner` is new at each start, so no restart is mistaken."""
+
+    __tablename__ = "controller"
+
+    owner: Mapped[str] = mapped_column(primary_key=True)
+    host: Mapped[str]
+    pid: Mapped[int]
+    dashboard_url: Mapped[str | None]
+    started_at: Mapped[float]
+    heartbeat_at: Mapped[float]
+
+
+class Event(Base):
+    """Something that happened, in order; a trigger refuses changes and deletions."""
+
+    __tablename__ = "event"
+    __table_args__ = (
+        Index("event_job_ix", "job_id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    at: Mapped[float]
+    kind: Mapped[str]
+    sweep_id: Mapped[int | None] = mapped_column(Id, ForeignKey("sweep.id"))
+    job_id: Mapped[int | None] = mapped_column(Id, ForeignKey("job.id"))
+    token: Mapped[int | None]
+    owner: Mapped[str | None]
+    detail: Mapped[dict[str, Any]]

@@ -1,0 +1,204 @@
+"""Where every sweep stands, by a few quick queries; the values turn into JSON as they are."""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Engine, Select, func, select
+
+from db.clock import now_s
+from db.controllers import LiveController, live
+from db.lookup import sweep_id
+from db.schema import Attempt, Job, Sweep, SweepJob
+from db.states import State
+from db.transactions import reading
+
+Q = TypeVar("Q", bound=Select)
+
+LATEST_DONE = 1_000
+"""Attempts that the mean durations are taken over: the newest say most about what is to come."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepStatus:
+    """A sweep and how many of its jobs are in each state, by kind: {"train": {"done": 3}}."""
+
+    id: int
+    name: str
+    state: str
+    created_at: float
+    counts: dict[str, dict[str, int]]
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunningJob:
+    """A job that is held now; times in seconds until now."""
+
+    job_id: int
+    identity: str
+    kind: str
+    name: str
+    token: int
+    owner: str
+    node: str | None
+    log: str | None
+    progress: dict[str, Any] | None
+    since_s: float
+    lease_left_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedJob:
+    """A job that failed for good."""
+
+    job_id: int
+    identity: str
+    kind: str
+    name: str
+    failure: str
+    reason: str | None
+    ended_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Everything that a status page shows."""
+
+    at: float
+    """The database's clock."""
+    sweeps: list[SweepStatus]
+    running: list[RunningJob]
+    failures: list[FailedJob]
+    """The latest ones, the newest first."""
+    mean_s: dict[str, float]
+    """Mean seconds from start to result, by kind, of the newest results."""
+    controllers: list[LiveController]
+    oldest_ready_s: float | None
+    """How long ago the oldest ready job was submitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRow:
+    """A line of a list of jobs."""
+
+    job_id: int
+    identity: str
+    kind: str
+    name: str
+    state: str
+    token: int
+    priority: int
+    failure: str | None
+    reason: str | None
+
+
+def summary(engine: Engine, sweep: str | int | None = None, *, failures: int = 10) -> Summary:
+    """The state of one sweep or of all. Raises ConfigError for an unknown sweep."""
+    with reading(engine) as connection:
+        only = None if sweep is None else sweep_id(connection, sweep)
+        return Summary(
+            at=connection.scalar(select(now_s())) or 0.0,
+            sweeps=_sweeps(connection, only),
+            running=_running(connection, only),
+            failures=_failures(connection, only, failures),
+            mean_s=_mean_s(connection),
+            controllers=live(engine),
+            oldest_ready_s=_oldest_ready_s(connection, only),
+        )
+
+
+def jobs(
+    engine: Engine,
+    sweep: str | int | None = None,
+    *,
+    state: str | None = None,
+    kind: str | None = None,
+    limit: int = 1_000,
+) -> list[JobRow]:
+    """The jobs of one sweep or of all, by id. Raises ConfigError for an unknown sweep."""
+    columns = (
+        *(Job.id.label("job_id"), Job.identity, Job.kind, Job.name, Job.state, Job.token),
+        *(Job.priority, Job.failure, Job.reason),
+    )
+    query = select(*columns).order_by(Job.id).limit(limit)
+    if state is not None:
+        query = query.where(Job.state == state)
+    if kind is not None:
+        query = query.where(Job.kind == kind)
+    with reading(engine) as connection:
+        query = _of_sweep(query, None if sweep is None else sweep_id(connection, sweep))
+        return [JobRow(**row) for row in connection.execute(query).mappings()]
+
+
+def _of_sweep(query: Q, sweep: int | None) -> Q:
+    if sweep is None:
+        return query
+    return query.join(SweepJob, SweepJob.job_id == Job.id).where(SweepJob.sweep_id == sweep)
+
+
+def _sweeps(connection: Connection, only: int | None) -> list[SweepStatus]:
+    listed = select(Sweep.id, Sweep.name, Sweep.state, Sweep.created_at).order_by(Sweep.id)
+    counted = (
+        select(SweepJob.sweep_id, Job.kind, Job.state, func.count())
+        .join_from(SweepJob, Job)
+        .group_by(SweepJob.sweep_id, Job.kind, Job.state)
+    )
+    if only is not None:
+        listed = listed.where(Sweep.id == only)
+        counted = counted.where(SweepJob.sweep_id == only)
+    counts: dict[int, dict[str, dict[str, int]]] = {}
+    for sweep, kind, state, count in connection.execute(counted):
+        counts.setdefault(sweep, {}).setdefault(kind, {})[state] = count
+    return [
+        SweepStatus(
+            **row,
+            counts=counts.get(row["id"], {}),
+            total=sum(sum(kind.values()) for kind in counts.get(row["id"], {}).values()),
+        )
+        for row in connection.execute(listed).mappings()
+    ]
+
+
+def _running(connection: Connection, only: int | None) -> list[RunningJob]:
+    columns = (
+        *(Job.id.label("job_id"), Job.identity, Job.kind, Job.name, Attempt.token, Attempt.owner),
+        *(Attempt.node, Attempt.log, Attempt.progress),
+        (now_s() - Attempt.claimed_at).label("since_s"),
+        (Attempt.lease_until - now_s()).label("lease_left_s"),
+    )
+    query = select(*columns).join_from(Attempt, Job).where(Attempt.outcome.is_(None))
+    query = _of_sweep(query, only).order_by(Attempt.claimed_at, Job.id)
+    return [RunningJob(**row) for row in connection.execute(query).mappings()]
+
+
+def _failures(connection: Connection, only: int | None, limit: int) -> list[FailedJob]:
+    columns = (
+        *(Job.id.label("job_id"), Job.identity, Job.kind, Job.name),
+        *(Job.failure, Job.reason, Job.ended_at),
+    )
+    query = _of_sweep(select(*columns).where(Job.state == State.FAILED), only)
+    query = query.order_by(Job.ended_at.desc()).limit(limit)
+    return [FailedJob(**row) for row in connection.execute(query).mappings()]
+
+
+def _mean_s(connection: Connection) -> dict[str, float]:
+    newest = (
+        select(
+            Attempt.job_id,
+            (Attempt.ended_at - func.coalesce(Attempt.started_at, Attempt.claimed_at)).label(
+                "took_s"
+            ),
+        )
+        .where(Attempt.outcome == "done")
+        .order_by(Attempt.ended_at.desc())
+        .limit(LATEST_DONE)
+        .subquery()
+    )
+    means = select(Job.kind, func.avg(newest.c.took_s)).join(newest, newest.c.job_id == Job.id)
+    return dict(connection.execute(means.group_by(Job.kind)).tuples().all())
+
+
+def _oldest_ready_s(connection: Connection, only: int | None) -> float | None:
+    ready = _of_sweep(select(func.min(Job.created_at)).where(Job.state == State.READY), only)
+    created_at = connection.scalar(ready)
+    return None if created_at is None else connection.scalar(select(now_s() - created_at))

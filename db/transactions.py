@@ -1,0 +1,116 @@
+"""One transaction per verb: begun, tried again while the database is away, errors translated."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from xsweep import SetupError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 30.0
+"""How long a verb waits for a database that went away: a restart takes seconds, and a lease, which
+is longer, must end by itself when the outage is."""
+FIRST_WAIT_S = 0.05
+LONGEST_WAIT_S = 2.0
+
+READING = "xsweep_reading"
+"""Execution option of connections that only read; `db.engine` begins their transactions so."""
+
+# PostgreSQL's classes and codes of errors that the same transaction may not meet again
+PASSING = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300")
+NO_PRIVILEGE = "42501"
+
+HINTS = (
+    ("database or disk is full", "free some space; what was committed is safe"),
+    ("no space left on device", "free some space; what was committed is safe"),
+    ("could not extend file", "free some space on the server; what was committed is safe"),
+    ("readonly database", "make the file and its folder writable"),
+    ("read-only transaction", "connect to the primary server with a role that may write"),
+    ("database is locked", "another program holds it: end that, or use PostgreSQL to share it"),
+    ("malformed", "the file is damaged: restore a backup (`xsweep db backup` makes them)"),
+    ("not a database", "give the path of a database of xsweep, or of a new file"),
+    ("disk i/o error", "the disk fails or went away: check it, then run again"),
+    ("password authentication failed", "check user and password in XSWEEP_DB (or ~/.pgpass)"),
+    ("no password supplied", "put the password into XSWEEP_DB or ~/.pgpass"),
+    ("permission denied", "grant the role what it lacks; docs name the least that it needs"),
+    ("does not exist", "create it first (`createdb NAME`), or correct XSWEEP_DB"),
+    ("", "check that the server runs and that XSWEEP_DB names it, then run again"),
+)
+
+
+def setup_error(url: URL, error: Exception) -> SetupError:
+    """What a driver's error means to a user: one line, no password, and what to do about it."""
+    cause = getattr(error, "orig", None) or error
+    line = " ".join(str(cause).split())
+    hint = next(hint for sign, hint in HINTS if sign in line.lower())
+    return SetupError(f"database {url.render_as_string(hide_password=True)}: {line}; {hint}")
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Whether the same transaction may succeed later: the server went away, or locks collided.
+
+    `error` is the driver's own. SQLite's never pass: it has waited for its lock long enough.
+    """
+    if not type(error).__module__.startswith("psycopg"):
+        return False
+    state = getattr(error, "sqlstate", None)
+    # without a code the server never answered
+    return state.startswith(PASSING) if state else type(error).__name__ == "OperationalError"
+
+
+def is_ours(engine: Engine, error: Any) -> bool:
+    """Whether a driver's error is a rule or a statement of ours that is broken: a bug."""
+    driver = engine.dialect.loaded_dbapi
+    bugs = (driver.IntegrityError, driver.DataError, driver.ProgrammingError)
+    return isinstance(error, bugs) and getattr(error, "sqlstate", None) != NO_PRIVILEGE
+
+
+def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """Run `work` in one writing transaction and return what it returns.
+
+    Runs it again after a lost connection or a deadlock, with growing waits, for `PATIENCE_S` at
+    most; so `work` must be right when an earlier run of it was committed unseen.
+    Raises SetupError when the database stays away, is full, read-only or damaged.
+    """
+    driver = engine.dialect.loaded_dbapi
+    give_up_at = time.monotonic() + PATIENCE_S
+    wait_s = FIRST_WAIT_S
+    while True:
+        try:
+            with engine.begin() as connection:
+                return work(connection)
+        except (DBAPIError, driver.Error) as error:
+            cause = getattr(error, "orig", error)
+            if not is_passing(cause) or time.monotonic() + wait_s > give_up_at:
+                if is_ours(engine, cause):
+                    raise
+                raise setup_error(engine.url, error) from error
+            log.warning("database away, next try in %.2f s: %s", wait_s, type(cause).__name__)
+        time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A connection on which everything read belongs to one moment, and that hinders no writer.
+
+    Raises SetupError when the database does not answer.
+    """
+    options: dict[str, Any] = {READING: True}
+    if engine.dialect.name == "postgresql":
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    try:
+        with engine.connect().execution_options(**options) as connection:
+            yield connection
+    except DBAPIError as error:
+        if is_ours(engine, error.orig):
+            raise
+        raise setup_error(engine.url, error) from error

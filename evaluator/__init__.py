@@ -1,0 +1,1 @@
+"""Collections, candidates, token stores, scoring with a cross-encoder, measures and statistics."""

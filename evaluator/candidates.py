@@ -1,0 +1,165 @@
+"""First stages: each judged query's best documents, which every later scorer re-ranks.
+
+BM25 is Lucene's variant by bm25s over title and text, with Snowball stems and stop words. Ties
+break as trec_eval breaks them, at the cut too, so that candidates never depend on sorting luck.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluator.collections import Collection, load_collection, read_texts
+from evaluator.files import checked, write_text
+from evaluator.measures import evaluate_run, mean
+from evaluator.specs import Bm25Spec, CandidatesSpec, IrdsSpec, RunSpec
+from evaluator.trec import Run, read_qrels, read_run, sort_docs, write_qrels, write_run
+from xsweep import ConfigError, DataError
+
+
+class Candidates(NamedTuple):
+    """What a candidates folder holds."""
+
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+    run: Run
+
+
+def read_candidates(folder: Path) -> Candidates:
+    """A folder that `prepare_candidates` wrote."""
+    return Candidates(
+        queries=dict(read_texts(folder / "queries.jsonl.gz")),
+        qrels=read_qrels(folder / "qrels.txt"),
+        run=read_run(folder / "candidates.run.gz"),
+    )
+
+
+def prepare_candidates(spec: CandidatesSpec, inputs: Mapping[str, Path], out: Path) -> None:
+    """Job prepare/candidates: the run of the judged queries, cut at `depth`, and its recall.
+
+    Raises DataError where a given run names documents that the collection does not have.
+    """
+    collection = load_collection(spec.collection)
+    queries, qrels = collection.queries, collection.qrels
+    judged = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+    if not judged:
+        raise DataError(f"collection {collection.name!r} has no judged queries")
+    order, run, documents = _first_stage(spec, collection, judged)
+    write_run(out / "candidates.run.gz", run, tag=spec.first_stage.type)
+    write_qrels(out / "qrels.txt", {query_id: qrels[query_id] for query_id in judged})
+    with write_text(out / "queries.jsonl.gz") as write:
+        for query_id, text in judged.items():
+            write(json.dumps({"id": query_id, "text": text}, ensure_ascii=False) + "\n")
+    recall = f"R@{spec.depth}"
+    summary = {
+        "queries": len(queries),
+        "judged_queries": len(judged),
+        "documents": documents,
+        "candidates": sum(len(scores) for scores in run.values()),
+        "recall": {recall: mean(evaluate_run(qrels, run, [recall])[recall])},
+        "order": order,
+        "queries_without_candidates": len(judged.keys() - run.keys()),
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+
+
+def bm25(
+    collection: Collection,
+    k1: float = 0.9,
+    b: float = 0.4,
+    stemmer: str | None = "english",
+    depth: int = 1000,
+) -> Run:
+    """The BM25 run of a collection's queries."""
+    settings = Bm25Spec(k1=k1, b=b, stemmer=stemmer)
+    return search(list(collection.documents()), collection.queries, settings, depth)
+
+
+def search(
+    documents: Sequence[tuple[str, str]], queries: Mapping[str, str], settings: Bm25Spec, depth: int
+) -> Run:
+    """The `depth` best (id, text) documents of each query by BM25.
+
+    Documents that share no word with a query are left out, and queries that find nothing.
+    """
+    import bm25s
+
+    doc_ids, texts = zip(*documents, strict=True)
+    words = _words(texts, settings.stemmer)
+    if not any(words):
+        raise DataError("the documents have no words to index")
+    index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b)
+    index.index(words, show_progress=False)
+    # Ids are sorted once, so that each query's ties compare numbers.
+    id_rank = np.empty(len(doc_ids), dtype=np.int64)
+    id_rank[np.argsort(np.array(doc_ids, dtype=object))] = np.arange(len(doc_ids))
+    run: Run = {}
+    for query_id, query_words in zip(
+        queries, _words(queries.values(), settings.stemmer), strict=True
+    ):
+        scores = index.get_scores_from_ids(index.get_tokens_ids(query_words))
+        if len(best := _best(scores, id_rank, depth)):
+            run[query_id] = {doc_ids[row]: float(scores[row]) for row in best}
+    return run
+
+
+def _best(scores: np.ndarray, id_rank: np.ndarray, depth: int) -> np.ndarray:
+    """Rows of the `depth` best positive scores, best first, ties by id descending."""
+    threshold = np.partition(scores, -depth)[-depth] if depth < len(scores) else 0.0
+    rows = np.flatnonzero((scores >= threshold) & (scores > 0))
+    return rows[np.lexsort((-id_rank[rows], -scores[rows]))][:depth]
+
+
+def _words(texts: Iterable[str], stemmer: str | None) -> list[list[str]]:
+    import bm25s
+    import Stemmer
+
+    if stemmer is not None and stemmer not in Stemmer.algorithms():
+        known = ", ".join(Stemmer.algorithms())
+        raise ConfigError(f"unknown stemmer {stemmer!r}: use null or one of {known}")
+    return bm25s.tokenize(
+        list(texts),
+        stopwords=stemmer,
+        stemmer=Stemmer.Stemmer(stemmer) if stemmer else None,
+        return_ids=False,
+        show_progress=False,
+    )
+
+
+def _first_stage(
+    spec: CandidatesSpec, collection: Collection, judged: Mapping[str, str]
+) -> tuple[str, Run, int]:
+    """Which order was taken, the run of the judged queries, the number of documents."""
+    stage = spec.first_stage
+    if isinstance(stage, Bm25Spec):
+        documents = list(collection.documents())
+        return "score", search(documents, judged, stage, spec.depth), len(documents)
+    if isinstance(stage, RunSpec):
+        order, source = stage.order, stage.file.path
+        given = read_run(checked(stage.file), stage.order)
+    elif isinstance(spec.collection, IrdsSpec):
+        from evaluator import irds
+
+        order, source, given = "score", "scoreddocs", irds.scored_docs(spec.collection)
+    else:
+        raise ConfigError("scoreddocs come with ir_datasets collections only: use BM25 or a run")
+    run = {
+        query_id: dict(sort_docs(given[query_id])[: spec.depth])
+        for query_id in judged
+        if query_id in given
+    }
+    if not run:
+        raise DataError(f"{source}: has none of the judged queries of {collection.name!r}")
+    unknown = {doc_id for scores in run.values() for doc_id in scores}
+    count = 0
+    for doc_id, _ in collection.documents():
+        unknown.discard(doc_id)
+        count += 1
+    if unknown:
+        raise DataError(
+            f"{source}: {len(unknown)} of its documents, such as {min(unknown)!r}, are not in "
+            f"collection {collection.name!r}: run and documents must belong together"
+        )
+    return order, run, count

@@ -1,0 +1,110 @@
+"""Pairs of query and document, joined from token ids exactly as the tokenizer joins texts.
+
+The template (BERT's `[CLS] q [SEP] d [SEP]`, RoBERTa's doubled separator, ...) and the segment
+ids are read off the tokenizer's own encoding of one probe pair, so no family is named here.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from xsweep import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+
+class PairIds(NamedTuple):
+    """One encoded pair: int64[tokens], and segment ids where the model takes them."""
+
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray | None
+
+
+class PairEncoder:
+    """Joins token ids of a query and a document, each cut separately, into a model's input."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+        """Raises ConfigError where the tokenizer does not simply put tokens around the texts."""
+        probe = tokenizer("a", "b", return_token_type_ids=True)
+        sides = np.array([-1 if side is None else side for side in probe.sequence_ids()])
+        ids = np.array(probe["input_ids"], dtype=np.int64)
+        segments = np.array(probe["token_type_ids"], dtype=np.int64)
+        query, document = np.flatnonzero(sides == 0), np.flatnonzero(sides == 1)
+        if not len(query) or not len(document) or query[-1] > document[0]:
+            raise ConfigError("this tokenizer's way of joining query and document is not known")
+        parts = [slice(query[0]), slice(query[-1] + 1, document[0]), slice(document[-1] + 1, None)]
+        self._before, self._between, self._after = (ids[part] for part in parts)
+        self._segments = [segments[part] for part in parts]
+        self._query_segment, self._document_segment = segments[query[0]], segments[document[0]]
+        self.has_segments = "token_type_ids" in tokenizer.model_input_names
+        self.overhead_tokens = sum(len(ids[part]) for part in parts)
+        self.max_tokens: int = tokenizer.model_max_length
+        """The model's longest input; the document is cut further where it would be passed."""
+        self.pad_id: int = tokenizer.pad_token_id or 0
+        self.pad_segment: int = tokenizer.pad_token_type_id
+
+    def lengths(
+        self,
+        query_lengths: np.ndarray,
+        document_lengths: np.ndarray,
+        query_tokens: int,
+        document_tokens: int,
+    ) -> np.ndarray:
+        """Tokens of each encoded pair, from the lengths of its uncut sides."""
+        query = np.minimum(query_lengths, query_tokens)
+        left = self.max_tokens - self.overhead_tokens - query
+        return (
+            self.overhead_tokens
+            + query
+            + np.minimum(np.minimum(document_lengths, document_tokens), left)
+        )
+
+    def encode(
+        self,
+        query_ids: np.ndarray,
+        document_ids: np.ndarray,
+        query_tokens: int,
+        document_tokens: int,
+    ) -> PairIds:
+        """One pair; the first `query_tokens` and `document_tokens` of its sides are kept."""
+        query = query_ids[:query_tokens]
+        left = self.max_tokens - self.overhead_tokens - len(query)
+        document = document_ids[: min(document_tokens, left)]
+        input_ids = np.concatenate(
+            (self._before, query, self._between, document, self._after), dtype=np.int64
+        )
+        if not self.has_segments:
+            return PairIds(input_ids, None)
+        before, between, after = self._segments
+        token_type_ids = np.concatenate(
+            (
+                before,
+                np.full(len(query), self._query_segment),
+                between,
+                np.full(len(document), self._document_segment),
+                after,
+            )
+        )
+        return PairIds(input_ids, token_type_ids)
+
+    def collate(self, pairs: Sequence[PairIds]) -> dict[str, "torch.Tensor"]:
+        """Model inputs of some pairs, int64[pairs, longest], padded at the end."""
+        import torch
+
+        shape = len(pairs), max(len(pair.input_ids) for pair in pairs)
+        batch = {
+            "input_ids": np.full(shape, self.pad_id, dtype=np.int64),
+            "attention_mask": np.zeros(shape, dtype=np.int64),
+        }
+        if self.has_segments:
+            batch["token_type_ids"] = np.full(shape, self.pad_segment, dtype=np.int64)
+        for row, pair in enumerate(pairs):
+            length = len(pair.input_ids)
+            batch["input_ids"][row, :length] = pair.input_ids
+            batch["attention_mask"][row, :length] = 1
+            if pair.token_type_ids is not None:
+                batch["token_type_ids"][row, :length] = pair.token_type_ids
+        return {name: torch.from_numpy(array) for name, array in batch.items()}

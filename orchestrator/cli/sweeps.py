@@ -1,0 +1,131 @@
+"""`submit`, `plan` and `run`: from a grid file to jobs, and running them."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.app import app, open_database, settings_of
+
+if TYPE_CHECKING:
+    from db.jobs import Submission
+    from orchestrator.plan import Plan
+    from orchestrator.settings import Settings
+
+GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
+
+
+@app.command()
+def submit(
+    ctx: typer.Context,
+    grid: GridFile,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, store nothing.")] = False,
+    start: Annotated[bool, typer.Option(help="Start a controller if none runs.")] = True,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the sweep until it ends.")] = False,
+) -> None:
+    """Store a grid's jobs and start them; what is done already is never done again.
+
+    \b
+    Examples:
+      xsweep submit sweeps/quickstart.yaml --dry-run
+      xsweep submit sweeps/quickstart.yaml --watch
+      xsweep --data-home ~/data submit sweeps/trec_dl.yaml --no-start
+    """
+    from orchestrator import process
+    from orchestrator.plan import plan_grid
+
+    settings = settings_of(ctx)
+    planned = plan_grid(grid, settings)
+    if dry_run:
+        _show_plan(planned, _preview(settings, planned))
+        typer.echo("Dry run: nothing was stored.")
+        return
+
+    from db import jobs
+
+    engine = open_database(ctx, create=True)
+    submission = jobs.add_sweep(
+        engine, name=planned.name, grid=planned.grid, jobs=planned.jobs
+    )
+    _show_plan(planned, submission)
+    if submission.done == submission.total:
+        typer.echo("Everything is done already; nothing is computed again. Next: xsweep report")
+        return
+    if start and process.start_detached(settings) is not None:
+        typer.echo(f"Started a controller; its log is {settings.home / 'logs' / 'controller.log'}")
+    elif not start and not process.is_running(settings):
+        typer.echo("Next: xsweep run")
+    if watch:
+        from orchestrator.cli.status import watch_sweep
+
+        raise typer.Exit(watch_sweep(settings, engine, planned.name))
+
+
+@app.command()
+def plan(ctx: typer.Context, grid: GridFile) -> None:
+    """Show what a grid would do: jobs by kind, cells left out and why, what is new and done.
+
+    \b
+    Example:
+      xsweep plan sweeps/quickstart.yaml
+    """
+    from orchestrator.plan import plan_grid
+
+    settings = settings_of(ctx)
+    planned = plan_grid(grid, settings)
+    _show_plan(planned, _preview(settings, planned))
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle/--forever", help="Leave when no job is left, or never.")
+    ] = True,
+) -> None:
+    """Run the stored jobs here, in the foreground; resumes whatever is missing.
+
+    Ctrl-C lets running jobs save and leaves; a second Ctrl-C leaves at once.
+
+    \b
+    Examples:
+      xsweep run
+      RAY_ADDRESS=auto xsweep run --forever
+    """
+    import logging
+
+    from orchestrator import process
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    raise typer.Exit(process.run(settings_of(ctx), until_idle=until_idle))
+
+
+def _preview(settings: "Settings", planned: "Plan") -> "Submission":
+    """What a submission would add; an absent SQLite database is as good as an empty one."""
+    from db import jobs
+    from db.engine import connect
+
+    scheme, _, path = settings.database.partition(":///")
+    if scheme.startswith("sqlite") and not Path(path).exists():
+        total = len(planned.jobs)
+        return jobs.Submission(sweep_id=None, new=total, shared=0, done=0, total=total)
+    return jobs.preview(connect(settings.database), name=planned.name, jobs=planned.jobs)
+
+
+def _show_plan(planned: "Plan", submission: "Submission") -> None:
+    kinds = ", ".join(f"{count} {kind}" for kind, count in planned.kinds.items())
+    typer.echo(
+        f"{planned.name}: {len(planned.cells)} runs, {submission.total} jobs ({kinds}): "
+        f"{submission.new} new, {submission.shared} known, of which {submission.done} done"
+    )
+    grouped: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for cell, reason in planned.left_out:
+        grouped[cell.objective, cell.teacher, reason].append(f"{cell.backbone.name} s{cell.seed}")
+    if grouped:
+        typer.echo(f"Left out are {len(planned.left_out)} cells:")
+    for (objective, teacher, reason), runs in grouped.items():
+        named = ", ".join(runs) if len(runs) <= 4 else f"{len(runs)} cells"
+        typer.echo(f"  {objective} × {teacher} ({named}): {reason}")

@@ -1,0 +1,324 @@
+"""The grid file: its models, and reading it so that every error names file, line and column."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from evaluator.specs import Bm25Spec, FileSpec, ModelSpec, Precision, Spec
+from orchestrator.yamlfile import Where, YamlFile, nearest, read_yaml
+from trainer.objectives.signals import Signal
+from trainer.specs import OptimisationSpec
+from xsweep import ConfigError
+
+JOB_KINDS = ("prepare", "teach", "train", "evaluate")
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _file(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _first_stage(value: Any) -> Any:
+    return {value: {} if value == "bm25" else True} if isinstance(value, str) else value
+
+
+def _empty(value: Any) -> Any:
+    return {} if value is None else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+File = Annotated[FileSpec, BeforeValidator(_file)]
+"""A path, or `{path: …, md5: …}`; relative paths start at the grid file's folder."""
+
+
+def _one_of(block: BaseModel, *names: str) -> None:
+    given = [name for name in names if getattr(block, name)]
+    if len(given) != 1:
+        raise ValueError(
+            f"give exactly one of {', '.join(names)}; found {' and '.join(given) or 'none'}"
+        )
+
+
+class FirstStage(Spec):
+    """The ranking to re-rank: `bm25`, `{bm25: {k1: 0.9}}`, `{run: …}`, `{runs: …}`, `scoreddocs`."""
+
+    bm25: Bm25Spec | None = None
+    run: File | None = None
+    """A TREC run."""
+    runs: str | None = None
+    """A folder with a run per collection: `<collection, "/" as "-">.run.gz` (or `.run`)."""
+    order: Literal["score", "rank"] = "score"
+    """Which column of a run orders it: trec_eval's rule or the rank."""
+    label: str | None = None
+    """What reports call it: `BM25`, or `first stage` where a run has no label."""
+    scoreddocs: bool = False
+    """The candidates that ir_datasets ships."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _one_of(self, "bm25", "run", "runs", "scoreddocs")
+        return self
+
+
+FirstStageEntry = Annotated[FirstStage, BeforeValidator(_first_stage)]
+
+
+class Collection(Spec):
+    """Documents, queries and qrels of the user's, or a data set of ir_datasets, under a name."""
+
+    documents: File | None = None
+    queries: File | None = None
+    qrels: File | None = None
+    folder: str | None = None
+    """In BEIR's layout."""
+    split: str = "test"
+    irds: str | None = None
+    first_stage: FirstStageEntry | None = None
+    """What is re-ranked here, in place of `evaluation.first_stage`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _one_of(self, "documents", "folder", "irds")
+        if self.documents and not (self.queries and self.qrels):
+            raise ValueError("documents, queries and qrels belong together")
+        return self
+
+
+class Backbone(ModelSpec):
+    """A model to fine-tune: `id`, `package` or `folder`, and what reports call it."""
+
+    label: str | None = None
+    group: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The label, or the last part of the model's own name."""
+        source = self.id or self.package or self.folder or ""
+        return self.label or source.rstrip("/").rpartition("/")[2]
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model without its label and group."""
+        return ModelSpec(**self.model_dump(include=set(ModelSpec.model_fields)))
+
+    @property
+    def tokenizer(self) -> ModelSpec:
+        """The model as a tokenizer: backbones that differ in layers or attention share it."""
+        return ModelSpec(**self.model_dump(include=set(ModelSpec.model_fields) - _ARCHITECTURE))
+
+
+_ARCHITECTURE = {"layers", "attention"}
+
+
+class Teacher(Spec):
+    """Where a training signal comes from: a file, the first stage, or a model that scores it."""
+
+    signal: Signal
+    run: str | None = None
+    """A TREC run, or `bm25`: the training collection's BM25 candidates."""
+    scores: str | None = None
+    """Lines of query id, document id, score."""
+    triples: str | None = None
+    """Lines of query id, positive id, negative id."""
+    score_triples: str | None = None
+    """Lines of positive score, negative score, query id, positive id, negative id."""
+    source: str | None = Field(None, pattern="^irds:")
+    """`irds:<id>`: the docpairs of an ir_datasets data set."""
+    model: Annotated[tuple[ModelSpec, ...], BeforeValidator(_listed)] = ()
+    """A model, or several whose mean counts, that scores the candidates in a teach job."""
+    type: Literal["bi_encoder", "cross_encoder"] = "bi_encoder"
+    """Of the model."""
+    over: str = "bm25"
+    """Whose candidates the model scores: `bm25`, or a teacher that has a run."""
+    md5: str | None = None
+    sha256: str | None = None
+    order: Literal["score", "rank"] = "score"
+    negatives: int | None = None
+    list_size: int | None = None
+    depth: int | None = Field(None, ge=2)
+    """Of the list that samples come from; 100 for BM25 where nothing is said."""
+    add_positives: bool = False
+    relevant_grade: int = 1
+    collection: str | None = None
+    """Where its queries and documents are; None: `training.collection`."""
+    label: str | None = None
+    """What reports call its model; None: the model's own name."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _one_of(self, "run", "scores", "triples", "score_triples", "source", "model")
+        given = self.model_fields_set
+        if not self.model and given & {"over", "type"}:
+            raise ValueError("over and type belong to a teacher with a model")
+        if (self.md5 or self.sha256) and (self.run == "bm25" or self.model or self.source):
+            raise ValueError("md5 and sha256 belong to a teacher that is a file")
+        return self
+
+
+class Objective(Spec):
+    """A loss with its teachers; every other key is a training setting for this objective."""
+
+    model_config = ConfigDict(extra="allow")
+
+    teachers: Names | None = None
+    """None: all teachers."""
+    parameters: dict[str, float] = {}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The training settings that this objective overrides."""
+        return self.model_extra or {}
+
+
+class Match(Spec):
+    """Cells of the grid by name; each key has one value or a list, and no key matches all."""
+
+    backbone: Names = ()
+    group: Names = ()
+    objective: Names = ()
+    teacher: Names = ()
+    seed: Annotated[tuple[int, ...], BeforeValidator(_listed)] = ()
+
+
+class Override(Spec):
+    """Training settings for the cells that match."""
+
+    match: Match
+    training: dict[str, Any] = Field(min_length=1)
+
+
+class TrainingSettings(OptimisationSpec):
+    """A cell's training settings, after all overrides."""
+
+    query_tokens: int = Field(32, ge=1)
+    document_tokens: int = Field(256, ge=1)
+
+    @property
+    def optimisation(self) -> OptimisationSpec:
+        """The part that says how weights move."""
+        return OptimisationSpec(**self.model_dump(include=set(OptimisationSpec.model_fields)))
+
+
+class Validation(Spec):
+    """What selects each run's checkpoint."""
+
+    collection: str | None = None
+    suite: str | None = None
+    measure: str = "nDCG@10"
+    every_steps: int = Field(ge=1)
+    depth: int = Field(100, ge=1)
+    patience: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _one_of(self, "collection", "suite")
+        return self
+
+
+class Evaluation(Spec):
+    """What every run, first stage and teacher model is tested on."""
+
+    collections: Names = ()
+    suites: Names = ()
+    first_stage: FirstStageEntry = FirstStage(bm25=Bm25Spec())
+    depth: int = Field(100, ge=1)
+    measures: Names = ("nDCG@10",)
+    precision: Precision = "fp32"
+    batch_tokens: int = Field(4096, ge=1)
+
+
+class Need(Spec):
+    """What Ray reserves for one job."""
+
+    cpus: float = Field(1, ge=0)
+    gpus: float = Field(0, ge=0)
+    memory: ByteSize | None = None
+    """Such as `8 GB`."""
+
+
+class Grid(Spec):
+    """A grid file as it is written; `orchestrator.references` gives its names their meaning."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    description: str = ""
+    collections: dict[str, Collection] = {}
+    ir_datasets_home: str | None = None
+    backbones: tuple[Backbone, ...] = Field(min_length=1)
+    teachers: dict[str, Teacher] = Field(min_length=1)
+    objectives: dict[str, Annotated[Objective, BeforeValidator(_empty)]] = Field(min_length=1)
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    training: dict[str, Any]
+    """`collection` and the settings of TrainingSettings."""
+    overrides: tuple[Override, ...] = ()
+    exclude: tuple[Match, ...] = ()
+    include: tuple[Match, ...] = ()
+    validation: Validation | None = None
+    evaluation: Evaluation
+    resources: dict[Literal["prepare", "teach", "train", "evaluate"], Need] = {}
+
+
+def read_grid(path: Path, data_home: Path | None = None) -> tuple[Grid, YamlFile]:
+    """Read and check the form of a grid file; `${data_home}` stands for the given folder.
+
+    Raises ConfigError with `file:line:column` for the first thing that is wrong.
+    """
+    file = read_yaml(path, {"data_home": str(data_home) if data_home else None})
+    try:
+        return Grid.model_validate(file.data), file
+    except ValidationError as problem:
+        raise located(problem, file) from problem
+
+
+def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> ConfigError:
+    """The first of pydantic's errors as a ConfigError at its place in the file.
+
+    `where` leads to the block that was validated.
+    """
+    first = min(problem.errors(), key=lambda error: file.position((*where, *error["loc"])))
+    loc, value = first["loc"], first["input"]
+    name = ".".join(map(str, (*where, *loc))) or "the grid"
+    match first["type"]:
+        case "extra_forbidden":
+            known = _known_keys((*where, *loc[:-1]))
+            message = f"unknown key {str(loc[-1])!r}: {nearest(str(loc[-1]), known)}"
+            return file.error((*where, *loc), message, at_key=True)
+        case "missing":
+            return file.error((*where, *loc), f"the key {name!r} is missing")
+        case "value_error":
+            return file.error((*where, *loc), f"{name}: {first['ctx']['error']}")
+    message = first["msg"].removeprefix("Input ")
+    hint = ": write it in quotes" if first["type"] == "string_type" and value is not None else ""
+    found = repr(value)
+    found = found if len(found) < 60 else f"{found[:57]}..."
+    return file.error((*where, *loc), f"{name} {message[:1].lower()}{message[1:]}, not {found}{hint}")
+
+
+def _known_keys(where: Where) -> list[str]:
+    """The keys that the block at this place may have."""
+    blocks: list[type[BaseModel]] = [Grid]
+    for step in where:
+        for block in blocks:
+            if step in block.model_fields:
+                blocks = list(_blocks_in(block.model_fields[str(step)].annotation))
+                break
+    return [name for block in blocks for name in block.model_fields]
+
+
+def _blocks_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _blocks_in(part)

@@ -1,0 +1,108 @@
+"""The jobs of a plan, each once: equal work has an equal identity and becomes one node."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from db.jobs import NewJob
+from evaluator.specs import (
+    ApidocsSpec,
+    Bm25Spec,
+    CandidatesSpec,
+    CollectionSpec,
+    FilesSpec,
+    FirstStageSpec,
+    FolderSpec,
+    IrdsSpec,
+    ModelSpec,
+    TokensSpec,
+)
+from orchestrator.grid import Need
+from orchestrator.identity import identity
+
+MAX_TOKENS = 512
+"""Tokens that a store keeps of a document: more than most lengths, so that lengths share it."""
+NO_PARENTS: Mapping[str, str] = {}
+
+
+class JobGraph:
+    """Collects jobs, parents before children."""
+
+    def __init__(self, needs: Mapping[str, Need]) -> None:
+        self.needs = needs
+        self.jobs: dict[str, NewJob] = {}
+
+    def add(
+        self,
+        kind: str,
+        name: str,
+        spec: BaseModel,
+        *,
+        parents: Mapping[str, str] = NO_PARENTS,
+        savings: Mapping[str, str] = NO_PARENTS,
+        same_as: BaseModel | None = None,
+        labels: Mapping[str, Any] | None = None,
+        cost_s: float = 1.0,
+    ) -> str:
+        """Add a job unless it is there already, and give its identity.
+
+        `parents` (role to identity) change the result, `savings` are parents that only save work.
+        `same_as` stands for the spec in the identity where specs differ in what does not matter.
+        """
+        key = identity(kind, same_as or spec, parents)
+        if key not in self.jobs:
+            self.jobs[key] = NewJob(
+                identity=key,
+                kind=kind,
+                name=name,
+                spec=spec.model_dump(mode="json"),
+                parents={**parents, **savings},
+                resources=_resources(self.needs.get(kind, Need())),
+                labels=dict(labels or {}),
+                cost=cost_s,
+            )
+        return key
+
+    def candidates(self, collection: CollectionSpec, stage: FirstStageSpec, depth: int) -> str:
+        """The job that gives a collection's first `depth` candidates of every query."""
+        spec = CandidatesSpec(collection=collection, first_stage=stage, depth=depth)
+        name = f"prepare candidates {stage.type}-{depth} [{collection.name}]"
+        return self.add("prepare", name, spec, cost_s=60 if isinstance(stage, Bm25Spec) else 10)
+
+    def tokens(self, collection: CollectionSpec, tokenizer: ModelSpec, used_tokens: int) -> str:
+        """The job that tokenises a collection's documents, of which `used_tokens` are used."""
+        max_tokens = max(MAX_TOKENS, used_tokens)
+        spec = TokensSpec(documents=collection, tokenizer=tokenizer, max_tokens=max_tokens)
+        documents = documents_of(collection)
+        name = f"prepare tokens {model_name(tokenizer)} [{documents.name}]"
+        same_as = spec.model_copy(update={"documents": documents})
+        return self.add("prepare", name, spec, same_as=same_as, cost_s=60)
+
+
+def documents_of(collection: CollectionSpec) -> CollectionSpec:
+    """One spec for all collections that share their documents; it says nothing of the rest."""
+    match collection:
+        case ApidocsSpec():
+            return collection.model_copy(update={"name": "apidocs", "split": "train"})
+        case IrdsSpec():
+            import ir_datasets
+
+            parent = ir_datasets.docs_parent_id(collection.id)
+            return collection.model_copy(update={"name": parent, "id": parent})
+        case FilesSpec():
+            documents = collection.documents
+            return collection.model_copy(update={"queries": documents, "qrels": documents})
+        case FolderSpec():
+            return collection
+
+
+def model_name(model: ModelSpec) -> str:
+    """The last part of a model's own name."""
+    return (model.id or model.package or model.folder or "").rstrip("/").rpartition("/")[2]
+
+
+def _resources(need: Need) -> dict[str, float]:
+    """CPUs, GPUs and bytes of memory as the controller reserves them."""
+    memory = {"memory_bytes": float(need.memory)} if need.memory else {}
+    return {"cpus": need.cpus, "gpus": need.gpus, **memory}

@@ -1,0 +1,94 @@
+"""Pins specs to content: files get checksums, packages versions, so that identities mean something."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+from evaluator.files import beir_files, checksum, folder_sha256, tree_sha256
+from evaluator.specs import ApidocsSpec, FileSpec, FolderSpec, ModelSpec
+from xsweep import ConfigError
+
+Spec = TypeVar("Spec", bound=BaseModel)
+
+
+class Pins:
+    """Pins specs, remembering checksums of unchanged files in a JSON file.
+
+    A file counts as unchanged while its path, size and modification time are. Call `save` at the
+    end to keep what was computed.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        try:
+            self.known: dict[str, str] = json.loads(cache.read_text())
+        except (OSError, ValueError):
+            self.known = {}
+        self._saved = len(self.known)
+
+    def pin(self, spec: Spec) -> Spec:
+        """The spec with every checksum and version that it leaves open, at any depth.
+
+        Raises ConfigError for a package that is not installed, DataError for unreadable files.
+        """
+        match spec:
+            case FileSpec(md5=None, sha256=None):
+                path = Path(spec.path)
+                return _with(spec, sha256=self._sum([path], partial(checksum, path)))
+            case FolderSpec(sha256=None):
+                path = Path(spec.path)
+                files = beir_files(path, spec.split)
+                return _with(spec, sha256=self._sum(files, partial(folder_sha256, path, spec.split)))
+            case ModelSpec(folder=str() as folder, sha256=None):
+                path = Path(folder)
+                files = (file for file in sorted(path.rglob("*")) if file.is_file())
+                return _with(spec, sha256=self._sum(files, partial(tree_sha256, path)))
+            case ModelSpec(package=str() as package, version=None):
+                return _with(spec, version=_installed(package))
+            case ApidocsSpec() if not spec.versions:
+                from evaluator import apidocs
+
+                return _with(spec, versions=apidocs.versions())
+        parts = {name: getattr(spec, name) for name in type(spec).model_fields}
+        return _with(spec, **{name: self._pin_part(part) for name, part in parts.items()})
+
+    def _pin_part(self, part: object) -> object:
+        if isinstance(part, BaseModel):
+            return self.pin(part)
+        if isinstance(part, tuple):
+            return tuple(self._pin_part(item) for item in part)
+        return part
+
+    def _sum(self, files: Iterable[Path], compute: Callable[[], str]) -> str:
+        stats = [(str(file), file.stat()) for file in files if file.exists()]
+        key = json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+        if key not in self.known:
+            self.known[key] = compute()
+        return self.known[key]
+
+    def save(self) -> None:
+        """Write what was computed; a reader sees the old file or the new one."""
+        if len(self.known) > self._saved:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            draft = self.cache.with_name(f"{self.cache.name}.{os.getpid()}")
+            draft.write_text(json.dumps(self.known, indent=0))
+            draft.replace(self.cache)
+
+
+def _with(spec: Spec, **values: object) -> Spec:
+    return spec.model_copy(update=values)
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError as problem:
+        raise ConfigError(
+            f"the package {package!r} is not installed here: pip install {package}"
+        ) from problem

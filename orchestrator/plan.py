@@ -1,0 +1,228 @@
+"""From a grid file to jobs: one training per cell, one evaluation per training and collection."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from db.jobs import NewJob
+from evaluator.specs import (
+    EvaluateSpec,
+    FirstStageScorer,
+    ModelScorer,
+    ModelSpec,
+    RunScorer,
+    ScorerSpec,
+)
+from orchestrator.cells import Cell, Layers, LeftOut, check_names, select_cells
+from orchestrator.grid import TrainingSettings, read_grid
+from orchestrator.jobgraph import NO_PARENTS, JobGraph
+from orchestrator.pins import Pins
+from orchestrator.references import References
+from orchestrator.settings import Settings
+from orchestrator.shared import Shared, Tested
+from orchestrator.yamlfile import Where
+from trainer.objectives.signals import PARAMETERS
+from trainer.specs import ObjectiveSpec, TeacherSpec, TrainSpec
+
+PAIRS_PER_S = 20.0
+QUERIES = 200
+"""Rough speed of a small machine and size of a collection: only proportions between jobs count."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one grid file asks for."""
+
+    name: str
+    grid: str
+    """The file's text."""
+    jobs: tuple[NewJob, ...]
+    """Parents before children."""
+    cells: tuple[Cell, ...]
+    left_out: tuple[LeftOut, ...]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Number of jobs of each kind."""
+        return dict(Counter(job.kind for job in self.jobs))
+
+
+def plan_grid(path: Path, settings: Settings) -> Plan:
+    """Read a grid file and plan it; nothing is written but checksums, kept below `home`.
+
+    Raises ConfigError with `file:line:column` for what is wrong in the file, DataError for a data
+    file that cannot be read.
+    """
+    grid, file = read_grid(path, settings.data_home)
+    refs = References(grid, file, settings.data_home)
+    check_names(refs)
+    pins = Pins(settings.home / "checksums.json")
+    planned = _Planner(refs, pins).plan()
+    pins.save()
+    return planned
+
+
+class _Planner:
+    """Holds what all cells share while their jobs are added."""
+
+    def __init__(self, refs: References, pins: Pins) -> None:
+        self.refs, self.pins, self.grid = refs, pins, refs.grid
+        self.graph = JobGraph(self.grid.resources)
+        self.shared = Shared(refs, pins, self.graph)
+        self.cells, self.left_out = select_cells(self.grid, refs.source)
+        layers = Layers(self.grid, refs.source)
+        self.settings = {cell: layers.of(cell) for cell in self.cells}
+        self.measures = tuple(
+            self.shared.measure(("evaluation", "measures", place), name)
+            for place, name in enumerate(self.grid.evaluation.measures)
+        )
+        self.tests = self.shared.tests()
+        self.validation = self.shared.validation()
+        used = {cell.teacher: None for cell in self.cells}
+        self.teachers = {name: self.shared.teacher(name) for name in used}
+        self.shared.keep_apart(self.tests, self.validation, self.teachers)
+        self.backbones = {
+            backbone.name: self._backbone(place)
+            for place, backbone in enumerate(self.grid.backbones)
+        }
+
+    def _backbone(self, place: int) -> tuple[ModelSpec, ModelSpec]:
+        """A pinned backbone, and its tokenizer: the same for backbones cut to fewer layers."""
+        where: Where = ("backbones", place)
+        model = self.pins.pin(self.refs.model(where, self.grid.backbones[place].spec))
+        return model, model.model_copy(update={"layers": None, "attention": "sdpa"})
+
+    def plan(self) -> Plan:
+        """All jobs; the reference rows of the report come first."""
+        self._add_references()
+        trained: dict[str, Cell] = {}
+        for cell in self.cells:
+            run = self._train(cell)
+            first = trained.setdefault(run, cell)
+            if first is not cell:
+                self.left_out.append(LeftOut(cell, f"it is the same training as {first.name}"))
+                continue
+            for test in self.tests:
+                self._evaluate_run(cell, test, run)
+        return Plan(
+            name=self.grid.name,
+            grid=self.refs.source.text,
+            jobs=tuple(self.graph.jobs.values()),
+            cells=tuple(trained.values()),
+            left_out=tuple(self.left_out),
+        )
+
+    def _train(self, cell: Cell) -> str:
+        settings, taught = self.settings[cell], self.teachers[cell.teacher]
+        backbone, tokenizer = self.backbones[cell.backbone.name]
+        length = settings.document_tokens
+        parents = dict(taught.parents)
+        savings = {"tokens": self.graph.tokens(taught.collection, tokenizer, length)}
+        validation = None
+        if self.validation:
+            validation, parents["validation"] = self.validation
+            store = self.graph.tokens(validation.collection, tokenizer, length)
+            savings["validation_tokens"] = store
+        spec = TrainSpec(
+            backbone=backbone,
+            objective=self._objective(cell.objective),
+            teacher=taught.spec,
+            collection=taught.collection,
+            optimisation=settings.optimisation,
+            seed=cell.seed,
+            query_tokens=settings.query_tokens,
+            document_tokens=length,
+            validation=validation,
+        )
+        pairs = settings.steps * settings.batch_queries * _documents_per_query(taught.spec)
+        return self.graph.add(
+            "train",
+            f"train {cell.name}",
+            spec,
+            parents=parents,
+            savings=savings,
+            labels=cell.labels | {"order": len(self.graph.jobs)},
+            cost_s=pairs / PAIRS_PER_S,
+        )
+
+    def _objective(self, name: str) -> ObjectiveSpec:
+        given, usual = self.grid.objectives[name].parameters, PARAMETERS[name]
+        changed = {key: value for key, value in given.items() if value != usual.get(key)}
+        where: Where = ("objectives", name, "parameters")
+        return self.refs.build(where, ObjectiveSpec, name=name, parameters=changed)
+
+    def _add_references(self) -> None:
+        """The rows that runs are compared with: first stages, and the models that teach."""
+        models = {}
+        for taught in self.teachers.values():
+            if taught.model:
+                models.setdefault(taught.model.model_dump_json(), taught)
+        for test in self.tests:
+            name = self.refs.first_stage_label(test.collection.name)
+            self._evaluate(test, name, FirstStageScorer(), {"system": "first_stage"})
+        for taught in models.values():
+            scorer = ModelScorer(model=taught.model)
+            labels = {"system": "teacher", "teacher": taught.label}
+            for test in self.tests:
+                self._evaluate(test, taught.label, scorer, labels, **self.shared.scoring())
+
+    def _evaluate_run(self, cell: Cell, test: Tested, run: str) -> None:
+        settings = self.settings[cell]
+        _, tokenizer = self.backbones[cell.backbone.name]
+        scoring = self.shared.scoring(
+            query_tokens=settings.query_tokens, document_tokens=settings.document_tokens
+        )
+        tokens = self.graph.tokens(test.collection, tokenizer, settings.document_tokens)
+        self._evaluate(
+            test,
+            cell.name,
+            RunScorer(),
+            {"system": "run", **cell.labels},
+            parents={"run": run},
+            savings={"tokens": tokens},
+            **scoring,
+        )
+
+    def _evaluate(
+        self,
+        test: Tested,
+        name: str,
+        scorer: ScorerSpec,
+        labels: Mapping[str, Any],
+        *,
+        parents: Mapping[str, str] = NO_PARENTS,
+        savings: Mapping[str, str] = NO_PARENTS,
+        **scoring: Any,
+    ) -> None:
+        depth = self.grid.evaluation.depth
+        spec = EvaluateSpec(
+            collection=test.collection,
+            scorer=scorer,
+            depth=depth,
+            measures=self.measures,
+            **scoring,
+        )
+        place = {
+            "collection": test.collection.name,
+            "first_stage": self.refs.first_stage_label(test.collection.name),
+            "depth": depth,
+            "order": len(self.graph.jobs),
+        }
+        is_free = isinstance(scorer, FirstStageScorer)
+        self.graph.add(
+            "evaluate",
+            f"evaluate {name} [{test.collection.name}]",
+            spec,
+            parents={"candidates": test.candidates, **parents},
+            savings=savings,
+            labels={**labels, **place},
+            cost_s=5 if is_free else QUERIES * depth / PAIRS_PER_S / 3,
+        )
+
+
+def _documents_per_query(teacher: TeacherSpec) -> int:
+    if teacher.negatives:
+        return teacher.negatives + 1
+    return teacher.list_size or teacher.depth or 2

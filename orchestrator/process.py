@@ -1,0 +1,177 @@
+"""The controller as a process: one per installation, ended cleanly by signals."""
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from orchestrator.settings import Settings
+from xsweep import SetupError
+
+if TYPE_CHECKING:
+    from db.outlook import Outlook
+    from orchestrator.controller import Controller
+
+log = logging.getLogger("xsweep")
+
+GRACE_S = 120.0
+"""How long jobs may take to save a checkpoint when the controller is told to leave."""
+
+
+def run(settings: Settings, *, until_idle: bool = True) -> int:
+    """Run jobs until none is left (or, with `until_idle=False`, until told to leave).
+
+    The first SIGTERM or Ctrl-C drains: running jobs save and go back to ready, uncharged. The
+    second leaves at once; their next attempt resumes at the last checkpoint. Returns 0; 1 if some
+    job failed for good while it ran; 130 or 143 after a signal. Raises SetupError where another
+    controller is running here, or database, store or cluster do not answer.
+    """
+    from db.engine import connect
+    from orchestrator import cluster
+    from orchestrator.store import open_store
+
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with _only_one(settings.home):
+        engine = connect(settings.database, create=True)
+        store = open_store(settings.store)
+        log.info("connecting to Ray (starting it takes some seconds)")
+        dashboard = cluster.connect(settings, namespace=namespace(settings))
+        from orchestrator.controller import Controller
+
+        log.info("Ray's dashboard: %s", dashboard or "not running")
+        controller = Controller(engine, store, dashboard=dashboard)
+        signals = _Signals()
+        try:
+            controller.adopt()
+            failed = _loop(controller, signals, until_idle=until_idle)
+        finally:
+            controller.close()
+            cluster.disconnect(settings, stop=not controller.busy)
+            engine.dispose()
+        if signals.received:
+            return 128 + signals.received[0]
+        return 1 if failed else 0
+
+
+def start_detached(settings: Settings) -> int | None:
+    """Start a controller that outlives this process; its pid, or None if one runs already."""
+    if is_running(settings):
+        return None
+    logs = settings.home / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    # By environment, not by argument: a database URL may hold a password, and `ps` shows arguments.
+    environment = {
+        **os.environ,
+        "XSWEEP_HOME": str(settings.home),
+        "XSWEEP_DB": settings.database,
+        "XSWEEP_STORE": settings.store,
+    }
+    if settings.ray_address:
+        environment["RAY_ADDRESS"] = settings.ray_address
+    with (logs / "controller.log").open("a") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", "run"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    return process.pid
+
+
+def is_running(settings: Settings) -> bool:
+    """Whether a controller holds this installation's lock."""
+    path = settings.home / "controller.lock"
+    if not path.exists():
+        return False
+    with path.open() as file:
+        return not _lock(file, shared=True)
+
+
+def namespace(settings: Settings) -> str:
+    """A name that keeps the workers of different job tables on one Ray cluster apart."""
+    import hashlib
+
+    from db.engine import redacted
+
+    return f"xsweep-{hashlib.sha256(redacted(settings.database).encode()).hexdigest()[:12]}"
+
+
+def _loop(controller: "Controller", signals: "_Signals", *, until_idle: bool) -> bool:
+    """Steps until idle or told to leave; whether some job has failed for good."""
+    from db.outlook import outlook
+
+    waiting = ""
+    while not signals.received:
+        try:
+            controller.step()
+            if controller.busy:
+                continue
+            left = outlook(controller.engine)
+        except SetupError as error:
+            # Jobs go on without us; those whose lease runs out meanwhile are stopped afterwards.
+            log.warning("%s", error)
+            time.sleep(1.0)
+            continue
+        if left.idle and until_idle:
+            break
+        reason = _waits_for(left)
+        if reason != waiting:
+            log.info("waiting   %s", reason)
+            waiting = reason
+    if signals.received:
+        log.info("leaving   %d running jobs save their state", len(controller.assigned))
+        controller.drain(GRACE_S, hurry=lambda: len(signals.received) > 1)
+    return outlook(controller.engine).failed > 0
+
+
+def _waits_for(left: "Outlook") -> str:
+    if left.running:
+        return f"for {left.running} jobs of another controller"
+    if left.resting:
+        return f"for {left.resting} failed jobs to be tried again"
+    return "for new jobs"
+
+
+class _Signals:
+    """The signals that asked us to leave, in order of arrival."""
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received.append(number)
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    # A lock of the kernel's ends with its process, however that ends; a pid file would not.
+    with (home / "controller.lock").open("a+") as file:
+        if not _lock(file, shared=False):
+            file.seek(0)
+            raise SetupError(
+                f"a controller is running here already (pid {file.read().strip() or '?'}): follow "
+                "it with `xsweep status --watch`, or end it with SIGTERM"
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _lock(file: TextIO, *, shared: bool) -> bool:
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,245 @@
+"""What the names and paths in a grid file stand for, as specs; nothing is read but the grid."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from evaluator.specs import (
+    ApidocsSpec,
+    Bm25Spec,
+    CollectionSpec,
+    FileSpec,
+    FilesSpec,
+    FirstStageSpec,
+    FolderSpec,
+    IrdsSpec,
+    ModelSpec,
+    RunSpec,
+    ScoredDocsSpec,
+)
+from evaluator.suites import SUITES, suite
+from orchestrator.grid import Collection, FirstStage, Grid, Teacher, located
+from orchestrator.yamlfile import Where, YamlFile, nearest
+from trainer.specs import TeacherSpec
+
+Model = TypeVar("Model", bound=BaseModel)
+
+APIDOCS = tuple(f"apidocs/{split}" for split in ("train", "validation", "test"))
+TRAINING_DEPTH = 100
+"""Candidates of each training query where a teacher over BM25 names no depth."""
+
+
+class References:
+    """Gives a grid's names their meaning; every method raises ConfigError at the name's place."""
+
+    def __init__(self, grid: Grid, file: YamlFile, data_home: Path | None) -> None:
+        self.grid, self.source = grid, file
+        self.folder = Path(os.path.abspath(file.path)).parent
+        # Links are followed on purpose: a data folder may well be made of them.
+        self.allowed = [self.folder, Path.cwd(), *([data_home] if data_home else [])]
+
+    def build(self, where: Where, kind: type[Model], **values: Any) -> Model:
+        """A spec of this kind, its errors placed at the block that it comes from."""
+        try:
+            return kind(**values)
+        except ValidationError as problem:
+            raise located(problem, self.source, where) from problem
+
+    def path(self, where: Where, text: str, *, must_exist: bool = True) -> Path:
+        """An absolute path inside the allowed folders; relative ones start at the grid's folder."""
+        path = Path(os.path.abspath(self.folder / text))
+        if not any(path.is_relative_to(folder) for folder in self.allowed):
+            folders = ", ".join(map(str, dict.fromkeys(self.allowed)))
+            raise self.source.error(
+                where,
+                f"{path} lies outside the allowed folders ({folders}): name its folder with "
+                "--data-home and write ${data_home}/…",
+            )
+        if must_exist and not path.exists():
+            beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+            hint = nearest(path.name, beside) if beside else f"there is no folder {path.parent}"
+            raise self.source.error(where, f"there is no {path}: {hint}")
+        return path
+
+    def file(self, where: Where, declared: FileSpec) -> FileSpec:
+        """The file with its absolute path; one with a declared checksum may still be absent."""
+        known = bool(declared.md5 or declared.sha256)
+        path = self.path((*where, "path"), declared.path, must_exist=not known)
+        if path.is_dir():
+            raise self.source.error((*where, "path"), f"{path} is a folder; a file is needed")
+        return declared.model_copy(update={"path": str(path)})
+
+    def model(self, where: Where, model: ModelSpec) -> ModelSpec:
+        """The model with the absolute path of its folder, where it has one."""
+        if model.folder is None:
+            return model
+        known = model.sha256 is not None
+        path = self.path((*where, "folder"), model.folder, must_exist=not known)
+        return model.model_copy(update={"folder": str(path)})
+
+    def collection(self, where: Where, name: str) -> CollectionSpec:
+        """The collection behind `apidocs/test`, `irds:beir/scifact/test` or a name of the grid's."""
+        if name in self.grid.collections:
+            return self._own_collection(name, self.grid.collections[name])
+        if name in APIDOCS:
+            split = name.removeprefix("apidocs/")
+            return self.build(where, ApidocsSpec, name=name, split=split)
+        if name.startswith("irds:"):
+            dataset = name.removeprefix("irds:")
+            return self._irds(where, dataset, dataset)
+        known = [*self.grid.collections, *APIDOCS]
+        raise self.source.error(
+            where,
+            f"unknown collection {name!r}: {nearest(name, known)} (data sets of ir_datasets are "
+            "written irds:<id>)",
+        )
+
+    def suite(self, where: Where, name: str) -> list[CollectionSpec]:
+        """The collections of a named suite."""
+        if name not in SUITES:
+            raise self.source.error(where, f"unknown suite {name!r}: {nearest(name, SUITES)}")
+        return list(suite(name, self._home()))
+
+    def _own_collection(self, name: str, entry: Collection) -> CollectionSpec:
+        where: Where = ("collections", name)
+        if entry.irds:
+            return self._irds((*where, "irds"), name, entry.irds)
+        if entry.folder:
+            path = self.path((*where, "folder"), entry.folder)
+            return FolderSpec(name=name, path=str(path), split=entry.split)
+        assert entry.documents and entry.queries and entry.qrels
+        return FilesSpec(
+            name=name,
+            documents=self.file((*where, "documents"), entry.documents),
+            queries=self.file((*where, "queries"), entry.queries),
+            qrels=self.file((*where, "qrels"), entry.qrels),
+        )
+
+    def _irds(self, where: Where, name: str, dataset: str) -> IrdsSpec:
+        import ir_datasets
+
+        try:
+            ir_datasets.registry[dataset]  # also makes those that are known by a pattern
+        except KeyError as problem:
+            hint = nearest(dataset, list(ir_datasets.registry))
+            raise self.source.error(
+                where, f"ir_datasets has no data set {dataset!r}: {hint}"
+            ) from problem
+        return IrdsSpec(name=name, id=dataset, home=self._home())
+
+    def _home(self) -> str | None:
+        home = self.grid.ir_datasets_home
+        return str(self.path(("ir_datasets_home",), home)) if home else None
+
+    def first_stage_label(self, collection: str) -> str:
+        """What reports call a collection's first stage."""
+        _, stage = self._first_stage_of(collection)
+        return stage.label or ("BM25" if stage.bm25 else "first stage")
+
+    def _first_stage_of(self, collection: str) -> tuple[Where, FirstStage]:
+        own = self.grid.collections.get(collection)
+        if own and own.first_stage:
+            return ("collections", collection, "first_stage"), own.first_stage
+        return ("evaluation", "first_stage"), self.grid.evaluation.first_stage
+
+    def first_stage(self, collection: str) -> FirstStageSpec:
+        """What is re-ranked on a collection: its own first stage, else the evaluation's."""
+        where, stage = self._first_stage_of(collection)
+        if stage.bm25:
+            return stage.bm25
+        if stage.scoreddocs:
+            return ScoredDocsSpec()
+        if stage.run:
+            return RunSpec(file=self.file((*where, "run"), stage.run), order=stage.order)
+        assert stage.runs
+        folder = self.path((*where, "runs"), stage.runs)
+        stem = collection.replace("/", "-")
+        for name in (f"{stem}.run.gz", f"{stem}.run"):
+            if (folder / name).exists():
+                return RunSpec(file=FileSpec(path=str(folder / name)), order=stage.order)
+        raise self.source.error(
+            (*where, "runs"), f"{folder} has no run for {collection!r}: add {stem}.run.gz"
+        )
+
+    def training_collection(self, teacher: str) -> CollectionSpec:
+        """Where a teacher's queries and documents are."""
+        own = self.grid.teachers[teacher].collection
+        if own:
+            return self.collection(("teachers", teacher, "collection"), own)
+        name = self.grid.training.get("collection")
+        if not isinstance(name, str):
+            raise self.source.error(
+                ("training", "collection"),
+                "training.collection must name the collection to train on, such as apidocs/train",
+            )
+        return self.collection(("training", "collection"), name)
+
+    def training_candidates(self, teacher: str) -> tuple[FirstStageSpec, int] | None:
+        """First stage and depth of the candidates job that a teacher needs, None without one."""
+        entry = self.grid.teachers[teacher]
+        if entry.run == "bm25":
+            return Bm25Spec(), entry.depth or TRAINING_DEPTH
+        if not entry.model:
+            return None
+        where: Where = ("teachers", teacher, "over")
+        if entry.over == "bm25":
+            return Bm25Spec(), entry.depth or TRAINING_DEPTH
+        over = self.grid.teachers.get(entry.over)
+        if over is None or not over.run:
+            runs = [name for name, other in self.grid.teachers.items() if other.run]
+            raise self.source.error(
+                where,
+                f"over: {entry.over!r} is neither bm25 nor a teacher with a run: "
+                f"{nearest(entry.over, ['bm25', *runs])}",
+            )
+        depth = entry.depth or over.depth or TRAINING_DEPTH
+        if over.run == "bm25":
+            return Bm25Spec(), depth
+        return RunSpec(file=self._teacher_file(entry.over, over, "run"), order=over.order), depth
+
+    def teacher(self, name: str) -> TeacherSpec:
+        """The teacher as a training sees it."""
+        entry = self.grid.teachers[name]
+        has_candidates = entry.run == "bm25" or bool(entry.model)
+        sampling = {"negatives", "list_size", "add_positives", "relevant_grade", "signal"}
+        return self.build(
+            ("teachers", name),
+            TeacherSpec,
+            source=self._teacher_source(name, entry),
+            depth=None if has_candidates else entry.depth,
+            **entry.model_dump(include=sampling),
+        )
+
+    def _teacher_source(self, name: str, entry: Teacher) -> Mapping[str, Any]:
+        if entry.run == "bm25":
+            return {"type": "candidates"}
+        if entry.model:
+            return {"type": "teach"}
+        if entry.source:
+            dataset = entry.source.removeprefix("irds:")
+            return {"type": "docpairs", "id": self._irds(("teachers", name, "source"), "", dataset).id}
+        key = next(
+            key for key in ("run", "scores", "triples", "score_triples") if getattr(entry, key)
+        )
+        order = {"order": entry.order} if key == "run" else {}
+        return {"type": key, "file": self._teacher_file(name, entry, key), **order}
+
+    def _teacher_file(self, name: str, entry: Teacher, key: str) -> FileSpec:
+        declared = FileSpec(path=getattr(entry, key), md5=entry.md5, sha256=entry.sha256)
+        return self.file(("teachers", name, key), declared)
+
+    def names(self, where: Where, given: tuple[str, ...], known: Mapping[str, object]) -> None:
+        """Check that all names are known and none is given twice."""
+        for place, name in enumerate(given):
+            if name not in known:
+                kind = str(where[-1]).rstrip("s")
+                raise self.source.error(
+                    (*where, place), f"unknown {kind} {name!r}: {nearest(name, known.keys())}"
+                )
+            if name in given[:place]:
+                raise self.source.error((*where, place), f"{name!r} is named twice")
+
+

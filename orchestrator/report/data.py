@@ -1,0 +1,96 @@
+"""The report as data: JSON with everything, CSV with one line per place and baseline."""
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+from orchestrator.report.caption import Style, caption
+from orchestrator.report.report import Report
+from orchestrator.report.table import Column, Row
+
+STYLE = Style(best="rank 1", second="rank 2", better="better", worse="worse")
+SCHEMA = "xsweep.report/1"
+
+
+def render_json(report: Report) -> str:
+    """A document of schema `xsweep.report/1`; numbers at full precision, what is unknown null."""
+    document = {
+        "schema": SCHEMA,
+        "sweep": report.sweep,
+        "by": report.by,
+        "test": report.test,
+        "correction": report.correction,
+        "alpha": report.alpha,
+        "comparisons": len(report.comparisons),
+        "baselines": [_row(row) for row in report.baselines],
+        "caption": caption(report, STYLE),
+        "places": [
+            _row(row) | place | {"comparisons": compared}
+            for row, place, compared in _places(report)
+        ],
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def render_csv(report: Report) -> str:
+    """Tidy lines: a place without comparison has one line, else one for each baseline."""
+    lines = []
+    for row, place, compared in _places(report):
+        flat = _row(row) | place
+        flat["seeds"] = " ".join(f"{each['seed']}:{each['mean']!r}" for each in place["seeds"])
+        flat["unfinished"] = " ".join(f"{n} {state}" for state, n in place["unfinished"].items())
+        lines += [flat | each for each in compared or [{}]]
+    fields = list(dict.fromkeys(key for line in lines for key in line))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _row(row: Row) -> dict[str, Any]:
+    return {"name": row.name, **row._asdict()}
+
+
+def _places(report: Report) -> list[tuple[Row, dict[str, Any], list[dict[str, Any]]]]:
+    return [
+        (row, _place(report, row, column), _compared(report, row, column))
+        for column in report.table.columns
+        for row in report.table.rows
+        if (row, column) in report.table.entries
+    ]
+
+
+def _place(report: Report, row: Row, column: Column) -> dict[str, Any]:
+    entry = report.table.entries[row, column]
+    return {
+        "measure": column.measure,
+        report.by: column.place,
+        "mean": _finite(entry.mean),
+        "std": _finite(entry.std),
+        "rank": report.ranks.get((row, column)),
+        "queries": sum(map(len, entry.per_query)) or None,
+        "planned_seeds": entry.planned,
+        "seeds": [{"seed": seed, "mean": mean} for seed, mean in entry.means.items()],
+        "unfinished": dict(entry.unfinished),
+    }
+
+
+def _compared(report: Report, row: Row, column: Column) -> list[dict[str, Any]]:
+    return [
+        {
+            "baseline": each.baseline.name,
+            "difference": each.difference,
+            "effect_size_d": _finite(each.effect),
+            "p": _finite(each.p),
+            "p_corrected": _finite(each.p_corrected),
+            "verdict": each.verdict,
+        }
+        for each in report.compared.get((row, column), [])
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,84 @@
+"""What the stored results say about their own making: queries, candidates, selected checkpoints."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.report.table import natural
+
+if TYPE_CHECKING:
+    from db.results import Cell
+
+LISTED_UP_TO = 6
+"""So many collections are named with their queries, more are only counted."""
+
+
+def describe_queries(cells: Iterable["Cell"]) -> list[str]:
+    """How many queries each collection has, and how many of them have no results and count 0."""
+    queries: dict[str, int] = {}
+    empty: dict[str, int] = {}
+    for cell in cells:
+        if cell.state == "done":
+            collection = cell.labels["collection"]
+            queries[collection] = len(cell.query_ids)
+            without = cell.summary.get("queries_without_results", 0)
+            empty[collection] = max(without, empty.get(collection, 0))
+    names = sorted(queries, key=natural)
+    if len(names) > LISTED_UP_TO:
+        fewest, most = min(queries.values()), max(queries.values())
+        sentences = [f"{len(names)} collections of {fewest} to {most} queries."]
+    else:
+        sentences = [f"Queries: {', '.join(f'{queries[name]} of {name}' for name in names)}."]
+    without = [f"{empty[name]} of {name}" for name in names if empty[name]]
+    if without:
+        sentences.append(f"Without any result, counted 0: {', '.join(without)}.")
+    return sentences
+
+
+def describe_candidates(cells: Iterable["Cell"]) -> list[str]:
+    """Which first stage was re-ranked, to which depth."""
+    found = defaultdict(set)
+    for cell in cells:
+        if cell.state == "done":
+            spec = _spec(cell.parents_summary["candidates"].provenance).get("first_stage", {})
+            stage = cell.labels["first_stage"] + _details(spec)
+            found[f"{stage}, top {cell.labels['depth']}"].add(cell.labels["collection"])
+    return _sentences("Candidates", found)
+
+
+def describe_selection(cells: Iterable["Cell"]) -> list[str]:
+    """By which measure on which collection the runs' checkpoints were selected."""
+    found = defaultdict(set)
+    for cell in cells:
+        if cell.state == "done" and "run" in cell.parents_summary:
+            validation = _spec(cell.parents_summary["run"].provenance).get("validation")
+            how = (
+                f"best {validation['measure']} on {validation['collection']['name']}"
+                if validation
+                else "the last one, without validation"
+            )
+            found[how].add(f"{cell.labels['backbone']} {cell.labels['objective']}")
+    return _sentences("Checkpoint", found)
+
+
+def _sentences(subject: str, found: Mapping[str, set[str]]) -> list[str]:
+    """One sentence for all when there is one way, else one for each way and those it concerns."""
+    if len(found) == 1:
+        return [f"{subject}: {next(iter(found))}."]
+    return [
+        f"{subject} of {', '.join(sorted(concerned, key=natural))}: {how}."
+        for how, concerned in sorted(found.items())
+    ]
+
+
+def _spec(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    return provenance.get("spec", {})
+
+
+def _details(spec: Mapping[str, Any]) -> str:
+    if spec.get("type") == "bm25":
+        return f" (k1 = {spec['k1']:g}, b = {spec['b']:g})"
+    if spec.get("type") == "run":
+        return f" ({PurePath(spec['file']['path']).name}, ordered by {spec['order']})"
+    return ""

@@ -1,0 +1,156 @@
+"""The worker: a detached Ray actor that runs jobs one after the other and outlives its controller.
+
+It knows neither the database nor its credentials. It gets a task (paths and a spec), answers which
+job and token it runs, and classifies a failure itself, where the exception still has its type.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypedDict
+
+from orchestrator.failures import classify
+from xsweep import Stopped
+
+
+class Task(TypedDict):
+    """One attempt at one job, as the controller hands it over; every path is absolute."""
+
+    job_id: int
+    token: int
+    kind: str
+    name: str
+    spec: dict[str, Any]
+    inputs: dict[str, str]
+    """Role of each parent and the folder of its accepted result."""
+    out: str
+    log: str
+    previous: list[str]
+    """Folders of earlier attempts at the same job, newest first: checkpoints to resume from."""
+
+
+class Outcome(TypedDict):
+    """How an attempt ended, as its worker saw it."""
+
+    state: str
+    """`finished`, `failed` or `stopped`."""
+    failure: str | None
+    reason: str | None
+
+
+class Status(TypedDict):
+    """What a worker answers when asked."""
+
+    job_id: int | None
+    token: int | None
+    node: str
+    pid: int
+    progress: dict[str, Any]
+
+
+class Worker:
+    """Runs one task at a time in a thread of its own, so that it can answer while it works."""
+
+    def __init__(self, gpus: float) -> None:
+        if not gpus:
+            # A job that asked for no GPU must see none, or it takes memory from those that did.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self._task: Task | None = None
+        self._outcome: Outcome | None = None
+        self._progress: dict[str, Any] = {}
+        self._stop = threading.Event()
+        self._ended = threading.Event()
+
+    def run(self, task: Task) -> Outcome | None:
+        """Do the task and say how it ended."""
+        self._task, self._outcome, self._progress = task, None, {}
+        self._stop.clear()
+        self._ended.clear()
+        # Not in the calling thread: the caller may die, the work goes on for whoever adopts it.
+        threading.Thread(target=self._run, args=(task,), name=task["name"], daemon=True).start()
+        return self.outcome(task["token"])
+
+    def outcome(self, token: int) -> Outcome | None:
+        """Wait for the end of the task with this token; None if the worker has another one."""
+        if self._task is None or self._task["token"] != token:
+            return None
+        self._ended.wait()
+        return self._outcome
+
+    def status(self) -> Status:
+        """The task in hand, where it runs and how far it is."""
+        task = self._task
+        return {
+            "job_id": task["job_id"] if task else None,
+            "token": task["token"] if task else None,
+            "node": os.uname().nodename,
+            "pid": os.getpid(),
+            "progress": dict(self._progress),
+        }
+
+    def stop(self) -> None:
+        """Ask the task to save what it has and leave at its next report."""
+        self._stop.set()
+
+    def _report(self, done: int, total: int, **figures: Any) -> None:
+        self._progress = {"done": done, "total": total, **figures}
+        if self._stop.is_set():
+            raise Stopped("left on request")
+
+    def _run(self, task: Task) -> None:
+        outcome: Outcome = {"state": "finished", "failure": None, "reason": None}
+        began_s = time.monotonic()
+        try:
+            Path(task["out"]).mkdir(parents=True, exist_ok=True)
+            with _output_to(Path(task["log"])):
+                print(f"{task['name']} [job {task['job_id']}, token {task['token']}]", flush=True)
+                try:
+                    self._work(task)
+                except BaseException:
+                    traceback.print_exc()
+                    raise
+                finally:
+                    print(f"ended after {time.monotonic() - began_s:.1f} s", flush=True)
+        except BaseException as error:
+            # Whatever it was, it ends this attempt and must be told; the thread has no other ear.
+            state = "stopped" if isinstance(error, Stopped) else "failed"
+            failure, reason = classify(error)
+            outcome = {"state": state, "failure": failure, "reason": reason}
+        self._outcome = outcome
+        self._ended.set()
+
+    def _work(self, task: Task) -> None:
+        inputs = {role: Path(folder) for role, folder in task["inputs"].items()}
+        kind, spec, out = task["kind"], task["spec"], Path(task["out"])
+        if kind == "train":
+            from trainer.train import run_job as train
+
+            previous = [Path(folder) for folder in task["previous"]]
+            train(kind, spec, inputs, out, self._report, resume_from=previous)
+        else:
+            from evaluator.jobs import run_job as work
+
+            work(kind, spec, inputs, out, self._report)
+
+
+@contextlib.contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Send everything this process prints, native libraries included, to the attempt's log."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab", buffering=0) as out:
+        kept = [os.dup(1), os.dup(2)]
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in enumerate(kept, start=1):
+                os.dup2(copy, number)
+                os.close(copy)

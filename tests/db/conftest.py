@@ -1,0 +1,78 @@
+"""Every test of this room runs on SQLite and on a real PostgreSQL server, unless it names one."""
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from db.engine import connect
+
+counter = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server of our own, with a database `model` that holds the empty tables."""
+    import pgserver
+
+    # below /tmp and not pytest's folder: the path of its socket may have no more than 100 letters
+    folder = (
+        Path("/tmp") / f"xsweep-postgresql-{tmp_path_factory.getbasetemp().name}-{next(counter)}"
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    server = pgserver.get_server(folder, cleanup_mode="delete")
+    url = server.get_uri()
+    # the tests kill clients, not the server's machine: no need to wait for the disk
+    administer(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    administer(url, "CREATE DATABASE model")
+    connect(url.replace("/postgres?", "/model?"), create=True).dispose()
+    yield url
+    server.cleanup()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> Iterator[str]:
+    """A database with the empty tables, for one test."""
+    name = f"test_{next(counter)}"
+    administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE model")
+    yield postgresql_server.replace("/postgres?", f"/{name}?")
+    administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_postgresql_url(postgresql_server: str) -> Iterator[str]:
+    """A database without tables, for one test."""
+    name = f"test_{next(counter)}"
+    administer(postgresql_server, f"CREATE DATABASE {name}")
+    yield postgresql_server.replace("/postgres?", f"/{name}?")
+    administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database with the empty tables, once per kind."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql_url")
+    return f"sqlite:///{tmp_path / 'xsweep.db'}"
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    """An open, empty database, once per kind."""
+    engine = connect(url, create=True)
+    yield engine
+    engine.dispose()
+
+
+def administer(url: str, *statements: str) -> None:
+    """Run statements outside of transactions."""
+    engine = create_engine(
+        url.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()

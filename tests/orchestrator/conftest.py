@@ -1,0 +1,59 @@
+"""Runs the program as a user does: as a process, in a folder of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny import write_study
+
+from orchestrator import cluster
+
+
+class Workplace:
+    """A folder with a tiny study, and the program `xsweep` in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / ".xsweep"
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("XSWEEP_")}
+        kept.pop("RAY_ADDRESS", None)
+        self.environment = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The program, running."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "orchestrator", *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def xsweep(self, *arguments: str, code: int = 0) -> str:
+        """What the program prints; it must end with `code`."""
+        process = self.start(*arguments)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == code, output
+        return output
+
+    def status(self) -> dict:
+        """`xsweep status --json`."""
+        return json.loads(self.xsweep("status", "--json"))
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Iterator[Workplace]:
+    place = Workplace(tmp_path)
+    yield place
+    cluster.stop_local(place.home)
+
+
+@pytest.fixture
+def tiny_study(workplace: Workplace) -> Workplace:
+    write_study(workplace.folder)
+    return workplace

@@ -1,0 +1,120 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluator.suites import SUITES
+from orchestrator.report.build import build_report, complete_suites, select
+from orchestrator.report.data import render_csv, render_json
+from orchestrator.report.latex import render_latex
+from orchestrator.report.markdown import render_markdown
+from orchestrator.report.text import render_text
+from xsweep import ConfigError
+
+FORMATS = (render_text, render_markdown, render_latex, render_csv, render_json)
+
+
+@settings(max_examples=20, deadline=None)
+@given(random=st.randoms(use_true_random=False))
+def test_permuting_cells_queries_and_seeds_changes_no_byte_of_any_format(small_sweep, random):
+    def render(cells):
+        report = build_report(cells, sweep="s", measures=["nDCG@10", "RR@10"])
+        return [format(report) for format in FORMATS]
+
+    def shuffled(cell):
+        places = random.sample(range(len(cell.query_ids)), len(cell.query_ids))
+        return replace(
+            cell,
+            query_ids=tuple(cell.query_ids[place] for place in places),
+            scores={measure: np.array(s)[places] for measure, s in cell.scores.items()},
+            labels=dict(random.sample(sorted(cell.labels.items()), len(cell.labels))),
+        )
+
+    permuted = [shuffled(cell) for cell in random.sample(small_sweep, len(small_sweep))]
+    assert render(permuted) == render(small_sweep)
+
+
+def test_conditions_on_runs_leave_first_stages_and_teachers(small_sweep):
+    kept = select(small_sweep, {"backbone": ["L3"], "seed": ["1"], "teacher": ["lists", "pairs"]})
+    assert [cell.labels["system"] for cell in kept] == ["first_stage", "teacher", "run", "run"]
+    assert {cell.labels.get("backbone", "L3") for cell in kept} == {"L3"}
+    with pytest.raises(ConfigError, match="no evaluation has teacher 'minilm'"):
+        select(small_sweep, {"teacher": ["minilm"]})
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({"backbon": ["L3"]}, "no evaluation has a label 'backbon': use one of backbone"),
+        ({"backbone": ["L33"]}, "no evaluation has backbone 'L33'; did you mean 'L3'? There are"),
+    ],
+)
+def test_a_condition_that_nothing_can_meet_is_an_error(small_sweep, where, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        select(small_sweep, where)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"by": "dataset"}, "unknown grouping 'dataset'"),
+        ({"digits": 0}, "0 digits: give 1 to 10"),
+        ({"measures": ["P@5"]}, "P@5 is not stored"),
+        ({"baselines": ["bm26"]}, "baseline 'bm26' is not in this sweep"),
+    ],
+)
+def test_wrong_options_are_named(small_sweep, wrong, says):
+    with pytest.raises(ConfigError, match=says):
+        build_report(small_sweep, sweep="s", **wrong)
+
+
+def test_only_whole_suites_become_columns_and_collections_go_by_name_or_id():
+    in_domain = SUITES["in-domain"]
+    lotte = set(SUITES["lotte-search"].values())
+    assert complete_suites({*in_domain, "robust04", "scifact"} | lotte) == {
+        "in-domain": tuple(sorted(in_domain)),
+        "lotte-search": tuple(sorted(lotte)),
+        "robust04": ("robust04",),
+        "ood": tuple(sorted({"robust04"} | lotte)),
+    }
+
+
+def test_best_and_second_are_told_by_printed_values_and_ties_share_the_mark(make_cell):
+    report = build_report(
+        [
+            make_cell(0, system="first_stage", nDCG_at_10=[0.5, 0.5]),
+            make_cell(1, objective="a", nDCG_at_10=[0.70004, 0.7]),
+            make_cell(2, objective="b", nDCG_at_10=[0.69996, 0.7]),
+            make_cell(3, objective="c", nDCG_at_10=[0.6, 0.6]),
+            make_cell(4, objective="d", nDCG_at_10=[0.6001, 0.6]),
+        ],
+        sweep="s",
+    )
+    (column,) = report.table.columns
+    shown = [report.shown(row, column) for row in report.table.rows]
+    assert [(each.value, each.rank) for each in shown] == [
+        ("0.500", 0),
+        ("0.700", 1),
+        ("0.700", 1),
+        ("0.600", 2),
+        ("0.600", 2),
+    ]
+
+
+def test_one_system_alone_is_the_best_and_nobody_second(make_cell):
+    report = build_report(
+        [make_cell(0, system="first_stage", AP=[0.3])], sweep="s", measures=["AP"]
+    )
+    assert set(report.ranks.values()) == {1}
+    assert report.comparisons == ()
+
+
+def test_beyond_26_baselines_letters_become_numbers(make_cell):
+    cells = [make_cell(i, objective=f"o{i}", AP=[0.1, 0.2 + i / 100]) for i in range(28)]
+    names = [f"L6 o{i}" for i in range(28)]
+    report = build_report(cells, sweep="s", measures=["AP"], baselines=names)
+    assert [report.letter(row) for row in report.baselines[:2]] == ["a", "b"]
+    assert [report.letter(row) for row in report.baselines[25:]] == ["z", "27", "28"]

@@ -1,0 +1,144 @@
+"""`render` from a real database, filled through the job table's own verbs."""
+
+import json
+import re
+from hashlib import sha256
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from db import jobs
+from db.engine import connect
+from orchestrator.report import FORMATS, render
+from xsweep import ConfigError
+
+QUERIES = [f"q{i}" for i in range(5)]
+SCORES = {
+    "evaluate BM25": [0.1, 0.2, 0.1, 0.0, 0.1],
+    "evaluate L6 s1": [0.6, 0.6, 0.5, 0.5, 0.5],
+    "evaluate L6 s2": [0.7, 0.7, 0.6, 0.6, 0.6],
+}
+
+
+def new_job(kind, name, parents=(), **labels):
+    return jobs.NewJob(
+        identity=sha256(name.encode()).hexdigest(),
+        kind=kind,
+        name=name,
+        spec={},
+        parents={role: sha256(parent.encode()).hexdigest() for role, parent in parents},
+        labels=labels,
+    )
+
+
+def submit(engine, name="demo"):
+    place = {"collection": "news", "first_stage": "BM25", "depth": 20}
+    run = {"system": "run", "backbone": "L6", "objective": "infonce", "teacher": "lists"} | place
+    candidates = ("candidates", "prepare candidates")
+    sweep = [
+        new_job("prepare", "prepare candidates"),
+        new_job("evaluate", "evaluate BM25", [candidates], system="first_stage", **place),
+    ]
+    for seed in (1, 2, 3):
+        trained = ("run", f"train s{seed}")
+        sweep.append(new_job("train", f"train s{seed}"))
+        name_ = f"evaluate L6 s{seed}"
+        sweep.append(new_job("evaluate", name_, [candidates, trained], seed=seed, **run))
+    jobs.add_sweep(engine, name=name, grid="", jobs=sweep)
+
+
+def work(engine, *, until: int) -> None:
+    """Do `until` jobs as a controller would, all but the third seed's evaluation with success."""
+    specs = {
+        "prepare": {"first_stage": {"type": "bm25", "k1": 0.9, "b": 0.4}},
+        "train": {"validation": {"measure": "RR@10", "collection": {"name": "held-out"}}},
+        "evaluate": {},
+    }
+    for _ in range(until):
+        (claim,) = jobs.claim(engine, owner="me", limit=1, lease_s=60)
+        if claim.name == "evaluate L6 s3":
+            jobs.fail(
+                engine,
+                job_id=claim.job_id,
+                token=claim.token,
+                failure="CONFIG",
+                reason="planted",
+                retry_after_s=None,
+            )
+            continue
+        values = SCORES.get(claim.name)
+        jobs.finish(
+            engine,
+            job_id=claim.job_id,
+            token=claim.token,
+            folder=claim.name,
+            manifest_sha256="0" * 64,
+            summary={"queries_without_results": 0} if values else {},
+            provenance={"spec": specs[claim.kind]},
+            scores={"nDCG@10": dict(zip(QUERIES, values, strict=True))} if values else None,
+            query_set_name="news",
+        )
+
+
+@pytest.fixture
+def engine(tmp_path):
+    return connect(f"sqlite:///{tmp_path / 'x.db'}", create=True)
+
+
+@pytest.fixture
+def finished(engine):
+    submit(engine)
+    work(engine, until=8)
+    return engine
+
+
+def test_a_finished_sweep_reports_accepted_results_and_the_failure(finished):
+    text = render(finished, "demo")
+    assert re.search(r"L6 +infonce +\*0\.590\* ± 0\.071 ▲ 2/3", text)
+    assert "Missing: 1 of 4 evaluations (1 failed (CONFIG))" in text
+    assert "Candidates: BM25 (k1 = 0.9, b = 0.4), top 20." in text
+    assert "Checkpoint: best RR@10 on held-out." in text
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_same_database_gives_the_same_bytes(finished, format):
+    assert render(finished, "demo", format=format) == render(finished, "demo", format=format)
+
+
+def test_a_sweep_can_be_reported_at_any_time(engine):
+    submit(engine)
+    seen = set()
+    for _ in range(8):
+        work(engine, until=1)
+        try:
+            document = json.loads(render(engine, "demo", format="json"))
+        except ConfigError as nothing_yet:
+            assert "none of the sweep's evaluations is accepted yet" in str(nothing_yet)
+        else:
+            accepted = sum(len(place["seeds"]) for place in document["places"])
+            pending = sum(sum(place["unfinished"].values()) for place in document["places"])
+            assert accepted + pending == 4
+            seen.add(accepted)
+    assert max(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("sweep", "options", "says"),
+    [
+        ("dmo", {}, "no sweep 'dmo': did you mean"),
+        ("demo", {"measures": ["AP"]}, "AP is not stored in this sweep, which has nDCG@10"),
+        ("demo", {"measures": ["ndgc@10"]}, "unknown measure 'ndgc@10'"),
+        ("demo", {"baseline": "bm52"}, "baseline 'bm52' is not in this sweep"),
+        ("demo", {"format": "pdf"}, "unknown format 'pdf': use one of text"),
+        ("demo", {"where": {"seed": ["7"]}}, "no evaluation has seed '7'"),
+        ("demo", {"alpha": 1}, "alpha is 1"),
+    ],
+)
+def test_bad_input_is_one_message(finished, sweep, options, says):
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        render(finished, sweep, **options)
+
+
+def test_measures_go_by_any_spelling(finished):
+    assert render(finished, "demo", measures=["ndcg@10"]) == render(finished, "demo")

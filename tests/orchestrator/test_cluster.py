@@ -1,0 +1,97 @@
+"""A Ray cluster of our own, started and stopped for real (some seconds)."""
+
+import os
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+
+import psutil
+import pytest
+
+from orchestrator import cluster
+from orchestrator.settings import load_settings
+from xsweep import SetupError
+
+CONNECT = """
+import sys
+from pathlib import Path
+from orchestrator import cluster
+from orchestrator.settings import load_settings
+
+cluster.connect(load_settings(), namespace="test")
+import ray
+
+print(cluster.running_local(Path(sys.argv[1])).address)
+print(ray.is_initialized(), int(ray.cluster_resources()["CPU"]))
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    yield tmp_path
+    cluster.stop_local(tmp_path)
+
+
+def lives(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def connect_in_a_process(home, **environment):
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return subprocess.run(
+        [sys.executable, "-c", CONNECT, str(home)],
+        env={**clean, "XSWEEP_HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_request(home):
+    first = connect_in_a_process(home)
+    assert first.returncode == 0, first.stderr
+    second = connect_in_a_process(home)
+    assert second.stdout == first.stdout, "the second process must find the first one's cluster"
+
+    assert stat.S_IMODE((home / "ray-token").stat().st_mode) == 0o600
+    local = cluster.running_local(home)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{local.dashboard}/api/jobs/", timeout=30)
+    assert refused.value.code in (401, 403)
+
+    token = home / "another-token"
+    token.write_text("f" * 64)
+    stranger = connect_in_a_process(
+        home,
+        RAY_ADDRESS=local.address,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+    )
+    assert stranger.returncode == 1
+    assert "no Ray cluster answers" in stranger.stderr
+
+    processes = psutil.Process(local.pid).children(recursive=True)
+    assert processes
+    cluster.stop_local(home)
+    assert not any(map(lives, processes))
+    assert cluster.running_local(home) is None
+
+
+def test_a_pid_that_belongs_to_somebody_else_is_not_our_cluster(tmp_path):
+    (tmp_path / "ray.json").write_text(
+        f'{{"address": "a", "dashboard": "b", "pid": {os.getpid()}, "started": 1.0}}'
+    )
+    assert cluster.running_local(tmp_path) is None
+    cluster.stop_local(tmp_path)
+    assert psutil.Process().is_running()
+
+
+def test_an_address_without_a_cluster_is_a_message(monkeypatch, tmp_path):
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    with pytest.raises(SetupError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
+        cluster.connect(load_settings(ray_address="127.0.0.1:1"), namespace="test")

@@ -1,0 +1,51 @@
+import errno
+
+import pydantic
+import pytest
+import torch
+
+from orchestrator.failures import classify
+from xsweep import ConfigError, DataError, DivergenceError, SetupError, Stopped
+
+
+class Settings(pydantic.BaseModel):
+    steps: int
+
+
+def invalid_settings() -> Exception:
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Settings(steps="many")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("error", "failure"),
+    [
+        (ConfigError("x"), "CONFIG"),
+        (DataError("x"), "DATA"),
+        (DivergenceError("x"), "NAN"),
+        (SetupError("x"), "INFRA"),
+        (Stopped("x"), "PREEMPTED"),
+        (invalid_settings(), "CONFIG"),
+        (ModuleNotFoundError("no flash_attn"), "CONFIG"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "OOM_GPU"),
+        (MemoryError(), "OOM_HOST"),
+        (OSError(errno.ENOSPC, "No space left on device"), "INFRA"),
+        (OSError(errno.ENOENT, "No such file"), "UNKNOWN"),
+        (ZeroDivisionError("division by zero"), "UNKNOWN"),
+        (SystemExit(3), "UNKNOWN"),
+    ],
+)
+def test_an_exception_has_one_failure_class(error, failure):
+    assert classify(error)[0] == failure
+
+
+def test_a_message_of_ours_is_the_reason_as_it_stands():
+    assert classify(DataError("run.gz:7: two columns"))[1] == "run.gz:7: two columns"
+
+
+def test_a_foreign_exception_is_named_in_the_reason():
+    assert classify(ZeroDivisionError("division by zero"))[1] == (
+        "ZeroDivisionError: division by zero"
+    )
+    assert classify(MemoryError())[1] == "MemoryError: no message"

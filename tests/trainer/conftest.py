@@ -1,0 +1,157 @@
+"""A tiny world to train in: a collection in files, its candidates, tokens and a small BERT."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORDS = [f"w{number}" for number in range(60)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def write_backbone(folder: Path, dropout: float = 0.1) -> Path:
+    """A two-layer BERT with random weights and a word-level tokenizer."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    names = ("pad", "unk", "cls", "sep", "mask")
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **{f"{name}_token": f"[{name.upper()}]" for name in names},
+    ).save_pretrained(folder)
+    torch.manual_seed(7)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def write_collection(folder: Path, queries: int = 24, documents: int = 80, seed: int = 3) -> dict:
+    """Documents of random words; a query repeats words of its one relevant document."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    texts = [
+        " ".join(random.choice(WORDS, size=int(random.integers(4, 30)))) for _ in range(documents)
+    ]
+    lines = [f"d{number}\t{text}\n" for number, text in enumerate(texts)]
+    (folder / "documents.tsv").write_text("".join(lines))
+    asked = {f"q{number}": texts[number].split()[:4] for number in range(queries)}
+    lines = [f"{query}\t{' '.join(words)}\n" for query, words in asked.items()]
+    (folder / "queries.tsv").write_text("".join(lines))
+    lines = [f"q{number} 0 d{number} 1\n" for number in range(queries)]
+    (folder / "qrels.txt").write_text("".join(lines))
+    return {
+        "name": folder.name,
+        "source": "files",
+        "documents": {"path": str(folder / "documents.tsv")},
+        "queries": {"path": str(folder / "queries.tsv")},
+        "qrels": {"path": str(folder / "qrels.txt")},
+    }
+
+
+def write_candidates(folder: Path, collection: dict, depth: int = 12, seed: int = 5) -> Path:
+    """A first stage of random documents, the relevant one among them."""
+    from evaluator.collections import read_texts
+    from evaluator.trec import read_qrels, write_run
+
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    documents = [doc for doc, _ in read_texts(Path(collection["documents"]["path"]))]
+    queries = dict(read_texts(Path(collection["queries"]["path"])))
+    qrels = read_qrels(collection["qrels"]["path"])
+    run = {}
+    for query in queries:
+        docs = {*random.choice(documents, depth - 1, replace=False).tolist(), *qrels[query]}
+        run[query] = {doc: float(score) for doc, score in zip(sorted(docs), random.random(depth))}
+    write_run(folder / "candidates.run.gz", run, "random")
+    with gzip.open(folder / "queries.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"id": q, "text": t}) + "\n" for q, t in queries.items())
+    (folder / "qrels.txt").write_text(Path(collection["qrels"]["path"]).read_text())
+    return folder
+
+
+class World:
+    """Folders of one tiny training; `spec(...)` gives its specification with changes."""
+
+    def __init__(self, home: Path) -> None:
+        from evaluator.collections import read_texts
+        from evaluator.specs import ModelSpec
+        from evaluator.tokenizers import load_tokenizer
+        from evaluator.tokens import TokenStore
+        from evaluator.trec import read_run, write_run
+
+        self.home = home
+        self.backbone = write_backbone(home / "backbone")
+        self.collection = write_collection(home / "collection")
+        candidates = write_candidates(home / "candidates", self.collection)
+        tokenizer = load_tokenizer(ModelSpec(folder=str(self.backbone)))
+        (home / "tokens").mkdir()
+        documents = read_texts(Path(self.collection["documents"]["path"]))
+        TokenStore.build(home / "tokens", documents, tokenizer, 64)
+        (home / "teacher").mkdir()
+        random = np.random.default_rng(11)
+        run = read_run(candidates / "candidates.run.gz")
+        scores = {q: {d: float(random.normal()) for d in docs} for q, docs in run.items()}
+        write_run(home / "teacher" / "scores.run.gz", scores, "teacher")
+        self.inputs = {
+            "candidates": candidates,
+            "teacher": home / "teacher",
+            "tokens": home / "tokens",
+            "validation": candidates,
+            "validation_tokens": home / "tokens",
+        }
+
+    def spec(self, objective: str = "infonce", **optimisation: object) -> dict:
+        teachers = {
+            "bce": {"signal": "labels", "source": {"type": "candidates"}, "negatives": 1},
+            "infonce": {"signal": "labels", "source": {"type": "candidates"}, "negatives": 5},
+            "margin_mse": {"signal": "scores", "source": {"type": "teach"}, "negatives": 1},
+            "adr_mse": {"signal": "ranking", "source": {"type": "teach"}, "list_size": 6},
+        }
+        teachers |= {"hinge": teachers["bce"], "distill_ranknet": teachers["adr_mse"]}
+        defaults = {
+            "steps": 8,
+            "warmup_steps": 2,
+            "lr": 1e-3,
+            "batch_queries": 5,
+            "engine": "plain",
+            "micro_batch_tokens": 400,
+            "forward_tokens": 150,
+        }
+        return {
+            "backbone": {"folder": str(self.backbone)},
+            "objective": {"name": objective},
+            "teacher": teachers[objective],
+            "collection": self.collection,
+            "optimisation": defaults | optimisation,
+            "seed": 12,
+            "query_tokens": 4,
+            "document_tokens": 24,
+            "validation": {"collection": self.collection, "every_steps": 4, "depth": 10},
+        }
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Built once; nothing writes into it."""
+    return World(tmp_path_factory.mktemp("world"))

@@ -1,0 +1,60 @@
+"""`python -m trainer SPEC.json OUT`: one training as a plain program.
+
+SPEC.json is `{"kind": "train", "spec": {...}, "inputs": {role: folder}}`. Run again with the same
+OUT, an interrupted training goes on from its last checkpoint.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+from xsweep import ConfigError, XsweepError
+
+PRINT_EVERY_S = 5.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the job in a file and returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser.add_argument("spec", type=Path, help="JSON file with kind, spec and inputs")
+    parser.add_argument("out", type=Path, help="folder for the result")
+    options = parser.parse_args(arguments)
+    try:
+        job = read_job(options.spec)
+        from trainer.train import run_job
+
+        run_job(**job, out=options.out, report=_printer(), resume_from=[options.out])
+    except XsweepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def read_job(path: Path) -> dict:
+    """The job in a JSON file. Raises ConfigError where it is not one."""
+    try:
+        job = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(job, dict) or job.keys() != {"kind", "spec", "inputs"}:
+        raise ConfigError(f"{path}: expected an object with kind, spec and inputs")
+    return job
+
+
+def _printer():  # type: ignore[no-untyped-def]
+    last = [0.0]
+
+    def report(done: int, total: int, **figures: float) -> None:
+        now = time.monotonic()
+        if done == total or now - last[0] > PRINT_EVERY_S:
+            last[0] = now
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            print(f"step {done}/{total}  {shown}", flush=True)
+
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The specification of one training; frozen, validated, cheap to import (no torch)."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from evaluator.measure_names import parse_measure
+from evaluator.specs import CollectionSpec, FileSpec, ModelSpec, Spec
+from trainer.objectives.signals import PARAMETERS, SIGNALS, Signal
+
+
+class ObjectiveSpec(Spec):
+    """The loss, by its name in `trainer.objectives`, and its parameters where not the default."""
+
+    name: str
+    parameters: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.name not in SIGNALS:
+            raise ValueError(f"unknown objective {self.name!r}: choose from {', '.join(SIGNALS)}")
+        known = PARAMETERS[self.name]
+        for key, value in self.parameters.items():
+            if key not in known:
+                names = ", ".join(known) or "none"
+                raise ValueError(f"{self.name} has no parameter {key!r}: it has {names}")
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{self.name}: {key} is {value}, it must be positive and finite")
+        return self
+
+
+class CandidatesSource(Spec):
+    """Labels over the `candidates` input: positives from the qrels, negatives from the ranking."""
+
+    type: Literal["candidates"] = "candidates"
+
+
+class TeachSource(Spec):
+    """The scores that a teach job left in its `scores.run.gz` (input `teacher`)."""
+
+    type: Literal["teach"] = "teach"
+
+
+class RunSource(Spec):
+    """A TREC run: as a ranking, as scores, or as the pool of negatives for labels."""
+
+    type: Literal["run"] = "run"
+    file: FileSpec
+    order: Literal["rank", "score"] = "score"
+    """Which column orders a list: some published runs tie or disagree in the other one."""
+
+
+class ScoresSource(Spec):
+    """Lines `query id <TAB> document id <TAB> score`."""
+
+    type: Literal["scores"] = "scores"
+    file: FileSpec
+
+
+class TriplesSource(Spec):
+    """Lines `query id <TAB> positive id <TAB> negative id` (MS MARCO's triples)."""
+
+    type: Literal["triples"] = "triples"
+    file: FileSpec
+
+
+class DocpairsSource(Spec):
+    """The docpairs of an ir_datasets dataset, e.g. `msmarco-passage/train/triples-small`."""
+
+    type: Literal["docpairs"] = "docpairs"
+    id: str
+
+
+class ScoreTriplesSource(Spec):
+    """Lines `positive score, negative score, query id, positive id, negative id`, tab separated.
+
+    The form of Hofstätter et al. 2020's teacher scores (Zenodo 4068216).
+    """
+
+    type: Literal["score_triples"] = "score_triples"
+    file: FileSpec
+
+
+Source = Annotated[
+    CandidatesSource
+    | TeachSource
+    | RunSource
+    | ScoresSource
+    | TriplesSource
+    | DocpairsSource
+    | ScoreTriplesSource,
+    Field(discriminator="type"),
+]
+
+SOURCE_SIGNALS: dict[str, frozenset[Signal]] = {
+    "candidates": frozenset({"labels"}),
+    "teach": frozenset({"scores", "ranking"}),
+    "run": frozenset({"labels", "scores", "ranking"}),
+    "scores": frozenset({"scores", "ranking"}),
+    "triples": frozenset({"labels"}),
+    "docpairs": frozenset({"labels"}),
+    "score_triples": frozenset({"scores"}),
+}
+"""Source type to the signals that it can give."""
+
+PAIR_SOURCES = frozenset({"triples", "docpairs", "score_triples"})
+"""Sources whose lines are finished (positive, negative) pairs: nothing is left to sample."""
+
+
+class TeacherSpec(Spec):
+    """Where the training signal comes from and how one sample is drawn from a query's list."""
+
+    signal: Signal
+    source: Source
+    negatives: int | None = Field(default=None, ge=1)
+    """Negatives beside one positive (column 0), uniform without replacement from the list."""
+    list_size: int | None = Field(default=None, ge=2)
+    """Documents drawn from a teacher's list; None takes the whole list."""
+    depth: int | None = Field(default=None, ge=2)
+    """Only the first so many documents of a query's list are used; None uses all."""
+    add_positives: bool = False
+    """Also use relevant documents that the list misses; else a query without any is skipped."""
+    relevant_grade: int = Field(default=1, ge=1)
+    """Smallest grade in the qrels that counts as relevant."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        kind = self.source.type
+        if self.signal not in SOURCE_SIGNALS[kind]:
+            given = " or ".join(sorted(SOURCE_SIGNALS[kind]))
+            raise ValueError(f"a {kind!r} source gives {given}, not {self.signal}")
+        if self.negatives and self.list_size:
+            raise ValueError("give negatives (positive first) or list_size (any), not both")
+        if kind in PAIR_SOURCES:
+            if self.negatives not in (None, 1) or self.list_size or self.depth:
+                raise ValueError(f"a {kind!r} source holds finished pairs: leave out the sampling")
+        elif self.signal == "labels" and self.negatives is None:
+            raise ValueError("labels need negatives: how many beside each positive")
+        elif self.signal == "ranking" and self.negatives is not None:
+            raise ValueError("a ranking is drawn as a list: use list_size in place of negatives")
+        return self
+
+
+class OptimisationSpec(Spec):
+    """How the weights move. Everything here changes the result and is part of the identity."""
+
+    steps: int = Field(ge=1)
+    warmup_steps: int = Field(default=0, ge=0)
+    lr: float = Field(gt=0, lt=1)
+    """Peak learning rate, reached after the warm-up."""
+    batch_queries: int = Field(ge=1)
+    """Samples (queries with their documents) in every global batch."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, ge=0)
+    """Largest norm of the whole gradient; 0 does not clip."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast: weights, optimiser state and losses stay fp32."""
+    engine: Literal["deepspeed", "plain"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2] = 0
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Padded tokens of one backward pass: whole queries, at least one."""
+    forward_tokens: int = Field(default=2048, ge=1)
+    """Padded tokens of one forward pass inside a micro-batch: pairs of like length."""
+    gradient_checkpointing: bool = False
+    checkpoint_every_steps: int = Field(default=1000, ge=1)
+
+    @field_validator("betas")
+    @classmethod
+    def _proper(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}: both must lie in [0, 1)")
+        return betas
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> Self:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps"
+            )
+        return self
+
+
+class ValidationSpec(Spec):
+    """Re-ranks a collection's candidates while training; the best checkpoint is the result."""
+
+    collection: CollectionSpec
+    measure: str = "nDCG@10"
+    every_steps: int = Field(ge=1)
+    depth: int = Field(default=100, ge=1)
+    """Candidates of each query that are re-ranked."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop after so many validations without a better one; None never stops early."""
+
+    @field_validator("measure")
+    @classmethod
+    def _known_measure(cls, measure: str) -> str:
+        return str(parse_measure(measure))
+
+
+class TrainSpec(Spec):
+    """One training: what is trained, on what, how, and how its best checkpoint is chosen."""
+
+    backbone: ModelSpec
+    objective: ObjectiveSpec
+    teacher: TeacherSpec
+    collection: CollectionSpec
+    optimisation: OptimisationSpec
+    seed: int = Field(ge=0, lt=2**63)
+    query_tokens: int = Field(default=32, ge=1)
+    document_tokens: int = Field(default=256, ge=1)
+    validation: ValidationSpec | None = None
+
+    @model_validator(mode="after")
+    def _teacher_feeds_objective(self) -> Self:
+        usable = SIGNALS[self.objective.name]
+        if self.teacher.signal not in usable:
+            raise ValueError(
+                f"{self.objective.name} learns from {' or '.join(sorted(usable))}, "
+                f"this teacher gives {self.teacher.signal}"
+            )
+        return self

@@ -1,0 +1,57 @@
+"""Teachers: where samples come from. One sample is a query with its documents and targets."""
+
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from evaluator.collections import Collection
+    from trainer.specs import TeacherSpec
+
+
+class Sample(NamedTuple):
+    """A query with D documents; with negatives, document 0 is the positive."""
+
+    query_id: str
+    doc_ids: tuple[str, ...]
+    targets_D: np.ndarray
+    """float32, higher is better: 1/0 for labels, a teacher's scores, or negated ranks."""
+
+
+class Teacher(Protocol):
+    """A fixed number of units (queries or lines), from each of which samples are drawn."""
+
+    queries: dict[str, str]
+    """Texts of the queries that samples may have."""
+    counts: dict[str, int]
+    """What was used and what was left out and why, for the summary."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, unit: int, generator: np.random.Generator) -> Sample:
+        """A sample of one unit; all chance comes from the generator."""
+        ...
+
+
+def open_teacher(
+    spec: "TeacherSpec",
+    collection: "Collection",
+    documents: Container[str],
+    inputs: Mapping[str, Path],
+) -> Teacher:
+    """The teacher that a specification names, over one collection's queries and qrels.
+
+    Raises DataError where a file is missing, malformed or not what was declared, where a document
+    is unknown, and where nothing is left to train on.
+    """
+    from trainer.specs import PAIR_SOURCES
+    from trainer.teachers.lists import ListTeacher
+    from trainer.teachers.pairs import open_pairs
+    from trainer.teachers.runs import read_lists
+
+    if spec.source.type in PAIR_SOURCES:
+        return open_pairs(spec.source, collection)
+    lists = read_lists(spec.source, inputs)
+    return ListTeacher(spec, lists, collection.queries, collection.qrels, documents)

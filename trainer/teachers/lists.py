@@ -1,0 +1,106 @@
+"""Samples drawn from one ranked list for each query: labels, scores or a ranking."""
+
+from collections.abc import Container, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from evaluator.trec import Qrels, Run
+from trainer.specs import TeacherSpec
+from trainer.teachers import Sample
+from xsweep import DataError
+
+
+class _Pool(NamedTuple):
+    """What one query offers: documents with targets, and where its positives and others are."""
+
+    query_id: str
+    doc_ids: list[str]
+    targets_N: np.ndarray
+    positives: np.ndarray
+    others: np.ndarray
+
+
+class ListTeacher:
+    """Draws samples from ranked lists; what a sample holds depends on the specification.
+
+    With `negatives` = k: a random positive and k random non-relevant documents of the list (all
+    of them where there are fewer). With `list_size` = n: n random documents of the list, or the
+    whole list where that is shorter. Neither: the whole list.
+    """
+
+    def __init__(
+        self,
+        spec: TeacherSpec,
+        lists: Run,
+        queries: Mapping[str, str],
+        qrels: Qrels,
+        documents: Container[str],
+    ) -> None:
+        """Raises DataError for a document without tokens and where no query is left to train on."""
+        self.spec = spec
+        self.counts = {"used": 0, "no_text": 0, "no_positive": 0, "too_short": 0}
+        self.pools: list[_Pool] = []
+        for query_id in sorted(lists):
+            if query_id not in queries:
+                self.counts["no_text"] += 1
+                continue
+            pool = self._pool(query_id, lists[query_id], qrels.get(query_id, {}))
+            if spec.negatives and not len(pool.positives):
+                self.counts["no_positive"] += 1
+            elif len(pool.others) < 1 if spec.negatives else len(pool.doc_ids) < 2:
+                self.counts["too_short"] += 1
+            else:
+                self.pools.append(pool)
+        self.counts["used"] = len(self.pools)
+        self.queries = {pool.query_id: queries[pool.query_id] for pool in self.pools}
+        if not self.pools:
+            raise DataError(
+                f"the teacher leaves no query to train on: {self.counts}; check that its lists, "
+                "the queries and the qrels belong together, or set add_positives"
+            )
+        for pool in self.pools:
+            for doc_id in pool.doc_ids:
+                if doc_id not in documents:
+                    raise DataError(
+                        f"the teacher's document {doc_id!r} (query {pool.query_id!r}) is not in "
+                        "the token store: they must come from the same collection"
+                    )
+
+    def _pool(self, query_id: str, scores: Mapping[str, float], grades: Mapping[str, int]) -> _Pool:
+        relevant = {doc for doc, grade in grades.items() if grade >= self.spec.relevant_grade}
+        listed = list(scores)
+        doc_ids = listed[: self.spec.depth]
+        if self.spec.add_positives:
+            # A teacher's signal has no target for a document that it never saw; a label needs none.
+            known = relevant if self.spec.signal == "labels" else relevant.intersection(scores)
+            doc_ids = doc_ids + sorted(known.difference(doc_ids))
+        positive_N = np.array([doc_id in relevant for doc_id in doc_ids], dtype=bool)
+        if self.spec.signal == "labels":
+            targets_N = positive_N.astype(np.float32)
+        elif self.spec.signal == "scores":
+            targets_N = np.array([scores[doc_id] for doc_id in doc_ids], dtype=np.float32)
+        else:
+            rank = {doc_id: place for place, doc_id in enumerate(listed, 1)}
+            targets_N = np.array([-rank[doc_id] for doc_id in doc_ids], dtype=np.float32)
+        return _Pool(
+            query_id, doc_ids, targets_N, np.flatnonzero(positive_N), np.flatnonzero(~positive_N)
+        )
+
+    def __len__(self) -> int:
+        return len(self.pools)
+
+    def draw(self, unit: int, generator: np.random.Generator) -> Sample:
+        """A sample of the unit-th query."""
+        pool, spec = self.pools[unit], self.spec
+        if spec.negatives:
+            k = min(spec.negatives, len(pool.others))
+            positive = generator.choice(pool.positives, 1)
+            chosen = np.concatenate((positive, generator.choice(pool.others, k, replace=False)))
+        elif spec.list_size and spec.list_size < len(pool.doc_ids):
+            chosen = np.sort(generator.choice(len(pool.doc_ids), spec.list_size, replace=False))
+        else:
+            chosen = np.arange(len(pool.doc_ids))
+        return Sample(
+            pool.query_id, tuple(pool.doc_ids[place] for place in chosen), pool.targets_N[chosen]
+        )

@@ -1,0 +1,118 @@
+"""The job `train`: from a specification and its inputs to a finished folder."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from evaluator.provenance import collect
+from pydantic import ValidationError
+
+from evaluator.collections import load_collection
+from evaluator.cross_encoder import load_cross_encoder
+from evaluator.manifest import write_manifest
+from evaluator.pairs import PairEncoder
+from evaluator.tokenizers import tokenize
+from evaluator.tokens import TokenStore
+from trainer.batches import Assembler
+from trainer.export import export_model
+from trainer.loop import Progress, Report, train_model
+from trainer.specs import TrainSpec
+from trainer.teachers import Teacher, open_teacher
+from trainer.validation import prepare_validation
+from xsweep import ConfigError
+
+
+def run_job(
+    kind: str,
+    spec: dict,
+    inputs: Mapping[str, Path],
+    out: Path,
+    report: Report | None = None,
+    resume_from: Sequence[Path] = (),
+) -> None:
+    """Trains as the specification says and fills `out`, manifest last.
+
+    Inputs are folders by role: `tokens` (a token store of the documents), what the teacher's
+    source needs (`candidates` or `teacher`), and `validation` and `validation_tokens` where there
+    is one. `resume_from` are folders of earlier attempts at the same job, newest first.
+
+    Raises ConfigError for a wrong specification, DataError for wrong inputs, DivergenceError, and
+    whatever `report` raises (Stopped: after a checkpoint).
+    """
+    if kind != "train":
+        raise ConfigError(f"the trainer runs jobs of kind 'train', not {kind!r}")
+    try:
+        settings = TrainSpec.model_validate(spec)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ConfigError(f"training specification: {'; '.join(wrong)}") from None
+    train(
+        settings,
+        {role: Path(folder) for role, folder in inputs.items()},
+        Path(out),
+        report,
+        resume_from,
+    )
+
+
+def train(
+    spec: TrainSpec,
+    inputs: Mapping[str, Path],
+    out: Path,
+    report: Report | None = None,
+    resume_from: Sequence[Path] = (),
+) -> None:
+    """See `run_job`."""
+    started = time.perf_counter()
+    if "tokens" not in inputs:
+        raise ConfigError("a training needs the input 'tokens': name its folder in `inputs`")
+    out.mkdir(parents=True, exist_ok=True)
+    collection = load_collection(spec.collection)
+    documents = TokenStore(inputs["tokens"])
+    teacher = open_teacher(spec.teacher, collection, documents, inputs)
+    model, tokenizer = load_cross_encoder(spec.backbone, seed=spec.seed)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    query_ids = tokenize(tokenizer, list(teacher.queries.values()), spec.query_tokens)
+    queries = dict(zip(teacher.queries, query_ids, strict=True))
+    progress = train_model(
+        spec,
+        model,
+        teacher,
+        Assembler(spec, PairEncoder(tokenizer), documents, queries),
+        out,
+        validate=prepare_validation(spec, inputs, tokenizer),
+        report=report,
+        resume_from=resume_from,
+    )
+    summary = summarise(spec, progress, teacher, time.perf_counter() - started)
+    export_model(model, tokenizer, out / "model", spec, summary)
+    write_json(out / "summary.json", summary)
+    write_json(out / "provenance.json", collect(spec.model_dump(mode="json")))
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    write_manifest(out)
+
+
+def summarise(spec: TrainSpec, progress: Progress, teacher: Teacher, seconds: float) -> dict:
+    """The figures of a finished training; `pairs_per_s` is over training steps alone."""
+    return {
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "best_validation": progress.best_validation,
+        "final_loss": progress.loss,
+        "pairs": progress.pairs,
+        "pairs_per_s": round(progress.pairs_per_s, 2),
+        "padding_waste": round(progress.padding_waste, 4),
+        "passes": round(progress.step * spec.optimisation.batch_queries / len(teacher), 3),
+        "teacher": teacher.counts,
+        "training_seconds": round(progress.seconds, 2),
+        "validation_seconds": round(progress.validation_seconds, 2),
+        "seconds": round(seconds, 2),
+    }
+
+
+def write_json(path: Path, value: dict) -> None:
+    """Indented, with a final newline."""
+    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

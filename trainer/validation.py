@@ -1,0 +1,67 @@
+"""Validation: one measure of the model so far, from re-ranking a collection's candidates."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from evaluator.collections import read_texts
+from evaluator.measures import evaluate_run, mean
+from evaluator.pairs import PairEncoder
+from evaluator.scoring import score_pairs
+from evaluator.tokenizers import tokenize
+from evaluator.tokens import TokenStore
+from evaluator.trec import Run, read_qrels, read_run
+from trainer.specs import TrainSpec
+from xsweep import ConfigError
+
+
+def prepare_validation(
+    spec: TrainSpec, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerFast
+) -> Callable[[PreTrainedModel], float] | None:
+    """A function that measures a model on the validation collection; None where there is none.
+
+    It needs the inputs `validation` (a candidates folder) and `validation_tokens`. The mean is
+    over every query of the qrels; positives that the first stage missed are not added.
+    """
+    settings = spec.validation
+    if settings is None:
+        return None
+    for role in ("validation", "validation_tokens"):
+        if role not in inputs:
+            raise ConfigError(f"validation needs the input {role!r}: name its folder in `inputs`")
+    folder = Path(inputs["validation"])
+    run = read_run(folder / "candidates.run.gz")
+    qrels = read_qrels(folder / "qrels.txt")
+    texts = dict(read_texts(folder / "queries.jsonl.gz"))
+    documents = TokenStore(inputs["validation_tokens"])
+    keys = [
+        (query_id, doc_id)
+        for query_id, scores in run.items()
+        if query_id in qrels
+        for doc_id in list(scores)[: settings.depth]
+    ]
+    if not keys:
+        raise ConfigError(f"{folder}: no candidates for a judged query, nothing to validate on")
+    query_ids = list(dict.fromkeys(query_id for query_id, _ in keys))
+    ids = tokenize(tokenizer, [texts[query_id] for query_id in query_ids], spec.query_tokens)
+    queries = dict(zip(query_ids, ids, strict=True))
+    pairs = [(queries[query_id], documents[doc_id]) for query_id, doc_id in keys]
+    encoder = PairEncoder(tokenizer)
+
+    def validate(model: PreTrainedModel) -> float:
+        scored = score_pairs(
+            model,
+            encoder,
+            pairs,
+            query_tokens=spec.query_tokens,
+            document_tokens=spec.document_tokens,
+            precision=spec.optimisation.precision,
+        )
+        reranked: Run = {query_id: {} for query_id in query_ids}
+        for (query_id, doc_id), score in zip(keys, scored.scores.tolist(), strict=True):
+            reranked[query_id][doc_id] = score
+        (values,) = evaluate_run(qrels, reranked, [settings.measure]).values()
+        return mean(values)
+
+    return validate
