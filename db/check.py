@@ -1,4 +1,4 @@
-"""The promises, verified on any database at any time: the history is replayed against the tables."""
+"""The promises, verified on any database at any time: its history, replayed against its tables."""
 
 import math
 import struct
@@ -177,7 +177,8 @@ def _compare_scores(connection: Connection, past: _Replay) -> Iterator[Violation
         if digest != digest_query_ids(query_ids):
             yield _violation("I8", None, f"query set {id_}: its ids are not those of its digest")
     stored: dict[int, list[tuple[str, str, bytes]]] = defaultdict(list)
-    query = select(Score).execution_options(yield_per=STREAMED)
+    columns = (Score.job_id, Score.measure, Score.query_set_id, Score.packed, Score.mean)
+    query = select(*columns).execution_options(yield_per=STREAMED)
     for job_id, measure, query_set_id, packed, mean in connection.execute(query):
         digest, count = sets[query_set_id]
         stored[job_id].append((measure, digest, packed))

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -79,12 +79,15 @@ def started(
 ) -> bool:
     """Note where the attempt runs. False: it is no longer held, stop it."""
 
+    hold = Hold(job_id, token, owner)
+    place = {"actor": actor, "node": node, "folder": folder, "log": log}
+
     def work(connection: Connection) -> bool:
-        noted = update(Attempt).where(*live(job_id, token, owner))
-        values = {"actor": actor, "node": node, "folder": folder, "log": log}
-        if not connection.execute(noted.values(started_at=now_s(), **values)).rowcount:
+        noted = update(Attempt).where(*live(hold)).values(started_at=now_s(), **place)
+        holder = connection.scalar(noted.returning(Attempt.owner))
+        if holder is None:
             return False
-        record(connection, "started", {"job_id": job_id, "token": token, "owner": owner, **values})
+        record(connection, "started", {**hold._asdict(), **place, "owner": holder})
         return True
 
     return transact(engine, work)
@@ -126,10 +129,22 @@ def renew(
     return transact(engine, work) if held else set()
 
 
-def live(job_id: int, token: int, owner: str | None = None) -> list[ColumnElement[bool]]:
+class Hold(NamedTuple):
+    """What a write of an attempt is made under; without an owner, the token alone must fit."""
+
+    job_id: int
+    token: int
+    owner: str | None = None
+
+
+def live(hold: Hold) -> list[ColumnElement[bool]]:
     """What every write of an attempt requires: it is held still, by this owner if one is named."""
-    conditions = [Attempt.job_id == job_id, Attempt.token == token, Attempt.outcome.is_(None)]
-    return conditions if owner is None else [*conditions, Attempt.owner == owner]
+    conditions = [
+        Attempt.job_id == hold.job_id,
+        Attempt.token == hold.token,
+        Attempt.outcome.is_(None),
+    ]
+    return conditions if hold.owner is None else [*conditions, Attempt.owner == hold.owner]
 
 
 def inputs(connection: Connection, job_ids: Iterable[int]) -> dict[int, dict[str, str]]:

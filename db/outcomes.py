@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, update
 
-from db.claims import live
+from db.claims import Hold, live
 from db.clock import now_s
 from db.events import record
 from db.family import lock, move, skip_descendants, wake_children
@@ -39,12 +39,12 @@ def finish(
     in scores they raise DataError.
     """
     packed = pack_scores(scores or {}, query_set_name or "")
-    hold = {"job_id": job_id, "token": token, "owner": owner}
+    hold = Hold(job_id, token, owner)
     result = {"job_id": job_id, "token": token, "manifest_sha256": manifest_sha256}
 
     def work(connection: Connection) -> bool:
         lock(connection, [job_id])
-        holder = end_attempt(connection, live(**hold), "done")
+        holder = end_attempt(connection, live(hold), "done")
         if holder is None:
             same = select(Result.job_id).filter_by(**result)
             return connection.scalar(same) is not None or _refuse(connection, "finish", hold)
@@ -54,7 +54,7 @@ def finish(
         scores_sha256 = store_scores(connection, job_id, packed)
         move(connection, [job_id], State.DONE, ended_at=now_s())
         seals = {"manifest_sha256": manifest_sha256, "scores_sha256": scores_sha256}
-        record(connection, "accepted", {**hold, **seals, "owner": holder})
+        record(connection, "accepted", {**hold._asdict(), **seals, "owner": holder})
         woken = wake_children(connection, job_id)
         record(connection, "ready", *({"job_id": child} for child in woken))
         return True
@@ -78,15 +78,15 @@ def fail(
     and what needs the job is skipped. None: the attempt is no longer held and nothing changed.
     """
 
-    hold = {"job_id": job_id, "token": token, "owner": owner}
-    ended = {"failure": failure, "reason": _clean(reason)}
+    hold = Hold(job_id, token, owner)
+    reason = _clean(reason)
 
     def work(connection: Connection) -> str | None:
         lock(connection, [job_id])
-        holder = end_attempt(connection, live(**hold), "failed", **ended)
+        holder = end_attempt(connection, live(hold), "failed", failure=failure, reason=reason)
         if holder is not None:
-            subject = {**hold, "owner": holder}
-            return again_or_never(connection, "failed", subject, **ended, wait_s=retry_after_s)
+            ended = hold._replace(owner=holder)
+            return again_or_never(connection, "failed", ended, failure, reason, retry_after_s)
         if not _ended_before(connection, "failed", hold):
             _refuse(connection, "fail", hold)
             return None
@@ -102,17 +102,17 @@ def release(
 
     False: the attempt is no longer held and nothing changed.
     """
-    hold = {"job_id": job_id, "token": token, "owner": owner}
+    hold = Hold(job_id, token, owner)
+    reason = _clean(reason)
 
     def work(connection: Connection) -> bool:
         lock(connection, [job_id])
-        holder = end_attempt(connection, live(**hold), "released", reason=_clean(reason))
+        holder = end_attempt(connection, live(hold), "released", reason=reason)
         if holder is None:
-            return _ended_before(connection, "released", hold) or _refuse(
-                connection, "release", hold
-            )
+            said_before = _ended_before(connection, "released", hold)
+            return said_before or _refuse(connection, "release", hold)
         move(connection, [job_id], State.READY)
-        record(connection, "released", {**hold, "owner": holder, "reason": _clean(reason)})
+        record(connection, "released", {**hold._asdict(), "owner": holder, "reason": reason})
         return True
 
     return transact(engine, work)
@@ -130,14 +130,13 @@ def end_attempt(
 def again_or_never(
     connection: Connection,
     event: str,
-    hold: Mapping[str, Any],
-    *,
+    hold: Hold,
     failure: str,
     reason: str,
     wait_s: float | None = None,
 ) -> str:
     """Where a job goes whose attempt has just ended in a failure. Returns its new state."""
-    job_id = hold["job_id"]
+    job_id = hold.job_id
     counted = select(func.count()).join_from(Attempt, Job).where(Job.id == job_id)
     counted = counted.where(Attempt.failure == failure, Attempt.token > Job.forgiven_token)
     failures = connection.scalar(counted) or 0
@@ -152,23 +151,23 @@ def again_or_never(
         name = connection.scalar(select(Job.name).where(Job.id == job_id))
         skip_descendants(connection, [job_id], f"{name} failed: {failure}")
     figures = {"failure": failure, "count": failures, "allowed": allowed, "next": str(state)}
-    record(connection, event, {**hold, **figures, "reason": reason})
+    record(connection, event, {**hold._asdict(), **figures, "reason": reason})
     return str(state)
 
 
-def _ended_before(connection: Connection, outcome: str, hold: dict[str, Any]) -> bool:
+def _ended_before(connection: Connection, outcome: str, hold: Hold) -> bool:
     """Whether these are words said again, since the answer to the first time was lost."""
     ended = select(Attempt.owner).where(
-        Attempt.job_id == hold["job_id"],
-        Attempt.token == hold["token"],
+        Attempt.job_id == hold.job_id,
+        Attempt.token == hold.token,
         Attempt.outcome == outcome,
     )
     holder = connection.scalar(ended)
-    return holder is not None and hold["owner"] in (None, holder)
+    return holder is not None and hold.owner in (None, holder)
 
 
-def _refuse(connection: Connection, verb: str, hold: dict[str, Any]) -> bool:
-    record(connection, "refused", {**hold, "verb": verb})
+def _refuse(connection: Connection, verb: str, hold: Hold) -> bool:
+    record(connection, "refused", {**hold._asdict(), "verb": verb})
     return False
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, select, update
 
-from db.claims import inputs, live
+from db.claims import Hold, inputs, live
 from db.clock import now_s
 from db.events import record
 from db.family import lock
@@ -50,15 +50,15 @@ def requeue_expired(engine: Engine, *, job_id: int, token: int, owner: str) -> b
 
     False: that attempt was renewed, adopted or ended meanwhile; nothing changed.
     """
-    hold = {"job_id": job_id, "token": token, "owner": owner}
-    ended = {"failure": "NODE", "reason": f"the lease of {owner} ran out"}
+    hold = Hold(job_id, token, owner)
+    reason = f"the lease of {owner} ran out"
 
     def work(connection: Connection) -> bool:
         lock(connection, [job_id])
-        overdue = [*live(**hold), Attempt.lease_until < now_s()]
-        if end_attempt(connection, overdue, "expired", **ended) is None:
+        overdue = [*live(hold), Attempt.lease_until < now_s()]
+        if end_attempt(connection, overdue, "expired", failure="NODE", reason=reason) is None:
             return False
-        again_or_never(connection, "expired", hold, **ended)
+        again_or_never(connection, "expired", hold, "NODE", reason)
         return True
 
     return transact(engine, work)
@@ -69,14 +69,14 @@ def adopt(
 ) -> bool:
     """Go on with an attempt that another owner started. False: it is not that owner's any more."""
 
+    old, new = Hold(job_id, token, old_owner), Hold(job_id, token, new_owner)
+
     def work(connection: Connection) -> bool:
-        taken = update(Attempt).where(*live(job_id, token, old_owner))
-        values = {"owner": new_owner, "lease_until": now_s() + lease_s}
-        if not connection.execute(taken.values(values)).rowcount:
-            held = select(Attempt.token).where(*live(job_id, token, new_owner))
-            return connection.scalar(held) is not None  # ours already: the first answer was lost
-        subject = {"job_id": job_id, "token": token, "owner": new_owner}
-        record(connection, "adopted", {**subject, "from": old_owner})
+        lease = {"owner": new_owner, "lease_until": now_s() + lease_s}
+        if not connection.execute(update(Attempt).where(*live(old)).values(lease)).rowcount:
+            held = connection.scalar(select(Attempt.token).where(*live(new)))
+            return held is not None  # ours already: the answer to the first time was lost
+        record(connection, "adopted", {**new._asdict(), "from": old_owner})
         return True
 
     return transact(engine, work)

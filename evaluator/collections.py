@@ -126,5 +126,5 @@ def _parse_tsv(line: str) -> tuple[str, str]:
 def _parse_json(line: str) -> tuple[str, str]:
     """an object with `_id` and `text`"""
     record = json.loads(line)
-    text_id = next(record[key] for key in ("_id", "id", "doc_id", "query_id") if key in record)
-    return str(text_id), title_and_text(record.get("title"), record["text"])
+    id_key = next((key for key in ("_id", "id", "doc_id", "query_id") if key in record), "_id")
+    return str(record[id_key]), title_and_text(record.get("title"), record["text"])

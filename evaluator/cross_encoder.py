@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -49,26 +50,23 @@ def load_cross_encoder(
 
 
 def load_weights(kind: Any, spec: ModelSpec, **settings: Any) -> tuple[PreTrainedModel, dict]:
-    """A model of a transformers auto class, fp32, with what the loading missed or found more."""
-    where = locate(spec)
-    settings |= {"revision": spec.revision or "main"}
-    config_settings = {key: settings[key] for key in ("revision", "num_labels") if key in settings}
-    try:
-        config = AutoConfig.from_pretrained(where, **config_settings)
-        if spec.layers is not None:
-            keep_layers(config, spec.layers)
+    """A model of a transformers auto class, fp32, `eval`, and what its files lacked (`info`)."""
+    where, revision = locate(spec), spec.revision or "main"
+    labels = {"num_labels": settings.pop("num_labels")} if "num_labels" in settings else {}
+    with _data_error(where):
+        config = AutoConfig.from_pretrained(where, revision=revision, **labels)
+    if spec.layers is not None:
+        keep_layers(config, spec.layers)
+    with _data_error(where):
         model, info = kind.from_pretrained(
             where,
+            revision=revision,
             config=config,
             dtype=torch.float32,
             attn_implementation=_attention(kind, config, spec.attention),
             output_loading_info=True,
-            **{key: value for key, value in settings.items() if key != "num_labels"},
+            **settings,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"model {where!r} cannot be loaded: {error}. Offline, name a folder or a cached id"
-        ) from error
     return model.eval(), info
 
 
@@ -94,6 +92,16 @@ def _attention(kind: Any, config: Any, wanted: str) -> str:
     """`wanted`, or eager for families (DeBERTa-v2) that have no scaled-dot-product attention."""
     supported = kind._model_mapping[type(config)]._supports_sdpa
     return wanted if supported else "eager"
+
+
+@contextmanager
+def _data_error(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"model {where!r} cannot be loaded: {error}. Offline, name a folder or a cached id"
+        ) from error
 
 
 @contextmanager

@@ -42,8 +42,11 @@ def evaluate_run(
     judged_QJ2, ranked_QD2 = _as_arrays(qrels, run)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="unsafe cast")
+        from numba import set_num_threads
         from ranx.metrics import metric_switch
 
+        # The work is small, and threads would fight with torch's for the cores.
+        set_num_threads(1)
         values = [
             metric_switch(RANX_NAMES[measure.family])(
                 judged_QJ2, ranked_QD2, measure.cutoff or 0, measure.relevant_grade

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
+NO_LIMIT = 2**31
+"""Tokenizers without a longest input say 10**30, which no array holds."""
+
+
 class PairIds(NamedTuple):
     """One encoded pair: int64[tokens], and segment ids where the model takes them."""
 
@@ -41,7 +45,7 @@ class PairEncoder:
         self._query_segment, self._document_segment = segments[query[0]], segments[document[0]]
         self.has_segments = "token_type_ids" in tokenizer.model_input_names
         self.overhead_tokens = sum(len(ids[part]) for part in parts)
-        self.max_tokens: int = tokenizer.model_max_length
+        self.max_tokens = min(tokenizer.model_max_length, NO_LIMIT)
         """The model's longest input; the document is cut further where it would be passed."""
         self.pad_id: int = tokenizer.pad_token_id or 0
         self.pad_segment: int = tokenizer.pad_token_type_id
@@ -54,13 +58,10 @@ class PairEncoder:
         document_tokens: int,
     ) -> np.ndarray:
         """Tokens of each encoded pair, from the lengths of its uncut sides."""
-        query = np.minimum(query_lengths, query_tokens)
-        left = self.max_tokens - self.overhead_tokens - query
-        return (
-            self.overhead_tokens
-            + query
-            + np.minimum(np.minimum(document_lengths, document_tokens), left)
-        )
+        room = self.max_tokens - self.overhead_tokens
+        query = np.minimum(query_lengths, min(query_tokens, room))
+        document = np.minimum(document_lengths, np.minimum(document_tokens, room - query))
+        return self.overhead_tokens + query + document
 
     def encode(
         self,
@@ -70,9 +71,9 @@ class PairEncoder:
         document_tokens: int,
     ) -> PairIds:
         """One pair; the first `query_tokens` and `document_tokens` of its sides are kept."""
-        query = query_ids[:query_tokens]
-        left = self.max_tokens - self.overhead_tokens - len(query)
-        document = document_ids[: min(document_tokens, left)]
+        room = self.max_tokens - self.overhead_tokens
+        query = query_ids[: min(query_tokens, room)]
+        document = document_ids[: min(document_tokens, room - len(query))]
         input_ids = np.concatenate(
             (self._before, query, self._between, document, self._after), dtype=np.int64
         )

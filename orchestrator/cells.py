@@ -1,4 +1,4 @@
-"""The cross product of a grid: which cells there are, with which settings, and which are left out."""
+"""The cross product of a grid: which cells there are, with which settings, and what is left out."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from orchestrator.grid import Backbone, Grid, Match, TrainingSettings, located
+from orchestrator.grid import Backbone, Grid, Match, TrainingSettings
+from orchestrator.gridfile import located
 from orchestrator.references import References
 from orchestrator.yamlfile import Where, YamlFile, nearest
 from trainer.objectives.signals import SIGNALS
@@ -64,9 +65,8 @@ def check_names(refs: References) -> None:
             raise file.error(("objectives", name), message, at_key=True)
         refs.names(("objectives", name, "teachers"), objective.teachers or (), grid.teachers)
     for place, seed in enumerate(grid.seeds):
-        if seed < 0 or seed in grid.seeds[:place]:
-            problem = "is negative" if seed < 0 else "is given twice"
-            raise file.error(("seeds", place), f"the seed {seed} {problem}")
+        if seed in grid.seeds[:place]:
+            raise file.error(("seeds", place), f"the seed {seed} is given twice")
     for name in grid.teachers:
         refs.teacher(name)
         refs.training_collection(name)
@@ -88,7 +88,7 @@ def _check_match(refs: References, where: Where, match: Match) -> None:
         if seed not in grid.seeds:
             raise refs.source.error((*where, "seed", place), f"the grid has no seed {seed}")
     if not any(match.model_dump().values()):
-        raise refs.source.error(where, "this matches every cell: name a backbone, group, objective…")
+        raise refs.source.error(where, "this rule matches every cell: name some of them")
 
 
 def select_cells(grid: Grid, file: YamlFile) -> tuple[list[Cell], list[LeftOut]]:
@@ -126,9 +126,7 @@ def select_cells(grid: Grid, file: YamlFile) -> tuple[list[Cell], list[LeftOut]]
 
 
 def _product(grid: Grid) -> Iterator[Cell]:
-    return map(
-        Cell._make, product(grid.backbones, grid.objectives, grid.teachers, grid.seeds)
-    )
+    return map(Cell._make, product(grid.backbones, grid.objectives, grid.teachers, grid.seeds))
 
 
 def _matches(match: Match, cell: Cell) -> bool:
@@ -153,7 +151,7 @@ class Layers:
         self.grid, self.source = grid, file
         general = {key: value for key, value in grid.training.items() if key != "collection"}
         self.layers: list[tuple[Where, Match, dict[str, Any]]] = [(("training",), Match(), general)]
-        rules = [
+        rules: list[tuple[Where, Match, dict[str, Any]]] = [
             (("overrides", i, "training"), rule.match, rule.training)
             for i, rule in enumerate(grid.overrides)
         ]

@@ -244,8 +244,8 @@ class Controller:
             failure, reason = outcome["failure"] or "UNKNOWN", outcome["reason"] or ""
             self._fail(job_id, token, name, failure, reason)
         else:
-            self._accept(job_id, token, name, assignment.folder)
-            log.info("          %.1f s", time.monotonic() - assignment.began_s)
+            took_s = time.monotonic() - assignment.began_s
+            self._accept(job_id, token, f"{name} ({took_s:.1f} s)", assignment.folder)
 
     def _settle_lost(self, attempt: jobs.Held) -> None:
         """Accept the finished folder of a worker that is gone; otherwise its job is tried again."""

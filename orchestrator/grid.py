@@ -1,8 +1,6 @@
-"""The grid file: its models, and reading it so that every error names file, line and column."""
+"""The grid file as it is written: the models that say which keys there are."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -10,17 +8,14 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
 from evaluator.specs import Bm25Spec, FileSpec, ModelSpec, Precision, Spec
-from orchestrator.yamlfile import Where, YamlFile, nearest, read_yaml
 from trainer.objectives.signals import Signal
 from trainer.specs import OptimisationSpec
-from xsweep import ConfigError
 
-JOB_KINDS = ("prepare", "teach", "train", "evaluate")
+Kind = Literal["prepare", "teach", "train", "evaluate"]
 
 
 def _listed(value: Any) -> Any:
@@ -39,6 +34,7 @@ def _empty(value: Any) -> Any:
     return {} if value is None else value
 
 
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 File = Annotated[FileSpec, BeforeValidator(_file)]
 """A path, or `{path: …, md5: …}`; relative paths start at the grid file's folder."""
@@ -53,7 +49,7 @@ def _one_of(block: BaseModel, *names: str) -> None:
 
 
 class FirstStage(Spec):
-    """The ranking to re-rank: `bm25`, `{bm25: {k1: 0.9}}`, `{run: …}`, `{runs: …}`, `scoreddocs`."""
+    """What is re-ranked: `bm25`, `{bm25: {k1: 0.9}}`, `{run: …}`, `{runs: …}` or `scoreddocs`."""
 
     bm25: Bm25Spec | None = None
     run: File | None = None
@@ -114,14 +110,6 @@ class Backbone(ModelSpec):
         """The model without its label and group."""
         return ModelSpec(**self.model_dump(include=set(ModelSpec.model_fields)))
 
-    @property
-    def tokenizer(self) -> ModelSpec:
-        """The model as a tokenizer: backbones that differ in layers or attention share it."""
-        return ModelSpec(**self.model_dump(include=set(ModelSpec.model_fields) - _ARCHITECTURE))
-
-
-_ARCHITECTURE = {"layers", "attention"}
-
 
 class Teacher(Spec):
     """Where a training signal comes from: a file, the first stage, or a model that scores it."""
@@ -173,9 +161,9 @@ class Objective(Spec):
 
     model_config = ConfigDict(extra="allow")
 
-    teachers: Names | None = None
+    teachers: Annotated[Names, Field(min_length=1)] | None = None
     """None: all teachers."""
-    parameters: dict[str, float] = {}
+    parameters: dict[str, float] = Field(default={})
 
     @property
     def training(self) -> dict[str, Any]:
@@ -243,8 +231,8 @@ class Evaluation(Spec):
 class Need(Spec):
     """What Ray reserves for one job."""
 
-    cpus: float = Field(1, ge=0)
-    gpus: float = Field(0, ge=0)
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
     memory: ByteSize | None = None
     """Such as `8 GB`."""
 
@@ -254,12 +242,12 @@ class Grid(Spec):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     description: str = ""
-    collections: dict[str, Collection] = {}
+    collections: dict[str, Collection] = Field(default={})
     ir_datasets_home: str | None = None
     backbones: tuple[Backbone, ...] = Field(min_length=1)
     teachers: dict[str, Teacher] = Field(min_length=1)
     objectives: dict[str, Annotated[Objective, BeforeValidator(_empty)]] = Field(min_length=1)
-    seeds: Annotated[tuple[int, ...], BeforeValidator(_listed)] = Field(min_length=1)
+    seeds: Annotated[tuple[Seed, ...], BeforeValidator(_listed)] = Field(min_length=1)
     training: dict[str, Any]
     """`collection` and the settings of TrainingSettings."""
     overrides: tuple[Override, ...] = ()
@@ -267,58 +255,4 @@ class Grid(Spec):
     include: tuple[Match, ...] = ()
     validation: Validation | None = None
     evaluation: Evaluation
-    resources: dict[Literal["prepare", "teach", "train", "evaluate"], Need] = {}
-
-
-def read_grid(path: Path, data_home: Path | None = None) -> tuple[Grid, YamlFile]:
-    """Read and check the form of a grid file; `${data_home}` stands for the given folder.
-
-    Raises ConfigError with `file:line:column` for the first thing that is wrong.
-    """
-    file = read_yaml(path, {"data_home": str(data_home) if data_home else None})
-    try:
-        return Grid.model_validate(file.data), file
-    except ValidationError as problem:
-        raise located(problem, file) from problem
-
-
-def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> ConfigError:
-    """The first of pydantic's errors as a ConfigError at its place in the file.
-
-    `where` leads to the block that was validated.
-    """
-    first = min(problem.errors(), key=lambda error: file.position((*where, *error["loc"])))
-    loc, value = first["loc"], first["input"]
-    name = ".".join(map(str, (*where, *loc))) or "the grid"
-    match first["type"]:
-        case "extra_forbidden":
-            known = _known_keys((*where, *loc[:-1]))
-            message = f"unknown key {str(loc[-1])!r}: {nearest(str(loc[-1]), known)}"
-            return file.error((*where, *loc), message, at_key=True)
-        case "missing":
-            return file.error((*where, *loc), f"the key {name!r} is missing")
-        case "value_error":
-            return file.error((*where, *loc), f"{name}: {first['ctx']['error']}")
-    message = first["msg"].removeprefix("Input ")
-    hint = ": write it in quotes" if first["type"] == "string_type" and value is not None else ""
-    found = repr(value)
-    found = found if len(found) < 60 else f"{found[:57]}..."
-    return file.error((*where, *loc), f"{name} {message[:1].lower()}{message[1:]}, not {found}{hint}")
-
-
-def _known_keys(where: Where) -> list[str]:
-    """The keys that the block at this place may have."""
-    blocks: list[type[BaseModel]] = [Grid]
-    for step in where:
-        for block in blocks:
-            if step in block.model_fields:
-                blocks = list(_blocks_in(block.model_fields[str(step)].annotation))
-                break
-    return [name for block in blocks for name in block.model_fields]
-
-
-def _blocks_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _blocks_in(part)
+    resources: dict[Kind, Need] = Field(default={})

@@ -18,7 +18,7 @@ from evaluator.specs import (
     ModelSpec,
     TokensSpec,
 )
-from orchestrator.grid import Need
+from orchestrator.grid import Kind, Need
 from orchestrator.identity import identity
 
 MAX_TOKENS = 512
@@ -29,13 +29,13 @@ NO_PARENTS: Mapping[str, str] = {}
 class JobGraph:
     """Collects jobs, parents before children."""
 
-    def __init__(self, needs: Mapping[str, Need]) -> None:
+    def __init__(self, needs: Mapping[Kind, Need]) -> None:
         self.needs = needs
         self.jobs: dict[str, NewJob] = {}
 
     def add(
         self,
-        kind: str,
+        kind: Kind,
         name: str,
         spec: BaseModel,
         *,

@@ -1,4 +1,4 @@
-"""Pins specs to content: files get checksums, packages versions, so that identities mean something."""
+"""Pins specs to content: files get checksums, packages versions, before identities are taken."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from evaluator.files import beir_files, checksum, folder_sha256, tree_sha256
 from evaluator.specs import ApidocsSpec, FileSpec, FolderSpec, ModelSpec
-from xsweep import ConfigError
+from xsweep import SetupError
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -35,7 +35,7 @@ class Pins:
     def pin(self, spec: Spec) -> Spec:
         """The spec with every checksum and version that it leaves open, at any depth.
 
-        Raises ConfigError for a package that is not installed, DataError for unreadable files.
+        Raises SetupError for a package that is not installed, DataError for unreadable files.
         """
         match spec:
             case FileSpec(md5=None, sha256=None):
@@ -44,19 +44,20 @@ class Pins:
             case FolderSpec(sha256=None):
                 path = Path(spec.path)
                 files = beir_files(path, spec.split)
-                return _with(spec, sha256=self._sum(files, partial(folder_sha256, path, spec.split)))
+                compute = partial(folder_sha256, path, spec.split)
+                return _with(spec, sha256=self._sum(files, compute))
             case ModelSpec(folder=str() as folder, sha256=None):
-                path = Path(folder)
-                files = (file for file in sorted(path.rglob("*")) if file.is_file())
-                return _with(spec, sha256=self._sum(files, partial(tree_sha256, path)))
+                tree = Path(folder)
+                parts = [file for file in sorted(tree.rglob("*")) if file.is_file()]
+                return _with(spec, sha256=self._sum(parts, partial(tree_sha256, tree)))
             case ModelSpec(package=str() as package, version=None):
                 return _with(spec, version=_installed(package))
             case ApidocsSpec() if not spec.versions:
                 from evaluator import apidocs
 
                 return _with(spec, versions=apidocs.versions())
-        parts = {name: getattr(spec, name) for name in type(spec).model_fields}
-        return _with(spec, **{name: self._pin_part(part) for name, part in parts.items()})
+        names = type(spec).model_fields
+        return _with(spec, **{name: self._pin_part(getattr(spec, name)) for name in names})
 
     def _pin_part(self, part: object) -> object:
         if isinstance(part, BaseModel):
@@ -89,6 +90,6 @@ def _installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError as problem:
-        raise ConfigError(
+        raise SetupError(
             f"the package {package!r} is not installed here: pip install {package}"
         ) from problem

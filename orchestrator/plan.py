@@ -14,9 +14,10 @@ from evaluator.specs import (
     ModelSpec,
     RunScorer,
     ScorerSpec,
+    TeacherModelSpec,
 )
 from orchestrator.cells import Cell, Layers, LeftOut, check_names, select_cells
-from orchestrator.grid import TrainingSettings, read_grid
+from orchestrator.gridfile import read_grid
 from orchestrator.jobgraph import NO_PARENTS, JobGraph
 from orchestrator.pins import Pins
 from orchestrator.references import References
@@ -68,7 +69,7 @@ class _Planner:
     """Holds what all cells share while their jobs are added."""
 
     def __init__(self, refs: References, pins: Pins) -> None:
-        self.refs, self.pins, self.grid = refs, pins, refs.grid
+        self.refs, self.grid = refs, refs.grid
         self.graph = JobGraph(self.grid.resources)
         self.shared = Shared(refs, pins, self.graph)
         self.cells, self.left_out = select_cells(self.grid, refs.source)
@@ -91,7 +92,7 @@ class _Planner:
     def _backbone(self, place: int) -> tuple[ModelSpec, ModelSpec]:
         """A pinned backbone, and its tokenizer: the same for backbones cut to fewer layers."""
         where: Where = ("backbones", place)
-        model = self.pins.pin(self.refs.model(where, self.grid.backbones[place].spec))
+        model = self.shared.model(where, self.grid.backbones[place].spec)
         return model, model.model_copy(update={"layers": None, "attention": "sdpa"})
 
     def plan(self) -> Plan:
@@ -155,18 +156,18 @@ class _Planner:
 
     def _add_references(self) -> None:
         """The rows that runs are compared with: first stages, and the models that teach."""
-        models = {}
+        models: dict[str, tuple[str, TeacherModelSpec]] = {}
         for taught in self.teachers.values():
             if taught.model:
-                models.setdefault(taught.model.model_dump_json(), taught)
+                models.setdefault(taught.model.model_dump_json(), (taught.label, taught.model))
         for test in self.tests:
             name = self.refs.first_stage_label(test.collection.name)
             self._evaluate(test, name, FirstStageScorer(), {"system": "first_stage"})
-        for taught in models.values():
-            scorer = ModelScorer(model=taught.model)
-            labels = {"system": "teacher", "teacher": taught.label}
+        for label, model in models.values():
+            labels = {"system": "teacher", "teacher": label}
             for test in self.tests:
-                self._evaluate(test, taught.label, scorer, labels, **self.shared.scoring())
+                scoring = self.shared.scoring()
+                self._evaluate(test, label, ModelScorer(model=model), labels, **scoring)
 
     def _evaluate_run(self, cell: Cell, test: Tested, run: str) -> None:
         settings = self.settings[cell]

@@ -21,7 +21,8 @@ from evaluator.specs import (
     ScoredDocsSpec,
 )
 from evaluator.suites import SUITES, suite
-from orchestrator.grid import Collection, FirstStage, Grid, Teacher, located
+from orchestrator.grid import Collection, FirstStage, Grid, Teacher
+from orchestrator.gridfile import located
 from orchestrator.yamlfile import Where, YamlFile, nearest
 from trainer.specs import TeacherSpec
 
@@ -37,8 +38,7 @@ class References:
 
     def __init__(self, grid: Grid, file: YamlFile, data_home: Path | None) -> None:
         self.grid, self.source = grid, file
-        self.folder = Path(os.path.abspath(file.path)).parent
-        # Links are followed on purpose: a data folder may well be made of them.
+        self.folder = _absolute(file.path).parent
         self.allowed = [self.folder, Path.cwd(), *([data_home] if data_home else [])]
 
     def build(self, where: Where, kind: type[Model], **values: Any) -> Model:
@@ -50,7 +50,7 @@ class References:
 
     def path(self, where: Where, text: str, *, must_exist: bool = True) -> Path:
         """An absolute path inside the allowed folders; relative ones start at the grid's folder."""
-        path = Path(os.path.abspath(self.folder / text))
+        path = _absolute(self.folder / text)
         if not any(path.is_relative_to(folder) for folder in self.allowed):
             folders = ", ".join(map(str, dict.fromkeys(self.allowed)))
             raise self.source.error(
@@ -58,10 +58,14 @@ class References:
                 f"{path} lies outside the allowed folders ({folders}): name its folder with "
                 "--data-home and write ${data_home}/…",
             )
-        if must_exist and not path.exists():
-            beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-            hint = nearest(path.name, beside) if beside else f"there is no folder {path.parent}"
-            raise self.source.error(where, f"there is no {path}: {hint}")
+        try:
+            if must_exist and not path.exists():
+                hint = f"there is no folder {path.parent}"
+                if path.parent.is_dir():
+                    hint = nearest(path.name, [other.name for other in path.parent.iterdir()])
+                raise self.source.error(where, f"there is no {path}: {hint}")
+        except OSError as problem:
+            raise self.source.error(where, f"{path}: {problem.strerror}") from problem
         return path
 
     def file(self, where: Where, declared: FileSpec) -> FileSpec:
@@ -81,7 +85,7 @@ class References:
         return model.model_copy(update={"folder": str(path)})
 
     def collection(self, where: Where, name: str) -> CollectionSpec:
-        """The collection behind `apidocs/test`, `irds:beir/scifact/test` or a name of the grid's."""
+        """The collection that `apidocs/test`, `irds:<id>` or a name of the grid's stands for."""
         if name in self.grid.collections:
             return self._own_collection(name, self.grid.collections[name])
         if name in APIDOCS:
@@ -110,7 +114,9 @@ class References:
         if entry.folder:
             path = self.path((*where, "folder"), entry.folder)
             return FolderSpec(name=name, path=str(path), split=entry.split)
-        assert entry.documents and entry.queries and entry.qrels
+        assert entry.documents
+        assert entry.queries
+        assert entry.qrels
         return FilesSpec(
             name=name,
             documents=self.file((*where, "documents"), entry.documents),
@@ -220,7 +226,8 @@ class References:
             return {"type": "teach"}
         if entry.source:
             dataset = entry.source.removeprefix("irds:")
-            return {"type": "docpairs", "id": self._irds(("teachers", name, "source"), "", dataset).id}
+            self._irds(("teachers", name, "source"), "", dataset)
+            return {"type": "docpairs", "id": dataset}
         key = next(
             key for key in ("run", "scores", "triples", "score_triples") if getattr(entry, key)
         )
@@ -243,3 +250,6 @@ class References:
                 raise self.source.error((*where, place), f"{name!r} is named twice")
 
 
+def _absolute(path: Path) -> Path:
+    # Not resolve(): a data folder may well be made of links to other disks.
+    return Path(os.path.abspath(path))  # noqa: PTH100

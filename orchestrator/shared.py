@@ -8,6 +8,7 @@ from evaluator.measure_names import parse_measure
 from evaluator.specs import (
     CollectionSpec,
     FirstStageSpec,
+    ModelSpec,
     TeacherModelSpec,
     TeachSpec,
 )
@@ -17,7 +18,7 @@ from orchestrator.pins import Pins
 from orchestrator.references import References
 from orchestrator.yamlfile import Where
 from trainer.specs import TeacherSpec, ValidationSpec
-from xsweep import ConfigError
+from xsweep import ConfigError, SetupError
 
 
 class Tested(NamedTuple):
@@ -62,6 +63,13 @@ class Shared:
             "precision": evaluation.precision,
             "batch_tokens": evaluation.batch_tokens,
         }
+
+    def model(self, where: Where, model: ModelSpec) -> ModelSpec:
+        """The model, pinned to its version or its folder's checksum."""
+        try:
+            return self.pins.pin(self.refs.model(where, model))
+        except SetupError as problem:
+            raise self.refs.source.error(where, str(problem)) from problem
 
     def measure(self, where: Where, name: str) -> str:
         """The canonical name of a measure."""
@@ -140,7 +148,7 @@ class Shared:
         if not entry.model:
             return Taught(spec, collection, {"candidates": candidates}, None, name)
         models = tuple(
-            self.pins.pin(self.refs.model(("teachers", name, "model", place), model))
+            self.model(("teachers", name, "model", place), model)
             for place, model in enumerate(entry.model)
         )
         model = TeacherModelSpec(type=entry.type, models=models)

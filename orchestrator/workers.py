@@ -108,7 +108,8 @@ class Worker:
         try:
             Path(task["out"]).mkdir(parents=True, exist_ok=True)
             with _output_to(Path(task["log"])):
-                print(f"{task['name']} [job {task['job_id']}, token {task['token']}]", flush=True)
+                attempt = f"job {task['job_id']}, token {task['token']}, pid {os.getpid()}"
+                print(f"{task['name']} [{attempt}]", flush=True)
                 try:
                     self._work(task)
                 except BaseException:

@@ -33,7 +33,7 @@ def nearest(name: str, known: Collection[str]) -> str:
     close = difflib.get_close_matches(name.lower(), by_lower_name, n=1)
     if close:
         return f"did you mean {by_lower_name[close[0]]!r}?"
-    return f"known are {', '.join(sorted(map(str, known)))}" if known else "there are none"
+    return f"known are {', '.join(sorted(by_lower_name.values()))}" if known else "there are none"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -76,7 +77,15 @@ def model_card(spec: TrainSpec, summary: dict) -> str:
             "\n## Choice of the checkpoint",
             selection,
             "\n## All settings\n```json",
-            json.dumps(spec.model_dump(mode="json", exclude_defaults=True), indent=1),
+            json.dumps(_without_places(spec.model_dump(mode="json", exclude_none=True)), indent=1),
             "```\n",
         ]
     )
+
+
+def _without_places(settings: Any) -> Any:
+    """Settings without the folders of this machine, which are nobody else's business."""
+    if not isinstance(settings, dict):
+        return settings
+    places = {"path", "folder", "home"}
+    return {key: _without_places(value) for key, value in settings.items() if key not in places}

@@ -1,6 +1,7 @@
 """The forward pass of a micro-batch: what an engine wraps and differentiates."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -36,3 +37,14 @@ class Scorer(nn.Module):
                 output = self.model(inputs_embeds=embedded_PLE, **others)
                 logits.append(output.logits[:, 0].float())
         return torch.cat(logits)
+
+
+@contextmanager
+def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Another attention implementation inside the block; the results differ by rounding."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -164,7 +164,10 @@ class OptimisationSpec(Spec):
     """Padded tokens of one backward pass: whole queries, at least one."""
     forward_tokens: int = Field(default=2048, ge=1)
     """Padded tokens of one forward pass inside a micro-batch: pairs of like length."""
+    dropout: bool = True
+    """Whether the backbone's own dropout is on; off is a quarter faster on a CPU."""
     gradient_checkpointing: bool = False
+    """Computes activations twice to keep fewer; transformers offers it with dropout only."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)
 
     @field_validator("betas")
@@ -175,11 +178,13 @@ class OptimisationSpec(Spec):
         return betas
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> Self:
+    def _consistent(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(
                 f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps"
             )
+        if self.gradient_checkpointing and not self.dropout:
+            raise ValueError("gradient_checkpointing works with dropout only: set one of them")
         return self
 
 

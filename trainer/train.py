@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from evaluator.provenance import collect
 from pydantic import ValidationError
 
 from evaluator.collections import load_collection
 from evaluator.cross_encoder import load_cross_encoder
 from evaluator.manifest import write_manifest
 from evaluator.pairs import PairEncoder
+from evaluator.provenance import collect, now
 from evaluator.tokenizers import tokenize
 from evaluator.tokens import TokenStore
 from trainer.batches import Assembler
@@ -67,6 +67,7 @@ def train(
 ) -> None:
     """See `run_job`."""
     started = time.perf_counter()
+    provenance = collect(spec.model_dump(mode="json"))
     if "tokens" not in inputs:
         raise ConfigError("a training needs the input 'tokens': name its folder in `inputs`")
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ def train(
     summary = summarise(spec, progress, teacher, time.perf_counter() - started)
     export_model(model, tokenizer, out / "model", spec, summary)
     write_json(out / "summary.json", summary)
-    write_json(out / "provenance.json", collect(spec.model_dump(mode="json")))
+    write_json(out / "provenance.json", provenance | {"ended": now()})
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     write_manifest(out)
 

@@ -1,7 +1,13 @@
 """The command line `xsweep`: one file per group of commands, heavy imports inside the commands."""
 
-from orchestrator.cli import data, database, doctor, evaluate, jobs, report, status, sweeps
+import orchestrator.cli.data
+import orchestrator.cli.database
+import orchestrator.cli.doctor
+import orchestrator.cli.evaluate
+import orchestrator.cli.jobs
+import orchestrator.cli.report
+import orchestrator.cli.status
+import orchestrator.cli.sweeps  # noqa: F401 - each adds its commands to the program
 from orchestrator.cli.app import app, main
 
-__all__ = ["app", "data", "database", "doctor", "evaluate", "jobs", "main"]
-__all__ += ["report", "status", "sweeps"]
+__all__ = ["app", "main"]

@@ -17,12 +17,22 @@ if TYPE_CHECKING:
 
 GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
+ORDER = (
+    *("submit", "plan", "run", "status", "report", "explain", "logs"),
+    *("cancel", "pause", "resume", "retry", "evaluate", "data", "db", "doctor", "version"),
+)
+"""Of the commands in `--help`: as a newcomer needs them."""
 
 
 class Program(TyperGroup):
     """Runs a command; every error ends in one message on stderr and an exit code."""
 
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The commands in the order of `--help`."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
     def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -93,9 +103,7 @@ def _settings(
     \b
     Exit codes: 0 fine, 1 some jobs failed, 2 the input is wrong, 3 the environment is wrong.
     """
-    ctx.obj = load_settings(
-        database=db, store=store, ray_address=ray_address, data_home=data_home
-    )
+    ctx.obj = load_settings(database=db, store=store, ray_address=ray_address, data_home=data_home)
 
 
 def settings_of(ctx: typer.Context) -> Settings:

@@ -23,7 +23,7 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
 
     \b
     Example:
-      xsweep --data-home ~/data data list sweeps/trec_dl.yaml
+      xsweep data list sweeps/trec_dl.yaml --data-home ~/data
     """
     for file in _files(ctx, grid):
         path = Path(file.path)
@@ -37,7 +37,7 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
 
     \b
     Example:
-      xsweep --data-home ~/data data check sweeps/trec_dl.yaml
+      xsweep data check sweeps/trec_dl.yaml --data-home ~/data
     """
     from evaluator.files import checked
     from xsweep import DataError

@@ -44,9 +44,7 @@ def check(ctx: typer.Context) -> None:
 
 
 @database.command()
-def backup(
-    ctx: typer.Context, path: Annotated[Path, typer.Argument(help="The new file.")]
-) -> None:
+def backup(ctx: typer.Context, path: Annotated[Path, typer.Argument(help="The new file.")]) -> None:
     """Copy the database while it is in use (SQLite; for PostgreSQL: the pg_dump line to use).
 
     \b

@@ -47,6 +47,9 @@ def evaluate(
     """
     import tempfile
 
+    from evaluator.measure_names import parse_measure
+
+    measures = [str(parse_measure(name)) for name in measure or ["nDCG@10", "RR@10"]]
     if not model.is_dir():
         raise ConfigError(f"{model} is not a folder with a model")
     # The folder that a training leaves holds the model beside its logs.
@@ -56,7 +59,7 @@ def evaluate(
         raise ConfigError("--run belongs to one --collection: its queries are in the run")
     settings = {
         "depth": depth,
-        "measures": measure or ["nDCG@10", "RR@10"],
+        "measures": measures,
         "query_tokens": query_tokens,
         "document_tokens": document_tokens,
         "precision": precision,

@@ -35,7 +35,7 @@ def explain(ctx: typer.Context, job: JobName) -> None:
     for sentence in found.why:
         typer.echo(f"  {sentence}")
     typer.echo(f"  in {', '.join(found.sweeps)}")
-    for parent in found.parents:
+    for parent in () if found.state == "waiting" else found.parents:
         typer.echo(f"  {parent.role}: {parent.name} (job {parent.job_id}): {parent.state}")
     if found.nearest_done:
         near = found.nearest_done
@@ -48,7 +48,9 @@ def explain(ctx: typer.Context, job: JobName) -> None:
 def logs(
     ctx: typer.Context,
     job: JobName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+    ] = False,
     attempt: Annotated[int | None, typer.Option(help="Not the last attempt but this one.")] = None,
 ) -> None:
     """The output of a job's last attempt.
@@ -59,14 +61,16 @@ def logs(
       xsweep logs 17 -f
       xsweep logs 17 --attempt 1
     """
+    from db import jobs
     from orchestrator.store import open_store
 
     engine = open_database(ctx)
-    path = _log_of(engine, open_store(settings_of(ctx).store), job, attempt)
+    job_id = jobs.find_job(engine, job)
+    path = _log_of(engine, open_store(settings_of(ctx).store), job_id, attempt)
     position = 0
     while True:
         # Asked before reading: what is written while the job ends is still shown.
-        running = follow and _is_running(engine, job)
+        running = follow and any(held.job_id == job_id for held in jobs.running(engine))
         with path.open("rb") as file:
             file.seek(position)
             while piece := file.read(1 << 16):
@@ -77,7 +81,7 @@ def logs(
         time.sleep(0.5)
 
 
-def _log_of(engine: "Engine", store: Path, job: str, attempt: int | None) -> Path:
+def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None) -> Path:
     from db import jobs
     from orchestrator.store import resolve
 
@@ -91,12 +95,6 @@ def _log_of(engine: "Engine", store: Path, job: str, attempt: int | None) -> Pat
     if not path.exists():
         raise ConfigError(f"the log {path} is gone, or not written yet")
     return path
-
-
-def _is_running(engine: "Engine", job: str) -> bool:
-    from db import jobs
-
-    return jobs.explain(engine, job).state == "running"
 
 
 @app.command()

@@ -14,7 +14,7 @@ def report(
     ctx: typer.Context,
     sweep: Annotated[str | None, typer.Argument(help="A sweep; without it, the newest.")] = None,
     format: Annotated[
-        str, typer.Option("--format", "-f", help="text, markdown, latex, csv or json.")
+        str, typer.Option("--format", "-f", help="text, markdown, latex, csv, json or html.")
     ] = "text",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this file, not to the terminal.")
@@ -36,9 +36,19 @@ def report(
     test: Annotated[str, typer.Option(help="t (paired) or randomization.")] = "t",
     digits: Annotated[int, typer.Option(min=1, max=6)] = 3,
     percent: Annotated[bool, typer.Option("--percent", help="0.534 as 53.4.")] = False,
+    effects: Annotated[
+        bool, typer.Option("--effects", help="Add what each choice is worth, averaged over others.")
+    ] = False,
+    compare_to: Annotated[
+        str | None, typer.Option(help="Add the published figures of a reference file.")
+    ] = None,
     standalone: Annotated[
         bool, typer.Option("--standalone", help="LaTeX that compiles by itself.")
     ] = False,
+    wide: Annotated[
+        bool, typer.Option("--wide", help="LaTeX over both columns of a page.")
+    ] = False,
+    max_columns: Annotated[int, typer.Option(help="Columns of one LaTeX tabular.", min=1)] = 6,
 ) -> None:
     """The table of a sweep's accepted results, with significance against the baselines.
 
@@ -47,6 +57,7 @@ def report(
       xsweep report
       xsweep report quickstart --measure nDCG@10 --measure RR@10
       xsweep report quickstart --format latex -o table.tex
+      xsweep report quickstart --format html --effects -o report.html
       xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large
     """
     from orchestrator.report import render
@@ -71,7 +82,11 @@ def report(
         digits=digits,
         percent=percent,
         where=chosen,
+        effects=effects,
+        compare_to=compare_to,
         standalone=standalone,
+        wide=wide,
+        max_columns=max_columns,
     )
     if output is None:
         typer.echo(text, nl=False)

@@ -97,12 +97,18 @@ def _watch(
 
     console = _console()
     seen_s = time.monotonic()
+    told: list[dict[str, dict[str, int]]] = []
     with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
         while True:
             began_s = time.monotonic()
             found = summary(engine, sweep)
             took_s = time.monotonic() - began_s
-            live.update(Group(*_page(found)), refresh=True)
+            if console.is_terminal:
+                live.update(Group(*_page(found)), refresh=True)
+            elif told != (counts := [each.counts for each in found.sweeps]):
+                # In a log file, a line per change is all that can be followed.
+                console.print(*(_headline(each, found) for each in found.sweeps), sep="\n")
+                told = counts
             if not any(_count(each, OPEN) for each in found.sweeps):
                 break
             if found.controllers or process.is_running(settings):
@@ -150,7 +156,8 @@ def _page(found: "Summary") -> "Iterator[RenderableType]":
     if not found.sweeps:
         yield "No sweep was submitted yet: xsweep submit sweeps/quickstart.yaml"
     for sweep in found.sweeps:
-        yield _sweep_table(sweep, found)
+        yield _headline(sweep, found)
+        yield _sweep_table(sweep)
     if found.running:
         yield _running_table(found)
     for failure in found.failures:
@@ -165,23 +172,26 @@ def _page(found: "Summary") -> "Iterator[RenderableType]":
         yield "No controller is running. Next: xsweep run"
 
 
-def _sweep_table(sweep: "SweepStatus", found: "Summary") -> "RenderableType":
+def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
     from rich import box
     from rich.table import Table
 
     shown = [state for state in STATES if _count(sweep, (state,))]
-    note = "" if sweep.state == "active" else f", {sweep.state}"
-    table = Table(box=box.SIMPLE_HEAD, title_justify="left", show_footer=True, pad_edge=False)
-    table.title = f"{sweep.name}{note}: {_outlook(sweep, found)}"
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("jobs", "all")
     for state in shown:
         table.add_column(state, str(_count(sweep, (state,))), justify="right")
     table.add_column("all", str(sweep.total), justify="right")
-    for kind in sorted(sweep.counts, key=lambda kind: (kind not in KINDS, *KINDS, kind).index(kind)):
+    for kind in [kind for kind in KINDS if kind in sweep.counts]:
         counts = sweep.counts[kind]
         numbers = [str(counts.get(state, "")) for state in shown]
         table.add_row(kind, *numbers, str(sum(counts.values())))
     return table
+
+
+def _headline(sweep: "SweepStatus", found: "Summary") -> str:
+    note = "" if sweep.state == "active" else f" ({sweep.state})"
+    return f"[bold]{_plain(sweep.name)}[/]{note}: {_outlook(sweep, found)}"
 
 
 def _outlook(sweep: "SweepStatus", found: "Summary") -> str:

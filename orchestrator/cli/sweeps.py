@@ -20,7 +20,9 @@ GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
 def submit(
     ctx: typer.Context,
     grid: GridFile,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, store nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, store nothing.")
+    ] = False,
     start: Annotated[bool, typer.Option(help="Start a controller if none runs.")] = True,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the sweep until it ends.")] = False,
 ) -> None:
@@ -30,7 +32,7 @@ def submit(
     Examples:
       xsweep submit sweeps/quickstart.yaml --dry-run
       xsweep submit sweeps/quickstart.yaml --watch
-      xsweep --data-home ~/data submit sweeps/trec_dl.yaml --no-start
+      xsweep submit sweeps/trec_dl.yaml --data-home ~/data --no-start
     """
     from orchestrator import process
     from orchestrator.plan import plan_grid
@@ -45,9 +47,7 @@ def submit(
     from db import jobs
 
     engine = open_database(ctx, create=True)
-    submission = jobs.add_sweep(
-        engine, name=planned.name, grid=planned.grid, jobs=planned.jobs
-    )
+    submission = jobs.add_sweep(engine, name=planned.name, grid=planned.grid, jobs=planned.jobs)
     _show_plan(planned, submission)
     if submission.done == submission.total:
         typer.echo("Everything is done already; nothing is computed again. Next: xsweep report")
@@ -104,12 +104,13 @@ def run(
 
 
 def _preview(settings: "Settings", planned: "Plan") -> "Submission":
-    """What a submission would add; an absent SQLite database is as good as an empty one."""
+    """What a submission would add; a database that is not there yet is not made for the answer."""
     from db import jobs
-    from db.engine import connect
+    from db.engine import connect, open_engine, schema_version
 
     scheme, _, path = settings.database.partition(":///")
-    if scheme.startswith("sqlite") and not Path(path).exists():
+    absent = scheme.startswith("sqlite") and not Path(path).exists()
+    if absent or schema_version(open_engine(settings.database)) is None:
         total = len(planned.jobs)
         return jobs.Submission(sweep_id=None, new=total, shared=0, done=0, total=total)
     return jobs.preview(connect(settings.database), name=planned.name, jobs=planned.jobs)
@@ -119,7 +120,8 @@ def _show_plan(planned: "Plan", submission: "Submission") -> None:
     kinds = ", ".join(f"{count} {kind}" for kind, count in planned.kinds.items())
     typer.echo(
         f"{planned.name}: {len(planned.cells)} runs, {submission.total} jobs ({kinds}): "
-        f"{submission.new} new, {submission.shared} known, of which {submission.done} done"
+        f"{submission.new} new, {submission.total - submission.new - submission.done} known, "
+        f"{submission.done} done"
     )
     grouped: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for cell, reason in planned.left_out:

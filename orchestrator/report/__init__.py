@@ -1,6 +1,7 @@
 """Tables from accepted results, for terminals, papers and programs: `render` makes them all."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from xsweep import ConfigError
@@ -8,7 +9,7 @@ from xsweep import ConfigError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-FORMATS = ("text", "markdown", "latex", "csv", "json")
+FORMATS = ("text", "markdown", "latex", "csv", "json", "html")
 
 
 def render(
@@ -29,12 +30,15 @@ def render(
     standalone: bool = False,
     wide: bool = False,
     max_columns: int = 6,
+    effects: bool = False,
+    compare_to: str | None = None,
 ) -> str:
     """The report of a sweep's accepted results: same database and options, same text.
 
     `by` is `collection` or `suite`; `baseline` one or several names (`first_stage`, `teacher`, a
     row's name); `where` keeps the runs whose labels have one of the given values; `width` is for
-    text, `standalone`, `wide` and `max_columns` (of one tabular) for LaTeX.
+    text, `standalone`, `wide` and `max_columns` (of one tabular) for LaTeX. `effects` adds what the
+    choices are worth, `compare_to` the published figures of a reference file.
 
     Raises ConfigError for whatever of this the sweep cannot answer, naming what it could.
     """
@@ -42,8 +46,11 @@ def render(
     from evaluator.measure_names import parse_measure
     from orchestrator.report.build import build_report
     from orchestrator.report.data import render_csv, render_json
+    from orchestrator.report.effects import effect_sections
+    from orchestrator.report.html import render_html
     from orchestrator.report.latex import render_latex
     from orchestrator.report.markdown import render_markdown
+    from orchestrator.report.reference import reference_section
     from orchestrator.report.text import render_text
 
     if format not in FORMATS:
@@ -67,6 +74,10 @@ def render(
         percent=percent,
         where=where or {},
     )
+    sections = effect_sections(report) if effects else ()
+    if compare_to:
+        sections = (*sections, reference_section(report, compare_to))
+    report = replace(report, sections=sections)
     match format:
         case "text":
             return render_text(report, width=width)
@@ -76,4 +87,6 @@ def render(
             return render_latex(report, standalone=standalone, wide=wide, max_columns=max_columns)
         case "csv":
             return render_csv(report)
+        case "html":
+            return render_html(report)
     return render_json(report)

@@ -49,7 +49,8 @@ def title(report: Report) -> str:
     """`quickstart: nDCG@10 and RR@10 on apidocs/test`."""
     measures = list(dict.fromkeys(column.measure for column in report.table.columns))
     places = list(dict.fromkeys(column.place for column in report.table.columns))
-    where = places[0] if len(places) == 1 else f"{len(places)} {report.by}s"
+    kind = "suite" if any(len(column.collections) > 1 for column in report.table.columns) else ""
+    where = places[0] if len(places) == 1 else f"{len(places)} {kind or 'collection'}s"
     return f"{report.sweep}: {listed(measures)} on {where}"
 
 
@@ -70,15 +71,18 @@ def caption(report: Report, style: Style) -> list[str]:
 
 def conclusions(report: Report) -> list[Conclusion]:
     """Against every baseline: who is better, who is worse, and who is not told apart."""
-    columns = {each.column for each in report.comparisons}
-    detailed = len(columns) * len(report.baselines) <= DETAILED_UP_TO
     groups: dict[str, list[Comparison]] = {}
     for each in report.comparisons:
-        where = f" on {each.column.place}" if detailed else f", number of {report.by}s"
+        where = f" on {each.column.place}" if detailed(report) else f", number of {report.by}s"
         heading = f"{each.column.measure}{where}, against {report.name(each.baseline)}"
         groups.setdefault(heading, []).append(each)
-    describe = _with_figures if detailed else _with_counts
+    describe = _with_figures if detailed(report) else _with_counts
     return [Conclusion(heading, describe(report, group)) for heading, group in groups.items()]
+
+
+def detailed(report: Report) -> bool:
+    """Whether the columns are few enough to speak of each."""
+    return len(report.table.columns) * len(report.baselines) <= DETAILED_UP_TO
 
 
 def listed(names: Sequence[str]) -> str:
@@ -88,12 +92,11 @@ def listed(names: Sequence[str]) -> str:
 
 def _what(report: Report) -> str:
     unit = "percent" if report.percent else "fractions of 1"
-    grouped = (
-        "; a suite's value is the unweighted mean of its collections"
-        if report.by == "suite"
-        else ""
-    )
-    parts = [f"Means over queries, in {unit}{grouped}."]
+    parts = [f"Means over queries, in {unit}."]
+    if any(len(column.collections) > 1 for column in report.table.columns):
+        parts.append("A suite's value is the unweighted mean of its collections.")
+    elif report.by == "suite":
+        parts.append("No suite is whole in this sweep, so its collections stand alone.")
     parts += describe_queries(report.cells)
     parts += describe_candidates(report.cells)
     parts += _teachers(report)
@@ -128,7 +131,10 @@ def _spread(report: Report) -> str:
             f"Runs are means over the seeds {named}; ± is the sample standard deviation (n − 1) "
             "over seeds, not over queries."
         )
-    return f"Runs have one accepted seed each ({named}), so no spread is shown."
+    return (
+        f"Runs have one accepted seed each ({named}): no spread is shown, and the tests cannot "
+        "know how much seeds vary."
+    )
 
 
 def _ranks(style: Style) -> str:

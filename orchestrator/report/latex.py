@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from orchestrator.report.caption import Style, caption, title
-from orchestrator.report.report import Report, Shown
+from orchestrator.report.report import Report, Section, Shown
 from orchestrator.report.table import Column
 
 STYLE = Style(best="bold", second="underlined", better="↑", worse="↓")
@@ -24,10 +24,15 @@ SIGNS = {
     ">": r"$>$",
     "±": r"$\pm$",
     "−": r"$-$",
+    "×": r"$\times$",
     "–": "--",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
-    '"': r"\textquotedbl{}",
+    '"': "''",
+    # at the start of a row these would be read as options of the \\ before them
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
 }
 PREAMBLE = r"""\documentclass{article}
 \usepackage[T1]{fontenc}
@@ -62,6 +67,8 @@ def render_latex(
         rf"\label{{tab:{re.sub('[^0-9A-Za-z]', '-', report.sweep)}}}",
         rf"\end{{{environment}}}",
     ]
+    for section in report.sections:
+        lines += _section(section)
     table = "\n".join(lines) + "\n"
     return f"{PREAMBLE}{table}\\end{{document}}\n" if standalone else table
 
@@ -72,10 +79,27 @@ def escape(text: str) -> str:
     `a_b & 50%` -> `a\\_b \\& 50\\%`.
     """
     return "".join(
-        SIGNS.get(letter) or (letter if ord(letter) < 0x180 else f"[U+{ord(letter):04X}]")
+        SIGNS.get(letter) or (letter if ord(letter) < 0x180 else f"{{[}}U+{ord(letter):04X}{{]}}")
         for letter in text
         if letter.isprintable() or letter == " "
     )
+
+
+def _section(section: Section) -> list[str]:
+    heads, *rows = (
+        " & ".join(map(escape, line)) + r" \\" for line in (section.heads, *section.lines)
+    )
+    return [
+        "",
+        r"\begin{table}[t]",
+        r"\centering",
+        r"\small",
+        rf"\begin{{tabular}}{{{'l' * len(section.heads)}}}",
+        *(r"\toprule", heads, r"\midrule", *rows, r"\bottomrule"),
+        r"\end{tabular}",
+        rf"\caption{{{escape(f'{section.title}. {section.note}')}}}",
+        r"\end{table}",
+    ]
 
 
 def _tabular(report: Report, columns: Sequence[Column], start: int) -> str:

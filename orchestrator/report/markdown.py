@@ -26,6 +26,12 @@ def render_markdown(report: Report) -> str:
             for name, systems in each.found.items()
         ]
         parts += [f"**{_escape(each.heading)}**", _escape("\n".join(lines))]
+    for section in report.sections:
+        lines = [
+            _line([_escape(part) for part in line]) for line in (section.heads, *section.lines)
+        ]
+        lines.insert(1, _line([":--"] * len(section.heads)))
+        parts += [f"**{_escape(section.title)}**", "\n".join(lines), _escape(section.note)]
     return "\n\n".join(parts) + "\n"
 
 

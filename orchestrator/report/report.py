@@ -28,6 +28,15 @@ class Shown(NamedTuple):
     """`2/3` when not every planned seed is accepted; without any, what keeps it: `failed`."""
 
 
+class Section(NamedTuple):
+    """A small table beside the main one."""
+
+    title: str
+    heads: tuple[str, ...]
+    lines: list[tuple[str, ...]]
+    note: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """A table, its comparisons, and the settings under which both were made."""
@@ -44,6 +53,7 @@ class Report:
     percent: bool
     by: str = "collection"
     where: Mapping[str, tuple[str, ...]]
+    sections: tuple[Section, ...] = ()
 
     @cached_property
     def ranks(self) -> dict[tuple[Row, Column], int]:

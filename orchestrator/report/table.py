@@ -6,11 +6,11 @@ the order of the grid file: by the label `order`, then by job id.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 SYSTEMS = {"first_stage": "first stage", "teacher": "teacher", "run": ""}
 """The kinds of systems in the order of their rows, and what a row's name says of each."""
-
-
 ACCEPTED = "done"
 STATES = (
     ACCEPTED,
@@ -37,7 +35,8 @@ STATES = (
 )
 """States of an evaluation; a seed that lacks several collections counts under the last of them."""
 
-Ordering = Callable[[tuple[str, ...]], tuple[np.ndarray, tuple[str, ...]]]
+Name = TypeVar("Name", bound=Hashable)
+Ordering = Callable[[tuple[str, ...]], tuple[np.ndarray | slice, tuple[str, ...]]]
 
 
 class Row(NamedTuple):
@@ -186,25 +185,19 @@ def natural(text: str) -> list[tuple[int, str]]:
     ]
 
 
-def _in_order(cells: Iterable["Cell"], name: Callable[["Cell"], str]) -> dict[str, int]:
+def _in_order(cells: Iterable["Cell"], name: Callable[["Cell"], Name]) -> dict[Name, int]:
     """What `name` gives for the cells, with the place of each in the grid's order."""
     ordered = sorted(cells, key=lambda cell: (cell.labels.get("order", 0), cell.job_id))
     return {each: place for place, each in enumerate(dict.fromkeys(map(name, ordered)))}
 
 
 def _rows(cells: Sequence["Cell"]) -> tuple[Row, ...]:
-    """The systems: first stages, teachers, then runs by backbone, objective and teacher."""
-    places = [
-        {kind: place for place, kind in enumerate(SYSTEMS)},
-        _in_order(cells, lambda cell: row_of(cell).model),
-        _in_order(cells, lambda cell: row_of(cell).objective),
-        _in_order(cells, lambda cell: row_of(cell).teacher),
-    ]
-
-    def key(row: Row) -> list[int]:
-        return [order[name] for order, name in zip(places, row, strict=True)]
-
-    return tuple(sorted({row_of(cell) for cell in cells}, key=key))
+    """The systems: first stages, teachers, then runs, each backbone's together."""
+    kinds, places = list(SYSTEMS), _in_order(cells, row_of)
+    models = _in_order(cells, lambda cell: row_of(cell).model)
+    return tuple(
+        sorted(places, key=lambda row: (kinds.index(row.system), models[row.model], places[row]))
+    )
 
 
 def _places(
@@ -233,10 +226,11 @@ def _the_one_in_force(one: "Cell", other: "Cell") -> "Cell":
     return min(live or (one, other), key=lambda cell: cell.identity)
 
 
-def _order(ids: tuple[str, ...]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The places of query ids when sorted, and the sorted ids."""
+def _order(ids: tuple[str, ...]) -> tuple[np.ndarray | slice, tuple[str, ...]]:
+    """What sorts arrays over these query ids, and the sorted ids; sorted ones are left in place."""
     order = sorted(range(len(ids)), key=ids.__getitem__)
-    return np.array(order, dtype=np.intp), tuple(ids[place] for place in order)
+    ordered = tuple(ids[place] for place in order)
+    return (slice(None) if ordered == ids else np.array(order, dtype=np.intp)), ordered
 
 
 def _check_queries(cells: Iterable["Cell"], order_of: Ordering) -> None:

@@ -1,12 +1,12 @@
 """The report as plain text for a terminal: no colours, marks that survive copy and paste."""
 
 import re
-from collections.abc import Sequence
-from itertools import groupby, zip_longest
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice, zip_longest
 from textwrap import wrap
 
 from orchestrator.report.caption import Conclusion, Style, caption, conclusions, title
-from orchestrator.report.report import Report, Shown
+from orchestrator.report.report import Report, Section, Shown
 from orchestrator.report.table import Column
 
 STYLE = Style(best="*0.5*", second="_0.5_", better="▲", worse="▼")
@@ -19,43 +19,45 @@ def render_text(report: Report, *, width: int = 110) -> str:
     Columns that do not fit beside the labels follow below, with the labels again.
     """
     labels = _labels(report)
-    label_width = max(map(len, labels))
     columns = [
         _column(report, column, head)
         for column, head in zip(report.table.columns, report.heads[-1], strict=True)
     ]
-    parts = []
-    start = 0
-    while start < len(columns):
-        end, used = start, label_width
-        while end < len(columns) and (end == start or used + len(columns[end][0]) <= width):
-            used += len(GAP) + len(columns[end][0])
-            end += 1
-        heads = [level[start:end] for level in report.heads]
-        parts.append(_block(report, labels, columns[start:end], heads))
-        start = end
+    parts = [
+        _block(report, labels, columns[start:end], [level[start:end] for level in report.heads])
+        for start, end in _stretches(columns, width - len(labels[0]))
+    ]
     below = "\n".join(_wrap(paragraph, width) for paragraph in caption(report, STYLE))
     found = [_conclusion(each) for each in conclusions(report)]
-    return "\n\n".join([title(report), *parts, below, *found]) + "\n"
+    sections = [_section(each, width) for each in report.sections]
+    return "\n\n".join([title(report), *parts, below, *found, *sections]) + "\n"
+
+
+def _stretches(columns: Sequence[Sequence[str]], room: int) -> Iterator[tuple[int, int]]:
+    """Cuts the columns into runs that fit into `room` characters, at least one each."""
+    start, used = 0, 0
+    for place, column in enumerate(columns):
+        needed = len(GAP) + len(column[0])
+        if place > start and used + needed > room:
+            yield start, place
+            start, used = place, 0
+        used += needed
+    yield start, len(columns)
 
 
 def _labels(report: Report) -> list[str]:
-    """Label lines: the heads, then one per row, a repeated backbone left blank."""
+    """The heads, then one line per row, all of one width; a repeated backbone is left blank."""
     rows = [report.label_heads]
     for block in report.blocks:
         seen = ""
         for row in block:
             label = report.label(row)
-            rows.append((" " * len(seen), *label[1:]) if label[0] == seen else label)
+            rows.append(("", *label[1:]) if label[0] == seen else label)
             seen = label[0] if row.system == "run" else ""
-    several = [row for row in rows if len(row) > 1]
-    widths = [max(len(row[i]) for row in several) for i in range(len(report.label_heads) - 1)]
-    return [
-        "  ".join([*(part.ljust(w) for part, w in zip(row, widths, strict=False)), row[-1]])
-        if len(row) > 1
-        else row[0]
-        for row in rows
-    ]
+    # a reference row's only part runs across the label columns and widens none of them
+    several = _aligned([row for row in rows if len(row) > 1])
+    lines = [several.pop(0) if len(row) > 1 else row[0] for row in rows]
+    return [line.ljust(max(map(len, lines))) for line in lines]
 
 
 def _column(report: Report, column: Column, head: str) -> list[str]:
@@ -90,25 +92,20 @@ def _block(
     heads: Sequence[Sequence[str]],
 ) -> str:
     """One stretch of columns with its labels, heads and rules."""
-    label_width = max(map(len, labels))
     widths = [len(column[0]) for column in columns]
     lines = []
     for level in heads:
-        line = labels[0].ljust(label_width) if level is heads[-1] else " " * label_width
+        line = labels[0] if level is heads[-1] else " " * len(labels[0])
         for name, same in groupby(zip(level, widths, strict=True), key=lambda each: each[0]):
-            span = [w for _, w in same]
-            line += GAP + f" {name}".ljust(sum(span) + len(GAP) * (len(span) - 1))
+            span = [width + len(GAP) for _, width in same]
+            line += (GAP + f" {name}").ljust(sum(span))
         lines.append(line.rstrip())
-    rule = "─" * (label_width + sum(widths) + len(GAP) * len(widths))
-    lines.append(rule)
-    place = 0
+    rule = "─" * (len(labels[0]) + sum(width + len(GAP) for width in widths))
+    rows = iter(zip(labels[1:], *columns, strict=True))
     for block in report.blocks:
-        for _ in block:
-            cells = [column[place] for column in columns]
-            lines.append(GAP.join([labels[place + 1].ljust(label_width), *cells]).rstrip())
-            place += 1
         lines.append(rule)
-    return "\n".join(lines)
+        lines += [GAP.join(parts).rstrip() for parts in islice(rows, len(block))]
+    return "\n".join([*lines, rule])
 
 
 def _conclusion(conclusion: Conclusion) -> str:
@@ -118,10 +115,19 @@ def _conclusion(conclusion: Conclusion) -> str:
         for name, systems in conclusion.found.items()
         for place, figures in enumerate(systems or [("none",)])
     ]
+    return "\n  ".join([conclusion.heading, *_aligned(lines)])
+
+
+def _section(section: Section, width: int) -> str:
+    head, *lines = _aligned([section.heads, *section.lines])
+    rule = "─" * max(map(len, [head, *lines]))
+    return "\n".join([section.title, "", head, rule, *lines, rule, _wrap(section.note, width)])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
     padded = (zip(line, widths, strict=False) for line in lines)
-    rows = ["  ".join(part.ljust(width) for part, width in line).rstrip() for line in padded]
-    return "\n  ".join([conclusion.heading, *rows])
+    return ["  ".join(part.ljust(width) for part, width in line).rstrip() for line in padded]
 
 
 def _wrap(paragraph: str, width: int) -> str:

@@ -4,11 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tiny import write_study
 
 from orchestrator import cluster
 
@@ -46,14 +45,21 @@ class Workplace:
         return json.loads(self.xsweep("status", "--json"))
 
 
+@pytest.fixture(scope="session")
+def workplace_in() -> Iterator[Callable[[Path], Workplace]]:
+    """Makes workplaces, and ends the clusters that they may have left."""
+    places: list[Workplace] = []
+
+    def make(folder: Path) -> Workplace:
+        places.append(Workplace(folder))
+        return places[-1]
+
+    yield make
+    for place in places:
+        cluster.stop_local(place.home)
+
+
 @pytest.fixture
 def workplace(tmp_path: Path) -> Iterator[Workplace]:
-    place = Workplace(tmp_path)
-    yield place
+    yield (place := Workplace(tmp_path))
     cluster.stop_local(place.home)
-
-
-@pytest.fixture
-def tiny_study(workplace: Workplace) -> Workplace:
-    write_study(workplace.folder)
-    return workplace

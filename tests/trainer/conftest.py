@@ -111,7 +111,15 @@ class World:
         (home / "teacher").mkdir()
         random = np.random.default_rng(11)
         run = read_run(candidates / "candidates.run.gz")
-        scores = {q: {d: float(random.normal()) for d in docs} for q, docs in run.items()}
+        words = {
+            text_id: set(text.split())
+            for part in ("documents", "queries")
+            for text_id, text in read_texts(Path(self.collection[part]["path"]))
+        }
+        scores = {
+            query: {doc: len(words[query] & words[doc]) + random.random() for doc in docs}
+            for query, docs in run.items()
+        }
         write_run(home / "teacher" / "scores.run.gz", scores, "teacher")
         self.inputs = {
             "candidates": candidates,

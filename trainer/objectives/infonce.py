@@ -11,7 +11,7 @@ def infonce(
 
     The count is the number of positives (target above 0); no in-batch negatives. Gao, Dai &
     Callan 2021, eq. 5 (https://arxiv.org/abs/2101.08751). Worked number: scores (2, 0.5, -1),
-    the first relevant, give log(1 + e^-1.5 + e^-3) = 0.241306 over 1 positive.
+    the first relevant, give log(1 + e^-1.5 + e^-3) = 0.241311 over 1 positive.
     """
     # A finite floor: -inf would make the gradient of a query without documents NaN.
     floor = torch.finfo(scores_QD.dtype).min

@@ -29,8 +29,8 @@ MOVES = (
     "cancelled>ready",
 )
 LEGAL = ", ".join(f"'{move}'" for move in MOVES)
-ILLEGAL = (  # noqa: S608  (no value in it comes from outside)
-    f"(OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({LEGAL}))"
+ILLEGAL = (
+    f"(OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({LEGAL}))"  # noqa: S608
     " OR NEW.token < OLD.token OR NEW.identity <> OLD.identity"
     " OR (NEW.state = 'done' AND NOT EXISTS (SELECT 1 FROM result WHERE result.job_id = NEW.id))"
     " OR (NEW.state <> 'running' AND EXISTS"

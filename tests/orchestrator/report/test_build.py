@@ -9,19 +9,22 @@ from hypothesis import strategies as st
 from evaluator.suites import SUITES
 from orchestrator.report.build import build_report, complete_suites, select
 from orchestrator.report.data import render_csv, render_json
+from orchestrator.report.effects import effect_sections
+from orchestrator.report.html import render_html
 from orchestrator.report.latex import render_latex
 from orchestrator.report.markdown import render_markdown
 from orchestrator.report.text import render_text
 from xsweep import ConfigError
 
-FORMATS = (render_text, render_markdown, render_latex, render_csv, render_json)
+FORMATS = (render_text, render_markdown, render_latex, render_csv, render_json, render_html)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(random=st.randoms(use_true_random=False))
 def test_permuting_cells_queries_and_seeds_changes_no_byte_of_any_format(small_sweep, random):
     def render(cells):
         report = build_report(cells, sweep="s", measures=["nDCG@10", "RR@10"])
+        report = replace(report, sections=effect_sections(report))
         return [format(report) for format in FORMATS]
 
     def shuffled(cell):

@@ -44,7 +44,7 @@ def test_the_caption_tells_what_was_done(small_sweep):
         ({"where": {"backbone": ["L6"]}}, "Only backbone L6."),
         (
             {"where": {"seed": ["1"]}},
-            "Runs have one accepted seed each (1), so no spread is shown.",
+            "Runs have one accepted seed each (1): no spread is shown, and",
         ),
     ],
 )
@@ -109,6 +109,17 @@ def test_over_many_columns_conclusions_count_them(make_cell):
     (found,) = conclusions(build_report(cells, sweep="s", measures=["AP"]))
     assert found.heading == "AP, number of collections, against BM25 (first stage)"
     assert found.found == {"L6 infonce": (("better 4", "worse 1", "not told apart 0"),)}
+
+
+def test_suites_are_explained_and_so_is_their_absence(make_cell):
+    cells = [
+        make_cell(i, collection=name, system="first_stage", AP=[0.1, 0.2])
+        for i, name in enumerate(["msmarco-dev", "trec-dl-2019", "trec-dl-2020"])
+    ]
+    whole = sentences(cells, measures=["AP"], by="suite")
+    assert "A suite's value is the unweighted mean of its collections." in whole
+    part = sentences(cells[:2], measures=["AP"], by="suite")
+    assert "No suite is whole in this sweep, so its collections stand alone." in part
 
 
 def test_titles_name_what_there_is_one_of_and_count_what_there_is_more_of(small_sweep, make_cell):

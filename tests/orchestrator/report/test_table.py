@@ -89,15 +89,19 @@ def test_rows_and_columns_come_in_the_order_of_submission(make_cell):
         make_cell(9, system="first_stage", nDCG_at_10=[0.1]),
         make_cell(8, system="teacher", teacher="minilm", nDCG_at_10=[0.1]),
         make_cell(4, backbone="L12", objective="bce", collection="z", nDCG_at_10=[0.1]),
+        make_cell(6, backbone="L6", objective="infonce", nDCG_at_10=[0.1]),
+        make_cell(1, backbone="L12", objective="infonce", nDCG_at_10=[0.1]),
     ]
     table = build_table(cells, NDCG)
     assert [row.name for row in table.rows] == [
         "BM25 (first stage)",
         "minilm (teacher)",
-        "L6 bce (lists)",
-        "L6 adr_mse (lists)",
+        "L12 infonce (lists)",
         "L12 bce (lists)",
         "L12 adr_mse (lists)",
+        "L6 bce (lists)",
+        "L6 adr_mse (lists)",
+        "L6 infonce (lists)",
     ]
     assert [column.place for column in table.columns] == ["news", "z"]
 

@@ -1,0 +1,109 @@
+"""The report as one HTML file: readable without network and without JavaScript.
+
+Every number opens what stands behind it: seeds, jobs, commits. Sorting and filtering need a little
+JavaScript, which is in the file; nothing else does.
+"""
+
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orchestrator.report.caption import Style, caption, conclusions, detailed, title
+from orchestrator.report.figures import inline_figures
+from orchestrator.report.report import Report, Shown
+from orchestrator.report.table import Column, Row, row_of
+
+if TYPE_CHECKING:
+    from db.results import Cell
+
+STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
+
+
+class Place(NamedTuple):
+    """One place of the table with what its number was computed from."""
+
+    shown: Shown
+    mean: float | None
+    comparisons: list[tuple[str, ...]]
+    sources: list[dict[str, Any]]
+
+
+def render_html(report: Report) -> str:
+    """A page with the table, its caption, figures, conclusions, and every number's sources.
+
+    Figures are drawn when there are few enough columns to look at.
+    """
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("orchestrator.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    jobs: dict[tuple[Row, str], list[Cell]] = {}
+    for cell in report.cells:
+        jobs.setdefault((row_of(cell), cell.labels["collection"]), []).append(cell)
+    return environment.get_template("page.html.j2").render(
+        title=title(report),
+        heads=[
+            [(name, len(list(same))) for name, same in groupby(level)] for level in report.heads
+        ],
+        label_heads=report.label_heads,
+        blocks=[
+            [
+                (report.label(row), [_place(report, jobs, row, c) for c in report.table.columns])
+                for row in block
+            ]
+            for block in report.blocks
+        ],
+        caption=caption(report, STYLE),
+        conclusions=conclusions(report),
+        sections=report.sections,
+        figures=inline_figures(report) if detailed(report) else [],
+    )
+
+
+def _place(
+    report: Report, jobs: dict[tuple[Row, str], list["Cell"]], row: Row, column: Column
+) -> Place:
+    entry = report.table.entries.get((row, column))
+    cells = [cell for name in column.collections for cell in jobs.get((row, name), [])]
+    return Place(
+        shown=report.shown(row, column),
+        mean=entry.mean if entry and entry.means else None,
+        comparisons=[
+            (
+                f"against {report.name(each.baseline)}",
+                f"{each.difference:+.4f}",
+                f"p {each.p:.2g}",
+                f"corrected {each.p_corrected:.2g}",
+                f"d {each.effect:.2f}",
+                f"{each.queries} queries",
+            )
+            for each in report.compared.get((row, column), [])
+        ],
+        sources=[
+            _source(cell, column)
+            for cell in sorted(cells, key=lambda c: (c.labels.get("seed") or 0, c.job_id))
+        ],
+    )
+
+
+def _source(cell: "Cell", column: Column) -> dict[str, Any]:
+    """One evaluation: where its number came from, the training's and candidates' jobs included."""
+    code = cell.provenance.get("source") or {}
+    commit = code.get("commit", "")[:12] + (" with local changes" if code.get("dirty") else "")
+    return {
+        "seed": cell.labels.get("seed"),
+        "collection": cell.labels["collection"],
+        "value": cell.means.get(column.measure),
+        "state": f"{cell.state} {cell.failure or ''}".strip(),
+        "reason": cell.reason or "",
+        "job": cell.identity[:12],
+        "parents": [
+            f"{role} {parent.identity[:12]}"
+            for role, parent in sorted(cell.parents_summary.items())
+        ],
+        "commit": commit or f"xsweep {cell.provenance.get('xsweep', 'unknown')}",
+    }

@@ -1,0 +1,69 @@
+"""Programs that claim jobs and are killed while they do; run in processes of their own."""
+
+import random
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from job_table import finish, hold, submit
+
+from db import jobs
+from db.engine import connect
+from db.jobs import Claim, NewJob
+
+
+def start(program: Callable[..., None], *arguments: Any) -> BaseProcess:
+    """A process that shares nothing with this one: a fork of a clean server, quick to start."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["claimers"])
+    process = context.Process(target=program, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def work(url: str, owner: str, seed: int) -> None:
+    """Claim and end jobs, one way or the other, until there are none left to claim."""
+    random.seed(seed)
+    engine = connect(url)
+    while claims := jobs.claim(engine, owner=owner, limit=random.randint(1, 4), lease_s=600):
+        for claim in claims:
+            end_somehow(engine, claim, owner)
+
+
+def end_somehow(engine: Any, claim: Claim, owner: str) -> None:
+    """Nearly always a result; sometimes the start of one, a failure or a drain."""
+    place = {"actor": owner, "node": "n", "folder": f"store/{claim.name}/{claim.token}", "log": "l"}
+    jobs.started(engine, **hold(claim), **place, owner=owner)
+    jobs.renew(engine, owner=owner, held=[(claim.job_id, claim.token)], lease_s=600)
+    chance = random.random()
+    if chance < 0.05:
+        jobs.release(engine, **hold(claim), reason="drain", owner=owner)
+    elif chance < 0.1:
+        failure = {"failure": "PREEMPTED", "reason": "notice", "retry_after_s": 0}
+        jobs.fail(engine, **hold(claim), **failure, owner=owner)
+    else:
+        finish(engine, claim, owner=owner)
+
+
+def reap(url: str, dead: list[str]) -> None:
+    """Take back all that these owners hold and whose lease ran out."""
+    engine = connect(url)
+    for held in jobs.expired(engine):
+        if held.owner in dead:
+            jobs.requeue_expired(engine, job_id=held.job_id, token=held.token, owner=held.owner)
+
+
+def sleepwalk(url: str, owner: str, pipe: Connection) -> None:
+    """Claim one job, tell which, and finish it when told to go on."""
+    engine = connect(url)
+    (claim,) = jobs.claim(engine, owner=owner, limit=1, lease_s=600)
+    pipe.send(claim)
+    pipe.recv()
+    pipe.send(finish(engine, claim, folder=f"store/{owner}"))
+
+
+def submit_to(url: str, grid: list[NewJob]) -> None:
+    """Submit a grid."""
+    submit(connect(url), grid)

@@ -1,0 +1,169 @@
+import pytest
+from job_table import (
+    counts,
+    expire,
+    fail,
+    finish,
+    hold,
+    new_job,
+    run_all,
+    states,
+    study,
+    submit,
+    take,
+)
+
+from db import jobs
+from db.check import check
+from xsweep import ConfigError
+
+
+def test_cancelling_a_sweep_ends_all_but_what_is_done(engine):
+    submit(engine, study(seeds=[1]))
+    finish(engine, take(engine))
+    running = take(engine)
+    assert jobs.cancel(engine, sweep="study") == 4
+    assert counts(engine) == {"done": 1, "cancelled": 4}
+    assert jobs.claim(engine, owner="alice", limit=9, lease_s=60) == []
+    pair = (running.job_id, running.token)
+    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == set()
+    assert not finish(engine, running)
+    assert jobs.cancel(engine, sweep="study") == 0
+
+
+def test_what_another_sweep_needs_is_cancelled_with_the_last_of_them(engine):
+    submit(engine, study(seeds=[1]), name="one")
+    submit(engine, study(seeds=[1, 2]), name="two")
+    assert jobs.cancel(engine, sweep="one") == 0
+    assert jobs.cancel(engine, sweep="two") == 8
+
+
+def test_cancelling_a_job_skips_what_needs_it(engine):
+    submit(engine, study(seeds=[1]))
+    assert jobs.cancel(engine, job="train s1") == 1
+    assert states(engine) == {
+        "tokens": "ready",
+        "candidates": "ready",
+        "train s1": "cancelled",
+        "evaluate s1 dl19": "skipped",
+        "evaluate s1 dl20": "skipped",
+    }
+
+
+def test_retrying_a_cancelled_sweep_runs_what_was_missing(engine):
+    submit(engine, study())
+    finish(engine, take(engine))
+    jobs.cancel(engine, sweep="study")
+    assert jobs.retry(engine, sweep="study") == 7
+    assert len(run_all(engine)) == 7
+    assert check(engine) == []
+
+
+def test_a_retry_forgives_earlier_failures(engine):
+    submit(engine, [new_job("train")])
+    for expected in ("ready", "ready", "failed"):
+        assert fail(engine, take(engine)) == expected
+    assert jobs.retry(engine, job="train") == 1
+    assert [fail(engine, take(engine)) for _ in range(3)] == ["ready", "ready", "failed"]
+    assert check(engine) == []
+
+
+def test_a_retry_can_be_limited_to_failure_classes(engine):
+    submit(engine, [new_job("a"), new_job("b"), new_job("after b", "b")])
+    fail(engine, take(engine), "NAN")  # b comes first: more depends on it
+    fail(engine, take(engine), "CONFIG")
+    assert jobs.retry(engine, sweep="study", failures=["OOM_GPU"]) == 0
+    assert jobs.retry(engine, sweep="study", failures=["NAN"]) == 2
+    assert sorted(states(engine).values()) == ["failed", "ready", "waiting"]
+
+
+def test_what_has_another_broken_parent_stays_skipped(engine):
+    submit(engine, [new_job("a"), new_job("b"), new_job("both", "a", "b"), new_job("end", "both")])
+    a, b = take(engine), take(engine)
+    fail(engine, a, "CONFIG")
+    fail(engine, b, "DATA")
+    assert jobs.retry(engine, job="a") == 1
+    assert states(engine) == {"a": "ready", "b": "failed", "both": "skipped", "end": "skipped"}
+    finish(engine, take(engine))
+    assert jobs.retry(engine, job="b") == 3
+    assert run_all(engine) == ["b", "both", "end"]
+
+
+def test_retrying_a_skipped_job_retries_what_it_needs(engine):
+    submit(engine, [new_job("a"), new_job("b", "a"), new_job("c", "b"), new_job("other")])
+    fail(engine, take(engine), "CONFIG")
+    assert jobs.retry(engine, job="c") == 3
+    assert states(engine) == {"a": "ready", "b": "waiting", "c": "waiting", "other": "ready"}
+
+
+def test_retrying_a_job_of_a_cancelled_sweep_lets_it_be_claimed_again(engine):
+    submit(engine, [new_job("a"), new_job("b")])
+    jobs.cancel(engine, sweep="study")
+    jobs.retry(engine, job="b")
+    assert run_all(engine) == ["b"]
+    assert states(engine) == {"a": "cancelled", "b": "done"}
+
+
+def test_done_jobs_are_never_retried_or_cancelled(engine):
+    submit(engine, [new_job("train")])
+    finish(engine, take(engine))
+    assert jobs.retry(engine, job="train") == 0
+    assert jobs.cancel(engine, job="train") == 0
+    assert states(engine) == {"train": "done"}
+
+
+def test_a_pause_keeps_running_jobs_running(engine):
+    submit(engine, study())
+    claim = take(engine)
+    jobs.pause(engine, "study")
+    jobs.pause(engine, "study")
+    assert jobs.claim(engine, owner="alice", limit=9, lease_s=60) == []
+    pair = (claim.job_id, claim.token)
+    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == {pair}
+    assert finish(engine, claim)
+    jobs.resume(engine, "study")
+    assert len(run_all(engine)) == 7
+
+
+def test_a_cancelled_sweep_is_neither_paused_nor_resumed(engine):
+    submit(engine, [new_job("train")])
+    jobs.cancel(engine, sweep="study")
+    for verb in (jobs.pause, jobs.resume):
+        with pytest.raises(ConfigError, match="is cancelled; `xsweep retry study` reopens it"):
+            verb(engine, "study")
+
+
+def test_priority_of_a_job_raises_what_it_needs(engine):
+    submit(engine, study())
+    assert jobs.reprioritise(engine, job="evaluate s2 dl20", priority=9) == 4
+    order = run_all(engine)
+    assert set(order[:4]) == {"tokens", "candidates", "train s2", "evaluate s2 dl20"}
+
+
+def test_priority_of_a_sweep_goes_before_others(engine):
+    submit(engine, [new_job("first")], name="one")
+    submit(engine, [new_job("second")], name="two")
+    assert jobs.reprioritise(engine, sweep="two", priority=1) == 1
+    assert jobs.reprioritise(engine, sweep="two", priority=1) == 0
+    assert run_all(engine) == ["second", "first"]
+
+
+def test_a_cancelled_attempt_is_not_requeued_when_its_lease_runs_out(engine):
+    submit(engine, [new_job("train")])
+    claim = take(engine)
+    expire(engine, claim)
+    jobs.cancel(engine, job="train")
+    assert jobs.expired(engine) == []
+    assert not jobs.requeue_expired(engine, **hold(claim), owner="alice")
+    assert states(engine) == {"train": "cancelled"}
+
+
+@pytest.mark.parametrize("verb", [jobs.cancel, jobs.retry])
+def test_an_unknown_name_is_answered_with_the_nearest(engine, verb):
+    submit(engine, study())
+    with pytest.raises(ConfigError, match=r"no sweep 'stuyd': did you mean study\?"):
+        verb(engine, sweep="stuyd")
+    with pytest.raises(ConfigError, match=r"no job 'trian s1': did you mean train s1"):
+        verb(engine, job="trian s1")
+    with pytest.raises(ConfigError, match="name a sweep or a job"):
+        verb(engine)

@@ -1,0 +1,269 @@
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+from job_table import finish, new_job, states, submit, take
+from sqlalchemy import create_engine, text
+
+import db.engine
+from db import jobs
+from db.engine import backup, connect, network_file_system, open_engine, redacted, schema_version
+from db.schema import REVISION
+from xsweep import SetupError
+
+MOUNTS = """\
+/dev/vda / ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+tmpfs /home/scratch tmpfs rw 0 0
+//nas/my\\040data /mnt/my\\040data cifs rw 0 0
+/dev/vdb /data ext4 rw 0 0
+server:/x /data nfs rw 0 0
+"""
+
+
+def refused(url: str, **more) -> str:
+    """The message with which a database is refused."""
+    with pytest.raises(SetupError) as caught:
+        connect(url, **more)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def on(url: str, statement: str) -> None:
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+def test_an_empty_place_gets_the_tables_when_asked(tmp_path, empty_postgresql_url):
+    for url in (f"sqlite:///{tmp_path}/new folder/x.db", empty_postgresql_url):
+        engine = connect(url, create=True)
+        assert schema_version(engine) == REVISION
+        engine.dispose()
+        connect(url).dispose()
+
+
+def test_an_empty_place_stays_empty_when_not_asked(tmp_path, empty_postgresql_url):
+    path = tmp_path / "x.db"
+    assert "no such file yet" in refused(f"sqlite:///{path}")
+    assert not path.exists()
+    assert "holds no tables yet; run `xsweep db upgrade`" in refused(empty_postgresql_url)
+    path.touch()
+    assert "holds no tables yet" in refused(f"sqlite:///{path}")
+    assert path.stat().st_size == 0
+
+
+def test_sqlite_is_safe_by_its_settings(tmp_path):
+    engine = connect(f"sqlite:///{tmp_path}/x.db", create=True)
+    with engine.connect() as connection:
+        pragmas = {
+            name: connection.scalar(text(f"PRAGMA {name}"))
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert pragmas == {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "busy_timeout": 30_000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "the database URL cannot be read: write sqlite:///"),
+        ("", "the database URL cannot be read"),
+        ("mysql://me:secret@host/db", "mysql is not supported"),
+        ("sqlite://", "a database in memory is gone"),
+        ("sqlite:///:memory:", "a database in memory is gone"),
+        ("sqlite:////proc/nowhere/x.db", "cannot make the folder"),
+        ("sqlite:////tmp", "is a folder; name a file in it"),
+        ("postgresql://me:secret@127.0.0.1:1/db", "check that the server runs"),
+        ("postgresql://me:secret@no-such-host.invalid/db", "check that the server runs"),
+    ],
+)
+def test_a_wrong_url_is_one_clear_message_without_the_password(url, message):
+    told = refused(url, create=True)
+    assert message in told
+    assert "secret" not in told
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@host/db",
+        "postgresql+psycopg://me:secret@host:5432/db?sslmode=require",
+        "postgres://me:secret@host/db",
+    ],
+)
+def test_passwords_are_never_shown(url):
+    assert "secret" not in redacted(url)
+    assert "me:***@host" in redacted(url)
+    engine = open_engine(url)
+    assert "secret" not in f"{engine} {engine.url} {engine!r}"
+
+
+def test_what_cannot_be_read_as_a_url_is_not_shown_at_all():
+    assert redacted("postgresql//me:secret@host") == "(not a database URL)"
+
+
+def test_a_wrong_password_is_refused(postgresql_server):
+    on(postgresql_server, "CREATE ROLE locked LOGIN PASSWORD 'right'")
+    with create_engine(open_engine(postgresql_server).url).connect() as connection:
+        path = Path(connection.scalar(text("SHOW hba_file")) or "")
+    rules = path.read_text()
+    path.write_text("local all locked scram-sha-256\n" + rules)
+    try:
+        on(postgresql_server, "SELECT pg_reload_conf()")
+        url = postgresql_server.replace("postgres:@", "locked:wrong@")
+        told = refused(url)
+        assert "password authentication failed" in told
+        assert "check user and password" in told
+        assert "wrong" not in told
+        assert "holds no tables" in refused(url.replace("wrong", "right"))
+    finally:
+        path.write_text(rules)
+        on(postgresql_server, "SELECT pg_reload_conf()")
+
+
+def test_a_database_that_does_not_exist_is_refused(postgresql_server):
+    told = refused(postgresql_server.replace("/postgres?", "/nowhere?"))
+    assert 'database "nowhere" does not exist; create it first' in told
+
+
+def test_a_database_of_another_program_is_refused_and_untouched(tmp_path, empty_postgresql_url):
+    path = tmp_path / "x.db"
+    for url in (f"sqlite:///{path}", empty_postgresql_url):
+        on(url, "CREATE TABLE songs (title TEXT)")
+        before = path.read_bytes()
+        for create in (True, False):
+            told = refused(url, create=create)
+            assert "belongs to another program (tables songs, ...)" in told
+        assert path.read_bytes() == before
+
+
+def test_a_newer_schema_is_refused_and_untouched(url):
+    on(url, "UPDATE xsweep_schema SET version_num = '0999'")
+    for create in (True, False):
+        told = refused(url, create=create)
+        assert f"its schema is 0999, newer than this xsweep's {REVISION}; update xsweep" in told
+
+
+def test_an_older_schema_is_upgraded_only_when_asked(url):
+    engine = connect(url)
+    db.engine.downgrade(engine, "base")
+    on(url, "INSERT INTO xsweep_schema VALUES ('0000')")
+    assert "has the older schema 0000; run `xsweep db upgrade`" in refused(url)
+    on(url, "DELETE FROM xsweep_schema")
+    assert "run `xsweep db upgrade`" in refused(url)
+    assert schema_version(connect(url, create=True)) == REVISION
+
+
+def test_a_damaged_file_is_refused_and_untouched(tmp_path):
+    path = tmp_path / "x.db"
+    path.write_bytes(b"this is no database at all" * 100)
+    before = path.read_bytes()
+    told = refused(f"sqlite:///{path}", create=True)
+    assert "file is not a database" in told
+    assert path.read_bytes() == before
+
+
+def test_a_file_damaged_in_the_middle_fails_with_a_message(sqlite_model, tmp_path):
+    path = tmp_path / "x.db"
+    content = bytearray(sqlite_model.read_bytes())
+    content[4096 * 2 :] = b"\xff" * (len(content) - 4096 * 2)
+    path.write_bytes(content)
+    with pytest.raises(SetupError, match=r"malformed; the file is damaged: restore a backup"):
+        submit(connect(f"sqlite:///{path}"), [new_job("train")])
+
+
+def test_a_read_only_sqlite_file_is_refused(sqlite_model, tmp_path):
+    url = f"sqlite:///file:{sqlite_model}?mode=ro&uri=true"
+    assert "readonly database; make the file and its folder writable" in refused(url)
+    assert stat.S_IMODE(sqlite_model.stat().st_mode) & stat.S_IWUSR
+
+
+def test_a_read_only_server_is_refused(postgresql_url):
+    name = open_engine(postgresql_url).url.database
+    on(postgresql_url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    assert "read-only transaction; connect to the primary server" in refused(postgresql_url)
+
+
+def test_a_role_without_rights_is_told_so(postgresql_url):
+    on(postgresql_url, "CREATE ROLE guest LOGIN")
+    try:
+        on(postgresql_url, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO guest")
+        told = refused(postgresql_url.replace("postgres:@", "guest@"))
+        assert "permission denied for table xsweep_schema; grant the role what it lacks" in told
+    finally:
+        on(postgresql_url, "DROP OWNED BY guest")
+        on(postgresql_url, "DROP ROLE guest")
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path):
+    engine = connect(f"sqlite:///{tmp_path}/x.db", create=True)
+    submit(engine, [new_job("train")])
+    with engine.connect() as connection:
+        pages = connection.scalar(text("PRAGMA page_count"))
+    claim = take(engine)
+
+    def fill(raw, _):
+        raw.execute(f"PRAGMA max_page_count = {pages + 8}")
+
+    db.engine.event.listen(engine, "connect", fill)
+    engine.dispose()
+    with pytest.raises(SetupError, match="full; free some space; what was committed is safe"):
+        finish(engine, claim, summary={"text": "x" * 1_000_000})
+    assert states(engine) == {"train": "running"}
+    assert finish(engine, claim)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/home/me/x", "nfs4"),
+        ("/home/scratch/me", None),
+        ("/homes/me", None),
+        ("/mnt/my data/x", "cifs"),
+        ("/data", "nfs"),
+        ("/var/lib", None),
+    ],
+)
+def test_network_file_systems_are_recognised(path, kind):
+    assert network_file_system(Path(path), MOUNTS) == kind
+
+
+def test_sqlite_on_a_network_file_system_is_refused(tmp_path, monkeypatch):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"server:/x {tmp_path.resolve()} nfs4 rw 0 0\n")
+    monkeypatch.setattr(db.engine, "MOUNTS", mounts)
+    told = refused(f"sqlite:///{tmp_path}/x.db", create=True)
+    assert "SQLite loses data on a network file system (nfs4)" in told
+    assert "XSWEEP_DB=postgresql://" in told
+    assert list(tmp_path.iterdir()) == [mounts]
+
+
+def test_a_backup_is_whole_while_others_write(tmp_path, sqlite_model):
+    engine = connect(f"sqlite:///{sqlite_model}".replace("model.db", "copied.db"), create=True)
+    submit(engine, [new_job("train"), new_job("test", "train")])
+    claim = take(engine)
+    copy = tmp_path / "backups" / "copy.db"
+    backup(engine, copy)
+    finish(engine, claim)
+    restored = connect(f"sqlite:///{copy}")
+    assert states(restored) == {"train": "running", "test": "waiting"}
+    assert jobs.running(restored)[0].name == "train"
+    with pytest.raises(SetupError, match=r"copy\.db exists already"):
+        backup(engine, copy)
+    assert sqlite3.connect(copy).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_postgresql_names_the_line_that_backs_it_up():
+    engine = open_engine("postgresql://me:secret@host/db")
+    with pytest.raises(SetupError) as caught:
+        backup(engine, Path("copy.dump"))
+    line = "pg_dump --format=custom --file=copy.dump 'postgresql://me:***@host/db'"
+    assert line in str(caught.value)

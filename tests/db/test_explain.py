@@ -1,0 +1,125 @@
+import pytest
+from job_table import expire, fail, finish, hold, identity, new_job, study, submit, take
+
+from db import jobs
+from xsweep import ConfigError
+
+
+def why(engine, job) -> tuple[str, ...]:
+    return jobs.explain(engine, job).why
+
+
+def test_a_waiting_job_names_the_parents_that_it_misses(engine):
+    submit(engine, study(seeds=[1]))
+    finish(engine, take(engine))  # tokens
+    explanation = jobs.explain(engine, "evaluate s1 dl19")
+    assert explanation.why == (
+        "waits for candidates: candidates (ready)",
+        "waits for train s1: train s1 (ready)",
+    )
+    assert {parent.role: parent.state for parent in explanation.parents} == {
+        "candidates": "ready",
+        "train s1": "ready",
+    }
+
+
+def test_every_state_has_its_reason(engine):
+    submit(engine, [new_job("a"), new_job("b", "a"), new_job("c"), new_job("d"), new_job("e")])
+    submit(engine, [new_job("c")], name="other")
+    fail(engine, take(engine), "CONFIG", reason="no such backbone")
+    assert why(engine, "a") == (
+        "failed for good: CONFIG: no such backbone",
+        "attempt 1 failed: CONFIG: no such backbone",
+    )
+    assert why(engine, "b") == ("skipped: a failed: CONFIG",)
+    assert why(engine, "c") == (
+        "ready; by priority (0) and length of the chain behind it it is its turn",
+        "one job for the sweeps study, other",
+    )
+    claim = take(engine)
+    assert why(engine, claim.name)[0] == "attempt 1 runs on a node not named yet"
+    fail(engine, claim, "INFRA", reason="no answer", retry_after_s=100)
+    assert why(engine, claim.name)[:2] == (
+        "tries again in 100 s",
+        "attempt 1 failed: INFRA: no answer",
+    )
+    jobs.cancel(engine, job="e")
+    assert why(engine, "e") == ("cancelled by request; `xsweep retry` takes it up again",)
+    done = take(engine)
+    finish(engine, done, folder="store/d")
+    assert why(engine, done.name) == ("has the accepted result of attempt 1: store/d",)
+
+
+def test_a_job_of_a_paused_sweep_says_so(engine):
+    submit(engine, [new_job("train")])
+    jobs.pause(engine, "study")
+    assert why(engine, "train") == ("ready, but nobody may take it: study is paused",)
+
+
+def test_a_retried_job_tells_all_its_attempts(engine):
+    submit(engine, [new_job("train")])
+    claim = take(engine, "alice")
+    expire(engine, claim)
+    jobs.requeue_expired(engine, **hold(claim), owner="alice")
+    claim = take(engine, "bob")
+    place = {"actor": "xsweep-1-2", "node": "gpu3", "folder": "store/2", "log": "logs/2"}
+    jobs.started(engine, **hold(claim), **place)
+    explanation = jobs.explain(engine, "train")
+    assert explanation.why == (
+        "attempt 2 runs on gpu3",
+        "attempt 1 expired: NODE: the lease of alice ran out",
+    )
+    first, second = explanation.attempts
+    assert (first.outcome, second.outcome, second.log) == ("expired", None, "logs/2")
+
+
+def test_the_nearest_done_job_shows_which_settings_differ(engine):
+    def training(name, parent="tokens", **spec):
+        job = new_job(name, parent)
+        return type(job)(**(vars(job) | {"spec": {"seed": 1, "optimisation": {"lr": 1e-5}} | spec}))
+
+    submit(engine, [new_job("tokens"), new_job("other"), training("done")])
+    submit(engine, [training("far", seed=2, optimisation={"lr": 3e-5, "steps": 9})], name="two")
+    for _ in range(4):
+        finish(engine, take(engine))
+    submit(engine, [training("near", seed=2)], name="three")
+    nearest = jobs.explain(engine, "near").nearest_done
+    assert (nearest.name, nearest.differences) == ("done", {"seed": (2, 1)})
+    submit(engine, [training("moved", parent="other")], name="four")
+    nearest = jobs.explain(engine, "moved").nearest_done
+    assert nearest.name == "done"
+    assert nearest.differences == {
+        "inputs.other": (identity("other"), None),
+        "inputs.tokens": (None, identity("tokens")),
+    }
+
+
+def test_jobs_are_found_by_id_identity_its_beginning_and_name(engine):
+    submit(engine, study())
+    id_ = jobs.find_job(engine, "train s1")
+    whole = identity("train s1")
+    assert [jobs.find_job(engine, text) for text in (str(id_), whole, whole[:8])] == [id_] * 3
+
+
+def test_an_ambiguous_name_lists_what_it_may_mean(engine):
+    grid = [new_job("a"), new_job("b")]
+    grid = [type(job)(**(vars(job) | {"name": "twin"})) for job in grid]
+    submit(engine, grid)
+    with pytest.raises(ConfigError) as caught:
+        jobs.find_job(engine, "twin")
+    assert "ambiguous" in str(caught.value)
+    assert all(identity(name)[:12] in str(caught.value) for name in "ab")
+
+
+@pytest.mark.parametrize("text", ["", "%", "'; DROP TABLE job", "9" * 40, "abc", "é", "0x1"])
+def test_odd_names_find_nothing_and_harm_nothing(engine, text):
+    submit(engine, study())
+    with pytest.raises(ConfigError, match="no job"):
+        jobs.find_job(engine, text)
+    with pytest.raises(ConfigError, match="no sweep"):
+        jobs.find_sweep(engine, text)
+
+
+def test_an_empty_database_says_that_it_is_empty(engine):
+    with pytest.raises(ConfigError, match="the database has none yet; submit a grid first"):
+        jobs.explain(engine, "train")

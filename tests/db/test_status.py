@@ -1,0 +1,130 @@
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from job_table import expire, fail, finish, hold, new_job, run_all, study, submit, take
+from sqlalchemy import text
+
+from db import controllers, jobs
+from db.events import history
+from db.outlook import outlook
+from db.status import jobs as list_jobs
+from db.status import summary
+from xsweep import ConfigError
+
+
+def test_a_summary_counts_every_sweep_by_kind_and_state(engine):
+    submit(engine, study(seeds=[1]), name="one")
+    submit(engine, study(seeds=[1, 2]), name="two")
+    finish(engine, take(engine))
+    found = summary(engine)
+    assert [(sweep.name, sweep.state, sweep.total) for sweep in found.sweeps] == [
+        ("one", "active", 5),
+        ("two", "active", 8),
+    ]
+    assert found.sweeps[1].counts == {
+        "prepare": {"done": 1, "ready": 1},
+        "train": {"ready": 2},
+        "evaluate": {"waiting": 4},
+    }
+    assert [sweep.name for sweep in summary(engine, "two").sweeps] == ["two"]
+    with pytest.raises(ConfigError, match="no sweep 'three'"):
+        summary(engine, "three")
+
+
+def test_a_summary_tells_what_runs_fails_and_how_long_things_take(engine):
+    submit(engine, [new_job("a"), new_job("b"), new_job("c"), new_job("d", kind="evaluate")])
+    fail(engine, take(engine), "DATA", reason="not what was declared")
+    done, runs = take(engine), take(engine)
+    finish(engine, done)
+    with engine.begin() as connection:
+        change = "UPDATE attempt SET claimed_at = ended_at - 12.5 WHERE outcome = 'done'"
+        connection.execute(text(change))
+    controllers.register(engine, owner="alice", host="h", pid=7, dashboard_url="http://127.0.0.1")
+    found = summary(engine)
+    assert found.mean_s == {"train": pytest.approx(12.5)}
+    assert [(row.job_id, row.owner) for row in found.running] == [(runs.job_id, "alice")]
+    assert 0 <= found.running[0].since_s < 60
+    assert [(row.name, row.failure, row.reason) for row in found.failures] == [
+        ("a", "DATA", "not what was declared")
+    ]
+    assert [controller.pid for controller in found.controllers] == [7]
+    assert 0 <= found.oldest_ready_s < 60
+    assert json.loads(json.dumps(asdict(found)))["mean_s"] == found.mean_s
+
+
+def test_jobs_are_listed_by_sweep_state_and_kind(engine):
+    submit(engine, study(seeds=[1]), name="one")
+    submit(engine, [new_job("x")], name="two")
+    fail(engine, take(engine), "CONFIG")
+    assert [row.name for row in list_jobs(engine, "two")] == ["x"]
+    assert [row.name for row in list_jobs(engine, state="failed")] == ["tokens"]
+    assert {row.name for row in list_jobs(engine, "one", state="skipped", kind="train")} == {
+        "train s1"
+    }
+    assert len(list_jobs(engine, limit=2)) == 2
+
+
+def test_the_outlook_says_when_nothing_happens_any_more(engine):
+    submit(engine, [new_job("a"), new_job("b", "a"), new_job("c")])
+    now = outlook(engine)
+    assert (now.claimable, now.running, now.total, now.idle) == (2, 0, 3, False)
+    fail(engine, take(engine), "INFRA", retry_after_s=100)
+    now = outlook(engine)
+    assert (now.claimable, now.resting) == (1, 1)
+    assert 99 < now.next_retry_s <= 100
+    run_all(engine)
+    assert not outlook(engine).idle
+    jobs.cancel(engine, sweep="study")
+    assert outlook(engine).idle
+
+
+def test_controllers_come_and_go(engine):
+    for owner in ("first", "second"):
+        controllers.register(engine, owner=owner, host="same", pid=1)
+    assert {live.owner for live in controllers.live(engine)} == {"first", "second"}
+    with engine.begin() as connection:
+        dead = "UPDATE controller SET heartbeat_at = heartbeat_at - 100 WHERE owner = 'first'"
+        connection.execute(text(dead))
+    assert [live.owner for live in controllers.live(engine)] == ["second"]
+    assert controllers.beat(engine, "first")
+    assert len(controllers.live(engine)) == 2
+    controllers.unregister(engine, "first")
+    assert not controllers.beat(engine, "first")
+
+
+def test_everything_that_happens_to_a_job_is_written_down_in_order(engine):
+    submit(engine, [new_job("a"), new_job("b", "a")])
+    lost = take(engine, "alice")
+    expire(engine, lost)
+    jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    place = {"actor": "x", "node": "n", "folder": "f", "log": "l"}
+    claim = take(engine, "bob")
+    jobs.started(engine, **hold(claim), **place)
+    finish(engine, claim)
+    events = history(engine, job_id=claim.job_id)
+    assert [(event.kind, event.token, event.owner) for event in events] == [
+        ("claimed", 1, "alice"),
+        ("expired", 1, "alice"),
+        ("claimed", 2, "bob"),
+        ("started", 2, "bob"),
+        ("accepted", 2, "bob"),
+    ]
+    assert [event.kind for event in history(engine, latest=1)] == ["ready"]
+    assert [event.kind for event in history(engine, sweep_id=1)] == ["submitted"]
+
+
+def test_status_imports_nothing_heavy():
+    program = (
+        "import sys, db.status, db.jobs\n"
+        "heavy = {'numpy', 'scipy', 'torch', 'ray', 'transformers', 'alembic', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    root = Path(__file__).parents[2]
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root
+    )
+    assert (found.stdout.strip(), found.stderr) == ("[]", "")

@@ -1,0 +1,175 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForSequenceClassification
+
+from evaluator.cross_encoder import load_cross_encoder
+from evaluator.pairs import PairEncoder
+from evaluator.scoring import batches, choose_precision, score_pairs
+from evaluator.tokenizers import tokenize
+
+LENGTHS = {"query_tokens": 12, "document_tokens": 40}
+
+
+def _pairs(tokenizer, count: int = 40) -> list[tuple[np.ndarray, np.ndarray]]:
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "ranks",
+        "numbers",
+        "and",
+        "documents",
+        "of",
+        "france",
+        "numpy",
+    ]
+    random = np.random.default_rng(5)
+    queries, documents = (
+        [" ".join(random.choice(words, int(random.integers(low, high)))) for _ in range(count)]
+        for low, high in ((1, 6), (0, 30))
+    )
+    return list(
+        zip(tokenize(tokenizer, queries, 99), tokenize(tokenizer, documents, 99), strict=True)
+    )
+
+
+def test_sorted_batches_equal_a_slow_loop_over_single_unpadded_pairs(
+    family: str, make_model_folder: Callable
+) -> None:
+    folder = make_model_folder(family)
+    model, tokenizer = load_cross_encoder(folder)
+    pairs = _pairs(tokenizer)
+    encoder = PairEncoder(tokenizer)
+    fast = score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=256)
+    plain = AutoModelForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        slow = [
+            plain(**encoder.collate([encoder.encode(query, document, 12, 40)])).logits.item()
+            for query, document in pairs
+        ]
+    assert np.std(slow) > 0.05, "scores that hardly differ would prove nothing"
+    np.testing.assert_allclose(fast.scores, slow, atol=1e-5)
+
+
+def test_padding_changes_no_score(family: str, make_model_folder: Callable) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder(family))
+    encoder = PairEncoder(tokenizer)
+    short, long = _pairs(tokenizer, 1)[0], (np.full(12, 9), np.full(40, 9))
+    alone = score_pairs(model, encoder, [short], **LENGTHS)
+    together = score_pairs(model, encoder, [short, long], **LENGTHS)
+    assert alone.padding_waste == 0 < together.padding_waste
+    assert together.scores[0] == pytest.approx(alone.scores[0], abs=1e-5)
+
+
+def test_bf16_is_near_fp32_and_scores_come_as_fp32(make_model_folder: Callable) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    pairs, encoder = _pairs(tokenizer), PairEncoder(tokenizer)
+    fp32 = score_pairs(model, encoder, pairs, **LENGTHS)
+    bf16 = score_pairs(model, encoder, pairs, **LENGTHS, precision="bf16")
+    assert bf16.scores.dtype == np.float32
+    assert np.abs(bf16.scores - fp32.scores).max() < 0.1
+    assert model.dtype == torch.float32, "the caller's weights are left alone"
+
+
+def test_dropout_is_off_while_scoring_and_the_models_mode_is_given_back(
+    make_model_folder: Callable,
+) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    pairs, encoder = _pairs(tokenizer, 6), PairEncoder(tokenizer)
+    expected = score_pairs(model, encoder, pairs, **LENGTHS).scores
+    model.train()
+    assert score_pairs(model, encoder, pairs, **LENGTHS).scores.tolist() == expected.tolist()
+    assert model.training
+
+
+def test_out_of_memory_halves_the_budget_and_loses_no_pair(make_model_folder: Callable) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    pairs, encoder = _pairs(tokenizer), PairEncoder(tokenizer)
+    expected = score_pairs(model, encoder, pairs, **LENGTHS).scores
+    sizes = []
+
+    def refuse_large(module, arguments, named):
+        sizes.append(named["input_ids"].numel())
+        if sizes[-1] > 150:
+            raise torch.OutOfMemoryError("no memory for more than 150 slots")
+
+    handle = model.register_forward_pre_hook(refuse_large, with_kwargs=True)
+    scored = score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=1000)
+    handle.remove()
+    assert max(sizes) > 150 >= sizes[-1]
+    np.testing.assert_allclose(scored.scores, expected, atol=1e-5)
+
+
+def test_a_single_pair_that_does_not_fit_is_an_error(make_model_folder: Callable) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+
+    def refuse(module, arguments):
+        raise torch.OutOfMemoryError("no memory at all")
+
+    model.register_forward_pre_hook(refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        score_pairs(model, PairEncoder(tokenizer), _pairs(tokenizer, 3), **LENGTHS)
+
+
+def test_progress_counts_pairs_and_what_it_raises_ends_the_scoring(
+    make_model_folder: Callable,
+) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    pairs, encoder = _pairs(tokenizer), PairEncoder(tokenizer)
+    heard: list[int] = []
+    score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=200, progress=heard.append)
+    assert heard == sorted(heard)
+    assert heard[-1] == len(pairs)
+
+    def stop(done: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_pairs(model, encoder, pairs, **LENGTHS, progress=stop)
+
+
+def test_no_pairs_give_no_scores(make_model_folder: Callable) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    scored = score_pairs(model, PairEncoder(tokenizer), [], **LENGTHS)
+    assert (len(scored.scores), scored.padding_waste) == (0, 0.0)
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1), budget=st.integers(1, 1000))
+def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    sizes = np.array(lengths)
+    made = list(batches(sizes, np.argsort(-sizes, kind="stable"), budget))
+    assert sorted(np.concatenate(made).tolist()) == list(range(len(lengths)))
+    assert all(len(rows) == 1 or len(rows) * sizes[rows].max() <= budget for rows in made)
+
+
+def test_precision_is_as_asked_or_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_precision("fp32") == (torch.float32, "as asked")
+    assert choose_precision("bf16") == (torch.bfloat16, "as asked")
+    monkeypatch.setattr("evaluator.scoring.cpu_flags", lambda: {"avx2", "avx512_bf16"})
+    assert choose_precision("auto") == (torch.bfloat16, "the CPU has avx512_bf16")
+    monkeypatch.setattr("evaluator.scoring.cpu_flags", lambda: {"avx2"})
+    assert choose_precision("auto")[0] == torch.float32
+
+
+def test_scores_equal_sentence_transformers_raw_predictions(make_model_folder: Callable) -> None:
+    from sentence_transformers import CrossEncoder
+
+    folder: Path = make_model_folder("bert")
+    model, tokenizer = load_cross_encoder(folder)
+    texts = [("the first king", "who was the king of france"), ("numbers", "numpy holds numbers")]
+    pairs = [
+        (tokenize(tokenizer, list(pair), 99)[0], tokenize(tokenizer, list(pair), 99)[1])
+        for pair in texts
+    ]
+    ours = score_pairs(model, PairEncoder(tokenizer), pairs, **LENGTHS).scores
+    theirs = CrossEncoder(str(folder)).predict(texts, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -1,0 +1,61 @@
+import re
+
+import pytest
+
+from orchestrator.report.build import build_report
+from orchestrator.report.figures import (
+    COLOURS,
+    draw_differences,
+    inline_figures,
+    save_figures,
+)
+
+
+@pytest.fixture(scope="module")
+def report(small_sweep):
+    return build_report(small_sweep, sweep="small", measures=["nDCG@10", "RR@10"])
+
+
+def test_a_figure_has_a_line_per_compared_system_with_its_difference(report):
+    column, (baseline,) = report.table.columns[0], report.baselines
+    axes = draw_differences(report, column, baseline).axes[0]
+    found = [each for each in report.comparisons if each.column == column][::-1]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        report.name(each.row) for each in found
+    ]
+    points = [line for line in axes.lines if line.get_marker() in "^vo"]
+    assert [float(line.get_xdata()[0]) for line in points] == pytest.approx(
+        [each.difference for each in found]
+    )
+    assert [line.get_color() for line in points] == [COLOURS[each.verdict] for each in found]
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".svg"])
+def test_the_same_report_gives_the_same_files(report, tmp_path, suffix):
+    one, other = (save_figures(report, tmp_path / folder, suffix) for folder in "ab")
+    assert [path.name for path in one] == [
+        f"nDCG@10-news-against-BM25{suffix}",
+        f"RR@10-news-against-BM25{suffix}",
+    ]
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+def test_vector_figures_keep_their_text_as_text(report, tmp_path):
+    svg = save_figures(report, tmp_path, ".svg")[0].read_text()
+    assert re.search(r">\s*L6 infonce\s*</text>", svg)
+
+
+def test_without_a_finished_baseline_there_is_no_figure(make_cell, tmp_path):
+    cells = [make_cell(0, system="first_stage", state="running"), make_cell(1, AP=[0.1, 0.2])]
+    assert save_figures(build_report(cells, sweep="s", measures=["AP"]), tmp_path) == []
+
+
+def test_names_are_drawn_as_they_are(make_cell, tmp_path):
+    name = r"a$b$c <x> & \frac_"
+    cells = [
+        make_cell(0, system="first_stage", AP=[0.1, 0.2, 0.3]),
+        make_cell(1, backbone=name, AP=[0.2, 0.2, 0.5]),
+    ]
+    (picture,) = inline_figures(build_report(cells, sweep="s", measures=["AP"]))
+    assert picture.startswith("<svg")
+    assert r"a$b$c &lt;x&gt; &amp; \frac_ infonce" in picture

