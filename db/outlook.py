@@ -7,7 +7,7 @@ from sqlalchemy import Engine, case, exists, func, or_, select
 from db.clock import now_s
 from db.schema import Job, Sweep, SweepJob
 from db.states import State
-from db.transactions import reading
+from db.transactions import read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,5 +50,4 @@ def outlook(engine: Engine) -> Outlook:
     query = select(*columns, next_retry_s.label("next_retry_s"), func.count().label("total")).where(
         active
     )
-    with reading(engine) as connection:
-        return Outlook(**connection.execute(query).mappings().one())
+    return read(engine, lambda connection: Outlook(**connection.execute(query).mappings().one()))

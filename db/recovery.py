@@ -11,7 +11,7 @@ from db.events import record
 from db.family import lock
 from db.outcomes import again_or_never, end_attempt
 from db.schema import Attempt, Definition, Job
-from db.transactions import reading, transact
+from db.transactions import read, transact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,10 @@ def _held(engine: Engine, condition: ColumnElement[bool] | None) -> list[Held]:
     )
     if condition is not None:
         query = query.where(condition)
-    with reading(engine) as connection:
+
+    def work(connection: Connection) -> list[Held]:
         rows = connection.execute(query).mappings().all()
         folders = inputs(connection, [row["job_id"] for row in rows])
-    return [Held(**row, inputs=folders[row["job_id"]]) for row in rows]
+        return [Held(**row, inputs=folders[row["job_id"]]) for row in rows]
+
+    return read(engine, work)

@@ -4,7 +4,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, Engine
@@ -80,37 +80,54 @@ def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
     most; so `work` must be right when an earlier run of it was committed unseen.
     Raises SetupError when the database stays away, is full, read-only or damaged.
     """
-    driver = engine.dialect.loaded_dbapi
-    give_up_at = time.monotonic() + PATIENCE_S
-    wait_s = FIRST_WAIT_S
-    while True:
-        try:
-            with engine.begin() as connection:
-                return work(connection)
-        except (DBAPIError, driver.Error) as error:
-            cause = getattr(error, "orig", error)
-            if not is_passing(cause) or time.monotonic() + wait_s > give_up_at:
-                if is_ours(engine, cause):
-                    raise
-                raise setup_error(engine.url, error) from error
-            log.warning("database away, next try in %.2f s: %s", wait_s, type(cause).__name__)
-        time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
-        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+    return _patiently(engine, engine.begin, work)
+
+
+def read(engine: Engine, work: Callable[[Connection], T]) -> T:
+    """Run `work` on a connection that only reads, as patiently as `transact`."""
+    return _patiently(engine, lambda: _connected(engine), work)
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
     """A connection on which everything read belongs to one moment, and that hinders no writer.
 
-    Raises SetupError when the database does not answer.
+    Raises SetupError at once when the database does not answer: somebody sits and waits.
     """
-    options: dict[str, Any] = {READING: True}
-    if engine.dialect.name == "postgresql":
-        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     try:
-        with engine.connect().execution_options(**options) as connection:
+        with _connected(engine) as connection:
             yield connection
     except DBAPIError as error:
         if is_ours(engine, error.orig):
             raise
         raise setup_error(engine.url, error) from error
+
+
+def _connected(engine: Engine) -> Connection:
+    options: dict[str, Any] = {READING: True}
+    if engine.dialect.name == "postgresql":
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    return engine.connect().execution_options(**options)
+
+
+def _patiently(
+    engine: Engine,
+    connect: Callable[[], AbstractContextManager[Connection]],
+    work: Callable[[Connection], T],
+) -> T:
+    driver = engine.dialect.loaded_dbapi
+    give_up_at = time.monotonic() + PATIENCE_S
+    wait_s = FIRST_WAIT_S
+    while True:
+        try:
+            with connect() as connection:
+                return work(connection)
+        except (DBAPIError, driver.Error) as error:
+            cause = getattr(error, "orig", error)
+            if is_ours(engine, cause):
+                raise
+            if not is_passing(cause) or time.monotonic() + wait_s > give_up_at:
+                raise setup_error(engine.url, error) from error
+            log.warning("database away, next try in %.2f s: %s", wait_s, type(cause).__name__)
+        time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)

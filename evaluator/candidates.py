@@ -47,6 +47,8 @@ def prepare_candidates(spec: CandidatesSpec, inputs: Mapping[str, Path], out: Pa
     if not judged:
         raise DataError(f"collection {collection.name!r} has no judged queries")
     order, run, documents = _first_stage(spec, collection, judged)
+    if not run:
+        raise DataError(f"collection {collection.name!r}: the first stage finds nothing at all")
     write_run(out / "candidates.run.gz", run, tag=spec.first_stage.type)
     write_qrels(out / "qrels.txt", {query_id: qrels[query_id] for query_id in judged})
     with write_text(out / "queries.jsonl.gz") as write:

@@ -56,33 +56,34 @@ def score_pairs(
         query_tokens,
         document_tokens,
     )
+    order = np.argsort(-lengths, kind="stable")
     scores = np.empty(len(pairs), dtype=np.float32)
     slots = done = 0
     was_training = model.training
     model.to(device).eval()  # type: ignore[arg-type]
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
-    with torch.inference_mode(), autocast:
-        order = np.argsort(-lengths, kind="stable")
-        while done < len(order):
-            try:
-                for rows in batches(lengths, order[done:], batch_tokens):
-                    encoded = [
-                        encoder.encode(*pairs[int(row)], query_tokens, document_tokens)
-                        for row in rows
-                    ]
-                    batch = encoder.collate(encoded)
-                    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-                    scores[rows] = model(**inputs).logits[:, 0].float().cpu().numpy()
-                    slots += batch["input_ids"].numel()
-                    done += len(rows)
-                    if progress:
-                        progress(done)
-            except torch.OutOfMemoryError:
-                if batch_tokens <= lengths[order[done]]:
-                    raise
-                batch_tokens //= 2
-                torch.cuda.empty_cache()
-    model.train(was_training)
+    try:
+        with torch.inference_mode(), autocast:
+            while done < len(order):
+                rows = next(batches(lengths, order[done:], batch_tokens))
+                encoded = [
+                    encoder.encode(*pairs[int(row)], query_tokens, document_tokens) for row in rows
+                ]
+                batch = {name: ids.to(device) for name, ids in encoder.collate(encoded).items()}
+                try:
+                    scores[rows] = model(**batch).logits[:, 0].float().cpu().numpy()
+                except torch.OutOfMemoryError:
+                    if len(rows) == 1:
+                        raise
+                    batch_tokens //= 2
+                    torch.cuda.empty_cache()
+                    continue
+                slots += batch["input_ids"].numel()
+                done += len(rows)
+                if progress:
+                    progress(done)
+    finally:
+        model.train(was_training)
     waste = 1 - int(lengths.sum()) / slots if slots else 0.0
     return ScoredPairs(scores, waste, time.perf_counter() - started)
 
@@ -90,11 +91,16 @@ def score_pairs(
 def batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Cuts rows, ordered longest first, into batches of at most `batch_tokens` padded slots.
 
-    A pair that is longer than the budget makes a batch of its own.
+    A batch also ends where rows have become a tenth shorter than its longest, once a quarter of
+    the budget is used: padding costs more than another call then. A row that is longer than the
+    budget makes a batch of its own.
     """
     start = 0
     while start < len(order):
-        rows = max(1, batch_tokens // int(lengths[order[start]]))
+        longest = int(lengths[order[start]])
+        most = max(1, batch_tokens // longest)
+        near = int((lengths[order[start : start + most]] >= 0.9 * longest).sum())
+        rows = max(near, most // 4, 1)
         yield order[start : start + rows]
         start += rows
 

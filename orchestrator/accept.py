@@ -13,8 +13,10 @@ from orchestrator.store import resolve
 from xsweep import DataError
 
 
-def accept(engine: Engine, store: Path, *, job_id: int, token: int, folder: str) -> bool:
-    """Make the folder the job's result; False if the token is no longer the job's own.
+def accept(
+    engine: Engine, store: Path, *, job_id: int, token: int, owner: str, folder: str
+) -> bool:
+    """Make the folder the job's result; False if the attempt is no longer the owner's.
 
     Raises DataError where the folder differs from its manifest or lacks what a result needs.
     """
@@ -24,6 +26,7 @@ def accept(engine: Engine, store: Path, *, job_id: int, token: int, folder: str)
         engine,
         job_id=job_id,
         token=token,
+        owner=owner,
         folder=folder,
         manifest_sha256=checksum(path / "manifest.json"),
         summary=_read(path / "summary.json") or {},

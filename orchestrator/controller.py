@@ -192,6 +192,7 @@ class Controller:
             node="",
             folder=folder,
             log=f"{folder}.log",
+            owner=self.owner,
         )
         if not held:
             self.pool.kill(placement)
@@ -257,7 +258,14 @@ class Controller:
 
     def _accept(self, job_id: int, token: int, name: str, folder: str) -> None:
         try:
-            accepted = accept(self.engine, self.store, job_id=job_id, token=token, folder=folder)
+            accepted = accept(
+                self.engine,
+                self.store,
+                job_id=job_id,
+                token=token,
+                owner=self.owner,
+                folder=folder,
+            )
         except XsweepError as error:
             self._fail(job_id, token, name, "INFRA", str(error))
             return
@@ -267,11 +275,18 @@ class Controller:
             log.warning("refused   %s: token %d is no longer the job's own", name, token)
 
     def _fail(self, job_id: int, token: int, name: str, failure: str, reason: str) -> None:
-        state = jobs.fail(self.engine, job_id=job_id, token=token, failure=failure, reason=reason)
+        state = jobs.fail(
+            self.engine,
+            job_id=job_id,
+            token=token,
+            owner=self.owner,
+            failure=failure,
+            reason=reason,
+        )
         log.warning("%-9s %s: %s: %s", state or "refused", name, failure, reason)
 
     def _release(self, job_id: int, token: int, reason: str) -> None:
-        jobs.release(self.engine, job_id=job_id, token=token, reason=reason)
+        jobs.release(self.engine, job_id=job_id, token=token, owner=self.owner, reason=reason)
 
     def _refresh(self) -> None:
         """Ask the workers how they are, renew the leases, stop those whose lease is lost."""

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from orchestrator import forecast
 from orchestrator.settings import Settings
 from xsweep import SetupError
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("xsweep")
 
+TELL_S = 30.0
+"""How often the log says how far everything is."""
 GRACE_S = 120.0
 """How long jobs may take to save a checkpoint when the controller is told to leave."""
 
@@ -110,9 +113,13 @@ def _loop(controller: "Controller", signals: "_Signals", *, until_idle: bool) ->
     from db.outlook import outlook
 
     waiting = ""
+    told_s = time.monotonic()
     while not signals.received:
         try:
             controller.step()
+            if time.monotonic() - told_s > TELL_S:
+                _tell(controller)
+                told_s = time.monotonic()
             if controller.busy:
                 continue
             left = outlook(controller.engine)
@@ -131,6 +138,16 @@ def _loop(controller: "Controller", signals: "_Signals", *, until_idle: bool) ->
         log.info("leaving   %d running jobs save their state", len(controller.assigned))
         controller.drain(GRACE_S, hurry=lambda: len(signals.received) > 1)
     return outlook(controller.engine).failed > 0
+
+
+def _tell(controller: "Controller") -> None:
+    """Log how far each unfinished sweep is."""
+    from db.status import summary
+
+    found = summary(controller.engine)
+    for sweep in found.sweeps:
+        if forecast.count(sweep, forecast.OPEN):
+            log.info("progress  %s: %s", sweep.name, forecast.prospect(sweep, found))
 
 
 def _waits_for(left: "Outlook") -> str:

@@ -5,6 +5,7 @@ job and token it runs, and classifies a failure itself, where the exception stil
 """
 
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -16,6 +17,8 @@ from typing import Any, TypedDict
 
 from orchestrator.failures import classify
 from xsweep import Stopped
+
+PRINT_EVERY_S = 10.0
 
 
 class Task(TypedDict):
@@ -57,12 +60,16 @@ class Worker:
     """Runs one task at a time in a thread of its own, so that it can answer while it works."""
 
     def __init__(self, gpus: float) -> None:
+        logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
+        for room in ("evaluator", "trainer"):
+            logging.getLogger(room).setLevel(logging.INFO)
         if not gpus:
             # A job that asked for no GPU must see none, or it takes memory from those that did.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self._task: Task | None = None
         self._outcome: Outcome | None = None
         self._progress: dict[str, Any] = {}
+        self._printed_s = 0.0
         self._stop = threading.Event()
         self._ended = threading.Event()
 
@@ -99,6 +106,10 @@ class Worker:
 
     def _report(self, done: int, total: int, **figures: Any) -> None:
         self._progress = {"done": done, "total": total, **figures}
+        if done == total or time.monotonic() - self._printed_s > PRINT_EVERY_S:
+            self._printed_s = time.monotonic()
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            print(f"{done}/{total}  {shown}", flush=True)
         if self._stop.is_set():
             raise Stopped("left on request")
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from xsweep import ConfigError, XsweepError
@@ -43,13 +44,14 @@ def read_job(path: Path) -> dict:
     return job
 
 
-def _printer():  # type: ignore[no-untyped-def]
-    last = [0.0]
+def _printer() -> Callable[..., None]:
+    printed = -PRINT_EVERY_S
 
     def report(done: int, total: int, **figures: float) -> None:
+        nonlocal printed
         now = time.monotonic()
-        if done == total or now - last[0] > PRINT_EVERY_S:
-            last[0] = now
+        if done == total or now - printed > PRINT_EVERY_S:
+            printed = now
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             print(f"step {done}/{total}  {shown}", flush=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from evaluator.cross_encoder import quiet_loading
 from trainer.specs import TrainSpec
 
 
@@ -26,8 +27,9 @@ def export_model(
     model.config.sentence_transformers = {
         "activation_fn": f"{torch.nn.Identity.__module__}.{torch.nn.Identity.__qualname__}"
     }
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet_loading():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(spec, summary), encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """The training loop: steps, validations, checkpoints; leaving and coming back exactly."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ from trainer.scorer import Scorer, attention
 from trainer.specs import TrainSpec
 from trainer.teachers import Sample, Teacher
 from xsweep import ConfigError, DivergenceError, Stopped
+
+log = logging.getLogger(__name__)
 
 Report = Callable[..., object]
 Validate = Callable[[PreTrainedModel], float]
@@ -65,7 +68,7 @@ def train_model(
     validate: Validate | None = None,
     report: Report | None = None,
     resume_from: Sequence[Path] = (),
-) -> Progress:
+) -> Progress | None:
     """Trains to the last step, or until patience ends, and leaves the best weights in the model.
 
     `report(done, total, loss=, lr=, pairs_per_s=)` is called after every step; where it raises
@@ -74,7 +77,7 @@ def train_model(
     the folders of `resume_from` is continued: the outcome is that of an undisturbed training.
 
     Raises DivergenceError with step and queries where the loss or the gradient is not finite;
-    checkpoints before it stay.
+    checkpoints before it stay. Ranks other than the first return None: they have nothing to write.
     """
     settings = spec.optimisation
     if settings.gradient_checkpointing:
@@ -90,14 +93,14 @@ def train_model(
         if found:
             training.resume(found)
         kept = read_metrics(resume_from, training.progress.step)
-        log = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
-        with log or nullcontext():
+        metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
+        with metrics or nullcontext():
             while not training.finished:
                 record = training.step()
                 if validate and training.validation_is_due:
                     record["validation"] = training.validate(validate)
-                if log:
-                    log.add(record)
+                if metrics:
+                    metrics.add(record)
                 saved = training.progress.step % settings.checkpoint_every_steps == 0
                 if saved and training.progress.step < settings.steps:
                     training.save()
@@ -105,7 +108,7 @@ def train_model(
                     training.hear(report, record)
         if training.best:
             training.set_weights(training.best)
-    return training.progress
+    return training.progress if metrics else None
 
 
 class _Training:
@@ -244,6 +247,7 @@ class _Training:
                 "the checkpoints found are another training's: choose an empty output folder"
             )
         self.progress, self.best = Progress(**progress), checkpoint.best
+        log.info("resuming after step %d of %d", self.progress.step, self.spec.optimisation.steps)
         self.engine.restore(checkpoint.weights, checkpoint.moments, self.progress.step)
 
 

@@ -50,14 +50,11 @@ class MetricsLog:
 
 
 def read_metrics(folders: Iterable[Path], last_step: int) -> list[dict]:
-    """Records up to a step from the first folder whose metrics go that far; else none."""
-    for folder in folders:
-        path = folder / "metrics.jsonl"
-        if not path.is_file():
-            continue
+    """The records up to a step, from the attempt that kept most of them."""
+    kept: list[dict] = []
+    for path in (folder / "metrics.jsonl" for folder in folders):
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         # A killed writer may have left half a line.
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line[-1:] == "}"]
-        records = [json.loads(line) for line in lines]
-        if records and records[-1]["step"] >= last_step:
-            return [record for record in records if record["step"] <= last_step]
-    return []
+        records = [json.loads(line) for line in lines if line.endswith("}")]
+        kept = max(kept, [record for record in records if record["step"] <= last_step], key=len)
+    return kept

@@ -161,9 +161,9 @@ class OptimisationSpec(Spec):
     engine: Literal["deepspeed", "plain"] = "deepspeed"
     zero_stage: Literal[0, 1, 2] = 0
     micro_batch_tokens: int = Field(default=16384, ge=1)
-    """Padded tokens of one backward pass: whole queries, at least one."""
+    """Tokens of one backward pass, without padding: whole queries, at least one."""
     forward_tokens: int = Field(default=2048, ge=1)
-    """Padded tokens of one forward pass inside a micro-batch: pairs of like length."""
+    """Token slots, with padding, of one forward pass inside it: pairs of like length."""
     dropout: bool = True
     """Whether the backbone's own dropout is on; off is a quarter faster on a CPU."""
     gradient_checkpointing: bool = False

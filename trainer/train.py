@@ -88,6 +88,8 @@ def train(
         report=report,
         resume_from=resume_from,
     )
+    if progress is None:
+        return
     summary = summarise(spec, progress, teacher, time.perf_counter() - started)
     export_model(model, tokenizer, out / "model", spec, summary)
     write_json(out / "summary.json", summary)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.app import app, open_database, settings_of
+from orchestrator.forecast import OPEN, count, duration, eta_s, prospect
 from xsweep import ConfigError, SetupError
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
-OPEN = ("waiting", "ready", "running")
 KINDS = ("prepare", "teach", "train", "evaluate")
 REFRESH_S = 2.0
 START_S = 30.0
@@ -109,7 +109,7 @@ def _watch(
                 # In a log file, a line per change is all that can be followed.
                 console.print(*(_headline(each, found) for each in found.sweeps), sep="\n")
                 told = counts
-            if not any(_count(each, OPEN) for each in found.sweeps):
+            if not any(count(each, OPEN) for each in found.sweeps):
                 break
             if found.controllers or process.is_running(settings):
                 seen_s = time.monotonic()
@@ -120,36 +120,7 @@ def _watch(
             time.sleep(min(60.0, max(REFRESH_S, 100 * took_s)))
     if not console.is_terminal:
         console.print(Group(*_page(found)))
-    return 1 if any(_count(each, ("failed",)) for each in found.sweeps) else 0
-
-
-def eta_s(sweep: "SweepStatus", found: "Summary") -> float | None:
-    """Seconds until a sweep is done, from mean durations of its kinds of job; None if unknown.
-
-    Work left is divided by the jobs that run now: 4 trainings left at 60 s each, of which 2 run
-    for 30 s already, leave (2 * 60 + 2 * 30) / 2 = 90 s.
-    """
-    running = {kind: states.get("running", 0) for kind, states in sweep.counts.items()}
-    left_s = 0.0
-    for kind, states in sweep.counts.items():
-        jobs = sum(states.get(state, 0) for state in OPEN)
-        mean_s = found.mean_s.get(kind) or _projected_s(kind, found)
-        if jobs and mean_s is None:
-            return None
-        left_s += jobs * (mean_s or 0.0)
-        spent = [job.since_s for job in found.running if job.kind == kind][: running[kind]]
-        left_s -= sum(min(since_s, mean_s or 0.0) for since_s in spent)
-    return left_s / max(1, sum(running.values()))
-
-
-def _projected_s(kind: str, found: "Summary") -> float | None:
-    """How long the jobs of a kind will take, from the progress of those that run."""
-    took_s = [
-        job.since_s * job.progress["total"] / job.progress["done"]
-        for job in found.running
-        if job.kind == kind and job.progress and job.progress.get("done")
-    ]
-    return sum(took_s) / len(took_s) if took_s else None
+    return 1 if any(count(each, ("failed",)) for each in found.sweeps) else 0
 
 
 def _page(found: "Summary") -> "Iterator[RenderableType]":
@@ -168,7 +139,7 @@ def _page(found: "Summary") -> "Iterator[RenderableType]":
     for controller in found.controllers:
         dashboard = controller.dashboard_url or "no dashboard"
         yield f"Controller {controller.pid} on {_plain(controller.host)}, Ray: {dashboard}"
-    if not found.controllers and any(_count(each, OPEN) for each in found.sweeps):
+    if not found.controllers and any(count(each, OPEN) for each in found.sweeps):
         yield "No controller is running. Next: xsweep run"
 
 
@@ -176,11 +147,11 @@ def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
     from rich import box
     from rich.table import Table
 
-    shown = [state for state in STATES if _count(sweep, (state,))]
+    shown = [state for state in STATES if count(sweep, (state,))]
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("jobs", "all")
     for state in shown:
-        table.add_column(state, str(_count(sweep, (state,))), justify="right")
+        table.add_column(state, str(count(sweep, (state,))), justify="right")
     table.add_column("all", str(sweep.total), justify="right")
     for kind in [kind for kind in KINDS if kind in sweep.counts]:
         counts = sweep.counts[kind]
@@ -191,18 +162,7 @@ def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
 
 def _headline(sweep: "SweepStatus", found: "Summary") -> str:
     note = "" if sweep.state == "active" else f" ({sweep.state})"
-    return f"[bold]{_plain(sweep.name)}[/]{note}: {_outlook(sweep, found)}"
-
-
-def _outlook(sweep: "SweepStatus", found: "Summary") -> str:
-    done, left = _count(sweep, ("done",)), _count(sweep, OPEN)
-    if not left:
-        broken = sweep.total - done
-        return f"{done} jobs done, {broken} failed, skipped or cancelled" if broken else "all done"
-    eta = eta_s(sweep, found)
-    return f"{done} of {sweep.total} jobs done, " + (
-        "time left unknown" if eta is None else f"about {_duration(eta)} left"
-    )
+    return f"[bold]{_plain(sweep.name)}[/]{note}: {prospect(sweep, found)}"
 
 
 def _running_table(found: "Summary") -> "RenderableType":
@@ -217,7 +177,7 @@ def _running_table(found: "Summary") -> "RenderableType":
         table.add_row(
             _plain(job.name),
             _progress(progress),
-            _duration(job.since_s),
+            duration(job.since_s),
             _plain(job.node or str(progress.get("node", ""))),
         )
     return table
@@ -251,27 +211,12 @@ def _as_json(settings: "Settings", found: "Summary") -> dict[str, Any]:
 
     content = asdict(found)
     for sweep, each in zip(found.sweeps, content["sweeps"], strict=True):
-        each["eta_s"] = eta_s(sweep, found) if _count(sweep, OPEN) else 0.0
+        each["eta_s"] = eta_s(sweep, found) if count(sweep, OPEN) else 0.0
     return {
         "schema": "xsweep.status/1",
         "database": redacted(settings.database),
         **content,
     }
-
-
-def _count(sweep: "SweepStatus", states: tuple[str, ...]) -> int:
-    return sum(counts.get(state, 0) for counts in sweep.counts.values() for state in states)
-
-
-def _duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _plain(text: str = "") -> str:

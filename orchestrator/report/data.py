@@ -18,11 +18,11 @@ def render_json(report: Report) -> str:
     """A document of schema `xsweep.report/1`; fractions at full precision, what is unknown null.
 
     `places` has one object per row and column: the row (`name`, `system`, `model`, `objective`,
-    `teacher`), the column (`measure`, and `collection` or `suite`), `mean`, `std` over seeds, `rank`
-    (1, 2), `queries`, `planned_seeds`, `seeds` ({seed, mean}), `unfinished` (state -> seeds) and
-    `comparisons` ({baseline, difference, effect_size_d, p, p_corrected, verdict}). Beside it stand
-    `sweep`, `by`, `test`, `correction`, `alpha`, the number of `comparisons`, `baselines`, `caption`
-    (sentences) and `sections` ({title, heads, lines, note}).
+    `teacher`), the column (`measure`, and `collection` or `suite`), `mean`, `std` over seeds,
+    `rank` (1, 2), `queries`, `planned_seeds`, `seeds` ({seed, mean}), `unfinished` (state -> seeds)
+    and `comparisons` ({baseline, difference, effect_size_d, p, p_corrected, verdict}). Beside it
+    stand `sweep`, `by`, `test`, `correction`, `alpha`, the number of `comparisons`, `baselines`,
+    `caption` (sentences) and `sections` ({title, heads, lines, note}).
     """
     document = {
         "schema": SCHEMA,

@@ -3,11 +3,11 @@ import stat
 from pathlib import Path
 
 import pytest
-from job_table import finish, new_job, states, submit, take
+from job_table import finish, new_job, run_all, states, study, submit, take
 from sqlalchemy import create_engine, text
 
 import db.engine
-from db import jobs
+from db import controllers, jobs
 from db.engine import backup, connect, network_file_system, open_engine, redacted, schema_version
 from db.schema import REVISION
 from xsweep import SetupError
@@ -201,6 +201,29 @@ def test_a_role_without_rights_is_told_so(postgresql_url):
     finally:
         on(postgresql_url, "DROP OWNED BY guest")
         on(postgresql_url, "DROP ROLE guest")
+
+
+def test_a_role_with_the_least_rights_can_do_everything(postgresql_url):
+    grants = (
+        "CREATE ROLE worker LOGIN",
+        "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO worker",
+        "GRANT DELETE ON controller TO worker",
+        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO worker",
+    )
+    for grant in grants:
+        on(postgresql_url, grant)
+    try:
+        engine = connect(postgresql_url.replace("postgres:@", "worker@"))
+        submit(engine, study())
+        jobs.cancel(engine, job="train s1")
+        jobs.retry(engine, sweep="study")
+        assert len(run_all(engine)) == 8
+        controllers.register(engine, owner="alice", host="h", pid=1)
+        controllers.unregister(engine, "alice")
+        engine.dispose()
+    finally:
+        on(postgresql_url, "DROP OWNED BY worker")
+        on(postgresql_url, "DROP ROLE worker")
 
 
 def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path):

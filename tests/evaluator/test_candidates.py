@@ -106,11 +106,18 @@ def test_a_run_with_unknown_documents_or_queries_is_a_data_error(tmp_path: Path)
     run.write_text("q1 Q0 d1 1 2.0 t\nq1 Q0 d77 2 1.0 t\n")
     with pytest.raises(DataError, match="1 of its documents, such as 'd77', are not in"):
         _prepare(tmp_path, first_stage=stage)
-    (tmp_path / "out").rmdir() if not list((tmp_path / "out").iterdir()) else None
     run.write_text("other Q0 d1 1 2.0 t\n")
     (tmp_path / "second").mkdir()
     with pytest.raises(DataError, match="has none of the judged queries of 'tiny'"):
         _prepare(tmp_path / "second", first_stage=stage)
+
+
+def test_a_first_stage_that_finds_nothing_is_a_data_error(tmp_path: Path) -> None:
+    collection = _collection(tmp_path)
+    (tmp_path / "queries.tsv").write_text("q1\tzebra\n")
+    spec = CandidatesSpec.model_validate({"collection": collection})
+    with pytest.raises(DataError, match="finds nothing at all"):
+        prepare_candidates(spec, {}, tmp_path)
 
 
 def test_scoreddocs_belong_to_ir_datasets(tmp_path: Path) -> None:

@@ -133,8 +133,10 @@ def test_progress_counts_pairs_and_what_it_raises_ends_the_scoring(
     def stop(done: int) -> None:
         raise KeyboardInterrupt
 
+    model.train()
     with pytest.raises(KeyboardInterrupt):
         score_pairs(model, encoder, pairs, **LENGTHS, progress=stop)
+    assert model.training
 
 
 def test_no_pairs_give_no_scores(make_model_folder: Callable) -> None:

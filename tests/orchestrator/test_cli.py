@@ -19,7 +19,7 @@ from db.status import RunningJob, Summary, SweepStatus
 from evaluator.trec import read_run
 from orchestrator.cli import app
 from orchestrator.cli.app import Program, _global_options_first
-from orchestrator.cli.status import eta_s
+from orchestrator.forecast import eta_s
 from xsweep import __version__
 
 PROJECT = Path(__file__).resolve().parents[2]

@@ -93,7 +93,7 @@ def test_a_killed_worker_is_replaced_and_its_training_resumes_at_the_checkpoint(
     output, _ = controller.communicate(timeout=240)
     assert controller.returncode == 0, output
     assert attempts(engine)[job] == 2
-    assert "resum" in study.xsweep("logs", str(job))
+    assert "resuming after step" in study.xsweep("logs", str(job))
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report
 
 

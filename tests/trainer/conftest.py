@@ -82,7 +82,10 @@ def write_candidates(folder: Path, collection: dict, depth: int = 12, seed: int 
     run = {}
     for query in queries:
         docs = {*random.choice(documents, depth - 1, replace=False).tolist(), *qrels[query]}
-        run[query] = {doc: float(score) for doc, score in zip(sorted(docs), random.random(depth))}
+        run[query] = {
+            doc: float(score)
+            for doc, score in zip(sorted(docs), random.random(depth), strict=False)
+        }
     write_run(folder / "candidates.run.gz", run, "random")
     with gzip.open(folder / "queries.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"id": q, "text": t}) + "\n" for q, t in queries.items())

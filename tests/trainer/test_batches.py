@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from evaluator.collections import read_texts
 from evaluator.cross_encoder import load_cross_encoder
 from evaluator.pairs import PairEncoder
 from evaluator.tokenizers import tokenize
@@ -50,9 +53,9 @@ def prepared(world, **settings):
     spec = TrainSpec.model_validate(world.spec(**settings))
     model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
     documents = TokenStore(world.inputs["tokens"])
-    texts = [line.split("\t") for line in open(world.collection["queries"]["path"])]
-    ids = tokenize(tokenizer, [text for _, text in texts], spec.query_tokens)
-    queries = dict(zip((query for query, _ in texts), ids, strict=True))
+    texts = dict(read_texts(Path(world.collection["queries"]["path"])))
+    ids = tokenize(tokenizer, list(texts.values()), spec.query_tokens)
+    queries = dict(zip(texts, ids, strict=True))
     assembler = Assembler(spec, PairEncoder(tokenizer), documents, queries)
     random = np.random.default_rng(4)
     samples = []
@@ -86,12 +89,8 @@ def test_an_assembled_batch_counts_its_tokens_and_slots(world):
 
 def plain_scores(model, tokenizer, world, samples):
     """Texts, one padded batch, the model's own forward: the slow way to the same matrix."""
-    texts = dict(
-        line.rstrip("\n").split("\t") for line in open(world.collection["documents"]["path"])
-    )
-    questions = dict(
-        line.rstrip("\n").split("\t") for line in open(world.collection["queries"]["path"])
-    )
+    texts = dict(read_texts(Path(world.collection["documents"]["path"])))
+    questions = dict(read_texts(Path(world.collection["queries"]["path"])))
     pairs = [
         (" ".join(questions[s.query_id].split()[:4]), " ".join(texts[d].split()[:24]))
         for s in samples

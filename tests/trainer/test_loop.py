@@ -2,6 +2,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,12 @@ def test_the_seed_decides_everything(world, undisturbed, tmp_path):
     spec = world.spec(**ENGINES["plain"]) | {"seed": 13}
     run_job("train", spec, world.inputs, tmp_path / "other")
     assert curve(tmp_path / "other") != curve(again)
+
+
+def test_a_training_runs_in_a_thread_of_a_long_lived_worker(world, undisturbed, tmp_path):
+    with ThreadPoolExecutor(1) as worker:
+        out = worker.submit(train, world, tmp_path / "out", **ENGINES["zero-0"]).result()
+    assert digest(out) == digest(undisturbed["zero-0"])
 
 
 def test_without_dropout_the_cut_into_micro_batches_changes_nothing(world, tmp_path):

@@ -34,7 +34,7 @@ def test_labels_put_a_found_positive_first_and_distinct_non_relevant_documents_a
 
 
 def test_negatives_are_uniform():
-    counts = {doc: 0 for doc in "ace"}
+    counts = dict.fromkeys("ace", 0)
     for sample in draws(teacher(negatives=1), count=900):
         counts[sample.doc_ids[1]] += 1
     assert all(240 <= count <= 360 for count in counts.values())

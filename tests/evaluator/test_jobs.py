@@ -1,0 +1,262 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluator.__main__ import main
+from evaluator.cross_encoder import load_cross_encoder
+from evaluator.jobs import run_job
+from evaluator.manifest import read_manifest
+from evaluator.trec import read_run
+from xsweep import ConfigError, DataError, Stopped
+
+WORDS = ["fox", "dog", "cow", "number", "query", "rank", "king", "france", "array", "quick"]
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """60 documents, 8 judged queries and one that finds nothing, one document empty."""
+    folder = tmp_path_factory.mktemp("collection")
+    random = np.random.default_rng(1)
+    texts = [" ".join(random.choice(WORDS, int(random.integers(1, 30)))) for _ in range(60)]
+    texts[7] = ""
+    lines = "".join(f"d{number}\t{text}\n" for number, text in enumerate(texts))
+    (folder / "docs.tsv").write_text(lines)
+    queries = [" ".join(random.choice(WORDS, 2, replace=False)) for _ in range(8)] + ["zzz"]
+    (folder / "queries.tsv").write_text(
+        "".join(f"q{n}\t{text}\n" for n, text in enumerate(queries))
+    )
+    (folder / "qrels.txt").write_text("".join(f"q{n} 0 d{n * 5} 1\n" for n in range(9)))
+    names = {"documents": "docs.tsv", "queries": "queries.tsv", "qrels": "qrels.txt"}
+    paths = {role: {"path": str(folder / name)} for role, name in names.items()}
+    return {"source": "files", "name": "tiny", **paths}
+
+
+@pytest.fixture(scope="module")
+def do(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs a job in a new folder and gives that folder."""
+
+    def run(kind: str, spec: dict, **inputs: Path) -> Path:
+        out = tmp_path_factory.mktemp(kind)
+        run_job(kind, spec, inputs, out)
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def candidates(do: Callable, collection: dict) -> Path:
+    return do("prepare", {"type": "candidates", "collection": collection, "depth": 20})
+
+
+@pytest.fixture(scope="module")
+def tokens(do: Callable, collection: dict, make_model_folder: Callable) -> Path:
+    tokenizer = {"folder": str(make_model_folder("bert"))}
+    return do("prepare", {"type": "tokens", "documents": collection, "tokenizer": tokenizer})
+
+
+def _model(folder: Path, kind: str = "cross_encoder") -> dict:
+    return {"type": kind, "models": [{"folder": str(folder)}]}
+
+
+def _summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_the_first_stage_is_evaluated_as_it_came(
+    do: Callable, collection: dict, candidates: Path
+) -> None:
+    out = do("evaluate", {"collection": collection, "depth": 5}, candidates=candidates)
+    summary = _summary(out)
+    assert (summary["queries"], summary["queries_without_results"]) == (9, 1)
+    per_query = json.loads((out / "per_query.json").read_text())
+    assert per_query["nDCG@10"]["q8"] == 0.0
+    assert summary["means"]["nDCG@10"] == pytest.approx(np.mean([*per_query["nDCG@10"].values()]))
+    run, whole = read_run(out / "run.trec.gz"), read_run(candidates / "candidates.run.gz")
+    assert {query: list(docs) for query, docs in run.items()} == {
+        query: list(docs)[:5] for query, docs in whole.items()
+    }
+    assert read_manifest(out)["files"].keys() >= {"run.trec.gz", "per_query.json", "summary.json"}
+
+
+def test_a_model_scores_alike_from_the_token_store_and_from_texts(
+    do: Callable, collection: dict, candidates: Path, tokens: Path, make_model_folder: Callable
+) -> None:
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    spec = {"collection": collection, "scorer": scorer, "depth": 10}
+    stored = do("evaluate", spec, candidates=candidates, tokens=tokens)
+    missing = {role: {"path": "/nowhere"} for role in ("documents", "queries", "qrels")}
+    without_texts = {**spec, "collection": collection | missing}
+    again = do("evaluate", without_texts, candidates=candidates, tokens=tokens)
+    from_texts = do("evaluate", spec, candidates=candidates)
+    for name in ("run.trec.gz", "per_query.json"):
+        assert (stored / name).read_bytes() == (from_texts / name).read_bytes(), name
+        assert (stored / name).read_bytes() == (again / name).read_bytes(), name
+    summary = _summary(stored)
+    assert summary["pairs"] == sum(map(len, read_run(stored / "run.trec.gz").values()))
+    assert (summary["precision"], summary["precision_reason"]) == ("fp32", "as asked")
+
+
+def test_a_token_store_of_another_tokenizer_is_not_used(
+    do: Callable, collection: dict, candidates: Path, tokens: Path, make_model_folder: Callable
+) -> None:
+    scorer = {"type": "model", "model": _model(make_model_folder("roberta"))}
+    spec = {"collection": collection, "scorer": scorer}
+    stored = do("evaluate", spec, candidates=candidates, tokens=tokens)
+    plain = do("evaluate", spec, candidates=candidates)
+    assert (stored / "run.trec.gz").read_bytes() == (plain / "run.trec.gz").read_bytes()
+
+
+def test_a_trainings_model_is_an_input(
+    do: Callable,
+    collection: dict,
+    candidates: Path,
+    make_model_folder: Callable,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "model").symlink_to(make_model_folder("bert"))
+    spec = {"collection": collection, "scorer": {"type": "run"}}
+    trained = do("evaluate", spec, candidates=candidates, run=tmp_path)
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    named = do("evaluate", spec | {"scorer": scorer}, candidates=candidates)
+    assert read_run(trained / "run.trec.gz") == read_run(named / "run.trec.gz")
+    with pytest.raises(ConfigError, match='needs the input "run"'):
+        do("evaluate", spec, candidates=candidates)
+
+
+def test_several_models_give_the_mean_of_their_scores(
+    do: Callable, collection: dict, candidates: Path, make_model_folder: Callable
+) -> None:
+    folders = [make_model_folder("bert"), make_model_folder("roberta")]
+
+    def scores(*chosen: Path) -> dict:
+        models = [{"folder": str(folder)} for folder in chosen]
+        model = {"type": "cross_encoder", "models": models}
+        scorer = {"type": "model", "model": model}
+        out = do("evaluate", {"collection": collection, "scorer": scorer}, candidates=candidates)
+        return read_run(out / "run.trec.gz")
+
+    first, second, both = scores(folders[0]), scores(folders[1]), scores(*folders)
+    for query, docs in both.items():
+        for doc, score in docs.items():
+            expected = (first[query][doc] + second[query][doc]) / 2
+            assert score == pytest.approx(expected, abs=1e-6)
+
+
+def test_teach_scores_candidates_and_the_relevant_documents_they_missed(
+    do: Callable, collection: dict, candidates: Path, make_model_folder: Callable
+) -> None:
+    model = _model(make_model_folder("bert"), "bi_encoder")
+    out = do("teach", {"collection": collection, "model": model}, candidates=candidates)
+    scores, found = read_run(out / "scores.run.gz"), read_run(candidates / "candidates.run.gz")
+    for number in range(9):
+        relevant = f"d{number * 5}"
+        assert scores[f"q{number}"].keys() == {*found.get(f"q{number}", {}), relevant}
+    assert all(-1.001 <= score <= 1.001 for docs in scores.values() for score in docs.values())
+    added = sum(len(docs) for docs in scores.values()) - sum(len(docs) for docs in found.values())
+    assert _summary(out)["relevant_added"] == added > 0
+
+
+def test_relevant_documents_without_text_are_counted_not_scored(
+    do: Callable,
+    collection: dict,
+    tokens: Path,
+    make_model_folder: Callable,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "qrels.txt").write_text("q0 0 d0 1\nq0 0 gone 1\n")
+    subset = collection | {"qrels": {"path": str(tmp_path / "qrels.txt")}}
+    candidates = do("prepare", {"type": "candidates", "collection": subset, "depth": 3})
+    spec = {"collection": subset, "model": _model(make_model_folder("bert"))}
+    for inputs in ({}, {"tokens": tokens}):
+        out = do("teach", spec, candidates=candidates, **inputs)
+        assert _summary(out)["relevant_without_text"] == 1
+        assert "gone" not in read_run(out / "scores.run.gz")["q0"]
+
+
+def test_candidates_that_the_collection_lacks_are_data_errors(
+    do: Callable, collection: dict, candidates: Path, make_model_folder: Callable, tmp_path: Path
+) -> None:
+    (tmp_path / "docs.tsv").write_text("other\tfox\n")
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    spec = {
+        "collection": collection | {"documents": {"path": str(tmp_path / "docs.tsv")}},
+        "scorer": scorer,
+    }
+    with pytest.raises(DataError, match="has no document"):
+        do("evaluate", spec, candidates=candidates)
+
+
+def test_progress_is_reported_and_a_stop_leaves_no_manifest(
+    collection: dict, candidates: Path, make_model_folder: Callable, tmp_path: Path
+) -> None:
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    spec = {"collection": collection, "scorer": scorer, "batch_tokens": 128}
+    heard = []
+
+    def report(done: int, total: int, **figures: float) -> None:
+        heard.append((done, total, figures["pairs_per_s"]))
+        if len(heard) == 3:
+            raise Stopped("asked to leave")
+
+    with pytest.raises(Stopped):
+        run_job("evaluate", spec, {"candidates": candidates}, tmp_path, report)
+    assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "message"),
+    [
+        ("train", {}, "unknown kind of job 'train'"),
+        ("prepare", {"type": "soup"}, "the spec of this prepare job is wrong"),
+        ("evaluate", {"depth": 0}, "collection: Field required; depth: "),
+        ("evaluate", {"collection": {"source": "irds", "name": "x", "id": "y"}}, "needs the input"),
+    ],
+)
+def test_wrong_jobs_are_config_errors(tmp_path: Path, kind: str, spec: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_job(kind, spec, {}, tmp_path)
+
+
+def test_the_program_runs_one_job_from_json(
+    tmp_path: Path, collection: dict, capsys: pytest.CaptureFixture
+) -> None:
+    job = {"kind": "prepare", "spec": {"type": "candidates", "collection": collection}}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    assert main([str(tmp_path / "job.json"), str(tmp_path / "out")]) == 0
+    read_manifest(tmp_path / "out")
+    assert main([str(tmp_path / "job.json"), str(tmp_path / "out")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected an object"),
+        ('{"kind": "x", "spec": {}}', "unknown kind"),
+    ],
+)
+def test_the_program_says_in_one_line_what_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture, content: str, message: str
+) -> None:
+    (tmp_path / "job.json").write_text(content)
+    assert main([str(tmp_path / "job.json"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert main([]) == 2
+    assert main([str(tmp_path / "none.json"), str(tmp_path / "out")]) == 2
+
+
+def test_a_saved_model_is_evaluated_with_its_longest_input_respected(
+    do: Callable, collection: dict, candidates: Path, make_model_folder: Callable
+) -> None:
+    folder = make_model_folder("bert")
+    assert load_cross_encoder(folder)[1].model_max_length == 128
+    scorer = {"type": "model", "model": _model(folder)}
+    spec = {"collection": collection, "scorer": scorer, "document_tokens": 4000}
+    assert _summary(do("evaluate", spec, candidates=candidates))["pairs"] > 0

@@ -1,0 +1,33 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from evaluator import provenance
+
+
+def test_provenance_names_code_packages_hardware_and_settings() -> None:
+    found = provenance.collect({"depth": 3})
+    assert found["spec"] == {"depth": 3}
+    assert found["packages"]["torch"].startswith("2.")
+    assert found["hardware"]["cores"] >= 1
+    assert found["started"].endswith("+00:00")
+
+
+def test_commit_and_dirty_flag_are_those_of_the_source_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evaluator").mkdir()
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "evaluator/provenance.py"))
+    assert provenance.source_tree() is None
+
+    def git(*arguments: str) -> str:
+        settings = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        command = ["git", "-C", str(tmp_path), *settings, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    assert provenance.source_tree() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "new").write_text("x")
+    assert provenance.source_tree() == {"commit": git("rev-parse", "HEAD"), "dirty": True}

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import ir_measures
+import pytest
+import torch
+
+from evaluator.collections import read_texts
+from evaluator.cross_encoder import load_cross_encoder
+from evaluator.trec import read_qrels, read_run
+from trainer.specs import TrainSpec
+from trainer.validation import prepare_validation
+from xsweep import ConfigError
+
+
+def test_a_validation_equals_scoring_texts_one_by_one_and_ir_measures(world):
+    spec = TrainSpec.model_validate(world.spec())
+    model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
+    value = prepare_validation(spec, world.inputs, tokenizer)(model)
+
+    documents = dict(read_texts(Path(world.collection["documents"]["path"])))
+    queries = dict(read_texts(Path(world.collection["queries"]["path"])))
+    run = read_run(world.inputs["validation"] / "candidates.run.gz")
+    qrels = read_qrels(world.inputs["validation"] / "qrels.txt")
+    reranked = {}
+    for query, scores in run.items():
+        reranked[query] = {}
+        for doc in list(scores)[: spec.validation.depth]:
+            text = " ".join(documents[doc].split()[: spec.document_tokens])
+            inputs = tokenizer(queries[query], text, return_tensors="pt")
+            with torch.no_grad():
+                reranked[query][doc] = model(**inputs).logits.item()
+    expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10], qrels, reranked)
+    assert value == pytest.approx(expected[ir_measures.nDCG @ 10], abs=1e-9)
+
+
+def test_a_missing_input_is_named(world):
+    spec = TrainSpec.model_validate(world.spec())
+    with pytest.raises(ConfigError, match="'validation_tokens'"):
+        prepare_validation(spec, {"validation": world.inputs["validation"]}, None)
