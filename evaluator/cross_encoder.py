@@ -46,7 +46,23 @@ def load_cross_encoder(
             "name a model with a head, or train one"
         )
     tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(loaded))
+    keep_head_in_fp32(loaded)
     return loaded, tokenizer
+
+
+def keep_head_in_fp32(model: PreTrainedModel) -> None:
+    """Computes the last layer, the one that gives the logit, in fp32 also under autocast.
+
+    bf16 has 8 significant bits: in a list of 1,000 documents many logits would tie by rounding.
+    """
+    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
+    linear = head[-1].forward
+
+    def forward(hidden_PH: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_PH.device.type, enabled=False):
+            return linear(hidden_PH.float())
+
+    head[-1].forward = forward  # type: ignore[method-assign]
 
 
 def load_weights(kind: Any, spec: ModelSpec, **settings: Any) -> tuple[PreTrainedModel, dict]:

@@ -13,7 +13,7 @@ class Settings:
     database: str
     """SQLAlchemy URL. Never print it as it is: `db.engine.redacted` hides the password."""
     store: str
-    """Folder or fsspec URL under which every result lives."""
+    """Folder (a path or file:// URL) under which every result lives."""
     ray_address: str | None
     """Address of a running Ray cluster; None lets the controller start one on this machine."""
     data_home: Path | None

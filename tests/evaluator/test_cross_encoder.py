@@ -124,3 +124,19 @@ def test_the_package_is_the_model_that_transformers_loads() -> None:
         torch.testing.assert_close(
             ours.bert(ids).last_hidden_state, theirs(ids).last_hidden_state, atol=1e-5, rtol=0
         )
+
+
+def test_logits_under_autocast_are_not_rounded_to_bf16(
+    family: str, make_model_folder: Callable
+) -> None:
+    model, _ = load_cross_encoder(make_model_folder(family))
+    torch.manual_seed(0)
+    input_ids = torch.randint(5, 40, (64, 12))
+    with torch.inference_mode():
+        plain = model(input_ids=input_ids).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(input_ids=input_ids).logits
+    assert logits.dtype == torch.float32
+    rounded = (logits == logits.bfloat16().float()).float().mean()
+    assert rounded < 0.1, "an fp32 number is one of bf16's by chance in 1 of 65,536 cases"
+    torch.testing.assert_close(logits, plain, atol=0.1, rtol=0)
