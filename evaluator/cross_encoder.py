@@ -62,7 +62,7 @@ def keep_head_in_fp32(model: PreTrainedModel) -> None:
         with torch.autocast(hidden_PH.device.type, enabled=False):
             return linear(hidden_PH.float())
 
-    head[-1].forward = forward  # type: ignore[method-assign]
+    head[-1].forward = forward  # type: ignore[method-assign, assignment]
 
 
 def load_weights(kind: Any, spec: ModelSpec, **settings: Any) -> tuple[PreTrainedModel, dict]:

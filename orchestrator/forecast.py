@@ -35,7 +35,7 @@ def eta_s(sweep: "SweepStatus", found: "Summary") -> float | None:
     left_s = 0.0
     for kind, states in sweep.counts.items():
         jobs = sum(states.get(state, 0) for state in OPEN)
-        mean_s = found.mean_s.get(kind) or _projected_s(kind, found)
+        mean_s = found.mean_s.get(kind) or _projected_s(kind, found) or _any_s(found)
         if jobs and mean_s is None:
             return None
         left_s += jobs * (mean_s or 0.0)
@@ -52,6 +52,11 @@ def _projected_s(kind: str, found: "Summary") -> float | None:
         if job.kind == kind and job.progress and job.progress.get("done")
     ]
     return sum(took_s) / len(took_s) if took_s else None
+
+
+def _any_s(found: "Summary") -> float | None:
+    """The mean over kinds, for a kind of which nothing is known yet."""
+    return sum(found.mean_s.values()) / len(found.mean_s) if found.mean_s else None
 
 
 def duration(seconds: float) -> str:

@@ -80,8 +80,8 @@ objectives:
   bce: {{teachers: lists}}
 seeds: [1]
 training:
-  {{collection: tiny-train, steps: {steps}, warmup_steps: 2, lr: 1e-3, batch_queries: 2, engine: plain,
-   query_tokens: 4, document_tokens: 24, checkpoint_every_steps: 20}}
+  {{collection: tiny-train, steps: {steps}, warmup_steps: 2, lr: 1e-3, batch_queries: 2,
+   engine: plain, query_tokens: 4, document_tokens: 24, checkpoint_every_steps: 20}}
 evaluation: {{collections: tiny-test, first_stage: bm25, depth: 5, measures: [nDCG@10, RR@10]}}
 """
 
