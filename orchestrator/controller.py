@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from sqlalchemy import Engine
 
@@ -23,7 +24,7 @@ from orchestrator.accept import accept
 from orchestrator.pool import Placement, Pool, as_ray_resources
 from orchestrator.store import attempt_folder, resolve
 from orchestrator.workers import Outcome, Task
-from xsweep import XsweepError
+from xsweep import DataError
 
 log = logging.getLogger("xsweep")
 
@@ -33,20 +34,20 @@ REFRESH_S = 3.0
 PLACE_S = 120.0
 """How long a worker may take to answer for the first time before its job goes back."""
 
+Job = jobs.Claim | jobs.Held
+"""An attempt under way: claimed by this controller, or adopted from another."""
+
 
 @dataclass
 class Assignment:
     """A job that a worker of this controller has in hand."""
 
-    job_id: int
-    token: int
-    kind: str
-    name: str
+    job: Job
     folder: str
     placement: Placement
     outcome: ray.ObjectRef
-    began_s: float = field(default_factory=time.monotonic)
     answered: bool = False
+    began_s: float = field(default_factory=time.monotonic)
 
 
 class Controller:
@@ -84,37 +85,20 @@ class Controller:
 
     def adopt(self) -> None:
         """Take over what dead controllers left: live workers, finished folders, lost jobs."""
-        alive = {controller.owner for controller in controllers.live(self.engine)} - {self.owner}
+        others = [each for each in controllers.live(self.engine) if _may_live(each)]
+        alive = {each.owner for each in others} - {self.owner}
         workers = self.pool.survivors()
-        for attempt in jobs.running(self.engine):
-            actor, folder = attempt.actor or "", attempt.folder or ""
-            worker = workers.pop(actor, None)
-            if attempt.owner in alive or not jobs.adopt(
-                self.engine,
-                job_id=attempt.job_id,
-                token=attempt.token,
-                old_owner=attempt.owner,
-                new_owner=self.owner,
-                lease_s=LEASE_S,
-            ):
+        for held in jobs.running(self.engine):
+            worker = workers.pop(held.actor or "", None)
+            if held.owner in alive or not self._take_over(held):
                 continue
-            if worker is None:
-                self._settle_lost(attempt)
-                continue
-            log.info("adopted   %s", attempt.name)
-            placement = self.pool.adopt(actor, worker, as_ray_resources(attempt.resources))
-            self.assigned.append(
-                Assignment(
-                    job_id=attempt.job_id,
-                    token=attempt.token,
-                    kind=attempt.kind,
-                    name=attempt.name,
-                    folder=folder,
-                    placement=placement,
-                    outcome=worker.outcome.options(name=attempt.name).remote(attempt.token),
-                    answered=True,
-                )
-            )
+            if worker is not None:
+                self._go_on(held, worker)
+            elif held.folder and is_finished(resolve(self.store, held.folder)):
+                if self._accept(held, held.folder):
+                    log.info("done      %s (found finished)", held.name)
+            else:
+                self._fail(held, "NODE", "its worker and its controller are gone")
         if not alive:
             for worker in workers.values():
                 ray.kill(worker)
@@ -136,15 +120,15 @@ class Controller:
         """Kill every worker at once and give its job back uncharged."""
         for assignment in self.assigned:
             self.pool.kill(assignment.placement)
-            self._release(assignment.job_id, assignment.token, reason)
+            self._release(assignment.job, reason)
         self.assigned.clear()
         if self.unplaced:
-            self._release(self.unplaced.job_id, self.unplaced.token, reason)
+            self._release(self.unplaced, reason)
             self.unplaced = None
 
     def close(self) -> None:
-        """Free the warm workers and leave the list of controllers."""
-        self.pool.clear()
+        """Free the warm workers and leave the list of controllers; what still works goes on."""
+        self.pool.free_idle(after_s=0.0)
         controllers.unregister(self.engine, self.owner)
 
     def _place_ready(self) -> None:
@@ -164,15 +148,34 @@ class Controller:
         resources = as_ray_resources(claim.resources)
         missing = self.pool.never_fits(resources)
         if missing:
-            self._fail(claim.job_id, claim.token, claim.name, "CONFIG", missing)
+            self._fail(claim, "CONFIG", missing)
             return True
         unique = f"{claim.name} #{claim.job_id}.{claim.token}"
         placement = self.pool.take(claim.kind, unique, resources)
         if placement is None:
             return False
         folder = attempt_folder(claim.kind, claim.identity, claim.token)
+        # Recorded before the work begins: whoever comes after a crash knows where to look.
+        if not jobs.started(
+            self.engine,
+            job_id=claim.job_id,
+            token=claim.token,
+            actor=placement.name,
+            node="",
+            folder=folder,
+            log=f"{folder}.log",
+            owner=self.owner,
+        ):
+            self.pool.kill(placement)
+            return True
+        outcome = placement.actor.run.options(name=claim.name).remote(self._task(claim, folder))
+        self.assigned.append(Assignment(claim, folder, placement, outcome))
+        log.info("started   %s", claim.name)
+        return True
+
+    def _task(self, claim: jobs.Claim, folder: str) -> Task:
         out = resolve(self.store, folder)
-        task: Task = {
+        return {
             "job_id": claim.job_id,
             "token": claim.token,
             "kind": claim.kind,
@@ -183,34 +186,6 @@ class Controller:
             "log": f"{out}.log",
             "previous": [str(resolve(self.store, at)) for at in claim.previous],
         }
-        # Recorded before the work begins: whoever comes after a crash knows where to look.
-        held = jobs.started(
-            self.engine,
-            job_id=claim.job_id,
-            token=claim.token,
-            actor=placement.name,
-            node="",
-            folder=folder,
-            log=f"{folder}.log",
-            owner=self.owner,
-        )
-        if not held:
-            self.pool.kill(placement)
-            return True
-        outcome = placement.actor.run.options(name=claim.name).remote(task)
-        self.assigned.append(
-            Assignment(
-                job_id=claim.job_id,
-                token=claim.token,
-                kind=claim.kind,
-                name=claim.name,
-                folder=folder,
-                placement=placement,
-                outcome=outcome,
-            )
-        )
-        log.info("started   %s", claim.name)
-        return True
 
     def _settle_ended(self, wait_s: float) -> None:
         """Wait for the first worker to end, at most so long, and settle all that have."""
@@ -229,64 +204,60 @@ class Controller:
     def _settle(self, assignment: Assignment) -> None:
         try:
             outcome: Outcome | None = ray.get(assignment.outcome)
-            reusable = assignment.kind != "train"
+            reusable = assignment.job.kind != "train"
         except ray.exceptions.RayError as error:
-            outcome, reusable = _died(_first_line(error)), False
-        self._end(assignment, outcome or _died("it has another task in hand"))
+            reason = f"the worker died: {_first_line(error)}"
+            outcome = {"state": "failed", "failure": "NODE", "reason": reason}
+            reusable = False
+        if outcome is None:
+            # Adopted from a controller that was killed between starting the worker and calling it.
+            outcome = {"state": "stopped", "failure": None, "reason": "it had not begun"}
+        self._end(assignment, outcome)
         # A training leaves memory and process groups behind; its worker is not used again.
         self.pool.give_back(assignment.placement, reusable=reusable)
 
     def _end(self, assignment: Assignment, outcome: Outcome) -> None:
-        job_id, token, name = assignment.job_id, assignment.token, assignment.name
+        job = assignment.job
         if outcome["state"] == "stopped":
-            self._release(job_id, token, outcome["reason"] or "stopped")
-            log.info("stopped   %s", name)
+            self._release(job, outcome["reason"] or "stopped")
+            log.info("stopped   %s", job.name)
         elif outcome["state"] == "failed":
-            failure, reason = outcome["failure"] or "UNKNOWN", outcome["reason"] or ""
-            self._fail(job_id, token, name, failure, reason)
-        else:
-            took_s = time.monotonic() - assignment.began_s
-            self._accept(job_id, token, f"{name} ({took_s:.1f} s)", assignment.folder)
+            self._fail(job, outcome["failure"] or "UNKNOWN", outcome["reason"] or "")
+        elif self._accept(job, assignment.folder):
+            log.info("done      %s (%.1f s)", job.name, time.monotonic() - assignment.began_s)
 
-    def _settle_lost(self, attempt: jobs.Held) -> None:
-        """Accept the finished folder of a worker that is gone; otherwise its job is tried again."""
-        if attempt.folder and is_finished(resolve(self.store, attempt.folder)):
-            self._accept(attempt.job_id, attempt.token, attempt.name, attempt.folder)
-        else:
-            reason = "its worker and its controller are gone"
-            self._fail(attempt.job_id, attempt.token, attempt.name, "NODE", reason)
-
-    def _accept(self, job_id: int, token: int, name: str, folder: str) -> None:
+    def _accept(self, job: Job, folder: str) -> bool:
         try:
             accepted = accept(
                 self.engine,
                 self.store,
-                job_id=job_id,
-                token=token,
+                job_id=job.job_id,
+                token=job.token,
                 owner=self.owner,
                 folder=folder,
             )
-        except XsweepError as error:
-            self._fail(job_id, token, name, "INFRA", str(error))
-            return
-        if accepted:
-            log.info("done      %s", name)
-        else:
-            log.warning("refused   %s: token %d is no longer the job's own", name, token)
+        except DataError as error:
+            self._fail(job, "INFRA", str(error))
+            return False
+        if not accepted:
+            log.warning("refused   %s: its lease is another's by now", job.name)
+        return accepted
 
-    def _fail(self, job_id: int, token: int, name: str, failure: str, reason: str) -> None:
+    def _fail(self, job: Job, failure: str, reason: str) -> None:
         state = jobs.fail(
             self.engine,
-            job_id=job_id,
-            token=token,
+            job_id=job.job_id,
+            token=job.token,
             owner=self.owner,
             failure=failure,
             reason=reason,
         )
-        log.warning("%-9s %s: %s: %s", state or "refused", name, failure, reason)
+        log.warning("%-9s %s: %s: %s", state or "refused", job.name, failure, reason)
 
-    def _release(self, job_id: int, token: int, reason: str) -> None:
-        jobs.release(self.engine, job_id=job_id, token=token, owner=self.owner, reason=reason)
+    def _release(self, job: Job, reason: str) -> None:
+        jobs.release(
+            self.engine, job_id=job.job_id, token=job.token, owner=self.owner, reason=reason
+        )
 
     def _refresh(self) -> None:
         """Ask the workers how they are, renew the leases, stop those whose lease is lost."""
@@ -295,41 +266,73 @@ class Controller:
         progress: dict[tuple[int, int], dict[str, Any]] = {}
         for assignment in list(self.assigned):
             status = statuses.get(assignment.placement.name)
-            if status and status["token"] == assignment.token:
+            if status and status["token"] == assignment.job.token:
                 assignment.answered = True
-                pair = (assignment.job_id, assignment.token)
-                progress[pair] = {**status["progress"], "node": status["node"]}
+                progress[_pair(assignment.job)] = {**status["progress"], "node": status["node"]}
             elif not assignment.answered and time.monotonic() - assignment.began_s > PLACE_S:
                 # Not an error of the job: somebody else uses what Ray believed to be free.
-                self.assigned.remove(assignment)
-                self.pool.kill(assignment.placement)
-                reason = f"no worker came up within {PLACE_S:.0f} s"
-                self._release(assignment.job_id, assignment.token, reason)
-        held = [(a.job_id, a.token) for a in self.assigned]
+                self._drop(assignment)
+                self._release(assignment.job, f"no worker came up within {PLACE_S:.0f} s")
+        held = [assignment.job for assignment in self.assigned]
         if self.unplaced:
-            held.append((self.unplaced.job_id, self.unplaced.token))
+            held.append(self.unplaced)
         still = jobs.renew(
-            self.engine, owner=self.owner, held=held, lease_s=LEASE_S, progress=progress
+            self.engine,
+            owner=self.owner,
+            held=[_pair(job) for job in held],
+            lease_s=LEASE_S,
+            progress=progress,
         )
-        for assignment in [a for a in self.assigned if (a.job_id, a.token) not in still]:
-            log.warning("lost      %s: its lease is gone; stopping it", assignment.name)
-            self.assigned.remove(assignment)
-            self.pool.kill(assignment.placement)
-        if self.unplaced and (self.unplaced.job_id, self.unplaced.token) not in still:
+        for assignment in [each for each in self.assigned if _pair(each.job) not in still]:
+            log.warning("lost      %s: its lease is gone; stopping it", assignment.job.name)
+            self._drop(assignment)
+        if self.unplaced and _pair(self.unplaced) not in still:
             self.unplaced = None
         controllers.beat(self.engine, self.owner)
 
+    def _drop(self, assignment: Assignment) -> None:
+        self.assigned.remove(assignment)
+        self.pool.kill(assignment.placement)
+
     def _recover(self) -> None:
-        """Requeue jobs whose lease ran out: their controller is gone and nobody adopted them."""
-        for attempt in jobs.expired(self.engine):
-            if jobs.requeue_expired(
-                self.engine, job_id=attempt.job_id, token=attempt.token, owner=attempt.owner
+        """See to the jobs whose lease ran out: adopt what lives, requeue the rest."""
+        overdue = jobs.expired(self.engine)
+        workers = self.pool.survivors() if overdue else {}
+        for held in overdue:
+            worker = workers.get(held.actor or "")
+            if worker is not None:
+                if self._take_over(held):
+                    self._go_on(held, worker)
+            elif jobs.requeue_expired(
+                self.engine, job_id=held.job_id, token=held.token, owner=held.owner
             ):
-                log.warning("requeued  %s: the lease of %s ran out", attempt.name, attempt.owner)
+                log.warning("requeued  %s: its lease ran out and its worker is gone", held.name)
+
+    def _take_over(self, held: jobs.Held) -> bool:
+        return jobs.adopt(
+            self.engine,
+            job_id=held.job_id,
+            token=held.token,
+            old_owner=held.owner,
+            new_owner=self.owner,
+            lease_s=LEASE_S,
+        )
+
+    def _go_on(self, held: jobs.Held, worker: Any) -> None:
+        placement = self.pool.adopt(held.actor or "", worker, as_ray_resources(held.resources))
+        outcome = worker.outcome.options(name=held.name).remote(held.token)
+        self.assigned.append(Assignment(held, held.folder or "", placement, outcome, True))
+        log.info("adopted   %s", held.name)
 
 
-def _died(how: str) -> Outcome:
-    return {"state": "failed", "failure": "NODE", "reason": f"the worker died: {how}"}
+def _may_live(controller: controllers.LiveController) -> bool:
+    """False only where its process is surely gone: it was on this machine and is no more."""
+    here = controller.host == socket.gethostname()
+    return not here or (controller.pid != os.getpid() and psutil.pid_exists(controller.pid))
+
+
+def _pair(job: Job) -> tuple[int, int]:
+    return job.job_id, job.token
 
 
 def _first_line(error: Exception) -> str:

@@ -55,21 +55,16 @@ class Pool:
         else:
             self.kill(placement)
 
-    def free_idle(self) -> None:
-        """Free the workers that have been without a job for too long."""
+    def free_idle(self, *, after_s: float = IDLE_S) -> None:
+        """Free the workers that have been without a job for so long."""
         for placement in self._idle():
-            if time.monotonic() - (placement.idle_since_s or 0.0) > IDLE_S:
+            if time.monotonic() - (placement.idle_since_s or 0.0) >= after_s:
                 self.kill(placement)
 
     def kill(self, placement: Placement) -> None:
         """End the worker's process at once."""
         self._placements.pop(placement.name, None)
         ray.kill(placement.actor)
-
-    def clear(self) -> None:
-        """End every worker."""
-        for placement in list(self._placements.values()):
-            self.kill(placement)
 
     def adopt(self, name: str, actor: Any, resources: Resources) -> Placement:
         """Count a surviving worker as ours."""

@@ -33,10 +33,11 @@ def run(settings: Settings, *, until_idle: bool = True) -> int:
 
     The first SIGTERM or Ctrl-C drains: running jobs save and go back to ready, uncharged. The
     second leaves at once; their next attempt resumes at the last checkpoint. Returns 0; 1 if some
-    job failed for good while it ran; 130 or 143 after a signal. Raises SetupError where another
+    job of an active sweep has failed for good; 130 or 143 after a signal. Raises SetupError where another
     controller is running here, or database, store or cluster do not answer.
     """
     from db.engine import connect
+    from db.outlook import outlook
     from orchestrator import cluster
     from orchestrator.store import open_store
 
@@ -44,6 +45,12 @@ def run(settings: Settings, *, until_idle: bool = True) -> int:
     with _only_one(settings.home):
         engine = connect(settings.database, create=True)
         store = open_store(settings.store)
+        left = outlook(engine)
+        if left.idle and until_idle:
+            log.info("nothing to do: %d of %d jobs are done", left.finished, left.total)
+            if not settings.ray_address:
+                cluster.stop_local(settings.home)
+            return 1 if left.failed else 0
         log.info("connecting to Ray (starting it takes some seconds)")
         dashboard = cluster.connect(settings, namespace=namespace(settings))
         from orchestrator.controller import Controller

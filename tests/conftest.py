@@ -1,11 +1,18 @@
 """Fixtures that every package's tests share."""
 
+import itertools
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from postgresql import administer
+
+from db.engine import connect
 
 PROJECT = Path(__file__).resolve().parent.parent
+counter = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +22,32 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}: set XSWEEP_TEST_DATA to a folder that has them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server of our own, with a database `model` that holds the empty tables."""
+    import pgserver
+
+    # below /tmp and not pytest's folder: the path of its socket may have no more than 100 letters
+    folder = (
+        Path("/tmp") / f"xsweep-postgresql-{tmp_path_factory.getbasetemp().name}-{next(counter)}"
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    server = pgserver.get_server(folder, cleanup_mode="delete")
+    url = server.get_uri()
+    # the tests kill clients, not the server's machine: no need to wait for the disk
+    administer(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    administer(url, "CREATE DATABASE model")
+    connect(url.replace("/postgres?", "/model?"), create=True).dispose()
+    yield url
+    server.cleanup()
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> Iterator[str]:
+    """A database with the empty tables, for one test."""
+    name = f"test_{next(counter)}"
+    administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE model")
+    yield postgresql_server.replace("/postgres?", f"/{name}?")
+    administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")

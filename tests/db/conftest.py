@@ -6,40 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from postgresql import administer
+from sqlalchemy import Engine
 
 from db.engine import connect
 
 counter = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a server of our own, with a database `model` that holds the empty tables."""
-    import pgserver
-
-    # below /tmp and not pytest's folder: the path of its socket may have no more than 100 letters
-    folder = (
-        Path("/tmp") / f"xsweep-postgresql-{tmp_path_factory.getbasetemp().name}-{next(counter)}"
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    server = pgserver.get_server(folder, cleanup_mode="delete")
-    url = server.get_uri()
-    # the tests kill clients, not the server's machine: no need to wait for the disk
-    administer(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-    administer(url, "CREATE DATABASE model")
-    connect(url.replace("/postgres?", "/model?"), create=True).dispose()
-    yield url
-    server.cleanup()
-
-
-@pytest.fixture
-def postgresql_url(postgresql_server: str) -> Iterator[str]:
-    """A database with the empty tables, for one test."""
-    name = f"test_{next(counter)}"
-    administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE model")
-    yield postgresql_server.replace("/postgres?", f"/{name}?")
-    administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
@@ -73,15 +45,4 @@ def engine(url: str) -> Iterator[Engine]:
     """An open, empty database, once per kind."""
     engine = connect(url)
     yield engine
-    engine.dispose()
-
-
-def administer(url: str, *statements: str) -> None:
-    """Run statements outside of transactions."""
-    engine = create_engine(
-        url.replace("postgresql://", "postgresql+psycopg://"), isolation_level="AUTOCOMMIT"
-    )
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
     engine.dispose()

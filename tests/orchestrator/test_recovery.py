@@ -79,7 +79,7 @@ def test_after_a_killed_controller_the_next_one_adopts_what_still_runs(study, en
 
     study.xsweep("run")
     assert "adopted" in kinds_of_events(engine, job)
-    assert set(attempts(engine).values()) == {1}, "no training was begun again"
+    assert attempts(engine)[job] == 1, "it was not begun again"
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report
 
 
@@ -171,3 +171,11 @@ def test_a_request_that_no_node_can_meet_fails_with_what_is_missing(workplace):
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
     output = workplace.xsweep("run", code=1)
     assert "asks for 1 CPU, 64 GPU; the largest node has" in output
+
+
+def test_the_same_study_on_postgresql_gives_the_same_report(workplace, postgresql_url, calm_report):
+    write_study(workplace.folder, steps=STEPS)
+    workplace.environment["XSWEEP_DB"] = postgresql_url
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    workplace.xsweep("run")
+    assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report

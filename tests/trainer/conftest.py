@@ -6,67 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-WORDS = [f"w{number}" for number in range(60)]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-
-
-def write_backbone(folder: Path, dropout: float = 0.1) -> Path:
-    """A two-layer BERT with random weights and a word-level tokenizer."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
-
-    vocabulary = {word: number for number, word in enumerate(SPECIAL + WORDS)}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    backend.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
-    )
-    names = ("pad", "unk", "cls", "sep", "mask")
-    PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        **{f"{name}_token": f"[{name.upper()}]" for name in names},
-    ).save_pretrained(folder)
-    torch.manual_seed(7)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
-
-
-def write_collection(folder: Path, queries: int = 24, documents: int = 80, seed: int = 3) -> dict:
-    """Documents of random words; a query repeats words of its one relevant document."""
-    folder.mkdir(parents=True)
-    random = np.random.default_rng(seed)
-    texts = [
-        " ".join(random.choice(WORDS, size=int(random.integers(4, 30)))) for _ in range(documents)
-    ]
-    lines = [f"d{number}\t{text}\n" for number, text in enumerate(texts)]
-    (folder / "documents.tsv").write_text("".join(lines))
-    asked = {f"q{number}": texts[number].split()[:4] for number in range(queries)}
-    lines = [f"{query}\t{' '.join(words)}\n" for query, words in asked.items()]
-    (folder / "queries.tsv").write_text("".join(lines))
-    lines = [f"q{number} 0 d{number} 1\n" for number in range(queries)]
-    (folder / "qrels.txt").write_text("".join(lines))
-    return {
-        "name": folder.name,
-        "source": "files",
-        "documents": {"path": str(folder / "documents.tsv")},
-        "queries": {"path": str(folder / "queries.tsv")},
-        "qrels": {"path": str(folder / "qrels.txt")},
-    }
+from tiny import write_backbone, write_collection
 
 
 def write_candidates(folder: Path, collection: dict, depth: int = 12, seed: int = 5) -> Path:
