@@ -23,9 +23,10 @@ demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluation and the
 	@echo "== running what is missing (results stay in .xsweep/)"
 	$(BIN)/xsweep run
 	@mkdir -p reports
-	$(BIN)/xsweep report quickstart --format latex --output reports/quickstart.tex
-	$(BIN)/xsweep report quickstart --format markdown --output reports/quickstart.md
-	$(BIN)/xsweep report quickstart --format text
+	@for format in latex:tex markdown:md text:txt; do \
+	  $(BIN)/xsweep report quickstart --measure nDCG@10 --measure RR@10 \
+	    --format $${format%:*} --output reports/quickstart.$${format#*:} || exit 1; done
+	@cat reports/quickstart.txt
 
 test: $(INSTALLED) lint ## run the whole test suite
 	$(BIN)/python -m pytest

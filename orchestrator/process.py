@@ -33,8 +33,10 @@ def run(settings: Settings, *, until_idle: bool = True) -> int:
 
     The first SIGTERM or Ctrl-C drains: running jobs save and go back to ready, uncharged. The
     second leaves at once; their next attempt resumes at the last checkpoint. Returns 0; 1 if some
-    job of an active sweep has failed for good; 130 or 143 after a signal. Raises SetupError where another
-    controller is running here, or database, store or cluster do not answer.
+    job of an active sweep has failed for good; 130 or 143 after a signal.
+
+    Raises SetupError where another controller is running here, or where database, store or cluster
+    do not answer.
     """
     from db.engine import connect
     from db.outlook import outlook
