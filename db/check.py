@@ -13,6 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 from db.schema import Attempt, Edge, Event, Job, QuerySet, Result, Score, Sweep, SweepJob
 from db.scores import digest_query_ids, seal
 from db.states import BROKEN, State
+from db.tally import read_tally
 from db.transactions import reading
 
 INVARIANTS = {
@@ -22,7 +23,7 @@ INVARIANTS = {
     "I4": "no job runs before all of its parents have results",
     "I5": "every job is at an end or can get there",
     "I6": "no job is tried again beyond the budget of its failures",
-    "I7": "submitting again adds nothing: every row was counted when it was submitted",
+    "I7": "submitting again adds nothing: every row was counted when submitted, and still is",
     "I8": "scores are those that were accepted, to the bit",
 }
 STREAMED = 10_000
@@ -166,6 +167,15 @@ def _compare_submissions(connection: Connection, past: _Replay) -> Iterator[Viol
         if members.get(id_, 0) != past.submitted[id_]:
             counts = f"{members.get(id_, 0)} jobs, of which {past.submitted[id_]} were submitted"
             yield _violation("I7", None, f"sweep {name!r}: {counts}")
+    kinds = select(SweepJob.sweep_id, Job.kind, Job.state, func.count()).join_from(SweepJob, Job)
+    found = connection.execute(kinds.group_by(SweepJob.sweep_id, Job.kind, Job.state)).all()
+    there = {(sweep, kind, state): count for sweep, kind, state, count in found}
+    kept = {(each.sweep_id, each.kind, each.state): each.jobs for each in read_tally(connection)}
+    for key in sorted(there.keys() | kept.keys()):
+        if there.get(key, 0) != kept.get(key, 0):
+            sweep, kind, state = key
+            counts = f"{there.get(key, 0)} {state} {kind} jobs, {kept.get(key, 0)} by the tally"
+            yield _violation("I7", None, f"sweep {sweep}: {counts}")
 
 
 def _compare_scores(connection: Connection, past: _Replay) -> Iterator[Violation]:

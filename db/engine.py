@@ -102,14 +102,14 @@ def schema_version(engine: Engine) -> str | None:
         return _revision(connection)
 
 
-def upgrade(engine: Engine) -> None:
+def upgrade(engine: Engine, revision: str = "head") -> None:
     """Bring the tables to this version's schema, all or nothing; two at a time queue up."""
     from alembic import command
 
     with engine.connect() as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('xsweep_schema'))"))
-        command.upgrade(_alembic(connection), "head")
+        command.upgrade(_alembic(connection), revision)
     if engine.dialect.name == "sqlite":
         raw = engine.raw_connection()
         raw.cursor().execute("PRAGMA journal_mode = WAL")  # stays in the file; readers never wait

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, case, exists, func, or_, select
+from sqlalchemy import Connection, Engine, case, exists, func, or_, select
 
 from db.clock import now_s
-from db.schema import Job, Sweep, SweepJob
+from db.schema import Attempt, Job, Sweep, SweepJob, Tally
 from db.states import State
 from db.transactions import read
 
@@ -23,6 +23,7 @@ class Outlook:
     """Seconds until the first of the resting jobs may be claimed."""
     failed: int
     finished: int
+    """This and `total` count a job of two sweeps twice."""
     total: int
 
     @property
@@ -32,22 +33,35 @@ class Outlook:
 
 
 def outlook(engine: Engine) -> Outlook:
-    """Count what is left, in one query."""
+    """Count what is left, by indexes of the jobs that something can happen to."""
+
     rests = Job.retry_at > now_s()
     may_run = or_(Job.retry_at.is_(None), Job.retry_at <= now_s())
     active = exists().where(
         SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
     )
-    counts = {
-        "claimable": (Job.state == State.READY) & may_run,
-        "running": Job.state == State.RUNNING,
-        "resting": (Job.state == State.READY) & rests,
-        "failed": Job.state == State.FAILED,
-        "finished": Job.state == State.DONE,
-    }
-    columns = [func.count(case((which, 1))).label(name) for name, which in counts.items()]
-    next_retry_s = func.min(case((counts["resting"], Job.retry_at))) - now_s()
-    query = select(*columns, next_retry_s.label("next_retry_s"), func.count().label("total")).where(
-        active
+    held = select(Attempt.job_id).where(Attempt.outcome.is_(None))
+    ready = select(
+        func.count(case((may_run, 1))).label("claimable"),
+        func.count(case((rests, 1))).label("resting"),
+        (func.min(case((rests, Job.retry_at))) - now_s()).label("next_retry_s"),
+    ).where(Job.state == State.READY, active)
+    counted = select(func.count()).select_from(Job).where(active)
+    done = func.sum(case((Tally.state == State.DONE, Tally.jobs), else_=0))
+    tallied = (
+        select(done.label("finished"), func.sum(Tally.jobs).label("total"))
+        .join_from(Tally, Sweep, Tally.sweep_id == Sweep.id)
+        .where(Sweep.state == "active")
     )
-    return read(engine, lambda connection: Outlook(**connection.execute(query).mappings().one()))
+
+    def work(connection: Connection) -> Outlook:
+        finished, total = connection.execute(tallied).one()
+        return Outlook(
+            **connection.execute(ready).mappings().one(),
+            running=connection.scalar(counted.where(Job.id.in_(held))) or 0,
+            failed=connection.scalar(counted.where(Job.state == State.FAILED)) or 0,
+            finished=int(finished or 0),
+            total=int(total or 0),
+        )
+
+    return read(engine, work)

@@ -12,7 +12,7 @@ class State(StrEnum):
     RUNNING = "running"  # held by the one live attempt
     DONE = "done"  # has an accepted result, for ever
     FAILED = "failed"  # for good: its failure's budget is spent
-    SKIPPED = "skipped"  # an ancestor failed or was cancelled
+    SKIPPED = "skipped"  # an ancestor failed or was cancelled, or its column of the grid is stopped
     CANCELLED = "cancelled"  # by a person
 
 
@@ -26,6 +26,7 @@ MOVES: dict[str, tuple[tuple[State, State], ...]] = {
     "try again": ((State.RUNNING, State.READY),),
     "give up": ((State.RUNNING, State.FAILED),),
     "skip": ((State.WAITING, State.SKIPPED),),
+    "stop": ((State.READY, State.SKIPPED),),
     "cancel": tuple((state, State.CANCELLED) for state in OPEN),
     "retry": tuple((old, new) for old in BROKEN for new in (State.WAITING, State.READY)),
 }

@@ -1,6 +1,7 @@
 """Where every sweep stands, by a few quick queries; the values turn into JSON as they are."""
 
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, func, select
@@ -8,8 +9,9 @@ from sqlalchemy import Connection, Engine, Select, func, select
 from db.clock import now_s
 from db.controllers import LiveController, live
 from db.lookup import sweep_id
-from db.schema import Attempt, Job, Sweep, SweepJob
+from db.schema import Attempt, Definition, Job, Sweep, SweepJob
 from db.states import State
+from db.tally import read_tally
 from db.transactions import reading
 
 Q = TypeVar("Q", bound=Select)
@@ -28,6 +30,8 @@ class SweepStatus:
     created_at: float
     counts: dict[str, dict[str, int]]
     total: int
+    cost_s: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Expected seconds of these jobs together, as planned: {"train": {"done": 360.0}}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +79,9 @@ class Summary:
     controllers: list[LiveController]
     oldest_ready_s: float | None
     """How long ago the oldest ready job was submitted."""
+    pace: dict[str, float] = field(default_factory=dict)
+    """Measured seconds of one planned second, by kind, of the newest results: what is left of a
+    sweep takes about the sum over kinds of its open `cost_s` times the kind's pace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +103,14 @@ def summary(engine: Engine, sweep: str | int | None = None, *, failures: int = 1
     """The state of one sweep or of all. Raises ConfigError for an unknown sweep."""
     with reading(engine) as connection:
         only = None if sweep is None else sweep_id(connection, sweep)
+        mean_s, pace = _durations(connection)
         return Summary(
             at=connection.scalar(select(now_s())) or 0.0,
             sweeps=_sweeps(connection, only),
             running=_running(connection, only),
             failures=_failures(connection, only, failures),
-            mean_s=_mean_s(connection),
+            mean_s=mean_s,
+            pace=pace,
             controllers=live(engine),
             oldest_ready_s=_oldest_ready_s(connection, only),
         )
@@ -138,22 +147,19 @@ def _of_sweep(query: Q, sweep: int | None) -> Q:
 
 def _sweeps(connection: Connection, only: int | None) -> list[SweepStatus]:
     listed = select(Sweep.id, Sweep.name, Sweep.state, Sweep.created_at).order_by(Sweep.id)
-    counted = (
-        select(SweepJob.sweep_id, Job.kind, Job.state, func.count())
-        .join_from(SweepJob, Job)
-        .group_by(SweepJob.sweep_id, Job.kind, Job.state)
-    )
     if only is not None:
         listed = listed.where(Sweep.id == only)
-        counted = counted.where(SweepJob.sweep_id == only)
-    counts: dict[int, dict[str, dict[str, int]]] = {}
-    for sweep, kind, state, count in connection.execute(counted):
-        counts.setdefault(sweep, {}).setdefault(kind, {})[state] = count
+    counts: dict[int, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    cost_s: dict[int, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for each in read_tally(connection, only):
+        counts[each.sweep_id][each.kind][each.state] = each.jobs
+        cost_s[each.sweep_id][each.kind][each.state] = each.cost_s
     return [
         SweepStatus(
             **row,
-            counts=counts.get(row["id"], {}),
-            total=sum(sum(kind.values()) for kind in counts.get(row["id"], {}).values()),
+            counts=dict(counts[row["id"]]),
+            cost_s=dict(cost_s[row["id"]]),
+            total=sum(sum(kind.values()) for kind in counts[row["id"]].values()),
         )
         for row in connection.execute(listed).mappings()
     ]
@@ -181,7 +187,8 @@ def _failures(connection: Connection, only: int | None, limit: int) -> list[Fail
     return [FailedJob(**row) for row in connection.execute(query).mappings()]
 
 
-def _mean_s(connection: Connection) -> dict[str, float]:
+def _durations(connection: Connection) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean seconds and pace of the newest results, by kind."""
     newest = (
         select(
             Attempt.job_id,
@@ -194,11 +201,19 @@ def _mean_s(connection: Connection) -> dict[str, float]:
         .limit(LATEST_DONE)
         .subquery()
     )
-    means = select(Job.kind, func.avg(newest.c.took_s)).join(newest, newest.c.job_id == Job.id)
-    return dict(connection.execute(means.group_by(Job.kind)).tuples().all())
+    took_s, planned_s = func.sum(newest.c.took_s), func.sum(Definition.cost_s)
+    sums = select(Job.kind, func.count(), took_s, planned_s).join_from(newest, Job)
+    sums = sums.join(Definition, Definition.job_id == Job.id).group_by(Job.kind)
+    rows = connection.execute(sums).all()
+    return (
+        {kind: took_s / count for kind, count, took_s, _ in rows},
+        {kind: took_s / planned_s for kind, _, took_s, planned_s in rows if planned_s > 0},
+    )
 
 
 def _oldest_ready_s(connection: Connection, only: int | None) -> float | None:
-    ready = _of_sweep(select(func.min(Job.created_at)).where(Job.state == State.READY), only)
-    created_at = connection.scalar(ready)
-    return None if created_at is None else connection.scalar(select(now_s() - created_at))
+    # the smallest id and not the earliest time, which comes to the same: an index has the ids
+    oldest = _of_sweep(select(func.min(Job.id)).where(Job.state == State.READY), only)
+    return connection.scalar(
+        select(now_s() - Job.created_at).where(Job.id == oldest.scalar_subquery())
+    )

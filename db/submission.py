@@ -12,6 +12,7 @@ from db.clock import now_s
 from db.events import record
 from db.schema import Definition, Edge, Job, Sweep, SweepJob
 from db.states import BROKEN, State
+from db.tally import fold
 from db.transactions import reading, transact
 from xsweep import ConfigError
 
@@ -94,6 +95,7 @@ def _add(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> Su
         ),
     )
     sweep = _add_members(connection, name, grid, {ids[job.identity]: job for job in jobs}, len(new))
+    fold(connection)
     return _submission(connection, sweep, jobs, known)
 
 

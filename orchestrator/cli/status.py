@@ -1,12 +1,13 @@
 """`status`: where every sweep stands, once, live, or as JSON.
 
 `--json` prints one object of schema `xsweep.status/1`: `at` (the database's clock, seconds since
-1970), `database` (without its password), `sweeps` (`id name state created_at counts total eta_s`,
-counts as {kind: {state: jobs}}), `running` (`job_id identity kind name token owner node log
-progress since_s lease_left_s`), `failures` (`job_id identity kind name failure reason ended_at`),
-`mean_s` by kind, `controllers` (`owner host pid dashboard_url started_at silent_s`) and
-`oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`: `jobs` (`job_id identity kind name state
-token priority failure reason`). Unknown values are null; later versions only add keys.
+1970), `database` (without its password), `sweeps` (`id name state created_at counts total cost_s
+eta_s`; counts are {kind: {state: jobs}}, cost_s the seconds planned for these), `running` (`job_id
+identity kind name token owner node log progress since_s lease_left_s`), `failures` (`job_id
+identity kind name failure reason ended_at`), `mean_s` and `pace` (measured per planned second) by
+kind, `controllers` (`owner host pid dashboard_url started_at silent_s`) and `oldest_ready_s`. With
+`--jobs`, schema `xsweep.jobs/1`: `jobs` (`job_id identity kind name state token priority failure
+reason`). Unknown values are null; later versions only add keys.
 """
 
 import json

@@ -111,6 +111,11 @@ PLANTED = {
         "I7",
         [f"INSERT INTO sweep_job SELECT 1, {LAST}, '{{}}'"],
     ),
+    "a count that is off": ("I7", ["UPDATE tally SET jobs = jobs + 1"]),
+    "counts of a sweep that never was": (
+        "I7",
+        ["INSERT INTO tally (sweep_id, kind, state, jobs, cost_s) VALUES (9, 'x', 'done', 1, 0)"],
+    ),
     "a score of another measure": (
         "I8",
         [f"UPDATE score SET measure = 'P@1' WHERE job_id = {EVALUATION}"],

@@ -286,7 +286,7 @@ def empty(engine: Engine) -> None:
             guards = connection.execute(text(query)).all()
         for name, _ in guards:
             connection.execute(text(f"DROP TRIGGER {name}"))
-        for table in tables.split():
+        for table in ("tally", *tables.split()):
             connection.execute(text(f"DELETE FROM {table}"))
         for _, sql in guards:
             connection.exec_driver_sql(sql)

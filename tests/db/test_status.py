@@ -8,7 +8,9 @@ import pytest
 from job_table import expire, fail, finish, hold, new_job, run_all, study, submit, take
 from sqlalchemy import text
 
+import db.tally
 from db import controllers, jobs
+from db.check import check
 from db.events import history
 from db.outlook import outlook
 from db.status import jobs as list_jobs
@@ -54,6 +56,35 @@ def test_a_summary_tells_what_runs_fails_and_how_long_things_take(engine):
     assert [controller.pid for controller in found.controllers] == [7]
     assert 0 <= found.oldest_ready_s < 60
     assert json.loads(json.dumps(asdict(found)))["mean_s"] == found.mean_s
+
+
+def test_a_summary_gives_what_the_time_left_is_foretold_from(engine):
+    submit(engine, [new_job("a", cost=10), new_job("b", cost=30), new_job("c", kind="evaluate")])
+    finish(engine, take(engine))  # b: 30 planned seconds took 15
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE attempt SET claimed_at = ended_at - 15"))
+    found = summary(engine)
+    assert found.sweeps[0].cost_s == {
+        "train": {"done": 30, "ready": 10},
+        "evaluate": {"ready": 1},
+    }
+    assert found.pace == {"train": pytest.approx(0.5)}
+
+
+def test_folded_counts_are_those_that_were_there_before(engine, monkeypatch):
+    submit(engine, study(seeds=[1]), name="one")
+    submit(engine, study(seeds=[1, 2]), name="two")
+    controllers.register(engine, owner="alice", host="h", pid=1)
+    for _ in range(3):
+        finish(engine, take(engine))
+        before = summary(engine).sweeps
+        monkeypatch.setattr(db.tally, "FOLD_ROWS", 1)
+        assert controllers.beat(engine, "alice")
+        assert summary(engine).sweeps == before
+        with engine.connect() as connection:
+            rows = connection.execute(text("SELECT sweep_id, kind, state FROM tally")).all()
+        assert len(rows) == len(set(rows))
+    assert check(engine) == []
 
 
 def test_jobs_are_listed_by_sweep_state_and_kind(engine):

@@ -87,10 +87,12 @@ def test_status_as_json_has_its_documented_keys(submitted: Path) -> None:
     assert document["schema"] == "xsweep.status/1"
     assert document.keys() == {
         *("schema", "database", "at", "sweeps", "running", "failures", "mean_s", "controllers"),
-        "oldest_ready_s",
+        *("oldest_ready_s", "pace"),
     }
     [sweep] = document["sweeps"]
-    assert sweep.keys() == {"id", "name", "state", "created_at", "counts", "total", "eta_s"}
+    assert sweep.keys() == {
+        *("id", "name", "state", "created_at", "counts", "total", "cost_s", "eta_s"),
+    }
     assert sweep["counts"]["prepare"] == {"ready": 4}
     listed = json.loads(xsweep("status", "--jobs", "--json").stdout)
     assert listed["schema"] == "xsweep.jobs/1"

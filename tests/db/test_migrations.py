@@ -1,0 +1,148 @@
+"""Databases of every older schema, with data: stored dumps in `schemas/`, never edited afterwards.
+
+A dump is what the version of that schema left behind (SQLite's `.dump`); its rows also go into
+tables that the migrations up to that revision make in PostgreSQL.
+"""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from job_table import identity, new_job, run_all, states, study, submit
+from sqlalchemy import Engine, text
+
+from db import jobs
+from db.check import check
+from db.engine import connect, downgrade, open_engine, schema_version, upgrade
+from db.results import load_cells
+from db.schema import REVISION, VERSION_TABLE
+from db.status import summary
+from xsweep import SetupError
+
+DUMPS = sorted((Path(__file__).parent / "schemas").glob("*.sql"))
+
+LIVED = {
+    "first": "done",
+    "tokens": "done",
+    "candidates": "done",
+    "train s1": "done",
+    "evaluate s1 dl19": "done",
+    "evaluate s1 dl20": "done",
+    "train s2": "running",
+    "evaluate s2 dl19": "waiting",
+    "evaluate s2 dl20": "waiting",
+    "poison": "failed",
+    "after poison": "skipped",
+    "dropped": "cancelled",
+}
+
+
+@pytest.fixture(params=DUMPS, ids=lambda path: path.stem)
+def dump(request) -> Path:
+    return request.param
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def old_url(request, dump: Path, tmp_path: Path) -> str:
+    """A database of the dump's schema that holds its rows."""
+    path = tmp_path / "old.db"
+    old = sqlite3.connect(path)
+    old.executescript(dump.read_text())
+    if request.param == "sqlite":
+        old.close()
+        return f"sqlite:///{path}"
+    url = request.getfixturevalue("empty_postgresql_url")
+    engine = open_engine(url)
+    upgrade(engine, dump.stem)
+    copy_rows(old, engine)
+    engine.dispose()
+    old.close()
+    return url
+
+
+def copy_rows(old: sqlite3.Connection, engine: Engine) -> None:
+    old.row_factory = sqlite3.Row
+    tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+    with engine.begin() as connection:
+        # triggers and keys see nothing, as in a restored backup
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        for (table,) in old.execute(tables).fetchall():
+            for row in old.execute(f"SELECT * FROM {table}"):
+                if table != VERSION_TABLE:
+                    columns = ", ".join(row.keys())
+                    values = ", ".join(f":{column}" for column in row.keys())  # noqa: SIM118
+                    insert = text(f"INSERT INTO {table} ({columns}) VALUES ({values})")
+                    connection.execute(insert, dict(row))
+        for table in ("sweep", "job", "query_set", "event"):
+            last = f"setval('{table}_id_seq', (SELECT max(id) FROM {table}))"
+            connection.execute(text(f"SELECT {last}"))
+
+
+def test_every_older_schema_has_a_stored_database():
+    assert [path.stem for path in DUMPS] == [f"{n:04}" for n in range(1, int(REVISION))]
+
+
+def test_an_older_database_is_refused_until_it_is_upgraded(old_url, dump):
+    with pytest.raises(SetupError, match=f"older schema {dump.stem}; run `xsweep db upgrade`"):
+        connect(old_url)
+    engine = connect(old_url, create=True)
+    assert schema_version(engine) == REVISION
+    engine.dispose()
+    connect(old_url).dispose()
+
+
+def test_an_upgrade_loses_nothing_and_the_work_goes_on(old_url):
+    engine = connect(old_url, create=True)
+    assert states(engine) == LIVED
+    assert check(engine) == []
+    small, shared = summary(engine).sweeps
+    assert small.counts == {
+        "train": {"done": 2, "running": 1},
+        "prepare": {"done": 2},
+        "evaluate": {"done": 2, "waiting": 2},
+    }
+    assert (shared.state, shared.total) == ("paused", 8)
+    assert small.cost_s["evaluate"] == {"done": 2.0, "waiting": 2.0}
+    cell, *_ = load_cells(engine, "study")
+    assert cell.scores["AP"].tolist() == [0.5, 1 / 3]
+
+    (held,) = jobs.running(engine)
+    assert (held.name, held.token, held.actor) == ("train s2", 1, "xsweep-1")
+    result = {"folder": "f", "manifest_sha256": identity("m"), "summary": {}, "provenance": {}}
+    assert jobs.finish(engine, job_id=held.job_id, token=1, owner="alice", **result)
+    assert submit(engine, [new_job("first"), *study(seeds=[1, 2, 3])]).new == 3
+    jobs.resume(engine, "shared")
+    assert jobs.retry(engine, sweep="shared") == 3
+    run_all(engine)
+    assert set(states(engine).values()) == {"done"}
+    assert check(engine) == []
+    engine.dispose()
+
+
+def test_a_database_goes_down_to_an_older_schema_and_up_again_with_its_rows(old_url, dump):
+    engine = connect(old_url, create=True)
+    downgrade(engine, dump.stem)
+    assert schema_version(engine) == dump.stem
+    with pytest.raises(SetupError, match="run `xsweep db upgrade`"):
+        connect(old_url)
+    upgrade(engine)
+    assert states(engine) == LIVED
+    assert check(engine) == []
+    engine.dispose()
+
+
+def test_an_upgrade_that_is_interrupted_leaves_the_old_schema(old_url, dump, monkeypatch):
+    from alembic.operations import Operations
+
+    def break_off(*_, **__):
+        raise KeyboardInterrupt
+
+    engine = open_engine(old_url)
+    monkeypatch.setattr(Operations, "execute", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        upgrade(engine)
+    monkeypatch.undo()
+    assert schema_version(engine) == dump.stem
+    upgrade(engine)
+    assert states(engine) == LIVED
+    engine.dispose()
