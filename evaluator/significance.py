@@ -1,13 +1,90 @@
 """Paired tests over queries, corrections for many comparisons, effect sizes, intervals.
 
-Shapes: S systems, B baselines, Q queries; every array holds per-query values as float64, the same
-queries in the same order. All tests are two-sided.
+Shapes: S systems, B baselines, P pairs of systems, Q queries; every array holds per-query values as
+float64, the same queries in the same order. All tests are two-sided.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 PERMUTATIONS_PER_CHUNK = 1000
+
+
+class PairedT(NamedTuple):
+    """Paired t-tests of P pairs of systems, float64[P] each."""
+
+    difference: np.ndarray
+    """Mean of the first system minus mean of the second."""
+    effect: np.ndarray
+    """Cohen's d of the paired differences: their mean by their standard deviation (n - 1).
+
+    0 where there is no difference at all, infinite where all differences are the same. Over several
+    collections the deviation is the root of the weighted mean of their variances.
+    """
+    p: np.ndarray
+
+
+def paired_t(differences: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> PairedT:
+    """Tests whether the weighted mean of several collections' mean differences is 0, for P pairs.
+
+    `differences` holds each collection's paired differences, float64[P, queries]; `weights` sum to
+    1 and are equal unless given. One collection gives the paired t-test, two give Welch's test of
+    the first against the negated second. Without any variance p is 1 where the mean is 0, else 0.
+
+    [[1, 2, 3]] and [[1, 1, 4]]: difference 2, t = 3.4641 with 3.2 degrees of freedom, p = 0.0366.
+
+    Raises ValueError for fewer than two queries in a collection.
+    """
+    from scipy.special import stdtr
+
+    mean_P, error_P, freedom_P = stratified_means(differences, weights)
+    spread_P = np.sqrt(
+        sum(
+            weight * values.var(-1, ddof=1)
+            for weight, values in zip(_shares(differences, weights), differences, strict=True)
+        )
+    )
+    # ptp and not the deviation: that of equal numbers is not always 0 in floating point
+    constant_P = np.all([np.ptp(values, axis=-1) == 0 for values in differences], axis=0)
+    surely_P = np.where(mean_P == 0, 0.0, np.copysign(np.inf, mean_P))
+    effect_P = np.where(constant_P, surely_P, mean_P / np.where(constant_P, 1.0, spread_P))
+    t_P = mean_P / np.where(constant_P, 1.0, error_P)
+    p_P = np.where(constant_P, (mean_P == 0).astype(float), 2 * stdtr(freedom_P, -np.abs(t_P)))
+    return PairedT(mean_P, effect_P, p_P)
+
+
+def stratified_means(
+    collections: Sequence[np.ndarray], weights: Sequence[float] | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The weighted mean of several collections' means, its standard error, degrees of freedom.
+
+    Each array holds one collection's values, float64[..., queries]; weights w are equal unless
+    given. With sample variances s_c^2 and n_c queries the error is sqrt(sum w_c^2 s_c^2 / n_c); the
+    degrees of freedom are Satterthwaite's (1946, doi:10.2307/3002019), infinite without variance.
+    [1, 2, 3] and [1, 1, 4] give 2, 0.5774 and 3.2.
+    """
+    if any(values.shape[-1] < 2 for values in collections):
+        raise ValueError("a paired t-test needs two queries or more in each collection")
+    shares = _shares(collections, weights)
+    mean: np.ndarray = sum(
+        share * values.mean(-1) for share, values in zip(shares, collections, strict=True)
+    )
+    variances = np.array(
+        [
+            share**2 * values.var(-1, ddof=1) / values.shape[-1]
+            for share, values in zip(shares, collections, strict=True)
+        ]
+    )
+    freedoms = [values.shape[-1] - 1 for values in collections]
+    total = variances.sum(0)
+    below = sum(
+        variance**2 / freedom for variance, freedom in zip(variances, freedoms, strict=True)
+    )
+    freedom = np.where(below > 0, total**2 / np.where(below > 0, below, 1), np.inf)
+    return mean, np.sqrt(total), freedom
 
 
 def paired_t_test(a: ArrayLike, b: ArrayLike) -> float:
@@ -19,22 +96,10 @@ def paired_t_test(a: ArrayLike, b: ArrayLike) -> float:
 
 
 def paired_t_tests(systems_SQ: ArrayLike, baselines_BQ: ArrayLike) -> np.ndarray:
-    """p[S, B] of the paired t-test of every system against every baseline.
-
-    Differences that are all the same have no variance: p is 1 where they are 0, else 0.
-    Raises ValueError for fewer than two queries.
-    """
-    from scipy.special import stdtr
-
+    """p[S, B] of the paired t-test of every system against every baseline, see `paired_t`."""
     differences_SBQ = _differences(systems_SQ, baselines_BQ)
-    queries = differences_SBQ.shape[-1]
-    if queries < 2:
-        raise ValueError(f"a paired t-test needs two queries or more, found {queries}")
-    means = differences_SBQ.mean(-1)
-    errors = differences_SBQ.std(-1, ddof=1) / np.sqrt(queries)
-    constant = np.ptp(differences_SBQ, axis=-1) == 0
-    t = means / np.where(constant, 1.0, errors)
-    return np.where(constant, (means == 0).astype(float), 2 * stdtr(queries - 1, -np.abs(t)))
+    systems, baselines, queries = differences_SBQ.shape
+    return paired_t([differences_SBQ.reshape(-1, queries)]).p.reshape(systems, baselines)
 
 
 def randomization_test(
@@ -48,23 +113,43 @@ def randomization_test(
 def randomization_tests(
     systems_SQ: ArrayLike, baselines_BQ: ArrayLike, seed: int = 0, permutations: int = 100_000
 ) -> np.ndarray:
-    """p[S, B] = (1 + n) / (1 + permutations), n counting the random swaps of the two systems'
-    values, query by query, whose mean difference is at least as far from 0 as the one seen.
+    """p[S, B] of every system against every baseline, see `paired_randomization`."""
+    differences_SBQ = _differences(systems_SQ, baselines_BQ)
+    systems, baselines, queries = differences_SBQ.shape
+    p = paired_randomization([differences_SBQ.reshape(-1, queries)], None, seed, permutations)
+    return p.reshape(systems, baselines)
 
-    The same swaps serve every pair; p is never 0 (Phipson and Smyth 2010,
+
+def paired_randomization(
+    differences: Sequence[np.ndarray],
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    permutations: int = 100_000,
+) -> np.ndarray:
+    """p[P] = (1 + n) / (1 + permutations), n counting the random swaps of the two systems' values,
+    query by query, whose mean difference is at least as far from 0 as the one seen.
+
+    `differences` and `weights` as in `paired_t`; over several collections the mean is the weighted
+    one of theirs. The same swaps serve every pair; p is never 0 (Phipson and Smyth 2010,
     doi:10.2202/1544-6115.1585).
     """
-    differences_SBQ = _differences(systems_SQ, baselines_BQ)
-    seen_SB = np.abs(differences_SBQ.sum(-1))
+    scaled_PQ = np.concatenate(
+        [
+            share / values.shape[-1] * values
+            for share, values in zip(_shares(differences, weights), differences, strict=True)
+        ],
+        axis=-1,
+    )
+    seen_P = np.abs(scaled_PQ.sum(-1))
     # Sums in another order differ in their last bits: equality must survive that.
-    threshold_SB = seen_SB - 1e-12 * (1 + seen_SB)
+    threshold_P = seen_P - 1e-12 * (1 + seen_P)
     generator = np.random.default_rng(seed)
-    extreme_SB = np.zeros(seen_SB.shape, dtype=np.int64)
+    extreme_P = np.zeros(seen_P.shape, dtype=np.int64)
     for start in range(0, permutations, PERMUTATIONS_PER_CHUNK):
-        swaps = min(PERMUTATIONS_PER_CHUNK, permutations - start), differences_SBQ.shape[-1]
-        signs_PQ = generator.choice(np.array([-1.0, 1.0]), size=swaps)
-        extreme_SB += (np.abs(differences_SBQ @ signs_PQ.T) >= threshold_SB[..., None]).sum(-1)
-    return (1 + extreme_SB) / (1 + permutations)
+        swaps = min(PERMUTATIONS_PER_CHUNK, permutations - start), scaled_PQ.shape[-1]
+        signs_RQ = generator.choice(np.array([-1.0, 1.0]), size=swaps)
+        extreme_P += (np.abs(scaled_PQ @ signs_RQ.T) >= threshold_P[:, None]).sum(-1)
+    return (1 + extreme_P) / (1 + permutations)
 
 
 def bootstrap_interval(
@@ -88,15 +173,8 @@ def bootstrap_interval(
 
 
 def cohens_d(a: ArrayLike, b: ArrayLike) -> float:
-    """The paired effect size: mean of the differences by their standard deviation (n - 1).
-
-    0 where there is no difference at all, infinite where all differences are the same.
-    """
-    difference = np.subtract(a, b, dtype=np.float64)
-    mean, spread = difference.mean(), difference.std(ddof=1)
-    if np.ptp(difference) == 0:
-        return float(np.copysign(np.inf, mean)) if mean else 0.0
-    return float(mean / spread)
+    """The paired effect size of one system against another, [Q] each, see `PairedT.effect`."""
+    return float(paired_t([np.atleast_2d(np.subtract(a, b, dtype=np.float64))]).effect[0])
 
 
 def bonferroni(p_values: ArrayLike) -> np.ndarray:
@@ -125,6 +203,10 @@ def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
     order = np.argsort(p, axis=None)
     stepped = p.flat[order] * p.size / np.arange(1, p.size + 1)
     return _restored(np.minimum.accumulate(stepped[::-1])[::-1], order, p.shape)
+
+
+def _shares(collections: Sequence[np.ndarray], weights: Sequence[float] | None) -> Sequence[float]:
+    return weights if weights is not None else [1 / len(collections)] * len(collections)
 
 
 def _restored(stepped: np.ndarray, order: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

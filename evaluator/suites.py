@@ -84,9 +84,10 @@ def suite(name: str, home: str | None = None) -> list[IrdsSpec]:
 
 
 def averaged_as(collection: str) -> str:
-    """The name under which a collection enters its suite's mean.
+    """The name under which a collection, called by its name or id, enters its suite's mean.
 
     BEIR counts the twelve parts of CQADupStack as one data set, their mean; every other collection
     stands for itself.
     """
-    return "cqadupstack" if collection.startswith("cqadupstack-") else collection
+    part = collection.startswith(("cqadupstack-", "beir/cqadupstack/"))
+    return "cqadupstack" if part else collection

@@ -1,5 +1,8 @@
 """`report`: the tables of a sweep."""
 
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,6 +10,10 @@ import typer
 
 from orchestrator.cli.app import app, only_sweep, open_database
 from xsweep import ConfigError
+
+TABLE, TESTS, MORE, LATEX = "Table", "Significance", "Further sections", "LaTeX"
+"""Panels of options in `--help`."""
+NARROWEST = 60
 
 
 @app.command()
@@ -20,35 +27,91 @@ def report(
         Path | None, typer.Option("--output", "-o", help="Write to this file, not to the terminal.")
     ] = None,
     measure: Annotated[
-        list[str] | None, typer.Option("--measure", "-m", help="May be repeated [nDCG@10].")
-    ] = None,
-    by: Annotated[str, typer.Option(help="Columns: collection or suite.")] = "collection",
-    baseline: Annotated[
         list[str] | None,
-        typer.Option(help="first_stage, teacher or a row's name; may be repeated [first_stage]."),
+        typer.Option("--measure", "-m", help="May be repeated; nDCG@10 unless given."),
     ] = None,
+    by: Annotated[
+        str, typer.Option(help="Columns: collection or suite.", rich_help_panel=TABLE)
+    ] = "collection",
+    best: Annotated[
+        str,
+        typer.Option(help="Best and second of each column or block.", rich_help_panel=TABLE),
+    ] = "column",
+    digits: Annotated[int, typer.Option(min=1, max=6, rich_help_panel=TABLE)] = 3,
+    percent: Annotated[
+        bool, typer.Option("--percent", help="0.534 as 53.4.", rich_help_panel=TABLE)
+    ] = False,
     where: Annotated[
         list[str] | None,
-        typer.Option(help="Only runs with this label, such as group=small; may be repeated."),
+        typer.Option(
+            help="Only runs with this label: group=small backbone=A,B; may be repeated.",
+            rich_help_panel=TABLE,
+        ),
     ] = None,
-    alpha: Annotated[float, typer.Option(help="Level of significance.", min=0, max=1)] = 0.05,
-    correction: Annotated[str, typer.Option(help="holm, bonferroni, bh or none.")] = "holm",
-    test: Annotated[str, typer.Option(help="t (paired) or randomization.")] = "t",
-    digits: Annotated[int, typer.Option(min=1, max=6)] = 3,
-    percent: Annotated[bool, typer.Option("--percent", help="0.534 as 53.4.")] = False,
+    seeds: Annotated[
+        str | None, typer.Option(help="Only these seeds, such as 12,13.", rich_help_panel=TABLE)
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="first_stage, teacher, a row's name or none; may be repeated.",
+            rich_help_panel=TESTS,
+        ),
+    ] = None,
+    pairs: Annotated[
+        bool,
+        typer.Option(
+            "--pairs", help="Also test all pairs of a backbone's systems.", rich_help_panel=TESTS
+        ),
+    ] = False,
+    test: Annotated[
+        str, typer.Option(help="t (paired) or randomization.", rich_help_panel=TESTS)
+    ] = "t",
+    correction: Annotated[
+        str, typer.Option(help="holm, bonferroni, bh or none.", rich_help_panel=TESTS)
+    ] = "holm",
+    alpha: Annotated[
+        float, typer.Option(help="Level of significance.", min=0, max=1, rich_help_panel=TESTS)
+    ] = 0.05,
     effects: Annotated[
-        bool, typer.Option("--effects", help="Add what each choice is worth, averaged over others.")
+        bool,
+        typer.Option(
+            "--effects", help="Add what each choice is worth, others equal.", rich_help_panel=MORE
+        ),
+    ] = False,
+    cost: Annotated[
+        bool,
+        typer.Option("--cost", help="Add the hours that it took.", rich_help_panel=MORE),
     ] = False,
     compare_to: Annotated[
-        str | None, typer.Option(help="Add the published figures of a reference file.")
+        list[str] | None,
+        typer.Option(
+            help="Add the published figures of a reference file; may be repeated.",
+            rich_help_panel=MORE,
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw figures as PDF into this folder; LaTeX includes them.", rich_help_panel=MORE
+        ),
     ] = None,
     standalone: Annotated[
-        bool, typer.Option("--standalone", help="LaTeX that compiles by itself.")
+        bool,
+        typer.Option("--standalone", help="It compiles by itself.", rich_help_panel=LATEX),
     ] = False,
     wide: Annotated[
-        bool, typer.Option("--wide", help="LaTeX over both columns of a page.")
+        bool,
+        typer.Option(
+            "--wide", help="Over both columns of a two-column page.", rich_help_panel=LATEX
+        ),
     ] = False,
-    max_columns: Annotated[int, typer.Option(help="Columns of one LaTeX tabular.", min=1)] = 6,
+    landscape: Annotated[
+        bool, typer.Option("--landscape", help="Turned by 90 degrees.", rich_help_panel=LATEX)
+    ] = False,
+    max_columns: Annotated[
+        int, typer.Option(help="Columns of one tabular.", min=1, rich_help_panel=LATEX)
+    ] = 6,
 ) -> None:
     """The table of a sweep's accepted results, with significance against the baselines.
 
@@ -56,41 +119,76 @@ def report(
     Examples:
       xsweep report
       xsweep report quickstart --measure nDCG@10 --measure RR@10
-      xsweep report quickstart --format latex -o table.tex
-      xsweep report quickstart --format html --effects -o report.html
-      xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large
+      xsweep report quickstart --format latex --standalone --figures figures -o table.tex
+      xsweep report quickstart --format html --effects --cost -o report.html
+      xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large --seeds 1,2
     """
-    from orchestrator.report import render
+    from orchestrator.report import Layout, check_format, load_report, write
 
-    chosen: dict[str, list[str]] = {}
-    for pair in where or []:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--where {pair!r}: write label=value, such as group=small")
-        chosen.setdefault(key, []).append(value)
+    check_format(format)
     engine = open_database(ctx)
-    text = render(
+    found = load_report(
         engine,
         only_sweep(engine, sweep),
-        format=format,
         measures=measure or ["nDCG@10"],
         by=by,
-        baseline=baseline or ["first_stage"],
+        baseline=[] if baseline == ["none"] else baseline or ["first_stage"],
+        pairs=pairs,
         alpha=alpha,
         correction=correction,
         test=test,
+        best=best,
         digits=digits,
         percent=percent,
-        where=chosen,
+        where=_conditions(where or [], seeds),
         effects=effects,
-        compare_to=compare_to,
+        cost=cost,
+        compare_to=compare_to or [],
+    )
+    drawn: tuple[str, ...] = ()
+    if figures is not None:
+        from orchestrator.report.figures import save_figures
+
+        beside = output.parent if output else Path()
+        drawn = tuple(
+            os.path.relpath(path, beside).replace(os.sep, "/")
+            for path in save_figures(found, figures)
+        )
+        typer.echo(f"Wrote {len(drawn)} figures to {figures}", err=output is None)
+    layout = Layout(
+        width=_width() if output is None else Layout.width,
         standalone=standalone,
         wide=wide,
+        landscape=landscape,
         max_columns=max_columns,
+        figures=drawn,
     )
+    text = write(found, format, layout)
     if output is None:
         typer.echo(text, nl=False)
         return
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     typer.echo(f"Wrote {output}")
+
+
+def _conditions(where: list[str], seeds: str | None) -> dict[str, list[str]]:
+    """Label -> accepted values: values of the same label add up."""
+    chosen: dict[str, list[str]] = {}
+    for pair in where:
+        key, equals, values = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"--where {pair!r}: write label=value, such as group=small")
+        chosen.setdefault(key, []).extend(each.strip() for each in values.split(","))
+    if seeds is not None:
+        chosen.setdefault("seed", []).extend(each.strip() for each in seeds.split(","))
+    return chosen
+
+
+def _width() -> int:
+    """Of the terminal; text that goes into a pipe or file is always the same."""
+    from orchestrator.report import Layout
+
+    if not sys.stdout.isatty():
+        return Layout.width
+    return max(shutil.get_terminal_size((Layout.width, 24)).columns, NARROWEST)

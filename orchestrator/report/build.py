@@ -30,6 +30,8 @@ def build_report(
     digits: int = 3,
     percent: bool = False,
     where: Mapping[str, Sequence[str]] | None = None,
+    best: str = "column",
+    pairs: bool = False,
 ) -> Report:
     """The report of evaluations in whatever order they come.
 
@@ -39,6 +41,8 @@ def build_report(
     """
     if by not in ("collection", "suite"):
         raise ConfigError(f"unknown grouping {by!r}: columns are made by collection or suite")
+    if best not in ("column", "block"):
+        raise ConfigError(f"best of each {best!r}: best and second are found per column or block")
     if not 1 <= digits <= 10:
         raise ConfigError(f"{digits} digits: give 1 to 10")
     kept = select(sorted(cells, key=lambda cell: cell.identity), where or {})
@@ -50,13 +54,17 @@ def build_report(
         cells=tuple(kept),
         table=table,
         baselines=rows,
-        comparisons=compare(table, rows, alpha=alpha, correction=correction, test=test),
+        comparisons=compare(
+            table, rows, alpha=alpha, correction=correction, test=test, pairs=pairs
+        ),
         alpha=alpha,
         correction=correction,
         test=test,
         digits=digits,
         percent=percent,
         by=by,
+        best=best,
+        pairs=pairs,
         where={label: tuple(values) for label, values in (where or {}).items()},
     )
 
@@ -80,7 +88,7 @@ def select(cells: Sequence["Cell"], where: Mapping[str, Sequence[str]]) -> list[
                 near = get_close_matches(value, known, n=1)
                 raise ConfigError(
                     f"no evaluation has {label} {value!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else "")
+                    + (f"; did you mean {near[0]!r}?" if near else ".")
                     + f" There are: {', '.join(known)}"
                 )
     return [

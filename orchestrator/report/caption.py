@@ -61,7 +61,7 @@ def caption(report: Report, style: Style) -> list[str]:
         for paragraph in (
             _what(report),
             _spread(report),
-            _ranks(style),
+            _ranks(report, style),
             _test(report, style),
             _missing(report),
         )
@@ -73,6 +73,8 @@ def conclusions(report: Report) -> list[Conclusion]:
     """Against every baseline: who is better, who is worse, and who is not told apart."""
     groups: dict[str, list[Comparison]] = {}
     for each in report.comparisons:
+        if each.within_block:
+            continue
         where = f" on {each.column.place}" if detailed(report) else f", number of {report.by}s"
         heading = f"{each.column.measure}{where}, against {report.name(each.baseline)}"
         groups.setdefault(heading, []).append(each)
@@ -137,9 +139,10 @@ def _spread(report: Report) -> str:
     )
 
 
-def _ranks(style: Style) -> str:
+def _ranks(report: Report, style: Style) -> str:
+    among = "a column" if report.best == "column" else "each backbone's rows in a column"
     return (
-        f"Best of a column {style.best}, second {style.second}, on the values as printed; "
+        f"Best of {among} {style.best}, second {style.second}, on the values as printed; "
         "ties share the mark."
     )
 
@@ -154,16 +157,31 @@ def _test(report: Report, style: Style) -> str:
     suites = (
         " For a suite the variances of its collections' mean differences add up, with "
         "Satterthwaite's degrees of freedom."
-        if any(len(column.collections) > 1 for column in report.table.columns)
+        if report.test == "t"
+        and any(len(column.collections) > 1 for column in report.table.columns)
         else ""
     )
+    marks = []
+    if any(not each.within_block for each in report.comparisons):
+        marks.append(
+            f"{style.better} and {style.worse}: significantly better and worse than {against}"
+        )
+    if any(each.within_block for each in report.comparisons):
+        numbers = "; after z, numbers from 27 on" if _beyond_z(report) else ""
+        marks.append(
+            "letters after a value: significantly better than the systems of the same backbone "
+            f"that have these letters in brackets{numbers}"
+        )
+    said = "; ".join(marks)
     return (
-        f"{style.better} and {style.worse}: significantly better and worse than {against}, by a "
-        f"two-sided {TESTS[report.test]} on per-query scores averaged over seeds, "
-        f"p < {report.alpha:g} "
-        f"{CORRECTIONS[report.correction]} over the table's "
-        f"{_count(len(report.comparisons), 'comparison')}.{suites}"
+        f"{said[0].upper()}{said[1:]}, by a two-sided {TESTS[report.test]} on per-query scores "
+        f"averaged over seeds, p < {report.alpha:g} {CORRECTIONS[report.correction]} over the "
+        f"table's {_count(len(report.comparisons), 'comparison')}.{suites}"
     )
+
+
+def _beyond_z(report: Report) -> bool:
+    return any(letter.isdigit() for letter in report.block_letters.values())
 
 
 def _missing(report: Report) -> str:

@@ -1,18 +1,19 @@
 """Which systems differ from the baselines: paired tests over one family, corrected together."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import combinations
 
 import numpy as np
 
 from evaluator.significance import (
+    PairedT,
     benjamini_hochberg,
     bonferroni,
-    cohens_d,
     holm,
-    paired_t_tests,
-    randomization_tests,
+    paired_randomization,
+    paired_t,
 )
 from orchestrator.report.table import Column, Entry, Row, Table
 from xsweep import ConfigError
@@ -24,6 +25,9 @@ CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "none": np.asarray,
 }
 TESTS = ("t", "randomization")
+
+Duel = tuple[Row, Row, bool]
+"""Row, the one it is compared with, and whether they belong to one backbone's block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,21 @@ class Comparison:
     """After the correction over all comparisons of the report."""
     verdict: str
     """`better` or `worse` when p_corrected < alpha, else `same`: no difference shown."""
+    within_block: bool = False
+    """Whether both are systems of one backbone and neither was asked for as a baseline."""
+
+    @property
+    def reversed(self) -> "Comparison":
+        """The same comparison as the other one sees it."""
+        verdict = {"better": "worse", "worse": "better"}.get(self.verdict, self.verdict)
+        return replace(
+            self,
+            row=self.baseline,
+            baseline=self.row,
+            difference=-self.difference,
+            effect=-self.effect,
+            verdict=verdict,
+        )
 
 
 def find_baselines(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
@@ -59,7 +78,7 @@ def find_baselines(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
             near = [known[each] for each in get_close_matches(wanted, known, n=3, cutoff=0.5)]
             raise ConfigError(
                 f"baseline {name!r} is not in this sweep"
-                + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+                + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ".")
                 + f" Its rows: {', '.join(known.values())}"
             )
         found += [row for row in rows if row not in found]
@@ -73,11 +92,13 @@ def compare(
     alpha: float = 0.05,
     correction: str = "holm",
     test: str = "t",
+    pairs: bool = False,
 ) -> tuple[Comparison, ...]:
     """Every other row against each baseline in each column where both have results.
 
-    Scores are averaged over seeds first, so that a query is one observation. The correction
-    takes all these comparisons as one family. Two-sided.
+    With `pairs` also every pair of a backbone's systems. Scores are averaged over seeds first, so
+    that a query is one observation. The correction takes all these comparisons as one family.
+    Two-sided.
 
     Raises ConfigError for a test, correction or alpha that is none.
     """
@@ -87,52 +108,51 @@ def compare(
         raise ConfigError(f"unknown test {test!r}: use one of {', '.join(TESTS)}")
     if not 0 < alpha < 1:
         raise ConfigError(f"alpha is {alpha}: it must lie between 0 and 1, such as 0.05")
-    found = [
-        (row, column, baseline, p)
-        for column in table.columns
-        for rows, references in [_in_column(table, column, baselines)]
-        for row, p_of_row in zip(
-            rows, _p_values(table, column, rows, references, test), strict=True
-        )
-        for baseline, p in zip(references, p_of_row, strict=True)
-    ]
-    corrected = CORRECTIONS[correction](np.array([p for *_, p in found]))
+    found: list[tuple[Column, Duel]] = []
+    statistics: list[PairedT] = []
+    for column in table.columns:
+        duels = _duels(table, column, baselines, pairs)
+        if duels:
+            found += [(column, duel) for duel in duels]
+            statistics.append(paired_statistics(table, column, [duel[:2] for duel in duels], test))
+    if not found:
+        return ()
+    difference, effect, p = (np.concatenate(parts) for parts in zip(*statistics, strict=True))
+    corrected = CORRECTIONS[correction](p)
     return tuple(
-        _comparison(table, row, column, baseline, float(p), float(p_corrected), alpha)
-        for (row, column, baseline, p), p_corrected in zip(found, corrected, strict=True)
+        Comparison(
+            row=row,
+            column=column,
+            baseline=baseline,
+            difference=gain,
+            effect=d,
+            queries=sum(map(len, table.entries[row, column].per_query)),
+            p=p_alone,
+            p_corrected=p_together,
+            verdict="same" if p_together >= alpha else "better" if gain > 0 else "worse",
+            within_block=within,
+        )
+        for (column, (row, baseline, within)), gain, d, p_alone, p_together in zip(
+            found, *(each.tolist() for each in (difference, effect, p, corrected)), strict=True
+        )
     )
 
 
-def stratified_mean(collections: Sequence[np.ndarray]) -> tuple[float, float, float]:
-    """The unweighted mean of several collections' means, its standard error, degrees of freedom.
-
-    Each array holds one collection's values, float64[queries]. With sample variances s_c^2 and n_c
-    queries in C collections the error is sqrt(sum s_c^2 / n_c) / C; the degrees of freedom are
-    Satterthwaite's (1946, doi:10.2307/3002019). [[1, 2, 3], [1, 1, 4]] gives 2, 0.5774 and 3.2.
-    """
-    means = [values.mean() for values in collections]
-    variances = np.array([values.var(ddof=1) / len(values) for values in collections])
-    weights = [
-        variance**2 / (len(v) - 1) for variance, v in zip(variances, collections, strict=True)
-    ]
-    total = variances.sum()
-    freedom = float(total**2 / sum(weights)) if total else np.inf
-    return float(np.mean(means)), float(np.sqrt(total)) / len(collections), freedom
-
-
-def stratified_t_test(differences: Sequence[np.ndarray]) -> float:
-    """Two-sided p that the unweighted mean of several collections' mean differences is 0.
-
-    `differences` holds each collection's paired differences, float64[queries]. One collection
-    gives the paired t-test, two give Welch's test of the first against the negated second. Without
-    any variance p is 1 where the mean is 0, else 0. [[1, 2, 3], [1, 1, 4]]: t = 3.4641, p = 0.0366.
-    """
-    from scipy.special import stdtr
-
-    mean, error, freedom = stratified_mean(differences)
-    if error == 0:
-        return 0.0 if mean else 1.0
-    return float(2 * stdtr(freedom, -abs(mean) / error))
+def paired_statistics(
+    table: Table, column: Column, pairs: Sequence[tuple[Row, Row]], test: str = "t"
+) -> PairedT:
+    """Difference, effect and p of each pair in a column, where both have results."""
+    place = {row: i for i, row in enumerate(dict.fromkeys(row for pair in pairs for row in pair))}
+    ours = np.array([place[row] for row, _ in pairs])
+    theirs = np.array([place[row] for _, row in pairs])
+    differences = []
+    for each in zip(*(table.entries[row, column].per_query for row in place), strict=True):
+        scores_SQ = np.stack(each)
+        differences.append(scores_SQ[ours] - scores_SQ[theirs])
+    found = paired_t(differences, column.weights)
+    if test == "randomization":
+        found = found._replace(p=paired_randomization(differences, column.weights))
+    return found
 
 
 def _names(row: Row) -> set[str]:
@@ -140,72 +160,31 @@ def _names(row: Row) -> set[str]:
     return {each.casefold() for each in (row.name, bare, row.system) if each != "run"}
 
 
-def _in_column(
-    table: Table, column: Column, baselines: Sequence[Row]
-) -> tuple[list[Row], list[Row]]:
-    """The rows to test in a column and the baselines to test against: those with results."""
+def _duels(table: Table, column: Column, baselines: Sequence[Row], pairs: bool) -> list[Duel]:
+    """Who is compared with whom in a column: only rows with results, each pair once."""
     able = [
         row
         for row in table.rows
         if (row, column) in table.entries and testable(table.entries[row, column])
     ]
-    return [row for row in able if row not in baselines], [row for row in baselines if row in able]
+    duels = [
+        (row, baseline, False)
+        for row in able
+        if row not in baselines
+        for baseline in baselines
+        if baseline in able
+    ]
+    if pairs:
+        for block in table.blocks:
+            runs = [row for row in block if row.system == "run" and row in able]
+            duels += [
+                (one, other, True)
+                for one, other in combinations(runs, 2)
+                if (one in baselines) == (other in baselines)
+            ]
+    return duels
 
 
 def testable(entry: Entry) -> bool:
     """Whether there are values to test with: a mean over a single query has no variance."""
     return bool(entry.means) and all(len(values) > 1 for values in entry.per_query)
-
-
-def _p_values(
-    table: Table, column: Column, rows: Sequence[Row], baselines: Sequence[Row], test: str
-) -> np.ndarray:
-    """p[rows, baselines]."""
-    if not rows or not baselines:
-        return np.empty((len(rows), len(baselines)))
-    systems, references = (
-        [table.entries[row, column].per_query for row in group] for group in (rows, baselines)
-    )
-    if len(column.collections) > 1:
-        if test != "t":
-            raise ConfigError(f"test {test!r} has no form for suites: use t, or --by collection")
-        return np.array([[stratified_t_test(subtract(a, b)) for b in references] for a in systems])
-    tests = {"t": paired_t_tests, "randomization": randomization_tests}[test]
-    return tests([a for (a,) in systems], [b for (b,) in references])
-
-
-def _comparison(
-    table: Table,
-    row: Row,
-    column: Column,
-    baseline: Row,
-    p: float,
-    p_corrected: float,
-    alpha: float,
-) -> Comparison:
-    ours, theirs = table.entries[row, column].per_query, table.entries[baseline, column].per_query
-    differences = subtract(ours, theirs)
-    difference = float(np.mean([values.mean() for values in differences]))
-    return Comparison(
-        row=row,
-        column=column,
-        baseline=baseline,
-        difference=difference,
-        effect=cohens_d(ours[0], theirs[0]) if len(ours) == 1 else _stratified_d(differences),
-        queries=sum(map(len, ours)),
-        p=p,
-        p_corrected=p_corrected,
-        verdict="same" if p_corrected >= alpha else "better" if difference > 0 else "worse",
-    )
-
-
-def subtract(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The paired differences, collection by collection."""
-    return [a - b for a, b in zip(ours, theirs, strict=True)]
-
-
-def _stratified_d(differences: Sequence[np.ndarray]) -> float:
-    """The mean over collections of their mean difference, by the root of their mean variance."""
-    mean = float(np.mean([values.mean() for values in differences]))
-    spread = float(np.sqrt(np.mean([values.var(ddof=1) for values in differences])))
-    return mean / spread if spread else float(np.copysign(np.inf, mean)) if mean else 0.0

@@ -1,4 +1,4 @@
-"""The report as figures for paper and page: differences from a baseline, one point per system."""
+"""The report as figures for paper and page: differences from a baseline, and mean ranks."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.report.comparisons import stratified_mean, subtract
+from evaluator.significance import stratified_means
+from orchestrator.report.rankings import Ranking
 from orchestrator.report.report import Report
 from orchestrator.report.table import Column, Row
 
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
 
 COLOURS = {"better": "#0072B2", "worse": "#D55E00", "same": "#888888"}
 """Okabe and Ito's blue and vermilion: told apart by colour-blind readers, and on grey paper."""
+DRAWN_UP_TO = 12
+"""Differences are drawn for so many pairs of column and baseline; nobody looks at more."""
 MARKERS = {"better": "^", "worse": "v", "same": "o"}
 
 
 def save_figures(report: Report, folder: Path, suffix: str = ".pdf") -> list[Path]:
-    """One figure per column and baseline; files are named by measure and place.
+    """One figure per column and baseline while these are few, and one per ranking.
+
+    Files are named by measure and place.
 
     `suffix` is any that matplotlib writes. The same report gives the same bytes.
     """
@@ -57,10 +62,9 @@ def draw_differences(report: Report, column: Column, baseline: Row) -> "Figure |
     axes = figure.add_subplot()
     axes.axvline(0, color="black", linewidth=0.8)
     for height, each in enumerate(reversed(found)):
-        differences = subtract(
-            entries[each.row, column].per_query, entries[baseline, column].per_query
-        )
-        mean, error, freedom = stratified_mean(differences)
+        scores = entries[each.row, column].per_query, entries[baseline, column].per_query
+        differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
+        mean, error, freedom = map(float, stratified_means(differences, column.weights))
         reach = error * float(stdtrit(freedom, 0.975)) if error else 0.0
         colour = COLOURS[each.verdict]
         axes.plot([mean - reach, mean + reach], [height, height], color=colour, linewidth=1.4)
@@ -79,12 +83,67 @@ def draw_differences(report: Report, column: Column, baseline: Row) -> "Figure |
     return figure
 
 
+def draw_ranking(ranking: Ranking) -> "Figure":
+    """A critical-difference diagram: levels at their mean ranks, bars over those not told apart."""
+    from matplotlib.figure import Figure
+
+    count = len(ranking.levels)
+    left = (count + 1) // 2
+    figure = Figure(figsize=(6.3, 0.9 + 0.19 * (left + len(ranking.cliques))))
+    axes = figure.add_subplot()
+    low, high = 1.0, float(count)
+    below = -0.35 * len(ranking.cliques)
+    for place, (name, mean) in enumerate(zip(ranking.levels, ranking.mean_ranks, strict=True)):
+        on_left = place < left
+        height = below - 0.6 - (place if on_left else count - 1 - place) * 0.75
+        edge, side = (low, "right") if on_left else (high, "left")
+        edge += -0.15 if on_left else 0.15
+        axes.plot([mean, mean, edge], [0, height, height], color="black", linewidth=0.7)
+        axes.text(
+            edge + (-0.05 if on_left else 0.05),
+            height,
+            f"{name} ({mean:.2f})",
+            ha=side,
+            va="center",
+            fontsize=8,
+            parse_math=False,
+        )
+    for number, (first, last) in enumerate(ranking.cliques):
+        ends = ranking.mean_ranks[first], ranking.mean_ranks[last]
+        height = -0.3 - 0.35 * number
+        axes.plot([ends[0] - 0.03, ends[1] + 0.03], [height, height], color="#0072B2", linewidth=3)
+    axes.plot([low, low + ranking.critical], [0.9, 0.9], "|-", color="black", linewidth=1.2)
+    axes.text(
+        low + ranking.critical / 2,
+        1.05,
+        f"critical difference {ranking.critical:.2f}",
+        ha="center",
+        va="bottom",
+        fontsize=8,
+    )
+    axes.hlines(0, low, high, color="black", linewidth=0.9)
+    for tick in range(1, count + 1):
+        axes.plot([tick, tick], [0, 0.15], color="black", linewidth=0.9)
+        axes.text(tick, 0.25, str(tick), ha="center", va="bottom", fontsize=8)
+    axes.set_title(
+        f"{ranking.measure}: mean rank of each {ranking.choice} over {ranking.blocks} "
+        f"{ranking.over}",
+        fontsize=9,
+        parse_math=False,
+    )
+    axes.axis("off")
+    return figure
+
+
 def _figures(report: Report) -> "Iterator[tuple[str, Figure]]":
-    for column in report.table.columns:
+    few = len(report.table.columns) * len(report.baselines) <= DRAWN_UP_TO
+    for column in report.table.columns if few else ():
         for baseline in report.baselines:
             figure = draw_differences(report, column, baseline)
             if figure is not None:
                 yield f"{column.measure} {column.place} against {baseline.model}", figure
+    for ranking in report.rankings:
+        yield f"{ranking.measure} mean ranks {ranking.choice}", draw_ranking(ranking)
 
 
 def _written(figure: "Figure", format: str) -> bytes:

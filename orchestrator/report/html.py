@@ -7,7 +7,7 @@ JavaScript, which is in the file; nothing else does.
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.report.caption import Style, caption, conclusions, detailed, title
+from orchestrator.report.caption import Style, caption, conclusions, title
 from orchestrator.report.figures import inline_figures
 from orchestrator.report.report import Report, Shown
 from orchestrator.report.table import Column, Row, row_of
@@ -28,10 +28,7 @@ class Place(NamedTuple):
 
 
 def render_html(report: Report) -> str:
-    """A page with the table, its caption, figures, conclusions, and every number's sources.
-
-    Figures are drawn when there are few enough columns to look at.
-    """
+    """A page with the table, its caption, figures, conclusions, and every number's sources."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -55,12 +52,12 @@ def render_html(report: Report) -> str:
                 (report.label(row), [_place(report, jobs, row, c) for c in report.table.columns])
                 for row in block
             ]
-            for block in report.blocks
+            for block in report.table.blocks
         ],
         caption=caption(report, STYLE),
         conclusions=conclusions(report),
         sections=report.sections,
-        figures=inline_figures(report) if detailed(report) else [],
+        figures=inline_figures(report),
     )
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from itertools import groupby
 
+from orchestrator.report import PLAIN, Layout
 from orchestrator.report.caption import Style, caption, title
 from orchestrator.report.report import Report, Section, Shown
 from orchestrator.report.table import Column
@@ -34,43 +35,42 @@ SIGNS = {
     "]": "{]}",
     "*": "{*}",
 }
-PREAMBLE = r"""\documentclass{article}
+PREAMBLE = r"""\documentclass%(options)s{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
 \usepackage[margin=2cm]{geometry}
 \usepackage{booktabs}
+\usepackage{graphicx}
+\usepackage{rotating}
 \begin{document}
 """
+SIZES = ((30, r"\small"), (42, r"\footnotesize"), (1000, r"\scriptsize"))
+"""Up to so many lines a table is set in that size."""
+LINES_PER_PAGE = 64
+"""Tabulars that have more lines together become tables of their own."""
+FLOATS_BETWEEN_PAGES = 6
+"""TeX holds back few floats: after so many a standalone document starts a new page."""
 
 
-def render_latex(
-    report: Report, *, standalone: bool = False, wide: bool = False, max_columns: int = 6
-) -> str:
-    """A table environment with caption and label; it needs `\\usepackage{booktabs}`.
+def render_latex(report: Report, layout: Layout = PLAIN) -> str:
+    """Table environments with captions and labels; they need `\\usepackage{booktabs}`.
 
-    `standalone` gives a document that compiles as it is, `wide` a `table*` across both columns
-    of a two-column page. More than `max_columns` columns continue in a further tabular below.
+    `layout.standalone` gives a document that compiles as it is, `wide` tables across both columns
+    of a two-column page, `landscape` turned ones (`\\usepackage{rotating}`), `figures` a figure
+    environment for each file (`\\usepackage{graphicx}`). More than `max_columns` columns continue
+    in a further tabular below, or in a further table where the page is full.
     """
-    environment = "table*" if wide else "table"
-    columns = report.table.columns
-    pieces = [
-        _tabular(report, columns[start : start + max_columns], start)
-        for start in range(0, len(columns), max_columns)
+    tables = [
+        *_main_tables(report, layout),
+        *(_section(section, layout) for section in report.sections),
+        *(_figure(report, path, layout) for path in layout.figures),
     ]
-    text = " ".join([f"{title(report)}.", *caption(report, STYLE)])
-    lines = [
-        rf"\begin{{{environment}}}[t]",
-        r"\centering",
-        r"\small",
-        "\n\\par\\medskip\n".join(pieces),
-        rf"\caption{{{escape(text)}}}",
-        rf"\label{{tab:{re.sub('[^0-9A-Za-z]', '-', report.sweep)}}}",
-        rf"\end{{{environment}}}",
-    ]
-    for section in report.sections:
-        lines += _section(section)
-    table = "\n".join(lines) + "\n"
-    return f"{PREAMBLE}{table}\\end{{document}}\n" if standalone else table
+    if not layout.standalone:
+        return "\n".join(tables)
+    parts = [PREAMBLE % {"options": "[twocolumn]" if layout.wide else ""}]
+    for place, table in enumerate(tables, start=1):
+        parts += [table, "\\clearpage\n" if place % FLOATS_BETWEEN_PAGES == 0 else ""]
+    return "".join([*parts, "\\end{document}\n"])
 
 
 def escape(text: str) -> str:
@@ -85,21 +85,68 @@ def escape(text: str) -> str:
     )
 
 
-def _section(section: Section) -> list[str]:
+def _main_tables(report: Report, layout: Layout) -> list[str]:
+    columns, rows = report.table.columns, len(report.table.rows)
+    size = next(size for most, size in SIZES if rows <= most)
+    stretches = [
+        _tabular(report, columns[start : start + layout.max_columns], start)
+        for start in range(0, len(columns), layout.max_columns)
+    ]
+    per_table = max(LINES_PER_PAGE // (rows + 5), 1)
+    text = " ".join([f"{title(report)}.", *caption(report, STYLE)])
+    label = rf"\label{{tab:{re.sub('[^0-9A-Za-z]', '-', report.sweep)}}}"
+    tables = []
+    for start in range(0, len(stretches), per_table):
+        body = [size, "\n\\par\\medskip\n".join(stretches[start : start + per_table])]
+        if start == 0:
+            body += [rf"\caption{{{escape(text)}}}", label]
+        else:
+            body += [
+                r"\addtocounter{table}{-1}",
+                rf"\caption{{{escape(f'{title(report)}, continued.')}}}",
+            ]
+        tables.append(_environment("table", layout, body))
+    return tables
+
+
+def _section(section: Section, layout: Layout) -> str:
     heads, *rows = (
         " & ".join(map(escape, line)) + r" \\" for line in (section.heads, *section.lines)
     )
-    return [
-        "",
-        r"\begin{table}[t]",
-        r"\centering",
-        r"\small",
-        rf"\begin{{tabular}}{{{'l' * len(section.heads)}}}",
-        *(r"\toprule", heads, r"\midrule", *rows, r"\bottomrule"),
-        r"\end{tabular}",
-        rf"\caption{{{escape(f'{section.title}. {section.note}')}}}",
-        r"\end{table}",
-    ]
+    size = next(size for most, size in SIZES if len(rows) <= most)
+    small = r"\footnotesize" if len(section.heads) > 5 and size == r"\small" else size
+    return _environment(
+        "table",
+        layout,
+        [
+            small,
+            rf"\begin{{tabular}}{{{'l' * len(section.heads)}}}",
+            *(r"\toprule", heads, r"\midrule", *rows, r"\bottomrule"),
+            r"\end{tabular}",
+            rf"\caption{{{escape(f'{section.title}. {section.note}')}}}",
+        ],
+    )
+
+
+def _figure(report: Report, path: str, layout: Layout) -> str:
+    name = path.rpartition("/")[2].rpartition(".")[0].replace("-", " ")
+    return _environment(
+        "figure",
+        layout,
+        [
+            rf"\includegraphics[width=\linewidth]{{\detokenize{{{path}}}}}",
+            rf"\caption{{{escape(f'{report.sweep}: {name}.')}}}",
+        ],
+    )
+
+
+def _environment(kind: str, layout: Layout, body: Sequence[str]) -> str:
+    star = "*" if layout.wide else ""
+    turned = layout.landscape and kind == "table"
+    name = f"sidewaystable{star}" if turned else f"{kind}{star}"
+    where = "" if turned else "[tp]"
+    lines = [rf"\begin{{{name}}}{where}", r"\centering", *body, rf"\end{{{name}}}"]
+    return "\n".join(lines) + "\n"
 
 
 def _tabular(report: Report, columns: Sequence[Column], start: int) -> str:
@@ -115,7 +162,7 @@ def _tabular(report: Report, columns: Sequence[Column], start: int) -> str:
             place += size
         lines += [f"{'& ' * labels}{' & '.join(spans)} \\\\", "".join(rules)]
     lines.append(" & ".join(map(escape, (*report.label_heads, *levels[-1]))) + r" \\")
-    for block in report.blocks:
+    for block in report.table.blocks:
         lines.append(r"\midrule")
         for row in block:
             label = report.label(row)
@@ -139,5 +186,7 @@ def _cell(shown: Shown) -> str:
         + (rf" \mathrm{{{letter}}}" if letter else "")
         for verdict, letter in shown.marks
     )
+    if shown.beaten:
+        arrows += rf"\mathrm{{{shown.beaten_text}}}"
     note = rf" {{\scriptsize({shown.note})}}" if shown.note else ""
     return value + spread + (f"$^{{{arrows}}}$" if arrows else "") + note

@@ -42,7 +42,8 @@ def _cell(shown: Shown) -> str:
         (STYLE.better if verdict == "better" else STYLE.worse) + letter
         for verdict, letter in shown.marks
     )
-    return " ".join(filter(None, [value, spread, marks, shown.note]))
+    beaten = f"<sup>{shown.beaten_text}</sup>" if shown.beaten else ""
+    return " ".join(filter(None, [value, spread, marks + beaten, shown.note]))
 
 
 def _line(cells: list[str]) -> str:

@@ -1,9 +1,8 @@
 """What every format shows: the table with its marks, as strings that carry no formatting yet."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from orchestrator.report.comparisons import Comparison
@@ -11,6 +10,7 @@ from orchestrator.report.table import Column, Entry, Row, Table
 
 if TYPE_CHECKING:
     from db.results import Cell
+    from orchestrator.report.rankings import Ranking
 
 
 class Shown(NamedTuple):
@@ -24,8 +24,15 @@ class Shown(NamedTuple):
     """1 best of the column, 2 second, 0 neither."""
     marks: tuple[tuple[str, str], ...] = ()
     """(`better` or `worse`, letter of the baseline; no letter while there is one baseline)."""
+    beaten: tuple[str, ...] = ()
+    """Letters of the backbone's other systems that this one is significantly better than."""
     note: str = ""
     """`2/3` when not every planned seed is accepted; without any, what keeps it: `failed`."""
+
+    @property
+    def beaten_text(self) -> str:
+        """`acd`, or `a,d,27` where there are more systems than letters."""
+        return ("," if any(map(str.isdigit, self.beaten)) else "").join(self.beaten)
 
 
 class Section(NamedTuple):
@@ -33,7 +40,7 @@ class Section(NamedTuple):
 
     title: str
     heads: tuple[str, ...]
-    lines: list[tuple[str, ...]]
+    lines: Sequence[tuple[str, ...]]
     note: str
 
 
@@ -52,25 +59,45 @@ class Report:
     digits: int
     percent: bool
     by: str = "collection"
+    best: str = "column"
+    """Best and second are found per `column`, or per `block`: each backbone's rows."""
+    pairs: bool = False
+    """Whether all pairs of a backbone's systems were compared, too."""
     where: Mapping[str, tuple[str, ...]]
     sections: tuple[Section, ...] = ()
+    rankings: "tuple[Ranking, ...]" = ()
+    """What the critical-difference diagrams draw."""
 
     @cached_property
     def ranks(self) -> dict[tuple[Row, Column], int]:
-        """1 for every row with a column's best value as printed, 2 for the next value's rows."""
+        """1 for every row with the best value as printed, 2 for the next value's rows.
+
+        Among a column's rows, or, with `best` "block", among those of the same backbone.
+        """
         ranks: dict[tuple[Row, Column], int] = {}
+        groups = self.table.blocks if self.best == "block" else [list(self.table.rows)]
         for column in self.table.columns:
             values = {row: self.number(entry.mean) for row, entry in self.in_column(column)}
-            for rank, best in enumerate(sorted(set(values.values()), key=float)[:-3:-1], start=1):
-                ranks |= {(row, column): rank for row, value in values.items() if value == best}
+            for group in groups:
+                if self.best == "block" and group[0].system != "run":
+                    continue
+                printed = {row: values[row] for row in group if row in values}
+                best_two = sorted(set(printed.values()), key=float)[:-3:-1]
+                for rank, best in enumerate(best_two, start=1):
+                    ranks |= {(row, column): rank for row, v in printed.items() if v == best}
         return ranks
 
     @cached_property
     def compared(self) -> dict[tuple[Row, Column], list[Comparison]]:
-        """The comparisons of each place of the table, in the baselines' order."""
+        """The comparisons of each place of the table, in the baselines' order.
+
+        A pair of a backbone's systems stands at both of them, seen from each.
+        """
         found: dict[tuple[Row, Column], list[Comparison]] = {}
         for each in self.comparisons:
             found.setdefault((each.row, each.column), []).append(each)
+            if each.within_block:
+                found.setdefault((each.baseline, each.column), []).append(each.reversed)
         return found
 
     def in_column(self, column: Column) -> Iterator[tuple[Row, Entry]]:
@@ -86,11 +113,22 @@ class Report:
         return f"{value * scale:.{digits}f}"
 
     def letter(self, baseline: Row) -> str:
-        """a, b, ... z, then 27, 28, ...; nothing while there is only one baseline."""
-        place = self.baselines.index(baseline)
+        """a, b, ... z, then 27, 28, ...; nothing while there is only one baseline.
+
+        Where letters name the systems of a backbone, baselines are numbered instead: 1, 2, ...
+        """
         if len(self.baselines) == 1:
             return ""
-        return chr(ord("a") + place) if place < 26 else str(place + 1)
+        place = self.baselines.index(baseline)
+        return str(place + 1) if self.pairs else _letter(place)
+
+    @cached_property
+    def block_letters(self) -> dict[Row, str]:
+        """With `pairs`, each run's letter among its backbone's: a, b, ... z, then 27, 28, ..."""
+        if not self.pairs:
+            return {}
+        runs = [block for block in self.table.blocks if block[0].system == "run"]
+        return {row: _letter(place) for block in runs for place, row in enumerate(block)}
 
     def shown(self, row: Row, column: Column) -> Shown:
         """What stands in one place of the table."""
@@ -106,7 +144,17 @@ class Report:
             marks=tuple(
                 (each.verdict, self.letter(each.baseline))
                 for each in self.compared.get((row, column), ())
-                if each.verdict != "same"
+                if each.verdict != "same" and not each.within_block
+            ),
+            beaten=tuple(
+                sorted(
+                    (
+                        self.block_letters[each.baseline]
+                        for each in self.compared.get((row, column), ())
+                        if each.verdict == "better" and each.within_block
+                    ),
+                    key=lambda letter: (letter.isdigit(), len(letter), letter),
+                )
             ),
             note=f"{len(entry.means)}/{entry.planned}" if entry.unfinished else "",
         )
@@ -127,8 +175,9 @@ class Report:
         """The row's name cut into the columns of `label_heads`; reference rows have one part."""
         teacher = [row.teacher] if self.teachers_shown else []
         *parts, last = (row.model, row.objective, *teacher) if row.system == "run" else (row.name,)
-        letter = self.letter(row) if row in self.baselines else ""
-        return (*parts, f"{last} [{letter}]" if letter else last)
+        letters = [self.letter(row)] if row in self.baselines else []
+        letters = [letter for letter in (*letters, self.block_letters.get(row, "")) if letter]
+        return (*parts, f"{last} [{', '.join(letters)}]" if letters else last)
 
     @cached_property
     def label_heads(self) -> tuple[str, ...]:
@@ -143,11 +192,6 @@ class Report:
         levels = [level for level in (measures, places) if len(set(level)) > 1]
         return levels or [measures]
 
-    @cached_property
-    def blocks(self) -> list[list[Row]]:
-        """Rows that belong together: the reference rows, then each backbone's."""
 
-        def block(row: Row) -> str:
-            return row.model if row.system == "run" else ""
-
-        return [list(rows) for _, rows in groupby(self.table.rows, key=block)]
+def _letter(place: int) -> str:
+    return chr(ord("a") + place) if place < 26 else str(place + 1)

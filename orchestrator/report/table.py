@@ -5,15 +5,17 @@ the order of the grid file: by the label `order`, then by job id.
 """
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
+from evaluator.suites import averaged_as
 from xsweep import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -62,6 +64,15 @@ class Column(NamedTuple):
     place: str
     collections: tuple[str, ...]
 
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Each collection's share in the mean: equal, but parts of one data set share its part.
+
+        BEIR's mean has 14 members, and each of CQADupStack's twelve parts 1/168 of it.
+        """
+        sizes = Counter(map(averaged_as, self.collections))
+        return tuple(1 / len(sizes) / sizes[averaged_as(name)] for name in self.collections)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -104,6 +115,15 @@ class Table:
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     entries: dict[tuple[Row, Column], Entry]
+
+    @property
+    def blocks(self) -> list[list[Row]]:
+        """Rows that belong together: the reference rows, then each backbone's."""
+
+        def block(row: Row) -> str:
+            return row.model if row.system == "run" else ""
+
+        return [list(rows) for _, rows in groupby(self.rows, key=block)]
 
 
 def build_table(
@@ -258,7 +278,7 @@ def _entry(
         states = [_state(each.get(seed), column.measure) for each in cells]
         if all(state == ACCEPTED for state in states):
             done = [each[seed] for each in cells]
-            means[seed] = fmean(cell.means[column.measure] for cell in done)
+            means[seed] = fmean((cell.means[column.measure] for cell in done), column.weights)
             arrays.append(
                 [cell.scores[column.measure][order_of(cell.query_ids)[0]] for cell in done]
             )

@@ -48,7 +48,7 @@ def _stretches(columns: Sequence[Sequence[str]], room: int) -> Iterator[tuple[in
 def _labels(report: Report) -> list[str]:
     """The heads, then one line per row, all of one width; a repeated backbone is left blank."""
     rows = [report.label_heads]
-    for block in report.blocks:
+    for block in report.table.blocks:
         seen = ""
         for row in block:
             label = report.label(row)
@@ -81,6 +81,8 @@ def _pieces(shown: Shown) -> tuple[str, str, str, str]:
         (STYLE.better if verdict == "better" else STYLE.worse) + letter
         for verdict, letter in shown.marks
     )
+    if shown.beaten:
+        marks = f"{marks or ' '} {shown.beaten_text}"
     value = shown.value and f"{around}{shown.value}{around}"
     return value, shown.spread and f"± {shown.spread}", marks, shown.note
 
@@ -102,7 +104,7 @@ def _block(
         lines.append(line.rstrip())
     rule = "─" * (len(labels[0]) + sum(width + len(GAP) for width in widths))
     rows = iter(zip(labels[1:], *columns, strict=True))
-    for block in report.blocks:
+    for block in report.table.blocks:
         lines.append(rule)
         lines += [GAP.join(parts).rstrip() for parts in islice(rows, len(block))]
     return "\n".join([*lines, rule])

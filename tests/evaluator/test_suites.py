@@ -29,6 +29,7 @@ def test_cqadupstack_counts_as_one_in_beirs_mean() -> None:
     names = {averaged_as(name) for name in SUITES["beir"]}
     assert len(names) == 14
     assert averaged_as("cqadupstack-gis") == "cqadupstack"
+    assert averaged_as("beir/cqadupstack/gis") == "cqadupstack"
     assert averaged_as("scifact") == "scifact"
 
 

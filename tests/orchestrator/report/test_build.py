@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from evaluator.suites import SUITES
 from orchestrator.report.build import build_report, complete_suites, select
+from orchestrator.report.caption import Style, caption
 from orchestrator.report.data import render_csv, render_json
-from orchestrator.report.effects import effect_sections
+from orchestrator.report.effects import with_effects
 from orchestrator.report.html import render_html
 from orchestrator.report.latex import render_latex
 from orchestrator.report.markdown import render_markdown
@@ -23,8 +24,8 @@ FORMATS = (render_text, render_markdown, render_latex, render_csv, render_json, 
 @given(random=st.randoms(use_true_random=False))
 def test_permuting_cells_queries_and_seeds_changes_no_byte_of_any_format(small_sweep, random):
     def render(cells):
-        report = build_report(cells, sweep="s", measures=["nDCG@10", "RR@10"])
-        report = replace(report, sections=effect_sections(report))
+        report = build_report(cells, sweep="s", measures=["nDCG@10", "RR@10"], pairs=True)
+        report = with_effects(report)
         return [format(report) for format in FORMATS]
 
     def shuffled(cell):
@@ -65,6 +66,7 @@ def test_a_condition_that_nothing_can_meet_is_an_error(small_sweep, where, says)
     [
         ({"by": "dataset"}, "unknown grouping 'dataset'"),
         ({"digits": 0}, "0 digits: give 1 to 10"),
+        ({"best": "row"}, "best of each 'row'"),
         ({"measures": ["P@5"]}, "P@5 is not stored"),
         ({"baselines": ["bm26"]}, "baseline 'bm26' is not in this sweep"),
     ],
@@ -121,3 +123,77 @@ def test_beyond_26_baselines_letters_become_numbers(make_cell):
     report = build_report(cells, sweep="s", measures=["AP"], baselines=names)
     assert [report.letter(row) for row in report.baselines[:2]] == ["a", "b"]
     assert [report.letter(row) for row in report.baselines[25:]] == ["z", "27", "28"]
+
+
+@pytest.fixture(scope="module")
+def blocks(make_cell):
+    """L6: c beats b beats a by far; L3: two equal systems; noise so small that all shows."""
+    generator = np.random.default_rng(6)
+    cells = [make_cell(0, system="first_stage", AP=generator.uniform(0.4, 0.5, 20))]
+    for backbone, levels in (("L6", (0.1, 0.3, 0.7)), ("L3", (0.2, 0.2))):
+        for objective, level in zip("abc", levels, strict=False):
+            scores = level + generator.uniform(0, 0.05, 20)
+            cells.append(make_cell(len(cells), backbone=backbone, objective=objective, AP=scores))
+    return cells
+
+
+def test_with_pairs_letters_tell_which_of_the_block_each_system_beats(blocks):
+    report = build_report(blocks, sweep="s", measures=["AP"], pairs=True)
+    (column,) = report.table.columns
+    # 5 systems against BM25, 3 pairs of L6 and 1 of L3, corrected as one family
+    assert len(report.comparisons) == 5 + 3 + 1
+    pairs = [each for each in report.comparisons if each.within_block]
+    assert {(each.row.model, each.baseline.model) for each in pairs} == {("L6",) * 2, ("L3",) * 2}
+    shown = {report.name(row): report.shown(row, column) for row in report.table.rows}
+    assert {name: each.beaten for name, each in shown.items() if each.beaten} == {
+        "L6 b": ("a",),
+        "L6 c": ("a", "b"),
+    }
+    assert [report.label(row)[-1] for row in report.table.rows[1:]] == [
+        *("a [a]", "b [b]", "c [c]"),
+        *("a [a]", "b [b]"),
+    ]
+    assert shown["L6 c"].marks == (("better", ""),)
+
+
+def test_a_pair_stands_at_both_of_its_systems_seen_from_each(blocks):
+    report = build_report(blocks, sweep="s", measures=["AP"], pairs=True, baselines=[])
+    one, other = (row for row in report.table.rows if row.model == "L3")
+    (column,) = report.table.columns
+    (here,), (there,) = report.compared[one, column], report.compared[other, column]
+    assert (here.difference, here.effect, here.p) == (-there.difference, -there.effect, there.p)
+    assert (here.row, here.baseline) == (there.baseline, there.row)
+
+
+def test_a_run_that_is_a_baseline_is_not_compared_twice(blocks):
+    report = build_report(blocks, sweep="s", measures=["AP"], pairs=True, baselines=["L6 a"])
+    pairs = [{each.row, each.baseline} for each in report.comparisons]
+    assert len(pairs) == len({frozenset(pair) for pair in pairs}) == 5 + 1 + 1
+
+
+def test_more_systems_than_letters_are_numbered_and_the_caption_says_so(make_cell):
+    generator = np.random.default_rng(0)
+    cells = [
+        make_cell(i, objective=f"o{i}", AP=i / 40 + generator.uniform(0, 0.01, 9))
+        for i in range(28)
+    ]
+    report = build_report(cells, sweep="s", measures=["AP"], pairs=True, baselines=[])
+    last = report.shown(report.table.rows[27], report.table.columns[0])
+    assert last.beaten_text.startswith("a,b,c,d,")
+    assert last.beaten_text.endswith(",y,z,27")
+    assert "after z, numbers from 27 on" in " ".join(caption(report, Style("", "", "", "")))
+
+
+def test_best_of_a_block_is_the_best_of_its_backbone(blocks):
+    report = build_report(blocks, sweep="s", measures=["AP"], best="block")
+    ranks = {report.name(row): rank for (row, _), rank in report.ranks.items()}
+    best = max(("L3 a", "L3 b"), key=lambda name: shown_value(report, name))
+    assert ranks == {"L6 c": 1, "L6 b": 2, "L3 a": 2, "L3 b": 2} | {best: 1}
+    assert "Best of each backbone's rows in a column" in " ".join(
+        caption(report, Style("", "", "", ""))
+    )
+
+
+def shown_value(report, name):
+    row = next(row for row in report.table.rows if report.name(row) == name)
+    return report.shown(row, report.table.columns[0]).value

@@ -1,21 +1,18 @@
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
-from statsmodels.stats.anova import anova_lm
 
 from orchestrator.report.build import build_report
-from orchestrator.report.effects import (
-    effect_sections,
-    factors_of,
-    marginal_weights,
-    variance_shares,
-)
+from orchestrator.report.effects import factors_of, marginal_weights, with_effects
+from orchestrator.report.measured import intervals, measured
 from orchestrator.report.table import Row
 from orchestrator.report.text import render_text
+
+
+def section(report, title):
+    return next(each for each in report.sections if each.title.startswith(title))
 
 
 def grid(backbones, objectives, teachers=("lists",)):
@@ -64,32 +61,6 @@ def test_a_teacher_that_goes_with_its_objective_is_not_told_apart():
     assert factors_of(crossed)[1] == []
 
 
-def test_shares_are_type_ii_sums_of_squares_as_statsmodels_gives_them():
-    generator = np.random.default_rng(1)
-    frame = pd.DataFrame(
-        [(b, o, c) for b in "ABC" for o in "xyz" for c in "pq" for _ in range(3)],
-        columns=["backbone", "objective", "collection"],
-    )
-    frame = frame[generator.random(len(frame)) < 0.8]
-    frame["value"] = generator.uniform(size=len(frame)) + (frame.objective == "x")
-    table = anova_lm(smf.ols("value ~ backbone + objective + collection", frame).fit(), typ=2)
-    total = ((frame.value - frame.value.mean()) ** 2).sum()
-    factors = {name: list(frame[name]) for name in ("backbone", "objective", "collection")}
-    shares = variance_shares(factors, frame.value.to_numpy())
-    assert shares.pop("rest") == pytest.approx(table.sum_sq["Residual"] / total)
-    for name, share in shares.items():
-        assert share == pytest.approx(table.sum_sq[name] / total)
-
-
-def test_shares_of_a_balanced_grid_add_up_to_one():
-    rows = [(b, o) for b in "AB" for o in "xyz" for _ in range(2)]
-    factors = {"backbone": [b for b, _ in rows], "objective": [o for _, o in rows]}
-    values = np.random.default_rng(2).uniform(size=len(rows))
-    shares = variance_shares(factors, values, ("backbone", "objective"))
-    assert list(shares) == ["backbone", "objective", "backbone × objective", "rest"]
-    assert sum(shares.values()) == pytest.approx(1)
-
-
 @pytest.fixture(scope="module")
 def two_by_two(make_cell):
     """Objective b beats a by 0.2 on both backbones, backbone L6 beats L3 by 0.1."""
@@ -100,11 +71,11 @@ def two_by_two(make_cell):
             scores = 0.3 + better + gain + generator.normal(0, 0.05, 30)
             cells.append(make_cell(len(cells), backbone=backbone, objective=objective, AP=scores))
     report = build_report(cells, sweep="s", measures=["AP"])
-    return replace(report, sections=effect_sections(report))
+    return with_effects(report)
 
 
 def test_the_interval_of_two_levels_is_half_the_paired_one(two_by_two):
-    marginal = two_by_two.sections[0]
+    marginal = section(two_by_two, "Marginal means")
     runs = {
         row: entry.per_query[0] for row, entry in two_by_two.in_column(two_by_two.table.columns[0])
     }
@@ -116,7 +87,7 @@ def test_the_interval_of_two_levels_is_half_the_paired_one(two_by_two):
 
 
 def test_wins_count_pairs_of_the_same_backbone(two_by_two):
-    wins = two_by_two.sections[2]
+    wins = section(two_by_two, "Wins")
     assert wins.heads == ("", "a", "b")
     assert wins.lines == [("a", "", "0/2 (0)"), ("b", "2/2 (2)", "")]
 
@@ -129,4 +100,71 @@ def test_sections_follow_the_table_and_their_lines_align(two_by_two):
 
 def test_a_single_system_has_no_effects(make_cell):
     cells = [make_cell(0, system="first_stage", AP=[0.1, 0.2]), make_cell(1, AP=[0.1, 0.3])]
-    assert effect_sections(build_report(cells, sweep="s", measures=["AP"])) == ()
+    assert with_effects(build_report(cells, sweep="s", measures=["AP"])).sections == ()
+
+
+@pytest.fixture(scope="module")
+def crossed(make_cell):
+    """2 backbones x 3 objectives x 2 seeds on 4 collections of 5 queries each."""
+    generator = np.random.default_rng(8)
+    cells = []
+    for collection in "pqrs":
+        hard = generator.uniform(0, 0.3)
+        for backbone in ("L3", "L6"):
+            for gain, objective in enumerate("abc"):
+                for seed in (1, 2):
+                    scores = hard + gain / 10 + generator.uniform(0, 0.5, 5)
+                    cells.append(
+                        make_cell(
+                            len(cells),
+                            backbone=backbone,
+                            objective=objective,
+                            seed=seed,
+                            collection=collection,
+                            AP=scores,
+                        )
+                    )
+    return build_report(cells, sweep="s", measures=["AP"], baselines=[])
+
+
+def test_intervals_tell_other_queries_seeds_and_collections_apart(crossed):
+    (data,) = measured(crossed)
+    objectives = [row.objective for row in data.rows]
+    weights = np.array([(o == "b") / 2 - (o == "a") / 2 for o in objectives])
+    (found,) = intervals(data, weights[None])
+    cells = [{**cell.labels, "AP": cell.means["AP"]} for cell in crossed.cells if cell.means]
+    frame = pd.DataFrame(cells)
+    # collections: one difference each, a paired t interval over them
+    wide = frame.groupby(["collection", "objective"]).AP.mean().unstack()
+    per_collection = (wide.b - wide.a).to_numpy()
+    assert found["value"] == pytest.approx(per_collection.mean())
+    interval = stats.ttest_1samp(per_collection, 0).confidence_interval(0.95)
+    assert found["collections"] == pytest.approx(tuple(interval))
+    # seeds: a saturated model of each run's mean over the collections
+    runs = frame.groupby(["backbone", "objective", "seed"], as_index=False).AP.mean()
+    fit = smf.ols("AP ~ 0 + C(backbone):C(objective)", runs).fit()
+    names = [f"C(backbone)[{row.model}]:C(objective)[{row.objective}]" for row in data.rows]
+    contrast = [weights[names.index(name)] for name in fit.params.index]
+    assert found["seeds"] == pytest.approx(tuple(fit.t_test(contrast).conf_int(0.05)[0]))
+    # queries: the mean over collections of paired differences, each collection's own variance
+    differences = [weights @ scores for scores in data.scores]
+    error = np.sqrt(sum(d.var(ddof=1) / len(d) for d in differences)) / len(differences)
+    low, high = found["queries"]
+    assert (low + high) / 2 == pytest.approx(found["value"])
+    assert (high - low) / 2 / error == pytest.approx(stats.t.ppf(0.975, 16), rel=0.2)
+
+
+def test_effects_rest_on_collections_whatever_the_columns_are(small_sweep, make_cell):
+    cells = []
+    for place, name in enumerate(["msmarco-dev", "trec-dl-2019", "trec-dl-2020", "else"]):
+        for gain, objective in enumerate("ab"):
+            scores = [0.1 + gain / 10, 0.2 + gain / 5, 0.3 + place / 10]
+            cells.append(make_cell(len(cells), collection=name, objective=objective, AP=scores))
+    by = {
+        by: with_effects(
+            build_report(cells, sweep="s", measures=["AP"], by=by, baselines=[])
+        ).sections
+        for by in ("collection", "suite")
+    }
+    assert by["suite"] == by["collection"]
+    assert by["suite"]

@@ -10,6 +10,7 @@ import subprocess
 
 import pytest
 
+from orchestrator.report import Layout
 from orchestrator.report.build import build_report
 from orchestrator.report.data import SCHEMA, render_csv, render_json
 from orchestrator.report.latex import escape, render_latex
@@ -135,14 +136,14 @@ def test_latex_is_balanced_and_every_row_has_every_column(report):
 
 
 def test_latex_continues_wide_tables_in_further_tabulars(report):
-    assert render_latex(report, max_columns=1).count(r"\begin{tabular}") == 2
-    assert render_latex(report, wide=True).startswith(r"\begin{table*}")
+    assert render_latex(report, Layout(max_columns=1)).count(r"\begin{tabular}") == 2
+    assert render_latex(report, Layout(wide=True)).startswith(r"\begin{table*}")
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
 def test_latex_compiles_as_it_is(report, nasty, tmp_path):
     for name, each in (("report", report), ("nasty", nasty)):
-        (tmp_path / f"{name}.tex").write_text(render_latex(each, standalone=True))
+        (tmp_path / f"{name}.tex").write_text(render_latex(each, Layout(standalone=True)))
         subprocess.run(
             ["pdflatex", "-halt-on-error", "-interaction=batchmode", name], cwd=tmp_path, check=True
         )

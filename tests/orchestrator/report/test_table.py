@@ -64,6 +64,18 @@ def test_a_suite_is_the_unweighted_mean_of_its_collections(make_cell):
     assert means == pytest.approx([0.5, 0.7])
 
 
+def test_in_beirs_mean_the_parts_of_cqadupstack_count_as_one(make_cell):
+    cells = [
+        make_cell(0, collection="scifact", nDCG_at_10=[0.6]),
+        make_cell(1, collection="cqadupstack-gis", nDCG_at_10=[0.2]),
+        make_cell(2, collection="beir/cqadupstack/tex", nDCG_at_10=[0.4]),
+    ]
+    table = build_table(cells, NDCG, {"beir": [cell.labels["collection"] for cell in cells]})
+    # 1/2 * 0.6 + 1/4 * 0.2 + 1/4 * 0.4, and not a third of 1.2
+    assert table.entries[table.rows[0], table.columns[0]].mean == pytest.approx(0.45)
+    assert table.columns[0].weights == (0.5, 0.25, 0.25)
+
+
 def test_a_seed_counts_in_a_suite_only_when_it_has_all_of_it(make_cell):
     table = build_table(
         [
