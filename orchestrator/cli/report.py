@@ -110,8 +110,9 @@ def report(
         bool, typer.Option("--landscape", help="Turned by 90 degrees.", rich_help_panel=LATEX)
     ] = False,
     max_columns: Annotated[
-        int, typer.Option(help="Columns of one tabular.", min=1, rich_help_panel=LATEX)
-    ] = 6,
+        int,
+        typer.Option(help="Columns of one tabular; 0 for what fits.", min=0, rich_help_panel=LATEX),
+    ] = 0,
 ) -> None:
     """The table of a sweep's accepted results, with significance against the baselines.
 

@@ -26,8 +26,8 @@ class Layout:
     """LaTeX: across both columns of a two-column page."""
     landscape: bool = False
     """LaTeX: turned by 90 degrees, on a page of its own."""
-    max_columns: int = 6
-    """LaTeX: columns of one tabular; more continue below."""
+    max_columns: int = 0
+    """LaTeX: columns of one tabular, more continue below; 0 for as many as there is room for."""
     figures: tuple[str, ...] = ()
     """LaTeX: picture files to include, as the document will find them."""
 

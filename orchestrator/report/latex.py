@@ -1,7 +1,7 @@
 """The report as a LaTeX table: booktabs only, every name escaped, for pdflatex."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from orchestrator.report import PLAIN, Layout
@@ -21,6 +21,7 @@ SIGNS = {
     "$": r"\$",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "|": r"\textbar{}",
     "<": r"$<$",
     ">": r"$>$",
     "±": r"$\pm$",
@@ -38,31 +39,36 @@ SIGNS = {
 PREAMBLE = r"""\documentclass%(options)s{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
-\usepackage[margin=2cm]{geometry}
+\IfFileExists{lmodern.sty}{\usepackage{lmodern}}{}
+\usepackage[a4paper,margin=2cm]{geometry}
 \usepackage{booktabs}
 \usepackage{graphicx}
 \usepackage{rotating}
 \begin{document}
 """
+TEXT_WIDTH_CM = {False: 17.0, True: 25.7}
+"""Of an A4 page with margins of 2 cm, upright and landscape."""
+LETTER_CM, GAP_CM = 0.15, 0.42
+"""Mean width of a letter in \\small, and what lies between two columns."""
 SIZES = ((30, r"\small"), (42, r"\footnotesize"), (1000, r"\scriptsize"))
 """Up to so many lines a table is set in that size."""
-LINES_PER_PAGE = 64
-"""Tabulars that have more lines together become tables of their own."""
+LINES_PER_PAGE = {False: 56, True: 34}
+"""Lines of an upright and of a landscape page; what has more becomes several tables."""
 FLOATS_BETWEEN_PAGES = 6
 """TeX holds back few floats: after so many a standalone document starts a new page."""
 
 
 def render_latex(report: Report, layout: Layout = PLAIN) -> str:
-    """Table environments with captions and labels; they need `\\usepackage{booktabs}`.
+    """Table environments with captions and labels; they need `booktabs` and `graphicx`.
 
     `layout.standalone` gives a document that compiles as it is, `wide` tables across both columns
     of a two-column page, `landscape` turned ones (`\\usepackage{rotating}`), `figures` a figure
-    environment for each file (`\\usepackage{graphicx}`). More than `max_columns` columns continue
-    in a further tabular below, or in a further table where the page is full.
+    environment for each file. Columns beyond `max_columns` continue in a further tabular below, or
+    in a further table where the page is full; what is still too wide is scaled down.
     """
     tables = [
         *_main_tables(report, layout),
-        *(_section(section, layout) for section in report.sections),
+        *(table for section in report.sections for table in _section(section, layout)),
         *(_figure(report, path, layout) for path in layout.figures),
     ]
     if not layout.standalone:
@@ -86,46 +92,87 @@ def escape(text: str) -> str:
 
 
 def _main_tables(report: Report, layout: Layout) -> list[str]:
-    columns, rows = report.table.columns, len(report.table.rows)
-    size = next(size for most, size in SIZES if rows <= most)
-    stretches = [
-        _tabular(report, columns[start : start + layout.max_columns], start)
-        for start in range(0, len(columns), layout.max_columns)
-    ]
-    per_table = max(LINES_PER_PAGE // (rows + 5), 1)
+    columns, lines = report.table.columns, len(report.table.rows) + len(report.heads) + 2
     text = " ".join([f"{title(report)}.", *caption(report, STYLE)])
+    width_cm = TEXT_WIDTH_CM[layout.landscape]
+    room = LINES_PER_PAGE[layout.landscape] - len(text) * LETTER_CM / width_cm - 2
     label = rf"\label{{tab:{re.sub('[^0-9A-Za-z]', '-', report.sweep)}}}"
+    pages: list[list[str]] = [[]]
+    for start, end in _stretches(report, layout):
+        if pages[-1] and (len(pages[-1]) + 1) * lines > room:
+            pages.append([])
+            room = LINES_PER_PAGE[layout.landscape] - 2
+        pages[-1].append(_fitted(_tabular(report, columns[start:end], start)))
     tables = []
-    for start in range(0, len(stretches), per_table):
-        body = [size, "\n\\par\\medskip\n".join(stretches[start : start + per_table])]
-        if start == 0:
-            body += [rf"\caption{{{escape(text)}}}", label]
-        else:
-            body += [
-                r"\addtocounter{table}{-1}",
-                rf"\caption{{{escape(f'{title(report)}, continued.')}}}",
-            ]
+    for page in pages:
+        body = [_size(lines * len(page), layout), "\n\\par\\medskip\n".join(page)]
+        own = [rf"\caption{{{escape(text)}}}", label]
+        body += own if page is pages[0] else _continued(title(report))
         tables.append(_environment("table", layout, body))
     return tables
 
 
-def _section(section: Section, layout: Layout) -> str:
+def _section(section: Section, layout: Layout) -> list[str]:
     heads, *rows = (
         " & ".join(map(escape, line)) + r" \\" for line in (section.heads, *section.lines)
     )
-    size = next(size for most, size in SIZES if len(rows) <= most)
-    small = r"\footnotesize" if len(section.heads) > 5 and size == r"\small" else size
-    return _environment(
-        "table",
-        layout,
-        [
-            small,
+    room = LINES_PER_PAGE[layout.landscape] - 6
+    tables = []
+    for start in range(0, len(rows), room):
+        lines = rows[start : start + room]
+        tabular = [
             rf"\begin{{tabular}}{{{'l' * len(section.heads)}}}",
-            *(r"\toprule", heads, r"\midrule", *rows, r"\bottomrule"),
+            *(r"\toprule", heads, r"\midrule", *lines, r"\bottomrule"),
             r"\end{tabular}",
-            rf"\caption{{{escape(f'{section.title}. {section.note}')}}}",
-        ],
-    )
+        ]
+        text = rf"\caption{{{escape(f'{section.title}. {section.note}')}}}"
+        after = _continued(section.title) if start else [text]
+        body = [_size(len(lines), layout), _fitted("\n".join(tabular)), *after]
+        tables.append(_environment("table", layout, body))
+    return tables
+
+
+def _continued(text: str) -> list[str]:
+    return [r"\addtocounter{table}{-1}", rf"\caption{{{escape(f'{text}, continued.')}}}"]
+
+
+def _size(lines: int, layout: Layout) -> str:
+    turned = 1.6 if layout.landscape else 1
+    return next(size for most, size in SIZES if lines * turned <= most)
+
+
+def _stretches(report: Report, layout: Layout) -> Iterator[tuple[int, int]]:
+    """Cuts the columns into runs that fit beside the labels, by the length of their texts."""
+    columns = report.table.columns
+    if layout.max_columns:
+        for start in range(0, len(columns), layout.max_columns):
+            yield start, min(start + layout.max_columns, len(columns))
+        return
+    labels = [report.label_heads, *map(report.label, report.table.rows)]
+    parts = zip(*(line for line in labels if len(line) == len(report.label_heads)), strict=True)
+    used = sum(_width_cm(max(map(len, each))) for each in parts)
+    alone = max((len(line[0]) for line in labels if len(line) == 1), default=0)
+    room = TEXT_WIDTH_CM[layout.landscape] - max(used, _width_cm(alone))
+    start, used = 0, 0.0
+    for place, (column, head) in enumerate(zip(columns, report.heads[-1], strict=True)):
+        shown = (report.shown(row, column) for row in report.table.rows)
+        small = (0.8 * len(f"{s.spread}+{s.beaten_text}{s.note}") + len(s.value) for s in shown)
+        needed = _width_cm(max(len(head), *small))
+        if place > start and used + needed > room:
+            yield start, place
+            start, used = place, 0.0
+        used += needed
+    yield start, len(columns)
+
+
+def _width_cm(letters: float) -> float:
+    return letters * LETTER_CM + GAP_CM
+
+
+def _fitted(tabular: str) -> str:
+    """The tabular as it is, or scaled to the line where it is wider."""
+    box = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"
+    return f"\\sbox0{{%\n{tabular}}}%\n{box}"
 
 
 def _figure(report: Report, path: str, layout: Layout) -> str:
