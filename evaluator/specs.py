@@ -41,7 +41,8 @@ class ApidocsSpec(Spec):
     source: Literal["apidocs"] = "apidocs"
     split: Literal["train", "validation", "test"]
     versions: dict[str, str] = {}
-    """Versions of the packages whose texts are read ("python", "numpy", "torch"): their checksum.
+    """Versions of the packages whose texts are read ("python", "numpy", "torch") and of the rules
+    by which they are cut ("extraction"): their checksum.
 
     Empty: whatever is installed. Otherwise a difference is a DataError.
     """

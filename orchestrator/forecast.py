@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from db.status import Summary, SweepStatus
+    from db.status import RunningJob, Summary, SweepStatus
 
 OPEN = ("waiting", "ready", "running")
 
@@ -26,37 +26,54 @@ def count(sweep: "SweepStatus", states: tuple[str, ...]) -> int:
 
 
 def eta_s(sweep: "SweepStatus", found: "Summary") -> float | None:
-    """Seconds until a sweep is done, from mean durations of its kinds of job; None if unknown.
+    """Seconds until a sweep is done: its planned seconds at the measured pace; None if unknown.
 
-    Work left is divided by the jobs that run now: 4 trainings left at 60 s each, of which 2 run
-    for 30 s already, leave (2 * 60 + 2 * 30) / 2 = 90 s.
+    Work left is shared by the jobs that run now, but the sweep ends no earlier than the longest
+    of these: 120 planned seconds of trainings wait, results took 1.5 times as long as planned,
+    two trainings run, with 30 s and 60 s to go: max(60, (120 * 1.5 + 30 + 60) / 2) = 135 s.
     """
-    running = {kind: states.get("running", 0) for kind, states in sweep.counts.items()}
-    left_s = 0.0
-    for kind, states in sweep.counts.items():
-        jobs = sum(states.get(state, 0) for state in OPEN)
-        mean_s = found.mean_s.get(kind) or _projected_s(kind, found) or _any_s(found)
-        if jobs and mean_s is None:
+    left_s, longest_s = 0.0, 0.0
+    for kind, planned_s in sweep.cost_s.items():
+        running = [job for job in found.running if job.kind == kind]
+        running = running[: sweep.counts[kind].get("running", 0)]
+        pace = _pace(kind, planned_s.get("running", 0.0), running, found)
+        if pace is None and _open_s(planned_s):
             return None
-        left_s += jobs * (mean_s or 0.0)
-        spent = [job.since_s for job in found.running if job.kind == kind][: running[kind]]
-        left_s -= sum(min(since_s, mean_s or 0.0) for since_s in spent)
-    return left_s / max(1, sum(running.values()))
+        left_s += (planned_s.get("waiting", 0.0) + planned_s.get("ready", 0.0)) * (pace or 0.0)
+        for job in running:
+            usual_s = planned_s.get("running", 0.0) * (pace or 0.0) / len(running)
+            job_s = _projected_s(job) or usual_s
+            left_s += (job_left_s := max(0.0, job_s - job.since_s))
+            longest_s = max(longest_s, job_left_s)
+    running_jobs = sum(states.get("running", 0) for states in sweep.counts.values())
+    return max(longest_s, left_s / max(1, running_jobs))
 
 
-def _projected_s(kind: str, found: "Summary") -> float | None:
-    """How long the jobs of a kind will take, from the progress of those that run."""
-    took_s = [
-        job.since_s * job.progress["total"] / job.progress["done"]
-        for job in found.running
-        if job.kind == kind and job.progress and job.progress.get("done")
-    ]
-    return sum(took_s) / len(took_s) if took_s else None
+def _open_s(planned_s: dict[str, float]) -> float:
+    """Planned seconds that are not done yet."""
+    return sum(planned_s.get(state, 0.0) for state in OPEN)
 
 
-def _any_s(found: "Summary") -> float | None:
-    """The mean over kinds, for a kind of which nothing is known yet."""
-    return sum(found.mean_s.values()) / len(found.mean_s) if found.mean_s else None
+def _pace(
+    kind: str, planned_s: float, running: "list[RunningJob]", found: "Summary"
+) -> float | None:
+    """Seconds that one planned second of a kind takes: of results, else of what runs, else of all.
+
+    Other kinds tell little about this one, so they are asked last.
+    """
+    if kind in found.pace:
+        return found.pace[kind]
+    projected_s = [job_s for job in running if (job_s := _projected_s(job)) is not None]
+    if projected_s and len(projected_s) == len(running) and planned_s:
+        return sum(projected_s) / planned_s
+    return sum(found.pace.values()) / len(found.pace) if found.pace else None
+
+
+def _projected_s(job: "RunningJob") -> float | None:
+    """How long a running job will take in all, from its progress; None before there is any."""
+    progress = job.progress or {}
+    done = progress.get("done")
+    return job.since_s * progress["total"] / done if done else None
 
 
 def duration(seconds: float) -> str:

@@ -29,7 +29,9 @@ from trainer.specs import ObjectiveSpec, TeacherSpec, TrainSpec
 
 PAIRS_PER_S = 20.0
 QUERIES = 200
-"""Rough speed of a small machine and size of a collection: only proportions between jobs count."""
+SCORING = 1 / 3
+"""Rough speed of a small machine, size of a collection, and what scoring a pair costs of training
+on it: only proportions between jobs count."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,9 @@ class _Planner:
             validation=validation,
         )
         pairs = settings.steps * settings.batch_queries * _documents_per_query(taught.spec)
+        if validation:
+            times = -(-settings.steps // validation.every_steps)
+            pairs += times * QUERIES * validation.depth * SCORING
         return self.graph.add(
             "train",
             f"train {cell.name}",
@@ -145,7 +150,7 @@ class _Planner:
             parents=parents,
             savings=savings,
             labels=cell.labels | {"order": len(self.graph.jobs)},
-            cost_s=pairs / PAIRS_PER_S,
+            cost_s=pairs / PAIRS_PER_S * _size(backbone),
         )
 
     def _objective(self, name: str) -> ObjectiveSpec:
@@ -183,6 +188,7 @@ class _Planner:
             {"system": "run", **cell.labels},
             parents={"run": run},
             savings={"tokens": tokens},
+            size=_size(self.backbones[cell.backbone.name][0]),
             **scoring,
         )
 
@@ -195,6 +201,7 @@ class _Planner:
         *,
         parents: Mapping[str, str] = NO_PARENTS,
         savings: Mapping[str, str] = NO_PARENTS,
+        size: float = 1.0,
         **scoring: Any,
     ) -> None:
         depth = self.grid.evaluation.depth
@@ -219,8 +226,13 @@ class _Planner:
             parents={"candidates": test.candidates, **parents},
             savings=savings,
             labels={**labels, **place},
-            cost_s=5 if is_free else QUERIES * depth / PAIRS_PER_S / 3,
+            cost_s=5 if is_free else QUERIES * depth * SCORING / PAIRS_PER_S * size,
         )
+
+
+def _size(backbone: ModelSpec) -> float:
+    """What a pair costs, with as many layers as are kept, next to a backbone of six layers."""
+    return backbone.layers / 6 if backbone.layers else 1.0
 
 
 def _documents_per_query(teacher: TeacherSpec) -> int:

@@ -62,6 +62,30 @@ def test_a_docstring_is_cut_after_its_first_paragraph_and_loses_its_marks() -> N
     assert apidocs.cut("f(x)") == ("", "")
 
 
+def test_marks_of_restructured_text_take_no_room() -> None:
+    docstring = """Return the *absolute* value.
+
+    Parameters
+    ----------
+    x : array_like
+        A value::
+
+    .. note:: Slow for ``x`` < 2**53, see :ref:`notes`.
+
+    >>> abs(-1)
+    """
+    body = "Parameters x : array_like A value: Slow for x < 2**53, see notes. abs(-1)"
+    assert apidocs.cut(docstring) == ("Return the absolute value.", body)
+
+
+def test_a_document_starts_with_its_name_without_private_modules(
+    splits: dict[str, Collection],
+) -> None:
+    assert apidocs.title("numpy._core.numeric.allclose") == "numpy.numeric.allclose"
+    texts = dict(splits["test"].documents())
+    assert texts["numpy._core.numeric.allclose"].startswith("numpy.numeric.allclose: ")
+
+
 def test_a_name_keeps_its_split_whatever_else_is_installed() -> None:
     names = ["json.dump", "numpy.sin", "torch.argmax", "torch.nn.modules.linear.Linear"]
     assert [apidocs.split_of(name) for name in names] == ["train", "train", "train", "train"]

@@ -346,10 +346,16 @@ def test_a_model_is_evaluated_beside_its_first_stage(home: Path, tmp_path: Path)
     assert output == f"beir\n  RR@10        {1 / rank:.4f}  (first stage 1.0000)\n"
 
 
-def test_time_left_counts_running_work_and_projects_from_progress() -> None:
-    def sweep(**counts: int) -> SweepStatus:
+def test_time_left_is_planned_seconds_at_the_measured_pace() -> None:
+    def sweep(counts: dict[str, int], planned_s: dict[str, float]) -> SweepStatus:
         return SweepStatus(
-            id=1, name="s", state="active", created_at=0, counts={"train": counts}, total=9
+            id=1,
+            name="s",
+            state="active",
+            created_at=0,
+            counts={"train": counts},
+            total=9,
+            cost_s={"train": planned_s},
         )
 
     def running(since_s: float, progress: dict[str, float] | None = None) -> RunningJob:
@@ -367,21 +373,29 @@ def test_time_left_counts_running_work_and_projects_from_progress() -> None:
             lease_left_s=1,
         )
 
-    def summary(mean_s: dict[str, float], *jobs: RunningJob) -> Summary:
+    def summary(pace: dict[str, float], *jobs: RunningJob) -> Summary:
         return Summary(
             at=0,
             sweeps=[],
             running=list(jobs),
             failures=[],
-            mean_s=mean_s,
+            mean_s={},
             controllers=[],
             oldest_ready_s=None,
+            pace=pace,
         )
 
-    two = [running(30), running(30)]
-    assert eta_s(sweep(waiting=2, running=2, done=1), summary({"train": 60.0}, *two)) == 90.0
-    # 30 s for 25 of 100 steps: 120 s each, so 90 s of this one and 120 s of the next.
+    # Two of 40 planned seconds run for 30 s; at a pace of 1.5 they take 60 s, 30 s are left of each.
+    two = sweep({"waiting": 2, "running": 2, "done": 1}, {"waiting": 120, "running": 80, "done": 9})
+    assert eta_s(two, summary({"train": 1.5}, running(30), running(30))) == (180 + 30 + 30) / 2
+    # The longest that runs cannot be shared out: a quarter done in 100 s leaves 300 s.
+    long = running(100, {"done": 1, "total": 4})
+    assert eta_s(two, summary({"train": 1.5}, long, running(60))) == 300.0
+    # 25 of 100 steps in 30 s: 120 s for 60 planned, so the 40 that wait take 80 s.
+    one = sweep({"waiting": 1, "running": 1}, {"waiting": 40, "running": 60})
     halfway = running(30, {"done": 25, "total": 100})
-    assert eta_s(sweep(waiting=1, running=1), summary({}, halfway)) == 210.0
-    assert eta_s(sweep(waiting=1), summary({})) is None
-    assert eta_s(sweep(done=3), summary({})) == 0.0
+    assert eta_s(one, summary({}, halfway)) == 90 + 80
+    waiting = sweep({"waiting": 1}, {"waiting": 40})
+    assert eta_s(waiting, summary({})) is None
+    assert eta_s(waiting, summary({"evaluate": 2.0})) == 80.0
+    assert eta_s(sweep({"done": 3}, {"done": 40}), summary({})) == 0.0
