@@ -126,6 +126,7 @@ def _score(
         document_tokens=settings.document_tokens,
         batch_tokens=settings.batch_tokens,
         precision=settings.precision,
+        layout=settings.layout,
         progress=progress,
     )
 

@@ -1,7 +1,8 @@
 """Scores of many (query, document) pairs by one cross-encoder, longest first under a budget.
 
-Pairs are sorted by their true length and cut into batches of at most `batch_tokens` slots,
-padding included, so that little padding is computed and an out-of-memory error shows at once.
+Pairs are sorted by their true length and cut into batches of at most `batch_tokens` slots. Where
+`evaluator.unpadded` knows the family they are scored end to end without padding, else padded to
+the longest of their batch; an out-of-memory error shows at once, as the longest come first.
 """
 
 import time
@@ -13,8 +14,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from evaluator.pairs import PairEncoder
-from evaluator.specs import Precision
+from evaluator.packing import pack
+from evaluator.pairs import PairEncoder, PairIds
+from evaluator.specs import Layout, Precision
+from evaluator.unpadded import unpadded_scorer
+from xsweep import ConfigError
 
 TokenPair = tuple[np.ndarray, np.ndarray]
 
@@ -38,14 +42,16 @@ def score_pairs(
     document_tokens: int,
     batch_tokens: int = 4096,
     precision: Precision = "fp32",
+    layout: Layout = "auto",
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> ScoredPairs:
     """Raw scores of pairs of token ids (without special tokens).
 
-    The model is moved to `device` (default: where it is) and runs without dropout; `precision`
-    bf16 is autocast over its weights. `progress` hears how many pairs are done, after each batch;
-    what it raises ends the scoring. After an out-of-memory error the budget is halved.
+    The model is moved to `device` (default: where it is) and runs without dropout; its weights are
+    left alone, bf16 computes with copies or by autocast. `progress` hears how many pairs are done,
+    after each batch; what it raises ends the scoring. After an out-of-memory error the budget is
+    halved. Raises ConfigError for the layout `unpadded` where the model's family has none.
     """
     started = time.perf_counter()
     device = torch.device(device) if device is not None else model.device
@@ -61,24 +67,24 @@ def score_pairs(
     slots = done = 0
     was_training = model.training
     model.to(device).eval()  # type: ignore[arg-type]
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
     try:
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode():
+            score, cut = _way(model, encoder, dtype, layout)
             while done < len(order):
-                rows = next(batches(lengths, order[done:], batch_tokens))
+                rows = next(cut(lengths, order[done:], batch_tokens))
                 encoded = [
                     encoder.encode(*pairs[int(row)], query_tokens, document_tokens) for row in rows
                 ]
-                batch = {name: ids.to(device) for name, ids in encoder.collate(encoded).items()}
                 try:
-                    scores[rows] = model(**batch).logits[:, 0].float().cpu().numpy()
+                    logits, used = score(encoded)
+                    scores[rows] = logits.float().cpu().numpy()
                 except torch.OutOfMemoryError:
                     if len(rows) == 1:
                         raise
                     batch_tokens //= 2
                     torch.cuda.empty_cache()
                     continue
-                slots += batch["input_ids"].numel()
+                slots += used
                 done += len(rows)
                 if progress:
                     progress(done)
@@ -86,6 +92,41 @@ def score_pairs(
         model.train(was_training)
     waste = 1 - int(lengths.sum()) / slots if slots else 0.0
     return ScoredPairs(scores, waste, time.perf_counter() - started)
+
+
+Score = Callable[[Sequence[PairIds]], tuple[torch.Tensor, int]]
+"""Logits of encoded pairs and the token slots that were computed."""
+Cut = Callable[[np.ndarray, np.ndarray, int], Iterator[np.ndarray]]
+
+
+def _way(
+    model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layout: Layout
+) -> tuple[Score, Cut]:
+    """How one batch is scored, and how batches are cut for it."""
+    device = model.device
+
+    def padded(encoded: Sequence[PairIds]) -> tuple[torch.Tensor, int]:
+        batch = {name: ids.to(device) for name, ids in encoder.collate(encoded).items()}
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model(**batch).logits[:, 0]
+        return logits, batch["input_ids"].numel()
+
+    # On a GPU padding is still the default: there the unpadded way has not been measured.
+    if layout == "padded" or (layout == "auto" and device.type != "cpu"):
+        return padded, batches
+    scorer = unpadded_scorer(model, dtype)
+    if scorer is None:
+        if layout == "unpadded":
+            raise ConfigError(
+                f"{model.config.model_type} models are scored padded only: leave layout out"
+            )
+        return padded, batches
+
+    def unpadded(encoded: Sequence[PairIds]) -> tuple[torch.Tensor, int]:
+        packing = pack(encoded, device)
+        return scorer(packing), packing.ids_T.numel()
+
+    return unpadded, batches_without_padding
 
 
 def batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -101,6 +142,18 @@ def batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterat
         most = max(1, batch_tokens // longest)
         near = int((lengths[order[start : start + most]] >= 0.9 * longest).sum())
         rows = max(near, most // 4, 1)
+        yield order[start : start + rows]
+        start += rows
+
+
+def batches_without_padding(
+    lengths: np.ndarray, order: np.ndarray, batch_tokens: int
+) -> Iterator[np.ndarray]:
+    """Cuts rows into batches of at most `batch_tokens` tokens, or of one longer row."""
+    start = 0
+    while start < len(order):
+        ends = np.cumsum(lengths[order[start : start + batch_tokens]])
+        rows = max(1, int(np.searchsorted(ends, batch_tokens, side="right")))
         yield order[start : start + rows]
         start += rows
 

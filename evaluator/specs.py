@@ -152,6 +152,8 @@ class TeacherModelSpec(Spec):
 
 
 Precision = Literal["auto", "fp32", "bf16"]
+Layout = Literal["auto", "padded", "unpadded"]
+"""`auto`: unpadded on a CPU for the families that can be, padded elsewhere."""
 
 
 class CandidatesSpec(Spec):
@@ -184,6 +186,8 @@ class ScoringSpec(Spec):
     precision: Precision = "fp32"
     batch_tokens: int = Field(default=4096, ge=1)
     """Token slots of one forward pass, padding included."""
+    layout: Layout = "auto"
+    """Whether pairs are padded to one length or lie end to end; scores are the same."""
 
 
 class TeachSpec(ScoringSpec):

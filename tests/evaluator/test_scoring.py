@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from evaluator.cross_encoder import load_cross_encoder
 from evaluator.pairs import PairEncoder
-from evaluator.scoring import batches, choose_precision, score_pairs
+from evaluator.scoring import batches, batches_without_padding, choose_precision, score_pairs
 from evaluator.tokenizers import tokenize
 
 LENGTHS = {"query_tokens": 12, "document_tokens": 40}
@@ -40,14 +41,16 @@ def _pairs(tokenizer, count: int = 40) -> list[tuple[np.ndarray, np.ndarray]]:
     )
 
 
+@pytest.mark.parametrize("layout", ["auto", "padded"])
 def test_sorted_batches_equal_a_slow_loop_over_single_unpadded_pairs(
-    family: str, make_model_folder: Callable
+    family: str, layout: str, make_model_folder: Callable
 ) -> None:
     folder = make_model_folder(family)
     model, tokenizer = load_cross_encoder(folder)
     pairs = _pairs(tokenizer)
     encoder = PairEncoder(tokenizer)
-    fast = score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=256)
+    fast = score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=256, layout=layout)
+    assert (fast.padding_waste == 0) == (layout == "auto" and family != "deberta")
     plain = AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     ).eval()
@@ -64,8 +67,8 @@ def test_padding_changes_no_score(family: str, make_model_folder: Callable) -> N
     model, tokenizer = load_cross_encoder(make_model_folder(family))
     encoder = PairEncoder(tokenizer)
     short, long = _pairs(tokenizer, 1)[0], (np.full(12, 9), np.full(40, 9))
-    alone = score_pairs(model, encoder, [short], **LENGTHS)
-    together = score_pairs(model, encoder, [short, long], **LENGTHS)
+    alone = score_pairs(model, encoder, [short], **LENGTHS, layout="padded")
+    together = score_pairs(model, encoder, [short, long], **LENGTHS, layout="padded")
     assert alone.padding_waste == 0 < together.padding_waste
     assert together.scores[0] == pytest.approx(alone.scores[0], abs=1e-5)
 
@@ -94,7 +97,7 @@ def test_dropout_is_off_while_scoring_and_the_models_mode_is_given_back(
 def test_out_of_memory_halves_the_budget_and_loses_no_pair(make_model_folder: Callable) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder("bert"))
     pairs, encoder = _pairs(tokenizer), PairEncoder(tokenizer)
-    expected = score_pairs(model, encoder, pairs, **LENGTHS).scores
+    expected = score_pairs(model, encoder, pairs, **LENGTHS, layout="padded").scores
     sizes = []
 
     def refuse_large(module, arguments, named):
@@ -103,7 +106,7 @@ def test_out_of_memory_halves_the_budget_and_loses_no_pair(make_model_folder: Ca
             raise torch.OutOfMemoryError("no memory for more than 150 slots")
 
     handle = model.register_forward_pre_hook(refuse_large, with_kwargs=True)
-    scored = score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=1000)
+    scored = score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=1000, layout="padded")
     handle.remove()
     assert max(sizes) > 150 >= sizes[-1]
     np.testing.assert_allclose(scored.scores, expected, atol=1e-5)
@@ -117,7 +120,7 @@ def test_a_single_pair_that_does_not_fit_is_an_error(make_model_folder: Callable
 
     model.register_forward_pre_hook(refuse)
     with pytest.raises(torch.OutOfMemoryError):
-        score_pairs(model, PairEncoder(tokenizer), _pairs(tokenizer, 3), **LENGTHS)
+        score_pairs(model, PairEncoder(tokenizer), _pairs(tokenizer, 3), **LENGTHS, layout="padded")
 
 
 def test_progress_counts_pairs_and_what_it_raises_ends_the_scoring(
@@ -151,6 +154,17 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
     made = list(batches(sizes, np.argsort(-sizes, kind="stable"), budget))
     assert sorted(np.concatenate(made).tolist()) == list(range(len(lengths)))
     assert all(len(rows) == 1 or len(rows) * sizes[rows].max() <= budget for rows in made)
+
+
+@given(lengths=st.lists(st.integers(1, 300), min_size=1), budget=st.integers(1, 1000))
+def test_unpadded_batches_hold_every_row_once_and_are_full(lengths: list[int], budget: int) -> None:
+    sizes = np.array(lengths)
+    order = np.argsort(-sizes, kind="stable")
+    made = list(batches_without_padding(sizes, order, budget))
+    assert np.concatenate(made).tolist() == order.tolist()
+    assert all(len(rows) == 1 or sizes[rows].sum() <= budget for rows in made)
+    for rows, following in pairwise(made):
+        assert sizes[rows].sum() + sizes[following[0]] > budget
 
 
 def test_precision_is_as_asked_or_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from evaluator.projections import prepare, prepare_linear
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1024])
+@pytest.mark.parametrize("with_gelu", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_prepared_layer_is_the_layer_and_its_activation(
+    rows: int, with_gelu: bool, with_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(48, 80, bias=with_bias)
+    states = torch.randn(rows, 48)
+    with torch.inference_mode():
+        expected = layer(states)
+        if with_gelu:
+            expected = torch.nn.functional.gelu(expected)
+        found = prepare_linear(layer, torch.float32, with_gelu=with_gelu)(states)
+        rounded = prepare_linear(layer, torch.bfloat16, with_gelu=with_gelu)(states.bfloat16())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), expected, atol=0.03, rtol=0.03)
+
+
+def test_weights_are_copied() -> None:
+    weight = torch.ones(2, 3)
+    with torch.inference_mode():
+        project = prepare(weight, None, torch.float32)
+    weight.zero_()
+    assert project(torch.ones(1, 3)).tolist() == [[3.0, 3.0]]
