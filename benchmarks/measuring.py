@@ -1,0 +1,88 @@
+"""Time, memory and the machine's rate of matrix products, as the benchmarks of scoring use them."""
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from evaluator.projections import prepare
+
+
+class Timing(NamedTuple):
+    """One call of a way of scoring."""
+
+    wall_s: float
+    cpu_s: float
+    memory_bytes: int
+    scores: np.ndarray
+    padding_waste: float
+
+
+def timed(score: Callable[[], tuple[np.ndarray, float]]) -> Timing:
+    """Calls a contender once."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # starts the peak of resident memory anew
+    before = resident_bytes("VmRSS")
+    wall, cpu = time.perf_counter(), time.process_time()
+    scores, waste = score()
+    wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
+    return Timing(wall_s, cpu_s, resident_bytes("VmHWM") - before, scores, waste)
+
+
+def resident_bytes(key: str) -> int:
+    """`VmRSS`, the resident memory of this process, or `VmHWM`, its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024
+
+
+def product_flops(model: PreTrainedModel, lengths: np.ndarray, *, first_token_only: bool) -> float:
+    """Multiply-adds times two of all pairs without padding: linear layers and attention.
+
+    With `first_token_only` the last layer has keys and values of all tokens, and the rest of one.
+    """
+    hidden, inner, per_layer = _shape(model)
+    per_token = 2 * (4 * hidden * hidden + per_layer * hidden * inner)
+    layer = lengths * per_token + 4.0 * lengths**2 * hidden
+    last = layer
+    if first_token_only:
+        last = lengths * 4 * hidden * hidden + per_token + 4.0 * lengths * hidden
+    return float(((model.config.num_hidden_layers - 1) * layer + last).sum())
+
+
+def peak_flops(model: PreTrainedModel, dtype: torch.dtype, tokens: int = 2048) -> float:
+    """Best rate of bare products of the model's own shapes per CPU second.
+
+    The faster of `F.linear` and of weights that were laid out beforehand.
+    """
+    hidden, inner, _ = _shape(model)
+    best = 0.0
+    with torch.inference_mode():
+        for rows, columns in ((hidden, hidden), (hidden, inner), (inner, hidden)):
+            states, weights = (
+                torch.randn(tokens, rows, dtype=dtype),
+                torch.randn(columns, rows, dtype=dtype),
+            )
+            products = (partial(linear, weight=weights), prepare(weights, None, dtype))
+            for product in products * 30:
+                started = time.process_time()
+                product(states)
+                spent_s = time.process_time() - started
+                best = max(best, 2 * tokens * rows * columns / spent_s)
+    return best
+
+
+def _shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Width, inner width, and how many products of these two a layer has."""
+    config = model.config
+    gated = config.model_type == "modernbert"
+    return config.hidden_size, config.intermediate_size, 3 if gated else 2
