@@ -1,6 +1,6 @@
 """Runs one job of this package from its JSON, as a function or as a program."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,14 @@ def run_job(
     inputs: Mapping[str, Path | str],
     out: Path,
     report: Callable[..., object] | None = None,
+    resume_from: Sequence[Path] = (),
 ) -> None:
     """Does a job and closes its folder with a manifest.
 
     `inputs` are the finished folders of other jobs by role; `out` is an empty folder. `report`
-    hears (done, total, **figures) and may raise xsweep.Stopped, which is passed on.
+    hears (done, total, **figures) and may raise xsweep.Stopped, which is passed on. `teach` and
+    `evaluate` go on from the scores that an unfinished attempt at the same job left in `out` or in
+    a folder of `resume_from`.
 
     Raises ConfigError for an unknown kind, a spec that is wrong or an input that is missing.
     """
@@ -54,9 +57,9 @@ def run_job(
     elif kind == "teach":
         from evaluator.teach import teach
 
-        teach(checked, folders, out, report)
+        teach(checked, folders, out, report, resume_from)
     else:
         from evaluator.evaluate import evaluate
 
-        evaluate(checked, folders, out, report)
+        evaluate(checked, folders, out, report, resume_from)
     write_manifest(out)

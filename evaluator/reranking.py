@@ -1,8 +1,11 @@
-"""New scores for candidates by one or several models: what `evaluate` and `teach` share."""
+"""New scores for candidates by one or several models: what `evaluate` and `teach` share.
 
-import logging
+Several lists of candidates may be scored in one go: the models are loaded once, texts are tokenised
+once, and pairs with the same token ids, whichever collection they come from, are scored once.
+"""
+
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,27 +13,30 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from evaluator import bi_encoder
+from evaluator import bi_encoder, passages
 from evaluator.cross_encoder import load_cross_encoder
+from evaluator.files import tree_sha256
 from evaluator.pairs import PairEncoder
-from evaluator.scoring import ScoredPairs, choose_precision, score_pairs
+from evaluator.partial import digest_of, keeper, read_partial
+from evaluator.scoring import ScoredPairs, TokenPair, choose_precision, score_pairs
+from evaluator.sources import Sources, TextTokens
 from evaluator.specs import ModelSpec, ScoringSpec, TeacherModelSpec
-from evaluator.tokenizers import fingerprint, tokenize
-from evaluator.tokens import TokenStore
+from evaluator.tokenizers import locate
 from evaluator.trec import Run, sort_docs
-from xsweep import DataError
 
-log = logging.getLogger(__name__)
+__all__ = ["Reranked", "Sources", "ToRerank", "rerank"]
 
 
-class Sources(NamedTuple):
-    """Where the texts of queries and documents come from."""
+class ToRerank(NamedTuple):
+    """One list of candidates: each query's documents, and where their texts are."""
 
-    queries: Mapping[str, str]
-    texts: Callable[[Iterable[str]], dict[str, str]]
-    """Gives documents' texts by id; asked only for what the token store does not serve."""
-    tokens: Path | None = None
-    """A token store of the documents, used where the model's tokenizer made it."""
+    candidates: Mapping[str, Sequence[str]]
+    sources: Sources
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """All (query id, document id)."""
+        return [(query, doc) for query, docs in self.candidates.items() for doc in docs]
 
 
 class Reranked(NamedTuple):
@@ -38,30 +44,40 @@ class Reranked(NamedTuple):
 
     run: Run
     pairs: int
-    """Pairs scored, counted once per model."""
+    """Pairs of this run, counted once per model."""
+    scored: int
+    """Inputs that the models read for all runs of the call; equal pairs are read once."""
     padding_waste: float
     """Share of the computed token slots that were padding, 0 to 1; mean over models."""
     seconds: float
-    """Of the scoring itself, without loading and tokenizing."""
+    """Of the scoring itself, for all runs of the call, without loading and tokenising."""
     precision: str
     """`fp32` or `bf16`"""
     precision_reason: str
 
     def figures(self) -> dict[str, float | int | str]:
         """All but the run, and the speed, for a summary."""
-        speed = self.pairs / self.seconds if self.seconds else 0.0
+        speed = self.scored / self.seconds if self.seconds else 0.0
         rest = {key: value for key, value in self._asdict().items() if key != "run"}
         return rest | {"pairs_per_s": round(speed, 2)}
 
 
+class Saving(NamedTuple):
+    """Where unfinished scores are saved and looked for."""
+
+    out: Path
+    earlier: Sequence[Path] = ()
+    """Folders of earlier attempts at the same work."""
+
+
 def rerank(
     models: TeacherModelSpec,
-    candidates: Mapping[str, Sequence[str]],
-    sources: Sources,
+    lists: Sequence[ToRerank],
     settings: ScoringSpec,
     report: Callable[..., object] | None = None,
-) -> Reranked:
-    """Raw scores of each query's documents; several models give the mean of their scores.
+    saving: Saving | None = None,
+) -> list[Reranked]:
+    """Raw scores of every list's documents; several models give the mean of their scores.
 
     Runs on the first GPU where there is one. Raises DataError for an unknown document or query.
     """
@@ -69,103 +85,160 @@ def rerank(
     dtype, reason = choose_precision(settings.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     settings = settings.model_copy(update={"precision": precision})
-    pairs = [(query_id, doc_id) for query_id, docs in candidates.items() for doc_id in docs]
-    scored: list[ScoredPairs] = []
-    for model in models.models:
-        before, total = len(scored) * len(pairs), len(models.models) * len(pairs)
-        progress = _progress(report, before, total) if report else None
-        scored.append(_score(models.type, model, pairs, sources, settings, device, progress))
-    means = np.mean([each.scores for each in scored], axis=0, dtype=np.float64)
-    scores = np.asarray(means, dtype=np.float32).tolist()
-    run: Run = {query_id: {} for query_id, docs in candidates.items() if docs}
-    for (query_id, doc_id), score in zip(pairs, scores, strict=True):
-        run[query_id][doc_id] = score
-    return Reranked(
-        run={query_id: dict(sort_docs(docs)) for query_id, docs in run.items()},
-        pairs=len(pairs) * len(scored),
-        padding_waste=float(np.mean([each.padding_waste for each in scored])),
-        seconds=sum(each.seconds for each in scored),
-        precision=precision,
-        precision_reason=reason,
-    )
+    scored: list[tuple[ScoredPairs, int]] = []
+    for place, model in enumerate(models.models):
+        progress = _progress(report, place, len(models.models)) if report else None
+        if models.type == "cross_encoder":
+            name = f"scores-{place}"
+            scored.append(_cross_encode(model, lists, settings, device, progress, saving, name))
+        else:
+            scored.append(_bi_encode(model, lists, settings, device, progress))
+    means = np.mean([each.scores for each, _ in scored], axis=0, dtype=np.float64)
+    scores = iter(np.asarray(means, dtype=np.float32).tolist())
+    waste = float(np.mean([each.padding_waste for each, _ in scored]))
+    results = []
+    for each in lists:
+        run: Run = {query: {} for query, docs in each.candidates.items() if docs}
+        for query, doc in each.pairs:
+            run[query][doc] = next(scores)
+        results.append(
+            Reranked(
+                run={query: dict(sort_docs(docs)) for query, docs in run.items()},
+                pairs=len(each.pairs) * len(scored),
+                scored=sum(count for _, count in scored),
+                padding_waste=waste,
+                seconds=sum(each.seconds for each, _ in scored),
+                precision=precision,
+                precision_reason=reason,
+            )
+        )
+    return results
 
 
-def _score(
-    kind: str,
+def _cross_encode(
     spec: ModelSpec,
-    pairs: Sequence[tuple[str, str]],
-    sources: Sources,
+    lists: Sequence[ToRerank],
     settings: ScoringSpec,
     device: torch.device,
-    progress: Callable[[int], object] | None,
-) -> ScoredPairs:
-    """One model's scores of the (query id, document id) pairs."""
-    if kind == "cross_encoder":
-        model, tokenizer = load_cross_encoder(spec)
-    else:
-        encoder = bi_encoder.load_bi_encoder(spec)
-        model, tokenizer = encoder.model, encoder.tokenizer
-    model.to(device)  # type: ignore[arg-type]
-    queries = _query_tokens(tokenizer, pairs, sources, settings.query_tokens)
-    documents = _document_tokens(tokenizer, pairs, sources, settings.document_tokens)
-    if kind == "bi_encoder":
-        return bi_encoder.score(
-            encoder,
-            pairs,
-            queries,
-            documents,
-            batch_tokens=settings.batch_tokens,
-            precision=settings.precision,
-            progress=progress,
-        )
-    return score_pairs(
+    progress: Callable[[int, int], None] | None,
+    saving: Saving | None,
+    name: str,
+) -> tuple[ScoredPairs, int]:
+    """One cross-encoder's scores of all lists' pairs, and the number of inputs that it read."""
+    model, tokenizer = load_cross_encoder(spec)
+    encoder = PairEncoder(tokenizer)
+    pairs = _token_pairs(tokenizer, lists, settings)
+    room = encoder.max_tokens - encoder.overhead_tokens - settings.query_tokens
+    window = max(1, min(settings.document_tokens, room))
+    overlap = min(settings.passage_overlap_tokens, window - 1)
+    parts, owners = passages.split(pairs, window, overlap, settings.max_passages)
+    unique, rows = _unique(parts, settings.query_tokens, settings.document_tokens)
+    resume = keep = None
+    if saving:
+        digest = digest_of(_described(spec, settings), unique)
+        resume = read_partial([saving.out, *saving.earlier], name, digest)
+        keep = keeper(saving.out, name, digest)
+    result = score_pairs(
         model,
-        PairEncoder(tokenizer),
-        [(queries[query_id], documents[doc_id]) for query_id, doc_id in pairs],
+        encoder,
+        unique,
         query_tokens=settings.query_tokens,
         document_tokens=settings.document_tokens,
         batch_tokens=settings.batch_tokens,
         precision=settings.precision,
         layout=settings.layout,
-        progress=progress,
+        device=device,
+        progress=(lambda done: progress(done, len(unique))) if progress else None,
+        resume=resume,
+        keep=keep,
     )
+    scores = passages.best(result.scores[rows], owners, len(pairs))
+    return result._replace(scores=scores), len(unique)
 
 
-def _query_tokens(
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: Sequence[tuple[str, str]],
-    sources: Sources,
-    max_tokens: int,
-) -> dict[str, np.ndarray]:
-    wanted = list(dict.fromkeys(query_id for query_id, _ in pairs))
-    if unknown := [query_id for query_id in wanted if query_id not in sources.queries]:
-        raise DataError(f"{len(unknown)} queries, such as {unknown[0]!r}, have no text")
-    texts = [sources.queries[query_id] for query_id in wanted]
-    return dict(zip(wanted, tokenize(tokenizer, texts, max_tokens), strict=True))
+def _unique(
+    pairs: Sequence[TokenPair], query_tokens: int, document_tokens: int
+) -> tuple[list[TokenPair], np.ndarray]:
+    """Every pair of cut token ids once, and int64[pairs]: where each one is among them."""
+    places: dict[tuple[bytes, bytes], int] = {}
+    unique: list[TokenPair] = []
+    rows = np.empty(len(pairs), dtype=np.int64)
+    for row, (query, document) in enumerate(pairs):
+        cut = query[:query_tokens], document[:document_tokens]
+        key = (
+            np.asarray(cut[0], dtype=np.int32).tobytes(),
+            np.asarray(cut[1], dtype=np.int32).tobytes(),
+        )
+        rows[row] = places.setdefault(key, len(unique))
+        if rows[row] == len(unique):
+            unique.append(cut)
+    return unique, rows
 
 
-def _document_tokens(
-    tokenizer: PreTrainedTokenizerFast,
-    pairs: Sequence[tuple[str, str]],
-    sources: Sources,
-    max_tokens: int,
-) -> Mapping[str, np.ndarray]:
-    """From the token store where it fits, else from the documents' texts."""
-    wanted = dict.fromkeys(doc_id for _, doc_id in pairs)
-    if sources.tokens:
-        store = TokenStore(sources.tokens)
-        if store.fits(fingerprint(tokenizer), max_tokens):
-            return {doc_id: store[doc_id][:max_tokens] for doc_id in wanted}
-        log.info("token store %s is of another tokenizer or shorter: not used", sources.tokens)
-    texts = sources.texts(wanted)
-    return dict(zip(texts, tokenize(tokenizer, list(texts.values()), max_tokens), strict=True))
+def _bi_encode(
+    spec: ModelSpec,
+    lists: Sequence[ToRerank],
+    settings: ScoringSpec,
+    device: torch.device,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[ScoredPairs, int]:
+    """One bi-encoder's cosines of all lists' pairs, and the number of pairs."""
+    encoder = bi_encoder.load_bi_encoder(spec)
+    encoder.model.to(device)  # type: ignore[arg-type]
+    total = sum(len(each.pairs) for each in lists)
+    tokens = TextTokens(encoder.tokenizer)
+    results: list[ScoredPairs] = []
+    for each in lists:
+        before = sum(len(result.scores) for result in results)
+
+        def heard(done: int, before: int = before) -> None:
+            if progress:
+                progress(before + done, total)
+
+        results.append(
+            bi_encoder.score(
+                encoder,
+                each.pairs,
+                each.sources.query_tokens(tokens, each.candidates, settings.query_tokens),
+                each.sources.document_tokens(tokens, each.candidates, settings.document_tokens),
+                batch_tokens=settings.batch_tokens,
+                precision=settings.precision,
+                progress=heard,
+            )
+        )
+    scores = np.concatenate([result.scores for result in results])
+    waste = float(np.mean([result.padding_waste for result in results]))
+    return ScoredPairs(scores, waste, sum(result.seconds for result in results)), total
 
 
-def _progress(report: Callable[..., object], done_before: int, total: int) -> Callable[[int], None]:
+def _token_pairs(
+    tokenizer: PreTrainedTokenizerFast, lists: Sequence[ToRerank], settings: ScoringSpec
+) -> list[TokenPair]:
+    """Token ids of all lists' pairs; documents as far as they are read."""
+    tokens = TextTokens(tokenizer)
+    pairs: list[TokenPair] = []
+    for each in lists:
+        queries = each.sources.query_tokens(tokens, each.candidates, settings.query_tokens)
+        documents = each.sources.document_tokens(tokens, each.candidates, settings.read_tokens)
+        pairs += [(queries[query], documents[doc]) for query, doc in each.pairs]
+    return pairs
+
+
+def _described(spec: ModelSpec, settings: ScoringSpec) -> str:
+    """What decides the scores of given token ids: the weights, the settings, the program."""
+    folder = Path(locate(spec))
+    weights = tree_sha256(folder) if folder.is_dir() else ""
+    scoring = settings.model_dump_json(include=set(ScoringSpec.model_fields))
+    return "\n".join((spec.model_dump_json(), weights, scoring, torch.__version__))
+
+
+def _progress(
+    report: Callable[..., object], models_before: int, models: int
+) -> Callable[[int, int], None]:
     started = time.perf_counter()
 
-    def progress(done: int) -> None:
+    def progress(done: int, of: int) -> None:
         speed = done / (time.perf_counter() - started)
-        report(done_before + done, total, pairs_per_s=round(speed, 2))
+        report(models_before * of + done, models * of, pairs_per_s=round(speed, 2))
 
     return progress

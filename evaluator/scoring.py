@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from evaluator.packing import pack
 from evaluator.pairs import PairEncoder, PairIds
+from evaluator.partial import Done, Keep
 from evaluator.specs import Layout, Precision
 from evaluator.unpadded import unpadded_scorer
 from xsweep import ConfigError
@@ -45,13 +46,17 @@ def score_pairs(
     layout: Layout = "auto",
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
+    resume: Done | None = None,
+    keep: Keep | None = None,
 ) -> ScoredPairs:
     """Raw scores of pairs of token ids (without special tokens).
 
     The model is moved to `device` (default: where it is) and runs without dropout; its weights are
     left alone, bf16 computes with copies or by autocast. `progress` hears how many pairs are done,
-    after each batch; what it raises ends the scoring. After an out-of-memory error the budget is
-    halved. Raises ConfigError for the layout `unpadded` where the model's family has none.
+    after each batch; what it raises ends the scoring. `keep` gets the state at the same times, and
+    `resume` is such a state of an earlier call with equal arguments: the scores are the same to
+    the last bit. After an out-of-memory error the budget is halved. Raises ConfigError for the
+    layout `unpadded` where the model's family has none.
     """
     started = time.perf_counter()
     device = torch.device(device) if device is not None else model.device
@@ -64,7 +69,10 @@ def score_pairs(
     )
     order = np.argsort(-lengths, kind="stable")
     scores = np.empty(len(pairs), dtype=np.float32)
-    slots = done = 0
+    slots = done = skipped = 0
+    if resume:
+        done = skipped = resume.rows
+        scores[:], batch_tokens = resume.scores, resume.batch_tokens
     was_training = model.training
     model.to(device).eval()  # type: ignore[arg-type]
     try:
@@ -86,11 +94,13 @@ def score_pairs(
                     continue
                 slots += used
                 done += len(rows)
+                if keep:
+                    keep(Done(done, batch_tokens, scores))
                 if progress:
                     progress(done)
     finally:
         model.train(was_training)
-    waste = 1 - int(lengths.sum()) / slots if slots else 0.0
+    waste = 1 - int(lengths[order[skipped:]].sum()) / slots if slots else 0.0
     return ScoredPairs(scores, waste, time.perf_counter() - started)
 
 

@@ -188,6 +188,25 @@ class ScoringSpec(Spec):
     """Token slots of one forward pass, padding included."""
     layout: Layout = "auto"
     """Whether pairs are padded to one length or lie end to end; scores are the same."""
+    max_passages: int = Field(default=1, ge=1)
+    """Windows of `document_tokens` that are scored of a long document; the best one counts."""
+    passage_overlap_tokens: int = Field(default=0, ge=0)
+    """Tokens that two neighbouring windows share."""
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> "ScoringSpec":
+        if self.passage_overlap_tokens >= self.document_tokens:
+            raise ValueError(
+                f"passage_overlap_tokens is {self.passage_overlap_tokens}, it must be below "
+                f"document_tokens ({self.document_tokens})"
+            )
+        return self
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens of a document that are looked at: all its windows."""
+        step = self.document_tokens - self.passage_overlap_tokens
+        return self.document_tokens + (self.max_passages - 1) * step
 
 
 class TeachSpec(ScoringSpec):

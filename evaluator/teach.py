@@ -1,13 +1,14 @@
 """Job teach: a model's raw scores over a training set, computed once for every student."""
 
 import json
-from collections.abc import Callable, Container, Mapping
+import shutil
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 
-from evaluator import provenance
+from evaluator import partial, provenance
 from evaluator.candidates import Candidates, read_candidates
 from evaluator.collections import load_collection
-from evaluator.reranking import Sources, rerank
+from evaluator.reranking import Saving, Sources, ToRerank, rerank
 from evaluator.specs import TeachSpec
 from evaluator.tokens import TokenStore
 from evaluator.trec import write_run
@@ -18,6 +19,7 @@ def teach(
     inputs: Mapping[str, Path],
     out: Path,
     report: Callable[..., object] | None = None,
+    resume_from: Sequence[Path] = (),
 ) -> None:
     """Writes scores.run.gz: every candidate and every relevant document, missed ones too.
 
@@ -43,7 +45,10 @@ def teach(
         for query_id in candidates.qrels
     }
     sources = Sources(candidates.queries, collection.document_texts, inputs.get("tokens"))
-    result = rerank(spec.model, to_score, sources, spec, report)
+    (result,) = rerank(
+        spec.model, [ToRerank(to_score, sources)], spec, report, Saving(out, resume_from)
+    )
+    shutil.rmtree(out / partial.FOLDER, ignore_errors=True)
     write_run(out / "scores.run.gz", result.run, tag=spec.model.type)
     summary = {
         "queries": len(result.run),

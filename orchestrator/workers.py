@@ -34,7 +34,7 @@ class Task(TypedDict):
     out: str
     log: str
     previous: list[str]
-    """Folders of earlier attempts at the same job, newest first: checkpoints to resume from."""
+    """Folders of earlier attempts at the same job, newest first: what they saved to resume from."""
 
 
 class Outcome(TypedDict):
@@ -139,15 +139,15 @@ class Worker:
     def _work(self, task: Task) -> None:
         inputs = {role: Path(folder) for role, folder in task["inputs"].items()}
         kind, spec, out = task["kind"], task["spec"], Path(task["out"])
+        previous = [Path(folder) for folder in task["previous"]]
         if kind == "train":
             from trainer.train import run_job as train
 
-            previous = [Path(folder) for folder in task["previous"]]
             train(kind, spec, inputs, out, self._report, resume_from=previous)
         else:
             from evaluator.jobs import run_job as work
 
-            work(kind, spec, inputs, out, self._report)
+            work(kind, spec, inputs, out, self._report, resume_from=previous)
 
 
 @contextlib.contextmanager

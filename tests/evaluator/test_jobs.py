@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from evaluator.__main__ import main
+from evaluator.candidates import read_candidates
 from evaluator.cross_encoder import load_cross_encoder
+from evaluator.evaluate import Evaluation, evaluate_together
 from evaluator.jobs import run_job
 from evaluator.manifest import read_manifest
+from evaluator.pairs import PairEncoder
+from evaluator.scoring import score_pairs
+from evaluator.specs import EvaluateSpec
+from evaluator.tokenizers import tokenize
+from evaluator.tokens import TokenStore
 from evaluator.trec import read_run
 from xsweep import ConfigError, DataError, Stopped
 
@@ -260,3 +267,148 @@ def test_a_saved_model_is_evaluated_with_its_longest_input_respected(
     scorer = {"type": "model", "model": _model(folder)}
     spec = {"collection": collection, "scorer": scorer, "document_tokens": 4000}
     assert _summary(do("evaluate", spec, candidates=candidates))["pairs"] > 0
+
+
+def _stopping_after(batches: int) -> Callable[..., None]:
+    heard = []
+
+    def report(done: int, total: int, **figures: float) -> None:
+        heard.append(done)
+        if len(heard) == batches:
+            raise Stopped("asked to leave")
+
+    return report
+
+
+@pytest.mark.parametrize("same_folder", [True, False])
+def test_a_stopped_evaluation_goes_on_where_it_was_and_writes_the_same_bytes(
+    do: Callable,
+    collection: dict,
+    candidates: Path,
+    make_model_folder: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    same_folder: bool,
+) -> None:
+    monkeypatch.setattr("evaluator.partial.keeper.__defaults__", (0.0,))
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    spec = {"collection": collection, "scorer": scorer, "batch_tokens": 200}
+    whole = do("evaluate", spec, candidates=candidates)
+    inputs = {"candidates": candidates}
+    first, second = tmp_path / "1", tmp_path / ("1" if same_folder else "2")
+    for folder in {first, second}:
+        folder.mkdir()
+    with pytest.raises(Stopped):
+        run_job("evaluate", spec, inputs, first, _stopping_after(4))
+    assert (first / "partial" / "scores-0.npz").is_file()
+    heard: list[int] = []
+    earlier = [] if same_folder else [first]
+    run_job("evaluate", spec, inputs, second, lambda done, total, **_: heard.append(done), earlier)
+    for name in ("run.trec.gz", "per_query.json"):
+        assert (whole / name).read_bytes() == (second / name).read_bytes(), name
+    fresh: list[int] = []
+    run_job("evaluate", spec, inputs, tmp_path, lambda done, total, **_: fresh.append(done))
+    assert heard == fresh[-len(heard) :]
+    assert len(heard) == len(fresh) - 4
+    assert set(read_manifest(second)["files"]) == set(read_manifest(whole)["files"])
+
+
+def test_a_state_of_other_settings_is_not_used(
+    do: Callable,
+    collection: dict,
+    candidates: Path,
+    make_model_folder: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("evaluator.partial.keeper.__defaults__", (0.0,))
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    spec = {"collection": collection, "scorer": scorer, "batch_tokens": 200}
+    other = spec | {"document_tokens": 5}
+    whole = do("evaluate", other, candidates=candidates)
+    inputs = {"candidates": candidates}
+    with pytest.raises(Stopped):
+        run_job("evaluate", spec, inputs, tmp_path, _stopping_after(3))
+    run_job("evaluate", other, inputs, tmp_path)
+    assert (whole / "run.trec.gz").read_bytes() == (tmp_path / "run.trec.gz").read_bytes()
+
+
+def test_the_program_goes_on_with_what_a_killed_one_left(
+    collection: dict, candidates: Path, make_model_folder: Callable, tmp_path: Path
+) -> None:
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    job = {"kind": "evaluate", "spec": {"collection": collection, "scorer": scorer}}
+    job["inputs"] = {"candidates": str(candidates)}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    (tmp_path / "out" / "partial").mkdir(parents=True)
+    assert main([str(tmp_path / "job.json"), str(tmp_path / "out")]) == 0
+    assert "partial" not in {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_pairs_that_two_collections_share_are_scored_once(
+    do: Callable, collection: dict, candidates: Path, make_model_folder: Callable, tmp_path: Path
+) -> None:
+    other = do("prepare", {"type": "candidates", "collection": collection, "depth": 5})
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    spec = {"collection": collection, "scorer": scorer}
+    alone = [do("evaluate", spec, candidates=folder) for folder in (candidates, other)]
+    checked = EvaluateSpec.model_validate(spec)
+    together = []
+    for name, folder in (("a", candidates), ("b", other)):
+        (tmp_path / name).mkdir()
+        together.append(Evaluation(checked, {"candidates": folder}, tmp_path / name))
+    evaluate_together(together)
+    for one, both in zip(alone, together, strict=True):
+        for query, docs in read_run(one / "run.trec.gz").items():
+            assert read_run(both.out / "run.trec.gz")[query] == pytest.approx(docs, abs=1e-6)
+    figures = [_summary(each.out) for each in together]
+    assert figures[0]["scored"] == figures[1]["scored"] < figures[0]["pairs"] + figures[1]["pairs"]
+    assert figures[0]["scored"] <= figures[0]["pairs"], "the shorter list is part of the longer"
+    different = together[1]._replace(spec=checked.model_copy(update={"document_tokens": 9}))
+    with pytest.raises(ConfigError, match="must agree on model and settings"):
+        evaluate_together([together[0], different])
+
+
+def test_the_best_passage_of_a_long_document_counts(
+    do: Callable, collection: dict, candidates: Path, tokens: Path, make_model_folder: Callable
+) -> None:
+    folder = make_model_folder("bert")
+    scorer = {"type": "model", "model": _model(folder)}
+    spec = {"collection": collection, "scorer": scorer, "document_tokens": 8}
+    windows = {"max_passages": 3, "passage_overlap_tokens": 2}
+    out = do("evaluate", spec | windows, candidates=candidates, tokens=tokens)
+    found, first = (
+        read_run(each / "run.trec.gz")
+        for each in (out, do("evaluate", spec, candidates=candidates, tokens=tokens))
+    )
+    model, tokenizer = load_cross_encoder(folder)
+    queries = read_candidates(candidates).queries
+    store = TokenStore(tokens)
+    higher = 0
+    for query, docs in found.items():
+        query_ids = tokenize(tokenizer, [queries[query]], 32)[0]
+        for doc, score in docs.items():
+            parts = [store[doc][start : start + 8] for start in (0, 6, 12)]
+            pairs = [
+                (query_ids, part) for place, part in enumerate(parts) if not place or len(part) > 2
+            ]
+            scored = score_pairs(
+                model, PairEncoder(tokenizer), pairs, query_tokens=32, document_tokens=8
+            )
+            assert score == pytest.approx(scored.scores.max(), abs=1e-5)
+            higher += score > first[query][doc] + 1e-4
+    assert higher > 0
+    assert _summary(out)["scored"] > sum(map(len, found.values()))
+
+
+def test_recall_of_what_was_re_ranked_stands_beside_the_measures(
+    do: Callable, collection: dict, candidates: Path
+) -> None:
+    summary = _summary(
+        do("evaluate", {"collection": collection, "depth": 5}, candidates=candidates)
+    )
+    run = read_run(candidates / "candidates.run.gz")
+    found = [f"d{n * 5}" in list(run.get(f"q{n}", {}))[:5] for n in range(9)]
+    assert summary["recall"] == {"R@5": pytest.approx(np.mean(found))}
+    whole = _summary(do("evaluate", {"collection": collection}, candidates=candidates))
+    assert list(whole["recall"]) == ["R@20"]
