@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/quickstart.py [--pairs 9600] [--negatives 3] [--lr 1.5e-4] …
 
-Learns from labels on `apidocs/train`, re-ranks BM25's best on `apidocs/validation` and prints a line
-each time, with CPU seconds, which hold on a machine that others use. The test part is never read.
+Learns from labels on `apidocs/train`, re-ranks BM25's best on `apidocs/validation` and prints a
+line each time, with CPU seconds, which hold on a machine that others use. The test part is never
+read.
 """
 
 import argparse

@@ -139,7 +139,7 @@ class _Planner:
             document_tokens=length,
             validation=validation,
         )
-        pairs = settings.steps * settings.batch_queries * _documents_per_query(taught.spec)
+        pairs = float(settings.steps * settings.batch_queries) * _documents_per_query(taught.spec)
         if validation:
             times = -(-settings.steps // validation.every_steps)
             pairs += times * QUERIES * validation.depth * SCORING

@@ -385,7 +385,7 @@ def test_time_left_is_planned_seconds_at_the_measured_pace() -> None:
             pace=pace,
         )
 
-    # Two of 40 planned seconds run for 30 s; at a pace of 1.5 they take 60 s, 30 s are left of each.
+    # Two of 40 planned seconds run for 30 s; at a pace of 1.5 each takes 60 s and has 30 s left.
     two = sweep({"waiting": 2, "running": 2, "done": 1}, {"waiting": 120, "running": 80, "done": 9})
     assert eta_s(two, summary({"train": 1.5}, running(30), running(30))) == (180 + 30 + 30) / 2
     # The longest that runs cannot be shared out: a quarter done in 100 s leaves 300 s.
