@@ -35,10 +35,10 @@ def insert_rows(
         cursor.close()
 
 
-def pieces(values: Sequence[T]) -> Iterator[list[T]]:
-    """The values in lists of at most `PIECE`: statements have a limit of bound parameters."""
-    for start in range(0, len(values), PIECE):
-        yield list(values[start : start + PIECE])
+def pieces(values: Sequence[T], size: int = PIECE) -> Iterator[list[T]]:
+    """The values in lists of at most `size`: statements have a limit of bound parameters."""
+    for start in range(0, len(values), size):
+        yield list(values[start : start + size])
 
 
 def to_json(value: Any) -> str:

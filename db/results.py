@@ -14,6 +14,9 @@ from db.transactions import reading
 if TYPE_CHECKING:
     import numpy as np
 
+SCORED_JOBS = 100
+"""Jobs whose scores are read by one statement."""
+
 
 class ParentResult(NamedTuple):
     """What a cell was computed from; empty summary and provenance: not done yet."""
@@ -21,6 +24,10 @@ class ParentResult(NamedTuple):
     identity: str
     summary: dict[str, Any]
     provenance: dict[str, Any]
+    name: str = ""
+    folder: str = ""
+    """Below the store's root, as that of a cell."""
+    manifest_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +49,10 @@ class Cell:
     provenance: dict[str, Any]
     parents_summary: dict[str, ParentResult]
     """By role."""
+    folder: str = ""
+    """Of the accepted attempt, below the store's root."""
+    manifest_sha256: str = ""
+    """Of the list of that folder's files with their checksums."""
 
 
 def load_cells(
@@ -59,6 +70,7 @@ def load_cells(
             select(
                 *(Job.id, Job.identity, Job.name, SweepJob.labels, Job.state, Job.failure),
                 *(Job.reason, Result.summary, Result.provenance),
+                *(Result.folder, Result.manifest_sha256),
             )
             .join_from(SweepJob, Job)
             .outerjoin(Result, Result.job_id == Job.id)
@@ -84,6 +96,8 @@ def load_cells(
             summary=row.summary or {},
             provenance=row.provenance or {},
             parents_summary=parents[row.id],
+            folder=row.folder or "",
+            manifest_sha256=row.manifest_sha256 or "",
         )
         for row in rows
     ]
@@ -98,7 +112,8 @@ def _scores(
     found: dict[int, dict[str, tuple[float, np.ndarray, tuple[str, ...]]]]
     found = {id_: {} for id_ in job_ids}
     query_ids: dict[int, tuple[str, ...]] = {}
-    for piece in pieces(job_ids):
+    # a driver holds a whole answer, bytes as hexadecimal digits: many megabytes for some thousand
+    for piece in pieces(job_ids, SCORED_JOBS):
         stored = select(Score.job_id, Score.measure, Score.query_set_id, Score.packed, Score.mean)
         stored = stored.where(Score.job_id.in_(piece)).order_by(Score.job_id, Score.measure)
         if measures is not None:
@@ -121,12 +136,17 @@ def _parents(connection: Connection, job_ids: list[int]) -> dict[int, dict[str, 
     # a training is the parent of all its evaluations: read each once
     for piece in pieces(sorted({parent_id for _, _, parent_id in edges})):
         rows = connection.execute(
-            select(Job.id, Job.identity, Result.summary, Result.provenance)
+            select(
+                *(Job.id, Job.identity, Result.summary, Result.provenance),
+                *(Job.name, Result.folder, Result.manifest_sha256),
+            )
             .outerjoin(Result, Result.job_id == Job.id)
             .where(Job.id.in_(piece))
         )
-        for id_, identity, summary, provenance in rows:
-            results[id_] = ParentResult(identity, summary or {}, provenance or {})
+        for id_, identity, summary, provenance, name, folder, manifest in rows:
+            results[id_] = ParentResult(
+                identity, summary or {}, provenance or {}, name, folder or "", manifest or ""
+            )
     for child_id, role, parent_id in edges:
         found[child_id][role] = results[parent_id]
     return found

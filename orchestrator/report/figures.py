@@ -89,7 +89,7 @@ def draw_ranking(ranking: Ranking) -> "Figure":
 
     count = len(ranking.levels)
     left = (count + 1) // 2
-    figure = Figure(figsize=(6.3, 0.9 + 0.19 * (left + len(ranking.cliques))))
+    figure = Figure(figsize=(6.3, 1.1 + 0.19 * (left + len(ranking.cliques))))
     axes = figure.add_subplot()
     low, high = 1.0, float(count)
     below = -0.35 * len(ranking.cliques)
@@ -125,9 +125,12 @@ def draw_ranking(ranking: Ranking) -> "Figure":
     for tick in range(1, count + 1):
         axes.plot([tick, tick], [0, 0.15], color="black", linewidth=0.9)
         axes.text(tick, 0.25, str(tick), ha="center", va="bottom", fontsize=8)
-    axes.set_title(
+    axes.text(
+        (low + high) / 2,
+        2.3,
         f"{ranking.measure}: mean rank of each {ranking.choice} over {ranking.blocks} "
         f"{ranking.over}",
+        ha="center",
         fontsize=9,
         parse_math=False,
     )

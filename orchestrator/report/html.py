@@ -4,17 +4,21 @@ Every number opens what stands behind it: seeds, jobs, commits. Sorting and filt
 JavaScript, which is in the file; nothing else does.
 """
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.report.caption import Style, caption, conclusions, title
 from orchestrator.report.figures import inline_figures
+from orchestrator.report.provenance import SHORT, code_of, jobs_behind
 from orchestrator.report.report import Report, Shown
 from orchestrator.report.table import Column, Row, row_of
 
 if TYPE_CHECKING:
     from db.results import Cell
 
+PRINTED_COLUMNS = 6
+"""So many fit on paper beside the labels."""
 STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
 
 
@@ -43,10 +47,10 @@ def render_html(report: Report) -> str:
         jobs.setdefault((row_of(cell), cell.labels["collection"]), []).append(cell)
     return environment.get_template("page.html.j2").render(
         title=title(report),
-        heads=[
-            [(name, len(list(same))) for name, same in groupby(level)] for level in report.heads
-        ],
+        heads=_spans(report.heads),
         label_heads=report.label_heads,
+        label_styles=_label_styles(report),
+        print_tables=_print_tables(report),
         blocks=[
             [
                 (report.label(row), [_place(report, jobs, row, c) for c in report.table.columns])
@@ -58,7 +62,48 @@ def render_html(report: Report) -> str:
         conclusions=conclusions(report),
         sections=report.sections,
         figures=inline_figures(report),
+        jobs=jobs_behind(report.cells),
+        short=SHORT,
     )
+
+
+def _spans(heads: Sequence[Sequence[str]]) -> list[list[tuple[str, int]]]:
+    return [[(name, len(list(same))) for name, same in groupby(level)] for level in heads]
+
+
+def _label_styles(report: Report) -> list[str]:
+    """Label columns stay in sight while the table scrolls: each at the width of those before."""
+    labels = [report.label_heads, *map(report.label, report.table.rows)]
+    columns = zip(*(each for each in labels if len(each) == len(report.label_heads)), strict=True)
+    styles, left = [], 0.0
+    for place, column in enumerate(columns):
+        width = 1.05 * max(map(len, column))
+        styles.append(f"left: calc({left:.1f}ch + {1.4 * place:.1f}rem); min-width: {width:.1f}ch")
+        left += width
+    return styles
+
+
+def _print_tables(report: Report) -> list[dict[str, Any]]:
+    """The table cut into pieces that paper has room for; none where it fits as it is."""
+    columns = report.table.columns
+    if len(columns) <= PRINTED_COLUMNS:
+        return []
+    return [
+        {
+            "heads": _spans([level[start : start + PRINTED_COLUMNS] for level in report.heads]),
+            "blocks": [
+                [
+                    (
+                        report.label(row),
+                        [report.shown(row, c) for c in columns[start : start + PRINTED_COLUMNS]],
+                    )
+                    for row in block
+                ]
+                for block in report.table.blocks
+            ],
+        }
+        for start in range(0, len(columns), PRINTED_COLUMNS)
+    ]
 
 
 def _place(
@@ -89,18 +134,18 @@ def _place(
 
 def _source(cell: "Cell", column: Column) -> dict[str, Any]:
     """One evaluation: where its number came from, the training's and candidates' jobs included."""
-    code = cell.provenance.get("source") or {}
-    commit = code.get("commit", "")[:12] + (" with local changes" if code.get("dirty") else "")
     return {
         "seed": cell.labels.get("seed"),
         "collection": cell.labels["collection"],
         "value": cell.means.get(column.measure),
         "state": f"{cell.state} {cell.failure or ''}".strip(),
         "reason": cell.reason or "",
-        "job": cell.identity[:12],
+        "job": cell.identity[:SHORT],
+        "known": bool(cell.provenance),
         "parents": [
-            f"{role} {parent.identity[:12]}"
+            (role, parent.identity[:SHORT], bool(parent.provenance))
             for role, parent in sorted(cell.parents_summary.items())
         ],
-        "commit": commit or f"xsweep {cell.provenance.get('xsweep', 'unknown')}",
+        "code": code_of(cell.provenance) if cell.provenance else "",
+        "per_query": f"{cell.folder}/per_query.json" if cell.folder else "",
     }

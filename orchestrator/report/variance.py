@@ -1,5 +1,6 @@
 """The share of the variance that each choice explains, collections and seeds being random."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,6 +67,43 @@ def sums_of_squares(
 
     `values`: float64[observations]. In a balanced grid the sums and the rest add up to the total.
     """
+    if balanced(factors):
+        squares = _balanced_squares(factors, values, interactions)
+    else:
+        squares = _least_squares(factors, values, interactions)
+    return {name: max(square, 0.0) for name, square in squares.items()}
+
+
+def balanced(factors: Factors) -> bool:
+    """Whether every combination of levels was observed, all equally often."""
+    counts = Counter(zip(*factors.values(), strict=True))
+    cells = np.prod([len(set(column)) for column in factors.values()])
+    return len(counts) == cells and len(set(counts.values())) == 1
+
+
+def _balanced_squares(
+    factors: Factors, values: np.ndarray, interactions: Sequence[tuple[str, str]]
+) -> dict[str, float]:
+    """By means of groups, which in a balanced grid is least squares."""
+    centred = values - values.mean()
+    codes = {name: np.unique(column, return_inverse=True)[1] for name, column in factors.items()}
+
+    def means(code: np.ndarray) -> np.ndarray:
+        """Each observation's group mean."""
+        return (np.bincount(code, centred) / np.bincount(code))[code]
+
+    single = {name: means(code) for name, code in codes.items()}
+    squares = {name: float((each**2).sum()) for name, each in single.items()}
+    for one, other in interactions:
+        both = codes[one] * (codes[other].max() + 1) + codes[other]
+        beyond = means(both) - single[one] - single[other]
+        squares[f"{one} × {other}"] = float((beyond**2).sum())
+    return squares
+
+
+def _least_squares(
+    factors: Factors, values: np.ndarray, interactions: Sequence[tuple[str, str]]
+) -> dict[str, float]:
     additive = _residual(factors, values)
     squares = {
         name: _residual({n: f for n, f in factors.items() if n != name}, values) - additive
@@ -74,7 +112,7 @@ def sums_of_squares(
     for one, other in interactions:
         both = list(map(" × ".join, zip(factors[one], factors[other], strict=True)))
         squares[f"{one} × {other}"] = additive - _residual(factors | {"both": both}, values)
-    return {name: max(square, 0.0) for name, square in squares.items()}
+    return squares
 
 
 def f_test(square: float, freedom: int, error_square: float, error_freedom: int) -> float:

@@ -7,7 +7,14 @@ from statsmodels.stats.anova import AnovaRM, anova_lm
 from orchestrator.report.build import build_report
 from orchestrator.report.effects import factors_of
 from orchestrator.report.measured import measured
-from orchestrator.report.variance import f_test, sums_of_squares, variance_section
+from orchestrator.report.variance import (
+    _balanced_squares,
+    _least_squares,
+    balanced,
+    f_test,
+    sums_of_squares,
+    variance_section,
+)
 
 
 def test_sums_are_type_ii_as_statsmodels_gives_them():
@@ -26,6 +33,20 @@ def test_sums_are_type_ii_as_statsmodels_gives_them():
     additive = anova_lm(smf.ols(model.replace("*", "+"), frame).fit(), typ=2)
     for name in factors:
         assert found[name] == pytest.approx(additive.sum_sq[name])
+
+
+def test_in_a_balanced_grid_means_of_groups_are_least_squares():
+    generator = np.random.default_rng(2)
+    rows = [(b, o, c) for b in "AB" for o in "xyz" for c in "pqrs" for _ in range(2)]
+    factors = dict(
+        zip(("backbone", "objective", "collection"), zip(*rows, strict=True), strict=True)
+    )
+    values = generator.uniform(size=len(rows))
+    pairs = [("backbone", "objective"), ("objective", "collection")]
+    assert balanced(factors)
+    slow = _least_squares(factors, values, pairs)
+    assert _balanced_squares(factors, values, pairs) == pytest.approx(slow)
+    assert not balanced({name: column[:-1] for name, column in factors.items()})
 
 
 @pytest.fixture(scope="module")
