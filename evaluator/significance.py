@@ -72,19 +72,25 @@ def stratified_means(
     mean: np.ndarray = sum(
         share * values.mean(-1) for share, values in zip(shares, collections, strict=True)
     )
-    variances = np.array(
-        [
-            share**2 * values.var(-1, ddof=1) / values.shape[-1]
-            for share, values in zip(shares, collections, strict=True)
-        ]
+    error, freedom = satterthwaite(
+        [values.var(-1, ddof=1) / values.shape[-1] for values in collections],
+        [values.shape[-1] - 1 for values in collections],
+        shares,
     )
-    freedoms = [values.shape[-1] - 1 for values in collections]
-    total = variances.sum(0)
-    below = sum(
-        variance**2 / freedom for variance, freedom in zip(variances, freedoms, strict=True)
-    )
-    freedom = np.where(below > 0, total**2 / np.where(below > 0, below, 1), np.inf)
-    return mean, np.sqrt(total), freedom
+    return mean, error, freedom
+
+
+def satterthwaite(
+    variances: Sequence[np.ndarray], freedoms: Sequence[int], weights: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standard error and degrees of freedom of a weighted sum of means.
+
+    `variances` are those of the means. Rounding may have made a variance of 0 negative.
+    """
+    parts = [w**2 * np.maximum(v, 0) for w, v in zip(weights, variances, strict=True)]
+    total = np.sum(parts, axis=0)
+    below = np.sum([part**2 / n for part, n in zip(parts, freedoms, strict=True)], axis=0)
+    return np.sqrt(total), np.where(below > 0, total**2 / np.where(below > 0, below, 1), np.inf)
 
 
 def paired_t_test(a: ArrayLike, b: ArrayLike) -> float:

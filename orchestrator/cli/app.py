@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
 ORDER = (
-    *("submit", "plan", "run", "status", "report", "explain", "logs"),
+    *("submit", "plan", "run", "status", "report", "compare", "explain", "logs"),
     *("cancel", "pause", "resume", "retry", "evaluate", "data", "db", "doctor", "version"),
 )
 """Of the commands in `--help`: as a newcomer needs them."""

@@ -9,6 +9,7 @@ from xsweep import ConfigError
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from db.results import Cell
     from orchestrator.report.report import Report
 
 FORMATS = ("text", "markdown", "latex", "csv", "json", "html")
@@ -74,18 +75,12 @@ def load_report(
 
     Raises ConfigError for whatever of this the sweep cannot answer, naming what it could.
     """
-    from db.results import load_cells
-    from evaluator.measure_names import parse_measure
     from orchestrator.report.build import build_report
     from orchestrator.report.cost import with_cost
     from orchestrator.report.effects import with_effects
     from orchestrator.report.reference import reference_section
 
-    names = list(dict.fromkeys(str(parse_measure(measure)) for measure in measures))
-    cells = load_cells(engine, sweep, names)
-    if any(all(name not in cell.means for cell in cells) for name in names):
-        # with everything, so that the message can say what there is
-        cells = load_cells(engine, sweep)
+    names, cells = load_measures(engine, sweep, measures)
     report = build_report(
         cells,
         sweep=sweep,
@@ -108,6 +103,24 @@ def load_report(
     references = [compare_to] if isinstance(compare_to, str) else compare_to
     compared = [reference_section(report, name) for name in references]
     return replace(report, sections=(*report.sections, *compared))
+
+
+def load_measures(
+    engine: "Engine", sweep: str, measures: Sequence[str]
+) -> "tuple[list[str], list[Cell]]":
+    """The measures' own names, and the sweep's evaluations with their values alone.
+
+    Where one of them is stored nowhere the evaluations have all that there is, so that a message
+    can say it. Raises ConfigError for an unknown sweep or a name that is no measure.
+    """
+    from db.results import load_cells
+    from evaluator.measure_names import parse_measure
+
+    names = list(dict.fromkeys(str(parse_measure(measure)) for measure in measures))
+    cells = load_cells(engine, sweep, names)
+    if any(all(name not in cell.means for cell in cells) for name in names):
+        cells = load_cells(engine, sweep)
+    return names, cells
 
 
 def write(report: "Report", format: str, layout: Layout = PLAIN) -> str:

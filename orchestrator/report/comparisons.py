@@ -24,6 +24,8 @@ CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bh": benjamini_hochberg,
     "none": np.asarray,
 }
+LISTED = 12
+"""So many rows are named where one was not found."""
 TESTS = ("t", "randomization")
 
 Duel = tuple[Row, Row, bool]
@@ -71,18 +73,24 @@ def find_baselines(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
     """
     found: list[Row] = []
     for name in names:
-        wanted = name.casefold()
-        rows = [row for row in table.rows if wanted in _names(row)]
-        if not rows:
-            known = {each.name.casefold(): each.name for each in table.rows}
-            near = [known[each] for each in get_close_matches(wanted, known, n=3, cutoff=0.5)]
-            raise ConfigError(
-                f"baseline {name!r} is not in this sweep"
-                + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ".")
-                + f" Its rows: {', '.join(known.values())}"
-            )
-        found += [row for row in rows if row not in found]
+        found += [row for row in rows_named(table.rows, name) if row not in found]
     return tuple(found)
+
+
+def rows_named(rows: Sequence[Row], name: str, what: str = "baseline") -> list[Row]:
+    """The rows of that name, model or kind. Raises ConfigError where there is none."""
+    wanted = name.casefold()
+    found = [row for row in rows if wanted in _names(row)]
+    if not found:
+        known = {each.name.casefold(): each.name for each in rows}
+        near = [known[each] for each in get_close_matches(wanted, known, n=3, cutoff=0.5)]
+        raise ConfigError(
+            f"{what} {name!r} is not in this sweep"
+            + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ".")
+            + f" Its rows: {', '.join(list(known.values())[:LISTED])}"
+            + (", ..." if len(known) > LISTED else "")
+        )
+    return found
 
 
 def compare(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluator.significance import stratified_means
+from evaluator.significance import satterthwaite
 from orchestrator.report.comparisons import testable
 from orchestrator.report.report import Report
 from orchestrator.report.table import Column, Row, Table, build_table
@@ -38,6 +38,11 @@ class Measured:
             np.stack([entries[row, column].per_query[0] for row in self.rows])
             for column in self.columns
         ]
+
+    @cached_property
+    def covariances(self) -> list[np.ndarray]:
+        """Per collection float64[rows, rows], over queries: what any weighted sum varies by."""
+        return [np.atleast_2d(np.cov(each)) for each in self.scores]
 
     @cached_property
     def means(self) -> np.ndarray:
@@ -108,10 +113,19 @@ def intervals(data: Measured, weights_LR: np.ndarray) -> list[dict[str, Any]]:
     from scipy.special import stdtrit
 
     upper = (1 + CONFIDENCE) / 2
-    value, error, freedom = stratified_means([weights_LR @ each for each in data.scores])
+    queries = [each.shape[1] for each in data.scores]
+    error, freedom = satterthwaite(
+        [
+            np.einsum("lr,rs,ls->l", weights_LR, covariance, weights_LR, optimize=True) / count
+            for covariance, count in zip(data.covariances, queries, strict=True)
+        ],
+        [count - 1 for count in queries],
+        [1 / len(queries)] * len(queries),
+    )
     variance, seeds_freedom = data.seed_variance
     counts = np.array([max(len(each), 1) for each in data.by_seed])
     per_collection = weights_LR @ data.means
+    value = per_collection.mean(axis=1)
     collections = per_collection.shape[1]
     found = []
     for place, weights in enumerate(weights_LR):

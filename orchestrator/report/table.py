@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
-from statistics import fmean, stdev
+from math import fsum, sqrt
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -105,7 +106,11 @@ class Entry:
         NaN with fewer than two seeds. In the unit of the mean: a table in percent multiplies
         it by 100, not its variance.
         """
-        return stdev(self.means.values()) if len(self.means) > 1 else float("nan")
+        if len(self.means) < 2:
+            return float("nan")
+        middle = self.mean
+        squares = fsum((each - middle) ** 2 for each in self.means.values())
+        return sqrt(squares / (len(self.means) - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +276,7 @@ def _entry(
     by_collection: Mapping[str, Mapping[int | None, "Cell"]], column: Column, order_of: Ordering
 ) -> Entry:
     cells = [by_collection.get(collection, {}) for collection in column.collections]
+    weights = column.weights
     means: dict[int | None, float] = {}
     arrays: list[list[np.ndarray]] = []
     unfinished: dict[str, int] = defaultdict(int)
@@ -278,7 +284,7 @@ def _entry(
         states = [_state(each.get(seed), column.measure) for each in cells]
         if all(state == ACCEPTED for state in states):
             done = [each[seed] for each in cells]
-            means[seed] = fmean((cell.means[column.measure] for cell in done), column.weights)
+            means[seed] = fmean((cell.means[column.measure] for cell in done), weights)
             arrays.append(
                 [cell.scores[column.measure][order_of(cell.query_ids)[0]] for cell in done]
             )
@@ -286,9 +292,14 @@ def _entry(
             unfinished[max(states, key=STATES.index)] += 1
     return Entry(
         means=means,
-        per_query=tuple(np.mean(each, axis=0) for each in zip(*arrays, strict=True)),
+        per_query=tuple(_average(each) for each in zip(*arrays, strict=True)),
         unfinished=tuple(sorted(unfinished.items(), key=lambda each: -STATES.index(each[0]))),
     )
+
+
+def _average(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """Their mean; a third of the time of stacking them first."""
+    return sum(arrays[1:], arrays[0]) / len(arrays)
 
 
 def _state(cell: "Cell | None", measure: str) -> str:
