@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from orchestrator.report.comparisons import Comparison
-from orchestrator.report.facts import describe_candidates, describe_queries, describe_selection
+from orchestrator.report.facts import (
+    describe_candidates,
+    describe_lengths,
+    describe_queries,
+    describe_recall,
+    describe_selection,
+)
 from orchestrator.report.report import Report
 from orchestrator.report.table import count_states
 
@@ -101,6 +107,8 @@ def _what(report: Report) -> str:
         parts.append("No suite is whole in this sweep, so its collections stand alone.")
     parts += describe_queries(report.cells)
     parts += describe_candidates(report.cells)
+    parts += describe_recall(report.cells)
+    parts += describe_lengths(report.cells)
     parts += _teachers(report)
     parts += describe_selection(report.cells)
     if report.where:

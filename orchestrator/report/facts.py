@@ -47,6 +47,38 @@ def describe_candidates(cells: Iterable["Cell"]) -> list[str]:
     return _sentences("Candidates", found)
 
 
+def describe_recall(cells: Iterable["Cell"]) -> list[str]:
+    """What the first stage found of the relevant documents: what re-ranking cannot go beyond."""
+    found: dict[str, tuple[str, float]] = {}
+    for cell in cells:
+        if cell.state == "done" and "candidates" in cell.parents_summary:
+            for name, value in cell.parents_summary["candidates"].summary.get("recall", {}).items():
+                found[cell.labels["collection"]] = (name, value)
+    if not found:
+        return []
+    names = sorted(found, key=natural)
+    if len(names) > LISTED_UP_TO:
+        values = [value for _, value in found.values()]
+        low, high = min(values), max(values)
+        measures = "/".join(dict.fromkeys(found[name][0] for name in names))
+        return [f"Recall of the candidates: {measures} {low:.3f} to {high:.3f}."]
+    listed = ", ".join(f"{found[name][0]} {found[name][1]:.3f} of {name}" for name in names)
+    return [f"Recall of the candidates: {listed}."]
+
+
+def describe_lengths(cells: Iterable["Cell"]) -> list[str]:
+    """How much of a query and of a document the runs read."""
+    found = defaultdict(set)
+    for cell in cells:
+        spec = _spec(cell.provenance)
+        if cell.state == "done" and cell.labels["system"] == "run" and "document_tokens" in spec:
+            passages = spec.get("max_passages", 1)
+            best = f", best of {passages} such passages" if passages > 1 else ""
+            how = f"query {spec['query_tokens']}, document {spec['document_tokens']} tokens{best}"
+            found[how].add(cell.labels["backbone"])
+    return _sentences("Read", found) if found else []
+
+
 def describe_selection(cells: Iterable["Cell"]) -> list[str]:
     """By which measure on which collection the runs' checkpoints were selected."""
     found = defaultdict(set)

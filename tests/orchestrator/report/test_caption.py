@@ -87,6 +87,23 @@ def test_collections_that_differ_in_their_candidates_are_told_apart(make_cell):
     assert "Candidates of web: SPLADE (splade.run.gz, ordered by rank), top 20." in text
 
 
+def test_the_recall_of_the_candidates_is_told(make_cell):
+    cell = make_cell(0, system="first_stage", AP=[0.1, 0.2])
+    stage = cell.parents_summary["candidates"]
+    cell.parents_summary["candidates"] = stage._replace(summary={"recall": {"R@20": 0.8147}})
+    assert "Recall of the candidates: R@20 0.815 of news." in sentences([cell], measures=["AP"])
+
+
+def test_what_is_read_of_a_document_is_told_for_those_it_concerns(make_cell):
+    cells = [make_cell(i, backbone=b, AP=[0.1, 0.2]) for i, b in enumerate(["L3", "L6"])]
+    for cell, passages in zip(cells, (1, 4), strict=True):
+        spec = {"query_tokens": 32, "document_tokens": 256, "max_passages": passages}
+        cell.provenance["spec"] = spec
+    text = sentences(cells, measures=["AP"], baselines=[])
+    assert "Read of L3: query 32, document 256 tokens." in text
+    assert "Read of L6: query 32, document 256 tokens, best of 4 such passages." in text
+
+
 def test_conclusions_name_who_is_better_worse_and_not_told_apart(small_sweep):
     (found,) = conclusions(build_report(small_sweep, sweep="s"))
     assert found.heading == "nDCG@10 on news, against BM25 (first stage)"
