@@ -55,7 +55,9 @@ class FirstStage(Spec):
     run: File | None = None
     """A TREC run."""
     runs: str | None = None
-    """A folder with a run per collection: `<collection, "/" as "-">.run.gz` (or `.run`)."""
+    """A folder with a run per collection: `<collection, "/" as "-">.run.gz` (or `.run`).
+
+    A run that is not there yet can be planned with, not submitted."""
     order: Literal["score", "rank"] = "score"
     """Which column of a run orders it: trec_eval's rule or the rank."""
     label: str | None = None
@@ -205,6 +207,9 @@ class Validation(Spec):
 
     collection: str | None = None
     suite: str | None = None
+    first_stage: FirstStageEntry | None = None
+    """What is re-ranked; None: `evaluation.first_stage`. Named here, it lets sweeps with other
+    evaluations share the trainings."""
     measure: str = "nDCG@10"
     every_steps: int = Field(ge=1)
     depth: int = Field(100, ge=1)
@@ -240,6 +245,8 @@ class Need(Spec):
 class Grid(Spec):
     """A grid file as it is written; `orchestrator.references` gives its names their meaning."""
 
+    extends: str | None = None
+    """A grid file of the same folder: its keys hold where this file does not give them, whole."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
     description: str = ""
     collections: dict[str, Collection] = Field(default={})

@@ -1,6 +1,6 @@
 """Reading a grid file, so that every error names file, line and column and suggests a way out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,9 +22,10 @@ _SWITCHES = {
 def read_grid(path: Path, data_home: Path | None = None) -> tuple[Grid, YamlFile]:
     """Read and check the form of a grid file; `${data_home}` stands for the given folder.
 
+    A file that `extends` another one takes the top-level keys that it does not give from there.
     Raises ConfigError with `file:line:column` for the first thing that is wrong.
     """
-    file = read_yaml(path, {"data_home": str(data_home) if data_home else None})
+    file = _read_with_base(path, {"data_home": str(data_home) if data_home else None}, ())
     for where in _booleans(file.data, ()):
         if where[-1] not in _SWITCHES:
             # pydantic would take true for the number 1
@@ -33,6 +34,26 @@ def read_grid(path: Path, data_home: Path | None = None) -> tuple[Grid, YamlFile
         return Grid.model_validate(file.data), file
     except ValidationError as problem:
         raise located(problem, file) from problem
+
+
+def _read_with_base(
+    path: Path, variables: Mapping[str, str | None], above: tuple[Path, ...]
+) -> YamlFile:
+    file = read_yaml(path, variables)
+    name = file.data.get("extends")
+    if name is None:
+        return file
+    if not isinstance(name, str) or Path(name).name != name:
+        raise file.error(
+            ("extends",), f"extends names a grid file of the same folder, not {name!r}"
+        )
+    base = path.parent / name
+    if base in (path, *above):
+        raise file.error(("extends",), f"{name} extends this file, too: that is a circle")
+    if not base.is_file():
+        others = [each.name for each in path.parent.glob("*.y*ml") if each != path]
+        raise file.error(("extends",), f"there is no {base}: {nearest(name, others)}")
+    return file.over(_read_with_base(base, variables, (path, *above)))
 
 
 def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> ConfigError:

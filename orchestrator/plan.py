@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Plan:
     """Parents before children."""
     cells: tuple[Cell, ...]
     left_out: tuple[LeftOut, ...]
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Files without which the jobs cannot be stored, and what they are."""
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -115,6 +117,7 @@ class _Planner:
             jobs=tuple(self.graph.jobs.values()),
             cells=tuple(trained.values()),
             left_out=tuple(self.left_out),
+            absent=self.refs.absent,
         )
 
     def _train(self, cell: Cell) -> str:
@@ -125,9 +128,9 @@ class _Planner:
         savings = {"tokens": self.graph.tokens(taught.collection, tokenizer, length)}
         validation = None
         if self.validation:
-            validation, parents["validation"] = self.validation
-            store = self.graph.tokens(validation.collection, tokenizer, length)
-            savings["validation_tokens"] = store
+            validation = self.validation.spec
+            parents |= self.validation.parents
+            savings |= self.shared.validation_tokens(self.validation, tokenizer, length)
         spec = TrainSpec(
             backbone=backbone,
             objective=self._objective(cell.objective),
@@ -142,7 +145,8 @@ class _Planner:
         pairs = float(settings.steps * settings.batch_queries) * _documents_per_query(taught.spec)
         if validation:
             times = -(-settings.steps // validation.every_steps)
-            pairs += times * QUERIES * validation.depth * SCORING
+            queries = QUERIES * len(validation.collections)
+            pairs += times * queries * validation.depth * SCORING
         return self.graph.add(
             "train",
             f"train {cell.name}",

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,6 +29,9 @@ from trainer.specs import TeacherSpec
 Model = TypeVar("Model", bound=BaseModel)
 
 APIDOCS = tuple(f"apidocs/{split}" for split in ("train", "validation", "test"))
+ABSENT = "0" * 64
+"""Stands for the checksum of a file that is not there yet."""
+Role = Literal["evaluation", "validation"]
 TRAINING_DEPTH = 100
 """Candidates of each training query where a teacher over BM25 names no depth."""
 
@@ -40,6 +43,8 @@ class References:
         self.grid, self.source = grid, file
         self.folder = _absolute(file.path).parent
         self.allowed = [self.folder, Path.cwd(), *([data_home] if data_home else [])]
+        self.absent: dict[str, str] = {}
+        """Files that must be there before jobs can be stored, and what they are."""
 
     def build(self, where: Where, kind: type[Model], **values: Any) -> Model:
         """A spec of this kind, its errors placed at the block that it comes from."""
@@ -142,18 +147,21 @@ class References:
 
     def first_stage_label(self, collection: str) -> str:
         """What reports call a collection's first stage."""
-        _, stage = self._first_stage_of(collection)
+        _, stage = self._first_stage_of(collection, "evaluation")
         return stage.label or ("BM25" if stage.bm25 else "first stage")
 
-    def _first_stage_of(self, collection: str) -> tuple[Where, FirstStage]:
+    def _first_stage_of(self, collection: str, role: Role) -> tuple[Where, FirstStage]:
+        validation = self.grid.validation
         own = self.grid.collections.get(collection)
         if own and own.first_stage:
             return ("collections", collection, "first_stage"), own.first_stage
+        if role == "validation" and validation and validation.first_stage:
+            return ("validation", "first_stage"), validation.first_stage
         return ("evaluation", "first_stage"), self.grid.evaluation.first_stage
 
-    def first_stage(self, collection: str) -> FirstStageSpec:
-        """What is re-ranked on a collection: its own first stage, else the evaluation's."""
-        where, stage = self._first_stage_of(collection)
+    def first_stage(self, collection: str, role: Role) -> FirstStageSpec:
+        """What is re-ranked on a collection: its own first stage, else the role's."""
+        where, stage = self._first_stage_of(collection, role)
         if stage.bm25:
             return stage.bm25
         if stage.scoreddocs:
@@ -161,14 +169,14 @@ class References:
         if stage.run:
             return RunSpec(file=self.file((*where, "run"), stage.run), order=stage.order)
         assert stage.runs
-        folder = self.path((*where, "runs"), stage.runs)
+        folder = self.path((*where, "runs"), stage.runs, must_exist=False)
         stem = collection.replace("/", "-")
         for name in (f"{stem}.run.gz", f"{stem}.run"):
             if (folder / name).exists():
                 return RunSpec(file=FileSpec(path=str(folder / name)), order=stage.order)
-        raise self.source.error(
-            (*where, "runs"), f"{folder} has no run for {collection!r}: add {stem}.run.gz"
-        )
+        path = str(folder / f"{stem}.run.gz")
+        self.absent[path] = f"the first stage's TREC run of {collection!r}"
+        return RunSpec(file=FileSpec(path=path, sha256=ABSENT), order=stage.order)
 
     def training_collection(self, teacher: str) -> CollectionSpec:
         """Where a teacher's queries and documents are."""

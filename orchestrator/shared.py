@@ -15,9 +15,9 @@ from evaluator.specs import (
 from orchestrator.identity import canonical, significant
 from orchestrator.jobgraph import JobGraph, model_name
 from orchestrator.pins import Pins
-from orchestrator.references import References
+from orchestrator.references import References, Role
 from orchestrator.yamlfile import Where
-from trainer.specs import TeacherSpec, ValidationSpec
+from trainer.specs import TeacherSpec, ValidationSpec, validation_roles
 from xsweep import ConfigError, SetupError
 
 
@@ -28,6 +28,14 @@ class Tested(NamedTuple):
     stage: FirstStageSpec
     candidates: str
     """Identity of the job that gives the first stage's candidates."""
+
+
+class Validated(NamedTuple):
+    """How checkpoints are selected."""
+
+    spec: ValidationSpec
+    parents: dict[str, str]
+    """The jobs that give its candidates, by their role in a training."""
 
 
 class Taught(NamedTuple):
@@ -94,7 +102,7 @@ class Shared:
             )
         tests: dict[str, Tested] = {}
         for where, collection in found:
-            test = Tested(*self._ranked(collection, evaluation.depth))
+            test = Tested(*self._ranked(collection, evaluation.depth, "evaluation"))
             twin = tests.setdefault(_content(test.collection), test)
             if twin is not test:
                 raise self.refs.source.error(
@@ -102,37 +110,43 @@ class Shared:
                 )
         return list(tests.values())
 
-    def validation(self) -> tuple[ValidationSpec, str] | None:
-        """The validation that trainings run, and the job that gives its candidates."""
+    def validation(self) -> Validated | None:
+        """The validation that trainings run, and the jobs that give its candidates."""
         wanted = self.grid.validation
         if wanted is None:
             return None
         where: Where = ("validation", "collection" if wanted.collection else "suite")
         if wanted.collection:
-            collection = self.refs.collection(where, wanted.collection)
+            collections = [self.refs.collection(where, wanted.collection)]
         else:
-            collection, *others = self.refs.suite(where, wanted.suite or "")
-            if others:
-                raise self.refs.source.error(
-                    where,
-                    f"the suite {wanted.suite!r} has {len(others) + 1} collections, validation "
-                    "takes one: name it as validation.collection",
-                )
-        pinned, _, candidates = self._ranked(collection, wanted.depth)
+            collections = self.refs.suite(where, wanted.suite or "")
+        ranked = [self._ranked(each, wanted.depth, "validation") for each in collections]
+        pinned, *further = [collection for collection, _, _ in ranked]
         spec = ValidationSpec(
             collection=pinned,
+            further=tuple(further),
             measure=self.measure(("validation", "measure"), wanted.measure),
             every_steps=wanted.every_steps,
             depth=wanted.depth,
             patience=wanted.patience,
         )
-        return spec, candidates
+        parents = {validation_roles(place)[0]: each[2] for place, each in enumerate(ranked)}
+        return Validated(spec, parents)
+
+    def validation_tokens(
+        self, validation: Validated, tokenizer: ModelSpec, used_tokens: int
+    ) -> dict[str, str]:
+        """The token stores of the validation's collections, by their role in a training."""
+        return {
+            validation_roles(place)[1]: self.graph.tokens(collection, tokenizer, used_tokens)
+            for place, collection in enumerate(validation.spec.collections)
+        }
 
     def _ranked(
-        self, collection: CollectionSpec, depth: int
+        self, collection: CollectionSpec, depth: int, role: Role
     ) -> tuple[CollectionSpec, FirstStageSpec, str]:
         pinned = self.pins.pin(collection)
-        stage = self.pins.pin(self.refs.first_stage(collection.name))
+        stage = self.pins.pin(self.refs.first_stage(collection.name, role))
         return pinned, stage, self.graph.candidates(pinned, stage, depth)
 
     def teacher(self, name: str) -> Taught:
@@ -168,7 +182,7 @@ class Shared:
     def keep_apart(
         self,
         tests: list[Tested],
-        validation: tuple[ValidationSpec, str] | None,
+        validation: Validated | None,
         teachers: dict[str, Taught],
     ) -> None:
         """Refuse to train or to select checkpoints on a collection that is tested on."""
@@ -178,7 +192,10 @@ class Shared:
             for name, taught in teachers.items()
         ]
         if validation:
-            used.append((("validation",), "selects checkpoints on", validation[0].collection))
+            used += [
+                (("validation",), "selects checkpoints on", collection)
+                for collection in validation.spec.collections
+            ]
         for where, verb, collection in used:
             if _content(collection) in tested:
                 raise self.refs.source.error(

@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,26 @@ class YamlFile:
     keys: Mapping[Where, tuple[int, int]]
     """Line and column, from 1, of the key that leads to a value."""
     values: Mapping[Where, tuple[int, int]]
+    base: "YamlFile | None" = None
+    """The file that has the top-level keys which this one does not give."""
+
+    def over(self, base: "YamlFile") -> "YamlFile":
+        """This file with the top-level keys of another one where it has none of its own."""
+        return replace(
+            self,
+            text=f"{self.text.rstrip()}\n\n--- # {base.path.name}\n{base.text}",
+            data={**base.data, **self.data},
+            base=base,
+        )
 
     def position(self, where: Where, *, at_key: bool = False) -> tuple[int, int]:
         """Line and column of a value, or of its key.
 
         Steps that are not in the file (names of alternatives, missing keys) are passed over.
         """
+        if self._in_base(where):
+            assert self.base
+            return self.base.position(where, at_key=at_key)
         found: Where = ()
         for step in where:
             if (*found, step) in self.values:
@@ -60,8 +74,16 @@ class YamlFile:
 
     def error(self, where: Where, message: str, *, at_key: bool = False) -> ConfigError:
         """A ConfigError that begins with `file:line:column`, see `position`."""
+        if self._in_base(where):
+            assert self.base
+            return self.base.error(where, message, at_key=at_key)
         line, column = self.position(where, at_key=at_key)
         return ConfigError(f"{self.path}:{line}:{column}: {message}")
+
+    def _in_base(self, where: Where) -> bool:
+        return bool(
+            self.base and where and where[:1] not in self.values and where[0] in self.base.data
+        )
 
 
 def read_yaml(path: Path, variables: Mapping[str, str | None]) -> YamlFile:

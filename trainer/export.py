@@ -41,7 +41,7 @@ def model_card(spec: TrainSpec, summary: dict) -> str:
     if spec.validation:
         selection = (
             f"Step {summary['best_step']} of {summary['steps']}: best {spec.validation.measure} "
-            f"({summary['best_validation']:.4f}) on {spec.validation.collection.name}, re-ranking "
+            f"({summary['best_validation']:.4f}) on {spec.validation.title}, re-ranking "
             f"the first {spec.validation.depth} candidates."
         )
     else:

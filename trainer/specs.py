@@ -192,6 +192,8 @@ class ValidationSpec(Spec):
     """Re-ranks a collection's candidates while training; the best checkpoint is the result."""
 
     collection: CollectionSpec
+    further: tuple[CollectionSpec, ...] = ()
+    """More collections: the measure is the unweighted mean over all."""
     measure: str = "nDCG@10"
     every_steps: int = Field(ge=1)
     depth: int = Field(default=100, ge=1)
@@ -199,10 +201,28 @@ class ValidationSpec(Spec):
     patience: int | None = Field(default=None, ge=1)
     """Stop after so many validations without a better one; None never stops early."""
 
+    @property
+    def collections(self) -> tuple[CollectionSpec, ...]:
+        """All collections; place n's inputs are the roles that `validation_roles` gives."""
+        return (self.collection, *self.further)
+
+    @property
+    def title(self) -> str:
+        """The collections' names, or how many there are."""
+        if not self.further:
+            return self.collection.name
+        return f"{self.collection.name} and {len(self.further)} more, unweighted mean"
+
     @field_validator("measure")
     @classmethod
     def _known_measure(cls, measure: str) -> str:
         return str(parse_measure(measure))
+
+
+def validation_roles(place: int) -> tuple[str, str]:
+    """The inputs of a validation's collection number `place`, from 0: candidates and tokens."""
+    number = f"_{place + 1}" if place else ""
+    return f"validation{number}", f"validation_tokens{number}"
 
 
 class TrainSpec(Spec):

@@ -1,7 +1,8 @@
-"""Validation: one measure of the model so far, from re-ranking a collection's candidates."""
+"""Validation: one measure of the model so far, from re-ranking the candidates of collections."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import fmean
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -12,29 +13,45 @@ from evaluator.scoring import score_pairs
 from evaluator.tokenizers import tokenize
 from evaluator.tokens import TokenStore
 from evaluator.trec import Run, read_qrels, read_run
-from trainer.specs import TrainSpec
+from trainer.specs import TrainSpec, validation_roles
 from xsweep import ConfigError
+
+Validate = Callable[[PreTrainedModel], float]
 
 
 def prepare_validation(
     spec: TrainSpec, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerFast
-) -> Callable[[PreTrainedModel], float] | None:
-    """A function that measures a model on the validation collection; None where there is none.
+) -> Validate | None:
+    """A function that measures a model on the validation collections; None where there are none.
 
-    It needs the inputs `validation` (a candidates folder) and `validation_tokens`. The mean is
-    over every query of the qrels; positives that the first stage missed are not added.
+    It needs the inputs `validation` (a candidates folder) and `validation_tokens`, and
+    `validation_2`, `validation_tokens_2` and so on for further collections. A collection's value
+    is the mean over every query of its qrels, and the result the unweighted mean of collections;
+    positives that the first stage missed are not added.
     """
-    settings = spec.validation
-    if settings is None:
+    if spec.validation is None:
         return None
-    for role in ("validation", "validation_tokens"):
-        if role not in inputs:
-            raise ConfigError(f"validation needs the input {role!r}: name its folder in `inputs`")
-    folder = Path(inputs["validation"])
+    parts: list[Validate] = []
+    for place in range(len(spec.validation.collections)):
+        candidates, tokens = validation_roles(place)
+        for role in (candidates, tokens):
+            if role not in inputs:
+                raise ConfigError(
+                    f"validation needs the input {role!r}: name its folder in `inputs`"
+                )
+        parts.append(_prepare(spec, Path(inputs[candidates]), Path(inputs[tokens]), tokenizer))
+    return lambda model: fmean(part(model) for part in parts)
+
+
+def _prepare(
+    spec: TrainSpec, folder: Path, tokens: Path, tokenizer: PreTrainedTokenizerFast
+) -> Validate:
+    settings = spec.validation
+    assert settings
     run = read_run(folder / "candidates.run.gz")
     qrels = read_qrels(folder / "qrels.txt")
     texts = dict(read_texts(folder / "queries.jsonl.gz"))
-    documents = TokenStore(inputs["validation_tokens"])
+    documents = TokenStore(tokens)
     keys = [
         (query_id, doc_id)
         for query_id, scores in run.items()

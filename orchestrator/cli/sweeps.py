@@ -44,6 +44,8 @@ def submit(
         typer.echo("Dry run: nothing was stored.")
         return
 
+    _refuse_absent(planned)
+
     from db import jobs
 
     engine = open_database(ctx, create=True)
@@ -101,6 +103,18 @@ def run(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     raise typer.Exit(process.run(settings_of(ctx), until_idle=until_idle))
+
+
+def _refuse_absent(planned: "Plan") -> None:
+    """Refuse to store jobs whose identity needs the checksum of a file that is not there."""
+    from xsweep import DataError
+
+    if planned.absent:
+        path, what = next(iter(planned.absent.items()))
+        raise DataError(
+            f"{len(planned.absent)} files are missing, whose content is part of the jobs, first "
+            f"{path}: {what}. Put them there and submit again; `xsweep plan` lists them all"
+        )
 
 
 def _preview(settings: "Settings", planned: "Plan") -> "Submission":

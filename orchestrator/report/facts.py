@@ -86,12 +86,19 @@ def describe_selection(cells: Iterable["Cell"]) -> list[str]:
         if cell.state == "done" and "run" in cell.parents_summary:
             validation = _spec(cell.parents_summary["run"].provenance).get("validation")
             how = (
-                f"best {validation['measure']} on {validation['collection']['name']}"
+                f"best {validation['measure']} on {_collections(validation)}"
                 if validation
                 else "the last one, without validation"
             )
             found[how].add(f"{cell.labels['backbone']} {cell.labels['objective']}")
     return _sentences("Checkpoint", found)
+
+
+def _collections(validation: Mapping[str, Any]) -> str:
+    names = [each["name"] for each in (validation["collection"], *validation.get("further", ()))]
+    if len(names) == 1:
+        return str(names[0])
+    return f"{', '.join(names)} (unweighted mean of {len(names)})"
 
 
 def _sentences(subject: str, found: Mapping[str, set[str]]) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from gridtext import write_grid
 
+from orchestrator.gridfile import read_grid
 from orchestrator.plan import plan_grid
 from orchestrator.settings import Settings
 from xsweep import ConfigError
@@ -61,7 +62,6 @@ def settings(tmp_path: Path) -> Settings:
         ("[nDCG@10]", "[MAP]", "MAP", "unknown measure 'MAP'"),
         ("apidocs/validation", "apidocs/test", "{collection: apidocs/test", "a test collection"),
         ("apidocs/train", "apidocs/test", "{signal: labels", "trains on 'apidocs/test'"),
-        ("collection: apidocs/validation", "suite: nano-beir", "nano-beir", "has 13 collections"),
         ("run: bm25", "run: absent.run", "absent.run", "there is no"),
         ("run: bm25", "run: ../absent.run", "../absent.run", "outside the allowed folders"),
         ("run: bm25", "run: /etc/passwd", "/etc/passwd", "outside the allowed folders"),
@@ -131,3 +131,47 @@ def test_a_relative_path_starts_at_the_grids_folder(
     monkeypatch.chdir(tmp_path / "elsewhere")
     (tmp_path / "a.run").write_text("1 Q0 d 1 1.0 x\n")
     assert plan_grid(write_grid(tmp_path, ("run: bm25", "run: a.run")), settings).jobs
+
+
+def test_a_grid_takes_from_another_what_it_does_not_say(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    variant = tmp_path / "variant.yaml"
+    variant.write_text("extends: grid.yaml\nname: variant\nseeds: [7]\n")
+    grid, file = read_grid(variant)
+    assert (grid.name, grid.seeds) == ("variant", (7,))
+    assert [backbone.name for backbone in grid.backbones] == ["L6", "L3"]
+    assert "name: variant" in file.text
+    assert "--- # grid.yaml\nname: small" in file.text
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        ("extends: grid.yaml\nseeds: [1, x]", "variant.yaml:2:12", "seeds.1"),
+        ("extends: grid.yaml\nvalidation: null\nexclude: [{backbone: L7}]", None, ""),
+        ("extends: other/grid.yaml\nname: x", "variant.yaml:1:10", "of the same folder"),
+        ("extends: gird.yaml\nname: x", "variant.yaml:1:10", "did you mean 'grid.yaml'"),
+        ("extends: variant.yaml\nname: x", "variant.yaml:1:10", "that is a circle"),
+    ],
+)
+def test_mistakes_of_a_variant_are_found_in_its_own_file(
+    tmp_path: Path, text: str, place: str | None, message: str
+) -> None:
+    write_grid(tmp_path)
+    variant = tmp_path / "variant.yaml"
+    variant.write_text(text)
+    if place is None:
+        assert read_grid(variant)[0].validation is None
+        return
+    with pytest.raises(ConfigError) as caught:
+        read_grid(variant)
+    assert place in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_mistakes_of_the_base_are_found_in_the_base(tmp_path: Path) -> None:
+    write_grid(tmp_path, ("lr: 3e-5", "lr: fast"), ("every_steps: 50", "every_steps: 0"))
+    variant = tmp_path / "variant.yaml"
+    variant.write_text("extends: grid.yaml\nname: variant\n")
+    with pytest.raises(ConfigError, match=r"grid.yaml:17:59: validation.every_steps"):
+        read_grid(variant)

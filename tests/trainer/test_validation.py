@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import ir_measures
@@ -37,3 +38,26 @@ def test_a_missing_input_is_named(world):
     spec = TrainSpec.model_validate(world.spec())
     with pytest.raises(ConfigError, match="'validation_tokens'"):
         prepare_validation(spec, {"validation": world.inputs["validation"]}, None)
+
+
+def test_the_value_over_two_collections_is_the_mean_of_their_values(world, tmp_path):
+    spec = TrainSpec.model_validate(world.spec())
+    model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
+    # The second collection: the first half of the first one's judgements, 0 where nothing is found.
+    other = tmp_path / "other"
+    shutil.copytree(world.inputs["validation"], other)
+    lines = (other / "qrels.txt").read_text().splitlines(keepends=True)
+    (other / "qrels.txt").write_text("".join(lines[: len(lines) // 2]))
+    first, second = (
+        prepare_validation(spec, world.inputs | {"validation": folder}, tokenizer)(model)
+        for folder in (world.inputs["validation"], other)
+    )
+    assert first != second
+
+    both = spec.validation.model_copy(update={"further": (spec.validation.collection,)})
+    inputs = world.inputs | {
+        "validation_2": other,
+        "validation_tokens_2": world.inputs["validation_tokens"],
+    }
+    value = prepare_validation(spec.model_copy(update={"validation": both}), inputs, tokenizer)
+    assert value(model) == pytest.approx((first + second) / 2, abs=1e-12)
