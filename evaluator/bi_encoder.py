@@ -1,4 +1,4 @@
-"""Bi-encoders as teachers: the cosine of a query's and a document's embedding.
+"""Bi-encoders, as teachers and as first stages: the cosine of a query's and a document's embedding.
 
 Pooling is what the folder's `modules.json` says (sentence-transformers' layout), else the mean.
 """
@@ -15,9 +15,12 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from evaluator.cross_encoder import load_weights, max_positions, quiet_loading
-from evaluator.scoring import ScoredPairs, batches, choose_precision
+from evaluator.packing import pack
+from evaluator.pairs import PairIds
+from evaluator.scoring import ScoredPairs, batches, batches_without_padding, choose_precision
 from evaluator.specs import ModelSpec, Precision
 from evaluator.tokenizers import load_tokenizer, locate
+from evaluator.unpadded import Encoder, means, unpadded_encoder
 from xsweep import ConfigError
 
 POOLINGS = ("mean", "cls")
@@ -118,8 +121,12 @@ def embed(
     batch_tokens: int,
     dtype: torch.dtype = torch.float32,
     progress: Callable[[int], object] = lambda done: None,
+    unit: bool = True,
 ) -> tuple[np.ndarray, float]:
-    """Unit vectors float32[texts, width] of token ids, and the share of padding computed."""
+    """Vectors float32[texts, width] of token ids, and the share of padding computed.
+
+    Of length 1 unless told otherwise. On a CPU texts are not padded where the family allows it.
+    """
     model, tokenizer = encoder.model, encoder.tokenizer
     prefix, suffix = _template(tokenizer)
     room = tokenizer.model_max_length - len(prefix) - len(suffix)
@@ -127,23 +134,44 @@ def embed(
     lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
     embeddings = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
     slots = done = 0
-    with (
-        torch.inference_mode(),
-        torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32),
-    ):
-        for rows in batches(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
-            batch = _padded([inputs[row] for row in rows], tokenizer.pad_token_id or 0)
-            ids_BT, mask_BT = (tensor.to(model.device) for tensor in batch)
-            states_BTH = model(ids_BT, mask_BT).last_hidden_state.float()
-            if encoder.pooling == "cls":
-                pooled_BH = states_BTH[:, 0]
+    with torch.inference_mode():
+        unpadded = unpadded_encoder(model, dtype) if model.device.type == "cpu" else None
+        cut = batches_without_padding if unpadded else batches
+        for rows in cut(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
+            batch = [inputs[row] for row in rows]
+            if unpadded:
+                pooled_BH = _pooled_unpadded(encoder.pooling, unpadded, batch)
+                used = int(lengths[rows].sum())
             else:
-                pooled_BH = (states_BTH * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True)
-            embeddings[rows] = torch.nn.functional.normalize(pooled_BH, dim=-1).cpu().numpy()
-            slots += ids_BT.numel()
+                pooled_BH, used = _pooled_padded(encoder, batch, dtype)
+            if unit:
+                pooled_BH = torch.nn.functional.normalize(pooled_BH, dim=-1)
+            embeddings[rows] = pooled_BH.cpu().numpy()
+            slots += used
             done += len(rows)
             progress(done)
     return embeddings, 1 - int(lengths.sum()) / slots
+
+
+def _pooled_unpadded(pooling: str, encode: Encoder, inputs: Sequence[np.ndarray]) -> torch.Tensor:
+    packing = pack([PairIds(ids, None) for ids in inputs], torch.device("cpu"))
+    states = encode(packing, pooling == "cls")
+    return states if pooling == "cls" else means(states, packing)
+
+
+def _pooled_padded(
+    encoder: BiEncoder, inputs: Sequence[np.ndarray], dtype: torch.dtype
+) -> tuple[torch.Tensor, int]:
+    model = encoder.model
+    ids_BT, mask_BT = (
+        tensor.to(model.device) for tensor in _padded(inputs, encoder.tokenizer.pad_token_id or 0)
+    )
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        states_BTH = model(ids_BT, mask_BT).last_hidden_state.float()
+    if encoder.pooling == "cls":
+        return states_BTH[:, 0], ids_BT.numel()
+    sums_BH = (states_BTH * mask_BT[..., None]).sum(1)
+    return sums_BH / mask_BT.sum(1, keepdim=True), ids_BT.numel()
 
 
 def _padded(inputs: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

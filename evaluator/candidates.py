@@ -2,19 +2,19 @@
 
 BM25 is Lucene's variant by bm25s over title and text, with Snowball stems and stop words. Ties
 break as trec_eval breaks them, at the cut too, so that candidates never depend on sorting luck.
+Models as first stages are in `evaluator.learned`.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from evaluator.collections import Collection, load_collection, read_texts
 from evaluator.files import checked, write_text
 from evaluator.measures import evaluate_run, mean
-from evaluator.specs import Bm25Spec, CandidatesSpec, IrdsSpec, RunSpec
+from evaluator.retrieval import best_rows, rank_ids
+from evaluator.specs import Bm25Spec, CandidatesSpec, DenseSpec, IrdsSpec, RunSpec, SpladeSpec
 from evaluator.trec import Run, read_qrels, read_run, sort_docs, write_qrels, write_run
 from xsweep import ConfigError, DataError
 
@@ -36,7 +36,12 @@ def read_candidates(folder: Path) -> Candidates:
     )
 
 
-def prepare_candidates(spec: CandidatesSpec, inputs: Mapping[str, Path], out: Path) -> None:
+def prepare_candidates(
+    spec: CandidatesSpec,
+    inputs: Mapping[str, Path],
+    out: Path,
+    report: Callable[..., object] | None = None,
+) -> None:
     """Job prepare/candidates: the run of the judged queries, cut at `depth`, and its recall.
 
     Raises DataError where a given run names documents that the collection does not have.
@@ -46,7 +51,7 @@ def prepare_candidates(spec: CandidatesSpec, inputs: Mapping[str, Path], out: Pa
     judged = {query_id: text for query_id, text in queries.items() if query_id in qrels}
     if not judged:
         raise DataError(f"collection {collection.name!r} has no judged queries")
-    order, run, documents = _first_stage(spec, collection, judged)
+    order, run, documents = _first_stage(spec, collection, judged, report)
     if not run:
         raise DataError(f"collection {collection.name!r}: the first stage finds nothing at all")
     write_run(out / "candidates.run.gz", run, tag=spec.first_stage.type)
@@ -94,24 +99,15 @@ def search(
         raise DataError("the documents have no words to index")
     index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b)
     index.index(words, show_progress=False)
-    # Ids are sorted once, so that each query's ties compare numbers.
-    id_rank = np.empty(len(doc_ids), dtype=np.int64)
-    id_rank[np.argsort(np.array(doc_ids, dtype=object))] = np.arange(len(doc_ids))
+    id_rank = rank_ids(doc_ids)
     run: Run = {}
     for query_id, query_words in zip(
         queries, _words(queries.values(), settings.stemmer), strict=True
     ):
         scores = index.get_scores_from_ids(index.get_tokens_ids(query_words))
-        if len(best := _best(scores, id_rank, depth)):
+        if len(best := best_rows(scores, id_rank, depth, positive_only=True)):
             run[query_id] = {doc_ids[row]: float(scores[row]) for row in best}
     return run
-
-
-def _best(scores: np.ndarray, id_rank: np.ndarray, depth: int) -> np.ndarray:
-    """Rows of the `depth` best positive scores, best first, ties by id descending."""
-    threshold = np.partition(scores, -depth)[-depth] if depth < len(scores) else 0.0
-    rows = np.flatnonzero((scores >= threshold) & (scores > 0))
-    return rows[np.lexsort((-id_rank[rows], -scores[rows]))][:depth]
 
 
 def _words(texts: Iterable[str], stemmer: str | None) -> list[list[str]]:
@@ -131,13 +127,25 @@ def _words(texts: Iterable[str], stemmer: str | None) -> list[list[str]]:
 
 
 def _first_stage(
-    spec: CandidatesSpec, collection: Collection, judged: Mapping[str, str]
+    spec: CandidatesSpec,
+    collection: Collection,
+    judged: Mapping[str, str],
+    report: Callable[..., object] | None,
 ) -> tuple[str, Run, int]:
     """Which order was taken, the run of the judged queries, the number of documents."""
     stage = spec.first_stage
     if isinstance(stage, Bm25Spec):
         documents = list(collection.documents())
         return "score", search(documents, judged, stage, spec.depth), len(documents)
+    if isinstance(stage, DenseSpec | SpladeSpec):
+        from evaluator import learned
+
+        run, count = (
+            learned.dense(collection, judged, stage, spec.depth, report)
+            if isinstance(stage, DenseSpec)
+            else learned.splade(collection, judged, stage, spec.depth, report)
+        )
+        return "score", run, count
     if isinstance(stage, RunSpec):
         order, source = stage.order, stage.file.path
         given = read_run(checked(stage.file), stage.order)

@@ -49,7 +49,7 @@ def run_job(
     if kind == "prepare" and isinstance(checked, CandidatesSpec):
         from evaluator.candidates import prepare_candidates
 
-        prepare_candidates(checked, folders, out)
+        prepare_candidates(checked, folders, out, report)
     elif kind == "prepare":
         from evaluator.tokens import prepare_tokens
 

@@ -111,10 +111,6 @@ class ScoredDocsSpec(Spec):
     type: Literal["scoreddocs"] = "scoreddocs"
 
 
-FirstStageSpec = Annotated[Bm25Spec | RunSpec | ScoredDocsSpec, Field(discriminator="type")]
-FIRST_STAGE = TypeAdapter[FirstStageSpec](FirstStageSpec)
-
-
 class ModelSpec(Spec):
     """A backbone, a tokenizer or a finished model: exactly one of `id`, `package` and `folder`."""
 
@@ -152,6 +148,39 @@ class TeacherModelSpec(Spec):
 
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+class DenseSpec(Spec):
+    """A bi-encoder's exact search: the cosine, or the dot product, of embeddings."""
+
+    type: Literal["dense"] = "dense"
+    model: ModelSpec
+    similarity: Literal["cosine", "dot"] = "cosine"
+    query_prefix: str = ""
+    """Text that the model expects before a query, such as `query: `."""
+    document_prefix: str = ""
+    query_tokens: int = Field(default=32, ge=1)
+    document_tokens: int = Field(default=256, ge=1)
+    precision: Precision = "fp32"
+    batch_tokens: int = Field(default=4096, ge=1)
+
+
+class SpladeSpec(Spec):
+    """A learned sparse model's exact search: a masked language model's weighted words."""
+
+    type: Literal["splade"] = "splade"
+    model: ModelSpec
+    query_tokens: int = Field(default=32, ge=1)
+    document_tokens: int = Field(default=256, ge=1)
+    precision: Precision = "fp32"
+    batch_tokens: int = Field(default=1024, ge=1)
+
+
+FirstStageSpec = Annotated[
+    Bm25Spec | RunSpec | ScoredDocsSpec | DenseSpec | SpladeSpec, Field(discriminator="type")
+]
+FIRST_STAGE = TypeAdapter[FirstStageSpec](FirstStageSpec)
+
 Layout = Literal["auto", "padded", "unpadded"]
 """`auto`: unpadded on a CPU for the families that can be, padded elsewhere."""
 

@@ -63,7 +63,7 @@ def _head(model: Any) -> tuple[Callable[[torch.Tensor, Packing], torch.Tensor], 
     if model.config.model_type == "modernbert":
         if model.config.classifier_pooling == "mean":
             return lambda states, packing: model.classifier(
-                model.head(_means(states, packing))
+                model.head(means(states, packing))
             ), False
         return lambda states, packing: model.classifier(model.head(states)), True
     pooler = getattr(model.base_model, "pooler", None)
@@ -72,7 +72,7 @@ def _head(model: Any) -> tuple[Callable[[torch.Tensor, Packing], torch.Tensor], 
     return lambda states, packing: model.classifier(pooler(states[:, None])), True
 
 
-def _means(states_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
+def means(states_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Each sequence's mean state, [S, H]."""
     lengths = torch.tensor(packing.lengths, device=states_TH.device)
     return torch.segment_reduce(states_TH, "mean", lengths=lengths, unsafe=True)

@@ -11,7 +11,7 @@ from pydantic import (
     model_validator,
 )
 
-from evaluator.specs import Bm25Spec, FileSpec, ModelSpec, Precision, Spec
+from evaluator.specs import Bm25Spec, DenseSpec, FileSpec, ModelSpec, Precision, Spec, SpladeSpec
 from trainer.objectives.signals import Signal
 from trainer.specs import OptimisationSpec
 
@@ -64,10 +64,14 @@ class FirstStage(Spec):
     """What reports call it: `BM25`, or `first stage` where a run has no label."""
     scoreddocs: bool = False
     """The candidates that ir_datasets ships."""
+    dense: DenseSpec | None = None
+    """A bi-encoder: `{model: {folder: …}}`."""
+    splade: SpladeSpec | None = None
+    """A learned sparse model: `{model: {folder: …}}`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _one_of(self, "bm25", "run", "runs", "scoreddocs")
+        _one_of(self, "bm25", "run", "runs", "scoreddocs", "dense", "splade")
         return self
 
 

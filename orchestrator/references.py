@@ -166,6 +166,10 @@ class References:
             return stage.bm25
         if stage.scoreddocs:
             return ScoredDocsSpec()
+        for kind, learned in (("dense", stage.dense), ("splade", stage.splade)):
+            if learned:
+                model = self.model((*where, kind, "model"), learned.model)
+                return learned.model_copy(update={"model": model})
         if stage.run:
             return RunSpec(file=self.file((*where, "run"), stage.run), order=stage.order)
         assert stage.runs

@@ -1,4 +1,4 @@
-"""`data`: the files that a grid needs."""
+"""`data`: the collections and files that a grid needs: listed, checked, fetched."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +9,13 @@ import typer
 from orchestrator.cli.app import app, settings_of
 
 if TYPE_CHECKING:
-    from evaluator.specs import FileSpec
+    from evaluator.downloads import Source
+    from evaluator.specs import FileSpec, IrdsSpec
+    from orchestrator.plan import Plan
 
-data = typer.Typer(no_args_is_help=True, help="The data files that a grid names: list, check.")
+data = typer.Typer(
+    no_args_is_help=True, help="The collections and files that a grid needs: list, check, fetch."
+)
 app.add_typer(data, name="data")
 
 GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
@@ -19,31 +23,69 @@ GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
 
 @data.command("list")
 def list_files(ctx: typer.Context, grid: GridFile) -> None:
-    """The files that a grid's jobs read: size, and the checksum that identifies them.
+    """What a grid's jobs read: whether it is there, size, checksum, licence, how to get it.
+
+    Asks no network.
 
     \b
     Example:
       xsweep data list sweeps/trec_dl.yaml --data-home ~/data
     """
-    for file in _files(ctx, grid):
+    from evaluator.downloads import home_of, licence, sources
+
+    plan = _plan(ctx, grid)
+    for spec in _datasets(plan):
+        found = sources(spec)
+        missing = [source for source in found if not source.present]
+        state = "missing" if missing else "here"
+        typer.echo(f"{spec.id}  {state}, {_size(found)}, in {home_of(spec)}")
+        typer.echo(f"    licence: {licence(spec.id)}")
+        for source in found:
+            mark = "here   " if source.present else "missing"
+            size = "" if source.size_bytes is None else _megabytes(source.size_bytes)
+            typer.echo(f"    {mark}  {size:>13}  {_md5(source):36}  {source.path}")
+            if not source.present:
+                typer.echo(f"             from {source.how}")
+        if missing:
+            typer.echo(f"    get it:  xsweep data fetch {grid}  (on a machine with network access)")
+    for file in _files(plan):
         path = Path(file.path)
-        size = f"{path.stat().st_size / 1e6:10.1f} MB" if path.exists() else f"{'missing':>13}"
+        size = f"{_megabytes(path.stat().st_size):>13}" if path.exists() else f"{'missing':>13}"
         typer.echo(f"{size}  {_declared(file):71}  {path}")
 
 
 @data.command()
 def check(ctx: typer.Context, grid: GridFile) -> None:
-    """Compare every file of a grid with its declared checksum; exit code 2 where one differs.
+    """Compare files with their checksums; exit code 2 where one is missing or not as declared.
+
+    A file of ir_datasets that differs from the published one is named, not refused: archives get
+    packed anew, and the grid declares nothing about them.
 
     \b
     Example:
       xsweep data check sweeps/trec_dl.yaml --data-home ~/data
     """
-    from evaluator.files import checked
+    from evaluator.downloads import sources
+    from evaluator.files import checked, checksum
     from xsweep import DataError
 
-    wrong = 0
-    for file in _files(ctx, grid):
+    plan, wrong = _plan(ctx, grid), 0
+    seen: set[Path] = set()
+    for spec in _datasets(plan):
+        for source in sources(spec):
+            if source.path in seen:
+                continue
+            seen.add(source.path)
+            if not source.present:
+                wrong += 1
+                typer.echo(f"MISSING  {source.path}: get it with xsweep data fetch {grid}")
+            elif not source.md5 or source.path.is_dir():
+                typer.echo(f"here     {source.path}: no checksum is published")
+            elif (found := checksum(source.path, "md5")) == source.md5:
+                typer.echo(f"ok       {source.path}")
+            else:
+                typer.echo(f"other    {source.path}: md5 is {found}, published is {source.md5}")
+    for file in _files(plan):
         try:
             typer.echo(f"ok       {checked(file)}")
         except DataError as problem:
@@ -52,14 +94,56 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
     raise typer.Exit(DataError.exit_code if wrong else 0)
 
 
-def _files(ctx: typer.Context, grid: Path) -> list["FileSpec"]:
-    from evaluator.specs import FileSpec
+@data.command()
+def fetch(ctx: typer.Context, grid: GridFile) -> None:
+    """Download the collections that are missing, verified; exit code 2 where one cannot be had.
+
+    \b
+    Example:
+      xsweep data fetch sweeps/full_grid.yaml
+    """
+    from evaluator import downloads
+    from xsweep import DataError
+
+    failed = 0
+    for spec in _datasets(_plan(ctx, grid)):
+        if all(source.present for source in downloads.sources(spec)):
+            typer.echo(f"here     {spec.id}")
+            continue
+        try:
+            documents = downloads.fetch(spec)
+            typer.echo(f"fetched  {spec.id}: {documents:,} documents")
+        except DataError as problem:
+            failed += 1
+            typer.echo(f"FAILED   {problem}")
+    raise typer.Exit(DataError.exit_code if failed else 0)
+
+
+def _plan(ctx: typer.Context, grid: Path) -> "Plan":
     from orchestrator.plan import plan_grid
 
-    planned = plan_grid(grid, settings_of(ctx))
+    return plan_grid(grid, settings_of(ctx))
+
+
+def _datasets(plan: "Plan") -> list["IrdsSpec"]:
+    """The data sets of ir_datasets that some job reads, each once."""
+    from evaluator.specs import IrdsSpec
+
+    found = {
+        block["id"]: IrdsSpec(**block)
+        for job in plan.jobs
+        for block in _blocks(job.spec)
+        if block.get("source") == "irds"
+    }
+    return [found[dataset] for dataset in sorted(found)]
+
+
+def _files(plan: "Plan") -> list["FileSpec"]:
+    from evaluator.specs import FileSpec
+
     found = {
         block["path"]: FileSpec(**block)
-        for job in planned.jobs
+        for job in plan.jobs
         for block in _blocks(job.spec)
         if block.keys() == FileSpec.model_fields.keys()
     }
@@ -74,6 +158,18 @@ def _blocks(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, list):
         for item in value:
             yield from _blocks(item)
+
+
+def _size(found: list["Source"]) -> str:
+    return _megabytes(sum(source.size_bytes or 0 for source in found)).strip()
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"
+
+
+def _md5(source: "Source") -> str:
+    return f"md5:{source.md5}" if source.md5 else "no checksum published"
 
 
 def _declared(file: "FileSpec") -> str:

@@ -1,8 +1,10 @@
 """`evaluate`: a finished cross-encoder on collections, here and now, without the job table."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -10,6 +12,7 @@ from orchestrator.cli.app import app
 from xsweep import ConfigError
 
 if TYPE_CHECKING:
+    from evaluator.evaluate import Evaluation
     from evaluator.specs import CollectionSpec
 
 
@@ -24,8 +27,11 @@ def evaluate(
     ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="A suite, such as beir-13.")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="A TREC run to re-rank; without it, BM25 is computed.")
+        Path | None, typer.Option(help="A TREC run to re-rank, in place of --first-stage.")
     ] = None,
+    first_stage: Annotated[
+        str, typer.Option(help="bm25, scoreddocs, dense:FOLDER or splade:FOLDER.")
+    ] = "bm25",
     depth: Annotated[int, typer.Option(help="Candidates to re-rank.", min=1)] = 100,
     measure: Annotated[
         list[str] | None, typer.Option("--measure", "-m", help="May be repeated [nDCG@10, RR@10].")
@@ -33,11 +39,17 @@ def evaluate(
     query_tokens: Annotated[int, typer.Option(min=1)] = 32,
     document_tokens: Annotated[int, typer.Option(min=1)] = 256,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
+    max_passages: Annotated[
+        int, typer.Option(help="Windows of a long document; the best one counts.", min=1)
+    ] = 1,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Keep runs and per-query values here.")
     ] = None,
 ) -> None:
     """Re-rank collections with a model and print its measures beside the first stage's.
+
+    Texts and pairs that the collections share are tokenised and scored once. With -o, a
+    command that was killed goes on where it was when it is given again.
 
     \b
     Examples:
@@ -63,14 +75,43 @@ def evaluate(
         "query_tokens": query_tokens,
         "document_tokens": document_tokens,
         "precision": precision,
+        "max_passages": max_passages,
     }
     with tempfile.TemporaryDirectory() as scratch:
         root = output or Path(scratch)
-        for each in collections:
-            means = _evaluate(each, weights.absolute(), run, settings, root)
-            typer.echo(each.name)
-            for name, (first, reranked) in means.items():
-                typer.echo(f"  {name:12} {reranked:.4f}  (first stage {first:.4f})")
+        rows = _evaluate(collections, weights.absolute(), _stage(first_stage, run), settings, root)
+    for row in rows:
+        typer.echo(f"{row.collection}  ({row.queries} queries, {row.recall})")
+        for name, (first, reranked) in row.means.items():
+            typer.echo(f"  {name:12} {reranked:.4f}  (first stage {first:.4f})")
+    for name in suite or []:
+        for line in _suite_means(name, rows):
+            typer.echo(line)
+
+
+class Row(NamedTuple):
+    """A collection's line of results."""
+
+    collection: str
+    queries: int
+    recall: str
+    means: dict[str, tuple[float, float]]
+    """Each measure's mean for the first stage and for the model."""
+
+
+def _stage(name: str, run: Path | None) -> dict[str, object]:
+    """The first stage as a job's spec has it."""
+    if run is not None:
+        return {"type": "run", "file": {"path": str(run.absolute())}}
+    kind, _, folder = name.partition(":")
+    if kind in ("dense", "splade") and Path(folder).is_dir():
+        return {"type": kind, "model": {"folder": str(Path(folder).absolute())}}
+    if name in ("bm25", "scoreddocs"):
+        return {"type": name}
+    raise ConfigError(
+        f"unknown first stage {name!r}: write bm25, scoreddocs, dense:FOLDER or splade:FOLDER "
+        "with a model's folder, or give --run"
+    )
 
 
 def _collections(names: list[str], suites: list[str]) -> "list[CollectionSpec]":
@@ -99,31 +140,91 @@ def _collections(names: list[str], suites: list[str]) -> "list[CollectionSpec]":
 
 
 def _evaluate(
-    collection: "CollectionSpec",
+    collections: "list[CollectionSpec]",
     weights: Path,
-    run: Path | None,
+    stage: dict[str, object],
     settings: dict[str, object],
     root: Path,
-) -> dict[str, tuple[float, float]]:
-    """Each measure's mean for the first stage and for the model."""
+) -> list[Row]:
+    """Prepares the candidates of every collection, then scores all of them in one go."""
+    from evaluator.evaluate import Evaluation, evaluate_together
+    from evaluator.files import tree_sha256
     from evaluator.jobs import run_job
+    from evaluator.manifest import is_finished, write_manifest
+    from evaluator.specs import EvaluateSpec
 
-    place = root / collection.name.replace("/", "-")
-    parts = {"candidates": place / "candidates", "first": place / "first-stage"}
-    parts["model"] = place / "model"
-    for folder in parts.values():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty: name another --output")
-        folder.mkdir(parents=True, exist_ok=True)
-    stage = {"type": "run", "file": {"path": str(run.absolute())}} if run else {"type": "bm25"}
-    described = collection.model_dump(mode="json")
-    candidates = {"collection": described, "first_stage": stage, "depth": settings["depth"]}
-    run_job("prepare", {"type": "candidates", **candidates}, {}, parts["candidates"])
-    model = {"type": "cross_encoder", "models": [{"folder": str(weights)}]}
-    scorers = {"first": {"type": "first_stage"}, "model": {"type": "model", "model": model}}
-    means = {}
-    for part, scorer in scorers.items():
-        spec = {"collection": described, "scorer": scorer, **settings}
-        run_job("evaluate", spec, {"candidates": parts["candidates"]}, parts[part])
-        means[part] = json.loads((parts[part] / "summary.json").read_text())["means"]
-    return {name: (means["first"][name], means["model"][name]) for name in means["model"]}
+    weights_sha256 = tree_sha256(weights)
+    model = {"folder": str(weights), "sha256": weights_sha256}
+    scorers = {
+        "first-stage": {"type": "first_stage"},
+        "model": {"type": "model", "model": {"type": "cross_encoder", "models": [model]}},
+    }
+    evaluations: dict[str, list[Evaluation]] = {part: [] for part in scorers}
+    for collection in collections:
+        place = root / collection.name.replace("/", "-")
+        described = collection.model_dump(mode="json")
+        _claim(place, {"collection": described, "first_stage": stage, "model": model, **settings})
+        candidates = place / "candidates"
+        if not is_finished(candidates):
+            spec = {"collection": described, "first_stage": stage, "depth": settings["depth"]}
+            candidates.mkdir(exist_ok=True)
+            run_job("prepare", {"type": "candidates", **spec}, {}, candidates, _progress)
+        for part, scorer in scorers.items():
+            checked = EvaluateSpec.model_validate(
+                {"collection": described, "scorer": scorer, **settings}
+            )
+            (place / part).mkdir(exist_ok=True)
+            evaluations[part].append(Evaluation(checked, {"candidates": candidates}, place / part))
+    for each in evaluations.values():
+        if left := [evaluation for evaluation in each if not is_finished(evaluation.out)]:
+            evaluate_together(left, _progress)
+        for evaluation in left:
+            write_manifest(evaluation.out)
+    return [_row(*pair) for pair in zip(*evaluations.values(), strict=True)]
+
+
+def _claim(place: Path, job: dict[str, object]) -> None:
+    """Notes what a folder is for; the same work goes on in it, other work is refused."""
+    note = place / "job.json"
+    described = json.dumps(job, indent=1, sort_keys=True)
+    if note.is_file() and note.read_text() == described:
+        return
+    if place.is_dir() and any(place.iterdir()):
+        raise ConfigError(f"{place} holds another evaluation: name another --output")
+    place.mkdir(parents=True, exist_ok=True)
+    note.write_text(described)
+
+
+def _row(first: "Evaluation", model: "Evaluation") -> Row:
+    before, after = (json.loads((each.out / "summary.json").read_text()) for each in (first, model))
+    ((measure, value),) = before["recall"].items()
+    means = {name: (before["means"][name], mean) for name, mean in after["means"].items()}
+    recall = f"first stage {measure} {value:.4f}"
+    return Row(model.spec.collection.name, after["queries"], recall, means)
+
+
+def _suite_means(name: str, rows: list[Row]) -> Iterator[str]:
+    """A suite's unweighted means over its data sets; CQADupStack's parts count as one."""
+    from statistics import fmean
+
+    from evaluator.suites import averaged_as
+    from evaluator.suites import suite as collections_of
+
+    groups: dict[str, list[Row]] = {}
+    names = {collection.name for collection in collections_of(name)}
+    for row in rows:
+        if row.collection in names:
+            groups.setdefault(averaged_as(row.collection), []).append(row)
+    yield f"{name}  (mean of {len(groups)} data sets)"
+    for measure in rows[0].means:
+        first, model = (
+            fmean(fmean(row.means[measure][side] for row in group) for group in groups.values())
+            for side in (0, 1)
+        )
+        yield f"  {measure:12} {model:.4f}  (first stage {first:.4f})"
+
+
+def _progress(done: int, total: int, **figures: float) -> None:
+    if sys.stderr.isatty():
+        speed = f" {figures['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in figures else ""
+        typer.echo(f"\r{done}/{total}{speed}   ", nl=done == total, err=True)

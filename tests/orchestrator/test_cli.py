@@ -343,7 +343,10 @@ def test_a_model_is_evaluated_beside_its_first_stage(home: Path, tmp_path: Path)
     # BM25 finds d1 first; the untrained model's own order is in the run that it leaves.
     run = read_run(tmp_path / "out" / "beir" / "model" / "run.trec.gz")["q"]
     rank = list(run).index("d1") + 1
-    assert output == f"beir\n  RR@10        {1 / rank:.4f}  (first stage 1.0000)\n"
+    assert output == (
+        "beir  (1 queries, first stage R@100 1.0000)\n"
+        f"  RR@10        {1 / rank:.4f}  (first stage 1.0000)\n"
+    )
 
 
 def test_time_left_is_planned_seconds_at_the_measured_pace() -> None:

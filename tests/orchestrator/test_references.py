@@ -154,3 +154,18 @@ def test_a_backbone_may_lie_in_a_folder(study: Study) -> None:
     )[0]
     assert spec["backbone"]["folder"] == str(study.folder / "model")
     assert len(spec["backbone"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("kind", ["dense", "splade"])
+def test_a_models_folder_may_be_the_first_stage_and_its_content_is_pinned(
+    study: Study, kind: str
+) -> None:
+    study.file("first/config.json")
+    stage = ("depth: 20", f"first_stage: {{{kind}: {{model: {{folder: first}}}}}}")
+    found = candidates(study.specs("prepare", stage))["apidocs/test"]
+    assert (found["type"], found["document_tokens"]) == (kind, 256)
+    assert found["model"]["folder"] == str(study.folder / "first")
+    assert len(found["model"]["sha256"]) == 64
+    study.file("first/weights.bin")
+    changed = candidates(study.specs("prepare", stage))["apidocs/test"]
+    assert changed["model"]["sha256"] != found["model"]["sha256"]
