@@ -11,7 +11,16 @@ from pydantic import (
     model_validator,
 )
 
-from evaluator.specs import Bm25Spec, DenseSpec, FileSpec, ModelSpec, Precision, Spec, SpladeSpec
+from evaluator.specs import (
+    Bm25Spec,
+    DenseSpec,
+    FileSpec,
+    Layout,
+    ModelSpec,
+    Precision,
+    Spec,
+    SpladeSpec,
+)
 from trainer.objectives.signals import Signal
 from trainer.specs import OptimisationSpec
 
@@ -235,6 +244,17 @@ class Evaluation(Spec):
     measures: Names = ("nDCG@10",)
     precision: Precision = "fp32"
     batch_tokens: int = Field(4096, ge=1)
+    layout: Layout = "auto"
+    """Whether pairs are padded or lie end to end; the scores are the same."""
+    max_passages: int = Field(1, ge=1)
+    """Windows of a long document that are scored; the best one counts."""
+    passage_overlap_tokens: int = Field(0, ge=0)
+
+    @property
+    def passages(self) -> dict[str, int]:
+        """How long documents are read, as an evaluation's spec has it."""
+        names = ("max_passages", "passage_overlap_tokens")
+        return {name: getattr(self, name) for name in names}
 
 
 class Need(Spec):

@@ -14,6 +14,7 @@ from evaluator.specs import (
     ModelSpec,
     RunScorer,
     ScorerSpec,
+    ScoringSpec,
     TeacherModelSpec,
 )
 from orchestrator.cells import Cell, Layers, LeftOut, check_names, select_cells
@@ -184,7 +185,10 @@ class _Planner:
         scoring = self.shared.scoring(
             query_tokens=settings.query_tokens, document_tokens=settings.document_tokens
         )
-        tokens = self.graph.tokens(test.collection, tokenizer, settings.document_tokens)
+        read = self.refs.build(
+            ("evaluation",), ScoringSpec, **scoring, **self.grid.evaluation.passages
+        )
+        tokens = self.graph.tokens(test.collection, tokenizer, read.read_tokens)
         self._evaluate(
             test,
             cell.name,
@@ -209,12 +213,16 @@ class _Planner:
         **scoring: Any,
     ) -> None:
         depth = self.grid.evaluation.depth
-        spec = EvaluateSpec(
+        passages = self.grid.evaluation.passages if scoring else {}
+        spec = self.refs.build(
+            ("evaluation",),
+            EvaluateSpec,
             collection=test.collection,
             scorer=scorer,
             depth=depth,
             measures=self.measures,
             **scoring,
+            **passages,
         )
         place = {
             "collection": test.collection.name,

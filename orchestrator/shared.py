@@ -70,6 +70,7 @@ class Shared:
             **lengths,
             "precision": evaluation.precision,
             "batch_tokens": evaluation.batch_tokens,
+            "layout": evaluation.layout,
         }
 
     def model(self, where: Where, model: ModelSpec) -> ModelSpec:
