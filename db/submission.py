@@ -223,6 +223,8 @@ def _parents_first(jobs: Sequence[NewJob]) -> list[NewJob]:
     if len(by_identity) < len(jobs):
         twice = next(job for job in jobs if by_identity[job.identity] is not job)
         raise ConfigError(f"job {twice.name!r}: its identity {twice.identity} is given twice")
+    if _stand_in_order(jobs):
+        return list(jobs)
     sorter = TopologicalSorter(
         {job.identity: [p for p in job.parents.values() if p in by_identity] for job in jobs}
     )
@@ -231,6 +233,16 @@ def _parents_first(jobs: Sequence[NewJob]) -> list[NewJob]:
     except CycleError as error:
         circle = " needs ".join(by_identity[identity].name for identity in error.args[1])
         raise ConfigError(f"jobs need each other in a circle: {circle}") from error
+
+
+def _stand_in_order(jobs: Sequence[NewJob]) -> bool:
+    """Whether no job stands before a parent of its own: the usual case, and ten times as quick."""
+    to_come = {job.identity for job in jobs}
+    for job in jobs:
+        if not to_come.isdisjoint(job.parents.values()):
+            return False
+        to_come.discard(job.identity)
+    return True
 
 
 def _urgency(jobs: list[NewJob], new: set[str]) -> tuple[dict[str, float], dict[str, int]]:
