@@ -213,12 +213,13 @@ def _claim(
     }
     folders = inputs(connection, ids)
     earlier: dict[int, list[str]] = {id_: [] for id_ in ids}
-    for job_id, folder in connection.execute(
-        select(Attempt.job_id, Attempt.folder)
-        .where(Attempt.job_id.in_(ids), Attempt.folder.is_not(None))
-        .order_by(Attempt.token.desc())
-    ):
-        earlier[job_id].append(str(folder))
+    if again := [row.id for row in taken if row.token > 1]:
+        for job_id, folder in connection.execute(
+            select(Attempt.job_id, Attempt.folder)
+            .where(Attempt.job_id.in_(again), Attempt.folder.is_not(None))
+            .order_by(Attempt.token.desc())
+        ):
+            earlier[job_id].append(str(folder))
     return [
         Claim(
             job_id=row.id,

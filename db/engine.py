@@ -80,13 +80,12 @@ def open_engine(url: str) -> Engine:
             "application_name": "xsweep",
         }
         arguments = {key: value for key, value in defaults.items() if key not in parsed.query}
-        return create_engine(
-            parsed,
-            pool_pre_ping=True,
-            isolation_level="READ COMMITTED",
-            connect_args=arguments,
-            **codec,
+        engine = create_engine(
+            parsed, isolation_level="READ COMMITTED", connect_args=arguments, **codec
         )
+        # many rows as one statement: the driver would send one per row
+        engine.dialect.use_insertmanyvalues_wo_returning = True
+        return engine
     engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, **codec)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)

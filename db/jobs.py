@@ -4,7 +4,7 @@ from db.claims import Claim, claim, renew, started
 from db.control import cancel, pause, reprioritise, resume, retry
 from db.explain import Explanation, explain
 from db.lookup import find_job, find_sweep
-from db.outcomes import fail, finish, release
+from db.outcomes import NewResult, fail, finish, finish_all, release
 from db.recovery import Held, adopt, expired, requeue_expired, running
 from db.submission import NewJob, Submission, add_sweep, preview
 
@@ -13,6 +13,7 @@ __all__ = [
     "Explanation",
     "Held",
     "NewJob",
+    "NewResult",
     "Submission",
     "add_sweep",
     "adopt",
@@ -24,6 +25,7 @@ __all__ = [
     "find_job",
     "find_sweep",
     "finish",
+    "finish_all",
     "pause",
     "preview",
     "release",

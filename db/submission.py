@@ -16,6 +16,9 @@ from db.tally import fold
 from db.transactions import reading, transact
 from xsweep import ConfigError
 
+ANALYSED = 500
+"""New jobs from which on the database's statistics are brought up to date at once."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
@@ -96,6 +99,9 @@ def _add(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> Su
     )
     sweep = _add_members(connection, name, grid, {ids[job.identity]: job for job in jobs}, len(new))
     fold(connection)
+    if len(new) > ANALYSED and connection.dialect.name == "postgresql":
+        # the planner would believe the tables to be empty, and sort all ready jobs at each claim
+        connection.execute(text("ANALYZE job, sweep_job, sweep, edge, definition"))
     return _submission(connection, sweep, jobs, known)
 
 

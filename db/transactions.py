@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 
 from xsweep import SetupError
@@ -95,7 +95,7 @@ def reading(engine: Engine) -> Iterator[Connection]:
     Raises SetupError at once when the database does not answer: somebody sits and waits.
     """
     try:
-        with _connected(engine) as connection:
+        with _answering(engine) as connection:
             yield connection
     except DBAPIError as error:
         if is_ours(engine, error.orig):
@@ -108,6 +108,19 @@ def _connected(engine: Engine) -> Connection:
     if engine.dialect.name == "postgresql":
         options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     return engine.connect().execution_options(**options)
+
+
+def _answering(engine: Engine) -> Connection:
+    """A connection that is not one of those that a restart of the server has cut."""
+    connection = _connected(engine)
+    try:
+        connection.scalar(select(1))
+    except DBAPIError as error:
+        connection.close()
+        if not error.connection_invalidated:
+            raise
+        connection = _connected(engine)  # the pool has thrown all old ones away
+    return connection
 
 
 def _patiently(

@@ -16,6 +16,7 @@ from job_table import (
 )
 
 from db import jobs
+from db.check import check
 from db.events import history
 from db.results import load_cells
 from db.states import RETRIES, backoff_s
@@ -62,6 +63,45 @@ def test_an_owner_who_lost_the_attempt_to_adoption_cannot_end_it(engine):
     assert not jobs.release(engine, **hold(claim), reason="drain", owner="alice")
     assert not finish(engine, claim, owner="alice")
     assert finish(engine, claim, owner="bob")
+
+
+def test_results_that_came_together_are_accepted_each_for_itself(engine):
+    submit(engine, [new_job("a"), new_job("b"), new_job("c"), new_job("both", "a", "b")])
+    a, b, c = (take(engine) for _ in range(3))
+    expire(engine, c)
+    jobs.requeue_expired(engine, **hold(c), owner="alice")
+    results = [
+        jobs.NewResult(
+            **hold(claim),
+            folder=claim.name,
+            manifest_sha256=identity(claim.name),
+            summary={},
+            provenance={},
+            scores={"AP": {"q1": 0.5}} if claim is b else None,
+        )
+        for claim in (c, b, a)
+    ]
+    accepted = {(a.job_id, a.token), (b.job_id, b.token)}
+    assert jobs.finish_all(engine, results, owner="alice") == accepted
+    assert states(engine) == {"a": "done", "b": "done", "c": "ready", "both": "ready"}
+    assert jobs.finish_all(engine, results, owner="alice") == accepted, "said again"
+    assert jobs.finish_all(engine, []) == set()
+    kinds = [event.kind for event in history(engine)]
+    assert (kinds.count("accepted"), kinds.count("refused")) == (2, 2)
+    assert load_cells(engine, "study", kind="train")[1].means == {"AP": 0.5}
+    assert check(engine) == []
+
+
+def test_one_result_that_no_report_could_use_stops_all_that_came_with_it(engine):
+    submit(engine, [new_job("a"), new_job("b")])
+    seal = {"folder": "f", "manifest_sha256": identity("f"), "summary": {}, "provenance": {}}
+    results = [
+        jobs.NewResult(**hold(take(engine)), **seal, scores={"AP": {"q1": value}})
+        for value in (0.5, math.nan)
+    ]
+    with pytest.raises(DataError, match="AP of query q1 is nan"):
+        jobs.finish_all(engine, results)
+    assert set(states(engine).values()) == {"running"}
 
 
 def test_saying_it_again_after_a_lost_answer_is_the_same_answer(engine):

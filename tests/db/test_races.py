@@ -169,6 +169,16 @@ def test_workers_ride_through_restarts_of_the_server(own_server):
     assert check(engine) == []
 
 
+def test_after_a_restart_of_the_server_the_next_look_at_it_works(own_server):
+    url, control = own_server
+    engine = connect(url, create=True)
+    submit(engine, [new_job("train")])
+    control("restart")
+    assert states(engine) == {"train": "ready"}
+    control("restart")
+    assert take(engine).name == "train"
+
+
 def test_a_server_that_stays_away_is_told_when_patience_ends(own_server, monkeypatch):
     url, control = own_server
     engine = connect(url, create=True)
