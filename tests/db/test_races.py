@@ -35,9 +35,8 @@ def join(processes) -> None:
 
 
 def let_leases_run_out(engine: Engine, owner: str) -> None:
-    with engine.begin() as connection:
-        past = "UPDATE attempt SET lease_until = 1 WHERE owner = :owner AND outcome IS NULL"
-        connection.execute(text(past), {"owner": owner})
+    past = text("UPDATE attempt SET lease_until = 1 WHERE owner = :owner AND outcome IS NULL")
+    db.transactions.transact(engine, lambda c: c.execute(past, {"owner": owner}))
 
 
 def accepted(engine: Engine) -> Counter[str]:
