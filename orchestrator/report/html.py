@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 PRINTED_COLUMNS = 6
 """So many fit on paper beside the labels."""
+LETTER_PX, PADDING_PX = 9, 22
+"""Mean width of a letter in the label columns, and their padding left and right together."""
 STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
 
 
@@ -45,11 +47,13 @@ def render_html(report: Report) -> str:
     jobs: dict[tuple[Row, str], list[Cell]] = {}
     for cell in report.cells:
         jobs.setdefault((row_of(cell), cell.labels["collection"]), []).append(cell)
+    styles, width = _label_styles(report)
     return environment.get_template("page.html.j2").render(
         title=title(report),
         heads=_spans(report.heads),
         label_heads=report.label_heads,
-        label_styles=_label_styles(report),
+        label_styles=styles,
+        label_width=width,
         print_tables=_print_tables(report),
         blocks=[
             [
@@ -71,16 +75,16 @@ def _spans(heads: Sequence[Sequence[str]]) -> list[list[tuple[str, int]]]:
     return [[(name, len(list(same))) for name, same in groupby(level)] for level in heads]
 
 
-def _label_styles(report: Report) -> list[str]:
-    """Label columns stay in sight while the table scrolls: each at the width of those before."""
+def _label_styles(report: Report) -> tuple[list[str], str]:
+    """Label columns stay in sight while the table scrolls: the style of each, their width."""
     labels = [report.label_heads, *map(report.label, report.table.rows)]
     columns = zip(*(each for each in labels if len(each) == len(report.label_heads)), strict=True)
-    styles, left = [], 0.0
-    for place, column in enumerate(columns):
-        width = 1.05 * max(map(len, column))
-        styles.append(f"left: calc({left:.1f}ch + {1.4 * place:.1f}rem); min-width: {width:.1f}ch")
-        left += width
-    return styles
+    styles, left_px = [], 0
+    for column in columns:
+        width_px = LETTER_PX * max(map(len, column))
+        styles.append(f"left: {left_px}px; min-width: {width_px}px")
+        left_px += width_px + PADDING_PX
+    return styles, f"{left_px + PADDING_PX // 2}px"
 
 
 def _print_tables(report: Report) -> list[dict[str, Any]]:

@@ -7,13 +7,17 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from orchestrator.report import Layout
 from orchestrator.report.build import build_report
 from orchestrator.report.data import SCHEMA, render_csv, render_json
-from orchestrator.report.latex import escape, render_latex
+from orchestrator.report.effects import with_effects
+from orchestrator.report.figures import save_figures
+from orchestrator.report.latex import PREAMBLE, escape, render_latex
 from orchestrator.report.markdown import render_markdown
 from orchestrator.report.text import render_text
 
@@ -140,14 +144,69 @@ def test_latex_continues_wide_tables_in_further_tabulars(report):
     assert render_latex(report, Layout(wide=True)).startswith(r"\begin{table*}")
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex on this machine")
-def test_latex_compiles_as_it_is(report, nasty, tmp_path):
-    for name, each in (("report", report), ("nasty", nasty)):
-        (tmp_path / f"{name}.tex").write_text(render_latex(each, Layout(standalone=True)))
-        subprocess.run(
-            ["pdflatex", "-halt-on-error", "-interaction=batchmode", name], cwd=tmp_path, check=True
+def compiled(text, folder, name="report"):
+    """The compiler's log; it must have made pages."""
+    (folder / f"{name}.tex").write_text(text)
+    subprocess.run(
+        ["pdflatex", "-halt-on-error", "-interaction=batchmode", name], cwd=folder, check=True
+    )
+    assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    return (folder / f"{name}.log").read_text(errors="replace")
+
+
+needs_pdflatex = pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="no pdflatex on this machine"
+)
+
+
+@needs_pdflatex
+def test_latex_compiles_as_it_is_with_sections_and_figures(report, nasty, tmp_path):
+    figures = save_figures(report, tmp_path / "figures")
+    layout = Layout(standalone=True, figures=tuple(f"figures/{path.name}" for path in figures))
+    log = compiled(render_latex(with_effects(report), layout), tmp_path)
+    for path in figures:
+        assert path.name in log
+    compiled(render_latex(nasty, Layout(standalone=True)), tmp_path, "nasty")
+
+
+@needs_pdflatex
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        (Layout(), {}),
+        (Layout(wide=True), {"percent": True}),
+        (Layout(landscape=True), {"pairs": True}),
+        (Layout(max_columns=30), {"digits": 4}),
+    ],
+    ids=["upright", "two-column", "landscape", "all columns at once"],
+)
+def test_latex_fits_its_page_however_many_columns_there_are(make_cell, tmp_path, layout, options):
+    generator = np.random.default_rng(0)
+    cells = [
+        make_cell(
+            (place * 50 + i) * 3 + seed,
+            backbone=f"Backbone-{i // 6}",
+            objective=f"objective_{i % 6}",
+            seed=seed,
+            collection=f"collection-{place}",
+            AP=generator.uniform(size=9),
         )
-        assert (tmp_path / f"{name}.pdf").stat().st_size > 1000
+        for place in range(22)
+        for i in range(24)
+        for seed in (1, 2)
+    ]
+    report = build_report(cells, sweep="s", measures=["AP"], baselines=[], **options)
+    log = compiled(render_latex(report, replace(layout, standalone=True)), tmp_path)
+    assert "Overfull" not in log
+    assert "too large" not in log
+
+
+@needs_pdflatex
+def test_latex_goes_into_one_column_of_a_two_column_paper(report, tmp_path):
+    table = render_latex(report, Layout(max_columns=2))
+    paper = PREAMBLE % {"options": "[twocolumn]"} + table + r"\end{document}"
+    log = compiled(paper, tmp_path)
+    assert "Overfull" not in log
 
 
 def test_json_holds_every_place_with_its_seeds_and_comparisons(report, small_sweep):
