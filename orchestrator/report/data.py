@@ -21,13 +21,16 @@ def render_json(report: Report) -> str:
     `teacher`), the column (`measure`, and `collection` or `suite`), `mean`, `std` over seeds,
     `rank` (1, 2), `queries`, `planned_seeds`, `seeds` ({seed, mean}), `unfinished` (state -> seeds)
     and `comparisons` ({baseline, difference, effect_size_d, p, p_corrected, verdict}). Beside it
-    stand `sweep`, `by`, `test`, `correction`, `alpha`, the number of `comparisons`, `baselines`,
+    stand `sweep`, `by`, `best`, `pairs`, `where`, `test`, `correction`, `alpha`, the number of `comparisons`, `baselines`,
     `caption` (sentences) and `sections` ({title, heads, lines, note}).
     """
     document = {
         "schema": SCHEMA,
         "sweep": report.sweep,
         "by": report.by,
+        "best": report.best,
+        "pairs": report.pairs,
+        "where": {label: list(values) for label, values in report.where.items()},
         "test": report.test,
         "correction": report.correction,
         "alpha": report.alpha,
