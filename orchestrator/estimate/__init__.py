@@ -1,0 +1,1 @@
+"""What a planned sweep will cost: seconds, memory, disk and downloads, from shapes and lengths."""
