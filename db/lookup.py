@@ -5,7 +5,9 @@ from difflib import get_close_matches
 
 from sqlalchemy import Connection, Engine, select
 
+from db.bulk import pieces
 from db.schema import Job, Sweep
+from db.states import State
 from db.transactions import reading
 from xsweep import ConfigError
 
@@ -63,6 +65,16 @@ def job_id(connection: Connection, job: str | int) -> int:
             )
     names = connection.scalars(select(Job.name).order_by(Job.id.desc()).limit(NAMES_COMPARED))
     raise ConfigError(f"no job {text!r}: {_nearest(text, names)}")
+
+
+def done_identities(engine: Engine, identities: Iterable[str]) -> frozenset[str]:
+    """Those of the identities whose job has an accepted result."""
+    found: set[str] = set()
+    with reading(engine) as connection:
+        for piece in pieces(list(identities)):
+            done = select(Job.identity).where(Job.identity.in_(piece), Job.state == State.DONE)
+            found.update(connection.scalars(done))
+    return frozenset(found)
 
 
 def _nearest(text: str, names: Iterable[str]) -> str:

@@ -11,11 +11,13 @@ from evaluator.specs import (
     Bm25Spec,
     CandidatesSpec,
     CollectionSpec,
+    DenseSpec,
     FilesSpec,
     FirstStageSpec,
     FolderSpec,
     IrdsSpec,
     ModelSpec,
+    SpladeSpec,
     TokensSpec,
 )
 from orchestrator.grid import Kind, Need
@@ -44,10 +46,12 @@ class JobGraph:
         same_as: BaseModel | None = None,
         labels: Mapping[str, Any] | None = None,
         cost_s: float = 1.0,
+        needs: Kind | None = None,
     ) -> str:
         """Add a job unless it is there already, and give its identity.
 
         `parents` (role to identity) change the result, `savings` are parents that only save work.
+        `needs` names the kind whose resources it reserves, where that is not its own.
         `same_as` stands for the spec in the identity where specs differ in what does not matter.
         """
         key = identity(kind, same_as or spec, parents)
@@ -58,7 +62,7 @@ class JobGraph:
                 name=name,
                 spec=spec.model_dump(mode="json"),
                 parents={**parents, **savings},
-                resources=_resources(self.needs.get(kind, Need())),
+                resources=_resources(self.needs.get(needs or kind, Need())),
                 labels=dict(labels or {}),
                 cost=cost_s,
             )
@@ -68,6 +72,9 @@ class JobGraph:
         """The job that gives a collection's first `depth` candidates of every query."""
         spec = CandidatesSpec(collection=collection, first_stage=stage, depth=depth)
         name = f"prepare candidates {stage.type}-{depth} [{collection.name}]"
+        if isinstance(stage, DenseSpec | SpladeSpec):
+            # A model that reads every document: work like a teacher's, and it wants the same GPU.
+            return self.add("prepare", name, spec, cost_s=600, needs="teach")
         return self.add("prepare", name, spec, cost_s=60 if isinstance(stage, Bm25Spec) else 10)
 
     def tokens(self, collection: CollectionSpec, tokenizer: ModelSpec, used_tokens: int) -> str:

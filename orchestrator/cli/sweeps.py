@@ -1,6 +1,5 @@
-"""`submit`, `plan` and `run`: from a grid file to jobs, and running them."""
+"""`submit` and `run`: from a grid file to jobs, and running them."""
 
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +8,7 @@ import typer
 from orchestrator.cli.app import app, open_database, settings_of
 
 if TYPE_CHECKING:
-    from db.jobs import Submission
     from orchestrator.plan import Plan
-    from orchestrator.settings import Settings
 
 GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
 
@@ -35,12 +32,14 @@ def submit(
       xsweep submit sweeps/trec_dl.yaml --data-home ~/data --no-start
     """
     from orchestrator import process
+    from orchestrator.cli.plan import preview, show_forecast, show_plan
     from orchestrator.plan import plan_grid
 
     settings = settings_of(ctx)
     planned = plan_grid(grid, settings)
     if dry_run:
-        _show_plan(planned, _preview(settings, planned))
+        show_plan(planned, preview(settings, planned))
+        show_forecast(settings, planned)
         typer.echo("Dry run: nothing was stored.")
         return
 
@@ -50,7 +49,7 @@ def submit(
 
     engine = open_database(ctx, create=True)
     submission = jobs.add_sweep(engine, name=planned.name, grid=planned.grid, jobs=planned.jobs)
-    _show_plan(planned, submission)
+    show_plan(planned, submission)
     if submission.done == submission.total:
         typer.echo("Everything is done already; nothing is computed again. Next: xsweep report")
         return
@@ -62,21 +61,6 @@ def submit(
         from orchestrator.cli.status import watch_sweep
 
         raise typer.Exit(watch_sweep(settings, engine, planned.name))
-
-
-@app.command()
-def plan(ctx: typer.Context, grid: GridFile) -> None:
-    """Show what a grid would do: jobs by kind, cells left out and why, what is new and done.
-
-    \b
-    Example:
-      xsweep plan sweeps/quickstart.yaml
-    """
-    from orchestrator.plan import plan_grid
-
-    settings = settings_of(ctx)
-    planned = plan_grid(grid, settings)
-    _show_plan(planned, _preview(settings, planned))
 
 
 @app.command()
@@ -115,33 +99,3 @@ def _refuse_absent(planned: "Plan") -> None:
             f"{len(planned.absent)} files are missing, whose content is part of the jobs, first "
             f"{path}: {what}. Put them there and submit again; `xsweep plan` lists them all"
         )
-
-
-def _preview(settings: "Settings", planned: "Plan") -> "Submission":
-    """What a submission would add; a database that is not there yet is not made for the answer."""
-    from db import jobs
-    from db.engine import connect, open_engine, schema_version
-
-    scheme, _, path = settings.database.partition(":///")
-    absent = scheme.startswith("sqlite") and not Path(path).exists()
-    if absent or schema_version(open_engine(settings.database)) is None:
-        total = len(planned.jobs)
-        return jobs.Submission(sweep_id=None, new=total, shared=0, done=0, total=total)
-    return jobs.preview(connect(settings.database), name=planned.name, jobs=planned.jobs)
-
-
-def _show_plan(planned: "Plan", submission: "Submission") -> None:
-    kinds = ", ".join(f"{count} {kind}" for kind, count in planned.kinds.items())
-    typer.echo(
-        f"{planned.name}: {len(planned.cells)} runs, {submission.total} jobs ({kinds}): "
-        f"{submission.new} new, {submission.total - submission.new - submission.done} known, "
-        f"{submission.done} done"
-    )
-    grouped: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for cell, reason in planned.left_out:
-        grouped[cell.objective, cell.teacher, reason].append(f"{cell.backbone.name} s{cell.seed}")
-    if grouped:
-        typer.echo(f"Left out are {len(planned.left_out)} cells:")
-    for (objective, teacher, reason), runs in grouped.items():
-        named = ", ".join(runs) if len(runs) <= 4 else f"{len(runs)} cells"
-        typer.echo(f"  {objective} × {teacher} ({named}): {reason}")

@@ -45,8 +45,10 @@ class Forecast:
     wall_s: float
     """By a schedule without gaps: work shared by all devices, no shorter than the longest chain."""
     chain_s: float
+    all_s: float
+    """Seconds of all jobs, done ones too, on whatever they run."""
     alone_s: float
-    """Device seconds if each run made its own tokens, candidates, teacher scores and stages."""
+    """The same if each run made its own tokens, candidates, teacher scores and stages."""
     factor: float
 
     @property
@@ -113,11 +115,15 @@ def forecast(
     by_kind: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     used: dict[str, Pace | None] = {}
-    device_s, chain_s, spread = {}, {}, 0.0
+    device_s: dict[str, float] = {}
+    jobs_s: dict[str, float] = {}
+    chain_s: dict[str, float] = {}
+    spread = 0.0
     for job in jobs:
         parents = {role: known[identity] for role, identity in job.parents.items()}
         work = work_of(job.kind, job.spec, parents)
         job_s, pace, runs_on_device = _job_s(job, work, device, on_device, on_cpu)
+        jobs_s[job.identity] = job_s
         before = max((chain_s[parent] for parent in job.parents.values()), default=0.0)
         is_done = job.identity in done
         chain_s[job.identity] = before + (0.0 if is_done else job_s)
@@ -138,7 +144,8 @@ def forecast(
         paces=used,
         wall_s=max(longest_s, total_s / devices),
         chain_s=longest_s,
-        alone_s=_alone_s(jobs, device_s),
+        all_s=sum(jobs_s.values()),
+        alone_s=_alone_s(jobs, jobs_s),
         factor=spread / total_s if total_s else 1.0,
     )
 
@@ -158,8 +165,8 @@ def _job_s(
     return expected_s * (pace.ratio if pace else 1.0), pace, runs_on_device
 
 
-def _alone_s(jobs: "Sequence[NewJob]", device_s: Mapping[str, float]) -> float:
-    """Device seconds if every run stood alone, with all that it and its evaluations need.
+def _alone_s(jobs: "Sequence[NewJob]", jobs_s: Mapping[str, float]) -> float:
+    """Seconds if every run stood alone, with all that it and its evaluations need.
 
     A training that several cells share, as a stage or as a twin, counts once for each of them.
     """
@@ -172,5 +179,4 @@ def _alone_s(jobs: "Sequence[NewJob]", device_s: Mapping[str, float]) -> float:
         if job.kind == "evaluate":
             run = job.parents.get("run", job.identity)
             runs[run] |= needs[job.identity]
-    return sum(device_s[identity] for needed in runs.values() for identity in needed)
-
+    return sum(jobs_s[identity] for needed in runs.values() for identity in needed)

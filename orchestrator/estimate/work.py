@@ -44,10 +44,7 @@ def work_of(kind: str, spec: Mapping[str, Any], parents: Mapping[str, "Planned"]
         case "teach":
             size, _ = size_of(spec["collection"])
             pairs = float(size.queries * _depth_of(parents, 100))
-            flops = sum(
-                pairs * _pair_flops(shape_of(model)[0], size, spec)
-                for model in spec["model"]["models"]
-            )
+            flops = _model_flops(spec["model"], pairs, size, spec)
             return Work(pairs=pairs, scoring_flops=flops, cpu_s=START_S)
     return _preparation(spec)
 
@@ -85,13 +82,24 @@ def _evaluation(spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work
     scorer = spec["scorer"]
     if scorer["type"] == "first_stage":
         return Work(cpu_s=5)
-    trained = scorer["type"] == "run"
-    models = [parents["run"].spec["backbone"]] if trained else scorer["model"]["models"]
     size, _ = size_of(spec["collection"])
     pairs = float(size.queries * min(spec["depth"] or _depth_of(parents, 1000), size.documents))
     pairs *= spec.get("max_passages", 1)
-    flops = sum(pairs * _pair_flops(shape_of(model)[0], size, spec) for model in models)
+    model = scorer.get("model")
+    if scorer["type"] == "run":
+        model = {"type": "cross_encoder", "models": [parents["run"].spec["backbone"]]}
+    flops = _model_flops(model, pairs, size, spec)
     return Work(pairs=pairs, scoring_flops=flops, cpu_s=START_S)
+
+
+def _model_flops(
+    model: Mapping[str, Any], pairs: float, size: Size, spec: Mapping[str, Any]
+) -> float:
+    """Scoring pairs with models; a bi-encoder reads each of their texts once."""
+    texts = pairs
+    if model["type"] == "bi_encoder":
+        texts = min(pairs, size.documents + size.queries)
+    return sum(texts * _pair_flops(shape_of(each)[0], size, spec) for each in model["models"])
 
 
 def _preparation(spec: Mapping[str, Any]) -> Work:

@@ -138,24 +138,38 @@ def test_a_training_has_the_candidates_and_tokens_of_all_validation_sets(
     assert len(run.spec["validation"]["further"]) == 12
 
 
-def test_runs_that_are_not_there_yet_are_planned_with_and_named(settings: Settings) -> None:
-    absent = planned("full_grid", settings).absent
-    assert len(absent) == CANDIDATES
-    folder = settings.data_home / "splade-v3"
-    assert absent[str(folder / "msmarco-dev.run.gz")] == (
-        "the first stage's TREC run of 'msmarco-dev'"
-    )
-    assert not planned("single_gpu", settings).absent
+def given_runs(folder: Path) -> Path:
+    """The full grid with first-stage runs that the user has made elsewhere."""
+    variant = folder / "given.yaml"
+    text = (SWEEPS / "full_grid.yaml").read_text()
+    stage = text[text.index("{splade:") : text.index(", label: SPLADE")]
+    assert text.count(stage) == 2
+    variant.write_text(text.replace(stage, '{runs: "${data_home}/splade-v3"'))
+    return variant
 
 
-def test_a_run_that_appears_changes_its_jobs_and_no_training(
+def test_runs_that_are_not_there_yet_are_planned_with_and_named(
     settings: Settings, tmp_path: Path
 ) -> None:
-    before = planned("full_grid", settings)
+    assert not planned("full_grid", settings).absent
+    home = replace(settings, data_home=tmp_path)
+    before = plan_grid(given_runs(tmp_path), home)
+    assert len(before.absent) == CANDIDATES
     run = tmp_path / "splade-v3" / "robust04.run.gz"
+    assert before.absent[str(run)] == "the first stage's TREC run of 'robust04'"
+
     run.parent.mkdir()
     run.write_bytes(b"q 0 d 1 1.0 splade\n")
-    after = plan_grid(SWEEPS / "full_grid.yaml", replace(settings, data_home=tmp_path))
+    after = plan_grid(given_runs(tmp_path), home)
     assert len(after.absent) == CANDIDATES - 1
     assert identities(after, "train") == identities(before, "train")
     assert len(identities(after, "evaluate") - identities(before, "evaluate")) == 162 + 1
+
+
+def test_a_first_stage_that_is_a_model_reserves_what_teachers_do(settings: Settings) -> None:
+    gpus = Counter(
+        (job.spec["type"], job.resources["gpus"])
+        for job in planned("full_grid", settings).jobs
+        if job.kind == "prepare"
+    )
+    assert gpus == {("candidates", 1): CANDIDATES, ("tokens", 0): 9 * CORPORA}
