@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from trainer.objectives.ranks import average_ranks
+
 
 def adr_mse(
     scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor, temperature: float = 1.0
@@ -18,8 +20,6 @@ def adr_mse(
     above_QDD = ((scores_QD[:, None, :] - scores_QD[:, :, None]) / temperature).sigmoid()
     # A document is counted against itself as σ(0) = 1/2, so the sum starts at 1/2, not at 1.
     approximate_ranks_QD = 0.5 + (above_QDD * others_QDD).sum(dim=-1)
-    better_QDD = (targets_QD[:, None, :] > targets_QD[:, :, None]) & others_QDD
-    tied_QDD = (targets_QD[:, None, :] == targets_QD[:, :, None]) & others_QDD
-    ranks_QD = better_QDD.sum(dim=-1) + (tied_QDD.sum(dim=-1) + 1) / 2
+    ranks_QD = average_ranks(targets_QD, mask_QD)
     losses_QD = (ranks_QD - approximate_ranks_QD).square() / (1 + ranks_QD).log2()
     return losses_QD[mask_QD].sum(), mask_QD.sum()

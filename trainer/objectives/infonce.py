@@ -1,7 +1,8 @@
 """Localised contrastive estimation: softmax cross-entropy over one query's documents."""
 
-import torch
 from torch import Tensor
+
+from trainer.objectives.distributions import log_shares
 
 
 def infonce(
@@ -13,8 +14,6 @@ def infonce(
     Callan 2021, eq. 5 (https://arxiv.org/abs/2101.08751). Worked number: scores (2, 0.5, -1),
     the first relevant, give log(1 + e^-1.5 + e^-3) = 0.241311 over 1 positive.
     """
-    # A finite floor: -inf would make the gradient of a query without documents NaN.
-    floor = torch.finfo(scores_QD.dtype).min
-    log_shares_QD = (scores_QD / temperature).masked_fill(~mask_QD, floor).log_softmax(dim=-1)
+    log_shares_QD = log_shares(scores_QD, mask_QD, temperature)
     positives_QD = mask_QD & (targets_QD > 0)
     return -log_shares_QD[positives_QD].sum(), positives_QD.sum()

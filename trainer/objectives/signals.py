@@ -15,15 +15,25 @@ SIGNALS: dict[str, frozenset[Signal]] = {
     "margin_mse": frozenset({"scores"}),
     "distill_ranknet": frozenset({"scores", "ranking"}),
     "adr_mse": frozenset({"scores", "ranking"}),
+    "mse": frozenset({"scores"}),
+    "kl_div": frozenset({"scores"}),
+    "list_net": frozenset({"labels", "scores"}),
+    "lambda_rank": frozenset({"labels"}),
+    "distill_lambda_rank": frozenset({"scores", "ranking"}),
 }
 """Objective name to the signals that can feed it: scores give a ranking, nothing gives scores."""
 
 PARAMETERS: dict[str, dict[str, float]] = {
-    "bce": {},
+    "bce": {"positive_weight": 1.0},
     "hinge": {"margin": 1.0},
     "infonce": {"temperature": 1.0},
     "margin_mse": {},
     "distill_ranknet": {},
     "adr_mse": {"temperature": 1.0},
+    "mse": {},
+    "kl_div": {"temperature": 1.0},
+    "list_net": {},
+    "lambda_rank": {},
+    "distill_lambda_rank": {},
 }
 """Objective name to its keyword parameters with their defaults, all positive numbers."""
