@@ -17,6 +17,7 @@ from torch import Tensor
 from evaluator.pairs import PairEncoder
 from evaluator.scoring import batches as cut_by_length
 from evaluator.tokens import TokenStore
+from trainer.objectives.terms import Targets
 from trainer.specs import TrainSpec
 from trainer.teachers import Sample, Teacher
 
@@ -30,8 +31,7 @@ class MicroBatch(NamedTuple):
     """Model inputs of each forward pass, longest pairs first."""
     places_P: Tensor
     """Where the pair behind each logit stands in the flattened Q by D matrix."""
-    targets_QD: Tensor
-    mask_QD: Tensor
+    targets: Targets
     tokens: int
     """True tokens of the pairs, special tokens included."""
     slots: int
@@ -43,13 +43,12 @@ class MicroBatch(NamedTuple):
         return self._replace(
             forwards=forwards,
             places_P=self.places_P.to(device),
-            targets_QD=self.targets_QD.to(device),
-            mask_QD=self.mask_QD.to(device),
+            targets=Targets(*(tensor.to(device) for tensor in self.targets)),
         )
 
     def matrix(self, logits_P: Tensor) -> Tensor:
         """The logits as scores_QD, 0 where no document stands."""
-        shape = self.mask_QD.shape
+        shape = self.targets.mask_QD.shape
         return logits_P.new_zeros(shape.numel()).scatter(0, self.places_P, logits_P).view(shape)
 
 
@@ -59,8 +58,11 @@ def draw_samples(teacher: Teacher, seed: int, step: int, batch_queries: int) -> 
     for place in range(batch_queries):
         epoch, position = divmod(step * batch_queries + place, len(teacher))
         unit = int(_pass_order(seed, epoch, len(teacher))[position])
-        generator = np.random.default_rng([seed, _SAMPLE, step, place])
-        samples.append(teacher.draw(unit, generator))
+        # Making a generator takes longer than reading a line.
+        chance = (
+            np.random.default_rng([seed, _SAMPLE, step, place]) if teacher.uses_chance else None
+        )
+        samples.append(teacher.draw(unit, chance))
     return samples
 
 
@@ -71,17 +73,37 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
 
 @lru_cache(maxsize=2)
 def _pass_order(seed: int, epoch: int, units: int) -> np.ndarray:
-    return np.random.default_rng([seed, _ORDER, epoch]).permutation(units)
+    order = np.arange(units, dtype=np.int32 if units < 2**31 else np.int64)
+    np.random.default_rng([seed, _ORDER, epoch]).shuffle(order)
+    return order
 
 
-def pad_targets(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
-    """(targets_QD fp32, mask_QD bool) of samples with up to D documents."""
+def pad_targets(samples: Sequence[Sample]) -> Targets:
+    """Targets, labels and mask of samples with up to D documents."""
     shape = len(samples), max(len(sample.doc_ids) for sample in samples)
-    targets_QD, mask_QD = torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)
+    targets_QD, labels_QD = torch.zeros(shape), torch.zeros(shape)
+    mask_QD = torch.zeros(shape, dtype=torch.bool)
     for row, sample in enumerate(samples):
-        targets_QD[row, : len(sample.doc_ids)] = torch.from_numpy(sample.targets_D)
-        mask_QD[row, : len(sample.doc_ids)] = True
-    return targets_QD, mask_QD
+        columns = slice(len(sample.doc_ids))
+        labels_D = sample.targets_D if sample.labels_D is None else sample.labels_D
+        targets_QD[row, columns] = torch.from_numpy(sample.targets_D)
+        labels_QD[row, columns] = torch.from_numpy(labels_D)
+        mask_QD[row, columns] = True
+    return Targets(targets_QD, labels_QD, mask_QD)
+
+
+def group_passes(slots: Sequence[int], budget: int) -> list[slice]:
+    """Consecutive forward passes whose slots add up to at most the budget, at least one in each.
+
+    `group_passes([50, 40, 30, 90], 100)` gives [slice(0, 2), slice(2, 3), slice(3, 4)].
+    """
+    groups, start, used = [], 0, 0
+    for place, size in enumerate(slots):
+        if place > start and used + size > budget:
+            groups.append(slice(start, place))
+            start, used = place, 0
+        used += size
+    return [*groups, slice(start, len(slots))]
 
 
 class Assembler:
@@ -96,8 +118,13 @@ class Assembler:
     ) -> None:
         self.encoder, self.documents, self.queries = encoder, documents, queries
         self.sides_tokens = spec.query_tokens, spec.document_tokens
-        self.micro_batch_tokens = spec.optimisation.micro_batch_tokens
-        self.forward_tokens = spec.optimisation.forward_tokens
+        self.settings = spec.optimisation
+        self.limit(spec.optimisation.micro_batch_tokens)
+
+    def limit(self, micro_batch_tokens: int) -> None:
+        """Sets the budget of a backward pass; that of a forward pass is never above it."""
+        self.micro_batch_tokens = micro_batch_tokens
+        self.forward_tokens = min(self.settings.forward_tokens, micro_batch_tokens)
 
     def cut(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """Micro-batches: consecutive samples up to the token budget, at least one in each."""
@@ -116,9 +143,20 @@ class Assembler:
         """Tokens of the samples' pairs without padding: what computing them costs."""
         return sum(int(self._lengths(sample).sum()) for sample in samples)
 
+    def backward_passes(self, samples: Sequence[Sample]) -> int:
+        """How many backward passes a micro-batch takes: more than one for a list above the budget.
+
+        What fits is one pass; the forward passes of what does not are grouped under the budget.
+        """
+        lengths_P = np.concatenate([self._lengths(sample) for sample in samples])
+        if lengths_P.sum() <= self.micro_batch_tokens:
+            return 1
+        slots = [len(rows) * int(lengths_P[rows].max()) for rows in self._rows(lengths_P)]
+        return len(group_passes(slots, self.micro_batch_tokens))
+
     def assemble(self, samples: Sequence[Sample]) -> MicroBatch:
         """The model inputs of one micro-batch."""
-        targets_QD, mask_QD = pad_targets(samples)
+        targets = pad_targets(samples)
         pairs = [
             self.encoder.encode(
                 self.queries[sample.query_id], self.documents[doc_id], *self.sides_tokens
@@ -127,19 +165,21 @@ class Assembler:
             for doc_id in sample.doc_ids
         ]
         lengths_P = np.array([len(pair.input_ids) for pair in pairs])
-        longest_first = np.argsort(-lengths_P, kind="stable")
-        forwards = [
-            self.encoder.collate([pairs[row] for row in rows])
-            for rows in cut_by_length(lengths_P, longest_first, self.forward_tokens)
-        ]
+        rows_of_passes = self._rows(lengths_P)
+        forwards = [self.encoder.collate([pairs[row] for row in rows]) for rows in rows_of_passes]
+        order_P = torch.from_numpy(np.concatenate(rows_of_passes))
         return MicroBatch(
             forwards,
-            mask_QD.flatten().nonzero()[:, 0][torch.from_numpy(longest_first)],
-            targets_QD,
-            mask_QD,
+            targets.mask_QD.flatten().nonzero()[:, 0][order_P],
+            targets,
             tokens=int(lengths_P.sum()),
             slots=sum(inputs["input_ids"].numel() for inputs in forwards),
         )
+
+    def _rows(self, lengths_P: np.ndarray) -> list[np.ndarray]:
+        """The pairs of each forward pass, longest first."""
+        longest_first = np.argsort(-lengths_P, kind="stable")
+        return list(cut_by_length(lengths_P, longest_first, self.forward_tokens))
 
     def _lengths(self, sample: Sample) -> np.ndarray:
         query = np.array([len(self.queries[sample.query_id])])

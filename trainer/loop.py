@@ -5,20 +5,19 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from trainer.batches import Assembler, draw_samples, dropout_seed, pad_targets
+from trainer.batches import Assembler, draw_samples
+from trainer.budgets import Budgets, is_out_of_memory
 from trainer.checkpoints import Checkpoint, Weights, load_newest, save_checkpoint
 from trainer.engines import Engine, open_engine
+from trainer.gradients import Gradients, Work
 from trainer.metrics import MetricsLog, read_metrics
-from trainer.objectives import OBJECTIVES
-from trainer.ranks import deal
 from trainer.schedule import learning_rate
 from trainer.scorer import Scorer, attention
 from trainer.specs import TrainSpec
@@ -46,10 +45,14 @@ class Progress:
     best_step: int = 0
     best_validation: float | None = None
     validations_since_best: int = 0
+    ranks: list[list[int]] = field(default_factory=list)
+    """[step, ranks]: how many processes computed it from that step on."""
+    halved_budgets: list[list[int]] = field(default_factory=list)
+    """[step, micro_batch_tokens]: where memory ran out and the budget was halved."""
 
     @property
     def pairs_per_s(self) -> float:
-        """Query-document pairs trained on in a second, by this rank."""
+        """Query-document pairs trained on in a second, by all ranks together."""
         return self.pairs / self.seconds if self.seconds else 0.0
 
     @property
@@ -71,9 +74,10 @@ def train_model(
 ) -> Progress | None:
     """Trains to the last step, or until patience ends, and leaves the best weights in the model.
 
-    `report(done, total, loss=, lr=, pairs_per_s=)` is called after every step; where it raises
-    Stopped, a checkpoint is written and Stopped goes on up (every rank reports, or none). The
-    furthest sound checkpoint below the folders of `resume_from` is continued: the outcome is that
+    `report(done, total, loss=, lr=, pairs_per_s=, left_s=)` is called after every step; where it
+    raises Stopped, a checkpoint is written and Stopped goes on up (every rank reports, or none).
+    The furthest sound checkpoint below the folders of `resume_from` is continued: the outcome is
+    that
     of an undisturbed training.
 
     Raises DivergenceError with step and queries where the loss or the gradient is not finite;
@@ -89,7 +93,10 @@ def train_model(
     # MiniLM-L6 on 64 pairs of 86 tokens takes one core 2.4 s with it and 1.7 s without.
     fastest = "eager" if model.device.type == "cpu" else usual_attention
     with attention(model, fastest), open_engine(scorer, settings) as engine:
-        training = _Training(spec, engine, model, teacher, assembler, out, usual_attention)
+        budgets = Budgets(settings.micro_batch_tokens, out, resume_from)
+        training = _Training(
+            spec, engine, scorer, teacher, assembler, budgets, out, usual_attention
+        )
         if found:
             training.resume(found)
         kept = read_metrics(resume_from, training.progress.step)
@@ -108,6 +115,7 @@ def train_model(
                     training.hear(report, record)
         if training.best:
             training.set_weights(training.best)
+        training.progress.halved_budgets = budgets.halved
     return training.progress if metrics else None
 
 
@@ -118,18 +126,19 @@ class _Training:
         self,
         spec: TrainSpec,
         engine: Engine,
-        model: PreTrainedModel,
+        scorer: Scorer,
         teacher: Teacher,
         assembler: Assembler,
+        budgets: Budgets,
         out: Path,
         scoring_attention: str,
     ) -> None:
-        self.spec, self.engine, self.model = spec, engine, model
+        self.spec, self.engine, self.model = spec, engine, scorer.model
         self.teacher, self.assembler, self.out = teacher, assembler, out
         self.scoring_attention = scoring_attention
-        function = OBJECTIVES[spec.objective.name].function
-        self.objective = partial(function, **spec.objective.parameters)
-        self.progress = Progress()
+        self.gradients = Gradients(spec, engine, scorer, assembler)
+        self.budgets = budgets
+        self.progress = Progress(ranks=[[0, engine.ranks]])
         self.best: Weights = {}
 
     @property
@@ -151,9 +160,7 @@ class _Training:
         started = time.perf_counter()
         settings, seed, step = self.spec.optimisation, self.spec.seed, self.progress.step
         samples = draw_samples(self.teacher, seed, step, settings.batch_queries)
-        targets_QD, mask_QD = pad_targets(samples)
-        _, count = self.objective(torch.zeros_like(targets_QD), targets_QD, mask_QD)
-        loss = self._backward(samples, count.clamp(min=1))
+        loss, tokens, slots = self._gradients(samples)
         if not math.isfinite(loss):
             raise _diverged("loss", loss, step, samples)
         lr = learning_rate(settings, step)
@@ -162,6 +169,9 @@ class _Training:
             raise _diverged("gradient norm", norm, step, samples)
         self.progress.step += 1
         self.progress.loss = loss
+        self.progress.pairs += sum(len(sample.doc_ids) for sample in samples)
+        self.progress.tokens += tokens
+        self.progress.slots += slots
         self.progress.seconds += time.perf_counter() - started
         return {
             "step": self.progress.step,
@@ -172,28 +182,22 @@ class _Training:
             "padding_waste": round(self.progress.padding_waste, 4),
         }
 
-    def _backward(self, samples: list[Sample], count: torch.Tensor) -> float:
-        """Gradients of this rank's micro-batches; the loss of the whole global batch."""
-        device = self.model.device
-        pieces = self.assembler.cut(samples)
-        hands = deal([self.assembler.tokens(piece) for piece in pieces], self.engine.ranks)
-        loss = torch.zeros((), device=device)
-        for turn in range(max(map(len, hands))):
-            # ZeRO-2 exchanges gradients in every backward pass, so a rank with nothing left
-            # computes some piece again, at no weight.
-            hand = hands[self.engine.rank]
-            number, weight = (hand[turn], 1.0) if turn < len(hand) else (0, 0.0)
-            batch = self.assembler.assemble(pieces[number]).to(device)
-            torch.manual_seed(dropout_seed(self.spec.seed, self.progress.step, number))
-            scores_QD = batch.matrix(self.engine(batch.forwards))
-            part, _ = self.objective(scores_QD, batch.targets_QD, batch.mask_QD)
-            part = part * (weight / count.to(device))
-            self.engine.backward(part)
-            loss += part.detach()
-            self.progress.pairs += len(batch.places_P) * int(weight)
-            self.progress.tokens += batch.tokens
-            self.progress.slots += batch.slots
-        return self.engine.total(loss)
+    def _gradients(self, samples: list[Sample]) -> Work:
+        """The batch's gradient, under a smaller budget from here on where memory runs out."""
+        step = self.progress.step
+        while True:
+            self.assembler.limit(self.budgets.at(step))
+            try:
+                return self.gradients.add(samples, step)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                pieces = self.assembler.cut(samples)
+                largest = max(self.assembler.tokens(piece) for piece in pieces)
+                self.budgets.halve(step, largest, error)
+                if not self.engine.discard():
+                    raise
+                # What the failed pass holds lives as long as the error, which ends with this block.
 
     def validate(self, measure: Validate) -> float:
         """Measures the model and keeps its weights if it is the best so far."""
@@ -217,7 +221,10 @@ class _Training:
         stopped = None
         try:
             figures = {name: record[name] for name in ("loss", "lr", "pairs_per_s")}
-            report(self.progress.step, self.spec.optimisation.steps, **figures)
+            progress, steps = self.progress, self.spec.optimisation.steps
+            spent_s = progress.seconds + progress.validation_seconds
+            left_s = round(spent_s / progress.step * (steps - progress.step), 1)
+            report(progress.step, steps, **figures, left_s=left_s)
         except Stopped as error:
             stopped = error
         if self.engine.total(torch.tensor(float(bool(stopped)), device=self.model.device)):
@@ -247,6 +254,10 @@ class _Training:
                 "the checkpoints found are another training's: choose an empty output folder"
             )
         self.progress, self.best = Progress(**progress), checkpoint.best
+        ranks = self.progress.ranks or [[0, self.engine.ranks]]
+        if ranks[-1][1] != self.engine.ranks:
+            ranks.append([self.progress.step, self.engine.ranks])
+        self.progress.ranks = ranks
         log.info("resuming after step %d of %d", self.progress.step, self.spec.optimisation.steps)
         self.engine.restore(checkpoint.weights, checkpoint.moments, self.progress.step)
 

@@ -6,11 +6,11 @@ from pydantic import Field, field_validator, model_validator
 
 from evaluator.measure_names import parse_measure
 from evaluator.specs import CollectionSpec, FileSpec, ModelSpec, Spec
-from trainer.objectives.signals import PARAMETERS, SIGNALS, Signal
+from trainer.objectives.signals import PARAMETERS, SIGNALS, Signal, labels_only
 
 
-class ObjectiveSpec(Spec):
-    """The loss, by its name in `trainer.objectives`, and its parameters where not the default."""
+class LossSpec(Spec):
+    """A loss, by its name in `trainer.objectives`, and its parameters where not the default."""
 
     name: str
     parameters: dict[str, float] = Field(default_factory=dict)
@@ -27,6 +27,28 @@ class ObjectiveSpec(Spec):
             if not 0 < value < float("inf"):
                 raise ValueError(f"{self.name}: {key} is {value}, it must be positive and finite")
         return self
+
+
+class TermSpec(LossSpec):
+    """A loss that is added to another one."""
+
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Of its mean, where the first loss has weight 1."""
+
+
+class ObjectiveSpec(LossSpec):
+    """What is minimised: the mean of one loss, plus weighted means of others."""
+
+    plus: tuple[TermSpec, ...] = ()
+    """Further losses on the same samples. A loss that learns from nothing but labels takes those
+    of the qrels; the others take the teacher's signal."""
+
+    @property
+    def signals(self) -> frozenset[Signal]:
+        """The teacher's signals that feed all losses; empty where they exclude each other."""
+        names = (self.name, *(term.name for term in self.plus))
+        taught = [SIGNALS[name] for name in names if not labels_only(name)]
+        return frozenset.intersection(*taught) if taught else SIGNALS[self.name]
 
 
 class CandidatesSource(Spec):
@@ -240,7 +262,10 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _teacher_feeds_objective(self) -> Self:
-        usable = SIGNALS[self.objective.name]
+        usable = self.objective.signals
+        if not usable:
+            names = " and ".join(term.name for term in (self.objective, *self.objective.plus))
+            raise ValueError(f"no teacher's signal feeds {names} together")
         if self.teacher.signal not in usable:
             raise ValueError(
                 f"{self.objective.name} learns from {' or '.join(sorted(usable))}, "

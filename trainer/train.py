@@ -110,6 +110,8 @@ def summarise(spec: TrainSpec, progress: Progress, teacher: Teacher, seconds: fl
         "padding_waste": round(progress.padding_waste, 4),
         "passes": round(progress.step * spec.optimisation.batch_queries / len(teacher), 3),
         "teacher": teacher.counts,
+        "ranks": progress.ranks,
+        "halved_budgets": progress.halved_budgets,
         "training_seconds": round(progress.seconds, 2),
         "validation_seconds": round(progress.validation_seconds, 2),
         "seconds": round(seconds, 2),

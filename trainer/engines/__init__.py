@@ -23,6 +23,13 @@ class Engine(Protocol):
         """Adds the gradient of this rank's part of the global loss."""
         ...
 
+    def discard(self) -> bool:
+        """Drops the gradient after a backward pass that failed; False where it cannot go on.
+
+        With several ranks the others wait in an exchange that never comes.
+        """
+        ...
+
     def step(self, lr: float) -> float:
         """Clips, updates the weights, clears the gradient; its norm before clipping."""
         ...

@@ -35,6 +35,10 @@ class PlainEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    def discard(self) -> bool:
+        self.optimizer.zero_grad()
+        return self.ranks == 1
+
     def step(self, lr: float) -> float:
         if self.ranks > 1:
             for parameter in self.parameters:

@@ -95,6 +95,11 @@ class ZeroEngine:
     def backward(self, loss: Tensor) -> None:
         self.inner.backward(loss)
 
+    def discard(self) -> bool:
+        # Stages 1 and 2 keep part of the gradient in buckets of their own.
+        self.adamw.zero_grad()
+        return self.ranks == 1 and self.stage == 0
+
     def step(self, lr: float) -> float:
         set_lr(self.adamw, lr)
         self.inner.step()

@@ -6,9 +6,7 @@ from torch.nn.functional import softplus
 from trainer.objectives.ranks import average_ranks
 
 
-def lambda_rank(
-    scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor
-) -> tuple[Tensor, Tensor]:
+def lambda_rank(scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over ordered pairs with t_i > t_j of |ΔnDCG_ij| ln(1 + e^-(s_i - s_j)); count of pairs.
 
     |ΔnDCG_ij| = |g_i - g_j| |1/log2(1 + r_i) - 1/log2(1 + r_j)| / idealDCG, with gains

@@ -37,3 +37,8 @@ PARAMETERS: dict[str, dict[str, float]] = {
     "distill_lambda_rank": {},
 }
 """Objective name to its keyword parameters with their defaults, all positive numbers."""
+
+
+def labels_only(name: str) -> bool:
+    """Whether an objective learns from nothing but labels."""
+    return SIGNALS[name] == {"labels"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,8 @@ class Sample(NamedTuple):
     doc_ids: tuple[str, ...]
     targets_D: np.ndarray
     """float32, higher is better: 1/0 for labels, a teacher's scores, or negated ranks."""
+    labels_D: np.ndarray | None = None
+    """float32: 1 for relevant documents, else 0; None where they are the targets."""
 
 
 class Teacher(Protocol):
@@ -27,11 +29,13 @@ class Teacher(Protocol):
     """Texts of the queries that samples may have."""
     counts: dict[str, int]
     """What was used and what was left out and why, for the summary."""
+    uses_chance: bool
+    """Whether a sample of a unit is one of several; else no generator is made for it."""
 
     def __len__(self) -> int: ...
 
-    def draw(self, unit: int, generator: np.random.Generator) -> Sample:
-        """A sample of one unit; all chance comes from the generator."""
+    def draw(self, unit: int, generator: Any) -> Sample:
+        """A sample of one unit; all chance comes from the generator (None where it needs none)."""
         ...
 
 
@@ -52,6 +56,6 @@ def open_teacher(
     from trainer.teachers.runs import read_lists
 
     if spec.source.type in PAIR_SOURCES:
-        return open_pairs(spec.source, collection)
+        return open_pairs(spec.source, collection, documents)
     lists = read_lists(spec.source, inputs)
     return ListTeacher(spec, lists, collection.queries, collection.qrels, documents)

@@ -17,6 +17,7 @@ class _Pool(NamedTuple):
     query_id: str
     doc_ids: list[str]
     targets_N: np.ndarray
+    labels_N: np.ndarray
     positives: np.ndarray
     others: np.ndarray
 
@@ -28,6 +29,8 @@ class ListTeacher:
     of them where there are fewer). With `list_size` = n: n random documents of the list, or the
     whole list where that is shorter. Neither: the whole list.
     """
+
+    uses_chance = True
 
     def __init__(
         self,
@@ -76,16 +79,16 @@ class ListTeacher:
             known = relevant if self.spec.signal == "labels" else relevant.intersection(scores)
             doc_ids = doc_ids + sorted(known.difference(doc_ids))
         positive_N = np.array([doc_id in relevant for doc_id in doc_ids], dtype=bool)
+        labels_N = positive_N.astype(np.float32)
         if self.spec.signal == "labels":
-            targets_N = positive_N.astype(np.float32)
+            targets_N = labels_N
         elif self.spec.signal == "scores":
             targets_N = np.array([scores[doc_id] for doc_id in doc_ids], dtype=np.float32)
         else:
             rank = {doc_id: place for place, doc_id in enumerate(listed, 1)}
             targets_N = np.array([-rank[doc_id] for doc_id in doc_ids], dtype=np.float32)
-        return _Pool(
-            query_id, doc_ids, targets_N, np.flatnonzero(positive_N), np.flatnonzero(~positive_N)
-        )
+        positives, others = np.flatnonzero(positive_N), np.flatnonzero(~positive_N)
+        return _Pool(query_id, doc_ids, targets_N, labels_N, positives, others)
 
     def __len__(self) -> int:
         return len(self.pools)
@@ -101,6 +104,5 @@ class ListTeacher:
             chosen = np.sort(generator.choice(len(pool.doc_ids), spec.list_size, replace=False))
         else:
             chosen = np.arange(len(pool.doc_ids))
-        return Sample(
-            pool.query_id, tuple(pool.doc_ids[place] for place in chosen), pool.targets_N[chosen]
-        )
+        doc_ids = tuple(pool.doc_ids[place] for place in chosen)
+        return Sample(pool.query_id, doc_ids, pool.targets_N[chosen], pool.labels_N[chosen])

@@ -5,16 +5,20 @@ import pytest
 
 from evaluator.collections import Collection
 from trainer.specs import ScoreTriplesSource, TriplesSource
-from trainer.teachers import pairs
 from trainer.teachers.pairs import open_pairs
 from xsweep import DataError
 
+DOCUMENTS = {name + str(n) for name in "de" for n in range(50)} | set("abcd")
 COLLECTION = Collection("c", lambda: iter(()), {"q1": "one", "q2": "two"}, {})
 RANDOM = np.random.default_rng(0)
 
 
 def triples(path):
-    return open_pairs(TriplesSource(file={"path": str(path)}), COLLECTION)
+    return open_pairs(TriplesSource(file={"path": str(path)}), COLLECTION, DOCUMENTS)
+
+
+def score_triples(path):
+    return open_pairs(ScoreTriplesSource(file={"path": str(path)}), COLLECTION, DOCUMENTS)
 
 
 @pytest.mark.parametrize("ending", ["", "\n"])
@@ -32,33 +36,28 @@ def test_every_line_of_a_triples_file_is_one_sample(tmp_path, ending, packed):
 def test_score_triples_carry_the_teachers_scores(tmp_path):
     path = tmp_path / "scores.tsv"
     path.write_text("9.5\t-2.25\tq1\ta\tb\n")
-    sample = open_pairs(ScoreTriplesSource(file={"path": str(path)}), COLLECTION).draw(0, RANDOM)
+    sample = score_triples(path).draw(0, RANDOM)
     assert sample[:2] == ("q1", ("a", "b"))
     assert sample.targets_D.tolist() == [9.5, -2.25]
+    assert sample.labels_D.tolist() == [1, 0]
 
 
-def test_line_starts_do_not_depend_on_the_reading_chunks(tmp_path, monkeypatch):
-    path = tmp_path / "triples.tsv"
-    path.write_text("".join(f"q1\td{n}\te{n}\n" for n in range(50)))
-    whole = triples(path).starts
-    monkeypatch.setattr(pairs, "CHUNK_BYTES", 7)
-    assert triples(path).starts.tolist() == whole.tolist()
-
-
-@pytest.mark.parametrize("line", ["q1\ta", "q1\ta\tb\tc", "q9\ta\tb"])
+@pytest.mark.parametrize(
+    "line", ["q1\ta", "q1\ta\tb\tc", "q9\ta\tb", "q1\ta\tz9", "q1\tz9\tb", "", "q1\ta\tb\xff"]
+)
 def test_a_malformed_line_is_refused_with_its_number(tmp_path, line):
     path = tmp_path / "triples.tsv"
-    path.write_text(f"q1\ta\tb\n{line}\n")
+    path.write_bytes(f"q1\ta\tb\n{line}\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"triples\.tsv:2"):
         triples(path).draw(1, RANDOM)
 
 
-@pytest.mark.parametrize("scores", ["x\t1", "nan\t1", "inf\t1"])
+@pytest.mark.parametrize("scores", ["x\t1", "nan\t1", "inf\t1", "1\t1e39"])
 def test_a_score_that_is_no_finite_number_is_refused(tmp_path, scores):
     path = tmp_path / "scores.tsv"
     path.write_text(f"{scores}\tq1\ta\tb\n")
     with pytest.raises(DataError, match=r"scores\.tsv:1"):
-        open_pairs(ScoreTriplesSource(file={"path": str(path)}), COLLECTION).draw(0, RANDOM)
+        score_triples(path).draw(0, RANDOM)
 
 
 def test_an_empty_file_is_refused(tmp_path):
@@ -66,3 +65,15 @@ def test_an_empty_file_is_refused(tmp_path):
     path.touch()
     with pytest.raises(DataError, match="no pairs"):
         triples(path)
+
+
+def test_a_cut_off_file_is_refused(tmp_path):
+    path = tmp_path / "triples.tsv.gz"
+    path.write_bytes(gzip.compress(RANDOM.bytes(1000))[:-20])
+    with pytest.raises(DataError, match="damaged gzip file"):
+        triples(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.tsv: cannot be read"):
+        triples(tmp_path / "none.tsv")

@@ -1,0 +1,85 @@
+"""A file of many lines, any of which is read at once: hundreds of millions in little memory.
+
+The file stays on disk; every 16th line's place is kept in memory (half a byte a line), and a
+line is found by reading the 16 that it stands among.
+"""
+
+import gzip
+import os
+import tempfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from xsweep import DataError
+
+CHUNK_BYTES = 1 << 24
+STRIDE = 16
+
+
+class Lines:
+    """Lines by number, without their ends; the file is read as lines are asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Takes the file over and reads it once."""
+        self._file = file
+        self._starts, self._count = _index(file)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> bytes:
+        block, place = divmod(number, STRIDE)
+        start, end = int(self._starts[block]), int(self._starts[block + 1])
+        # Reading leaves the pages to the system's cache; mapped, they would count as ours.
+        lines = os.pread(self._file.fileno(), end - start, start)
+        return lines.split(b"\n", place + 1)[place]
+
+
+def _index(file: IO[bytes]) -> tuple[np.ndarray, int]:
+    """Where every 16th line begins, then the file's end (int64), and the number of lines."""
+    parts, size, ends_before, last = [np.zeros(1, dtype=np.int64)], 0, 0, b"\n"
+    file.seek(0)
+    while chunk := file.read(CHUNK_BYTES):
+        ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
+        # The n-th line end of the file, counted from 1, is followed by line n.
+        parts.append(ends[-(ends_before + 1) % STRIDE :: STRIDE] + size + 1)
+        ends_before, size, last = ends_before + len(ends), size + len(chunk), chunk[-1:]
+    starts = np.concatenate(parts)
+    count = ends_before + (last != b"\n")
+    # A file that ends with a 16th line has its end among the starts already.
+    kept = starts[: -(-count // STRIDE)]
+    return np.append(kept, size), count
+
+
+def open_lines(path: Path) -> Lines:
+    """The lines of a file, unpacked to a temporary one where its name ends in .gz.
+
+    Raises DataError where it cannot be read or its packing is damaged.
+    """
+    try:
+        return Lines(_unpacked(path) if path.suffix == ".gz" else path.open("rb"))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}): get it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def keep_lines(lines: Iterable[bytes]) -> Lines:
+    """Lines from anywhere, each with its end, kept in a temporary file."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the lines keep it open
+    file.writelines(lines)
+    file.flush()
+    return Lines(file)
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the lines keep it open
+    with gzip.open(path) as packed:
+        while chunk := packed.read(CHUNK_BYTES):
+            file.write(chunk)
+    file.flush()
+    return file
