@@ -73,12 +73,11 @@ def digest(pairs: Iterator[tuple]) -> str:
 
 def measure(path: Path, pairs: int) -> None:
     """Opens, draws, and draws again from the middle."""
+    import trainer.batches  # noqa: F401 - its imports are no part of what is measured
     from evaluator.collections import Collection
     from evaluator.files import checksum
     from trainer.specs import ScoreTriplesSource
     from trainer.teachers.pairs import open_pairs
-
-    import trainer.batches  # noqa: F401 - its imports are no part of what is measured
 
     collection = Collection("generated", lambda: iter(()), Ids(QUERIES), {})
     source = ScoreTriplesSource(file={"path": str(path)})

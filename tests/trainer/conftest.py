@@ -101,6 +101,31 @@ class World:
             "validation": {"collection": self.collection, "every_steps": 4, "depth": 10},
         }
 
+    def prepared(self, **settings: object) -> tuple:
+        """A model in `eval`, its tokenizer, an assembler and five lists of 2 to 6 documents."""
+        from evaluator.collections import read_texts
+        from evaluator.cross_encoder import load_cross_encoder
+        from evaluator.pairs import PairEncoder
+        from evaluator.tokenizers import tokenize
+        from evaluator.tokens import TokenStore
+        from trainer.batches import Assembler
+        from trainer.specs import TrainSpec
+        from trainer.teachers import Sample
+
+        spec = TrainSpec.model_validate(self.spec(**settings))
+        model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
+        documents = TokenStore(self.inputs["tokens"])
+        texts = dict(read_texts(Path(self.collection["queries"]["path"])))
+        ids = tokenize(tokenizer, list(texts.values()), spec.query_tokens)
+        queries = dict(zip(texts, ids, strict=True))
+        assembler = Assembler(spec, PairEncoder(tokenizer), documents, queries)
+        random = np.random.default_rng(4)
+        samples = []
+        for query, size in enumerate([3, 6, 2, 5, 4]):
+            doc_ids = tuple(f"d{number}" for number in random.choice(80, size, replace=False))
+            samples.append(Sample(f"q{query}", doc_ids, random.normal(size=size).astype("f4")))
+        return model, tokenizer, assembler, samples
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:

@@ -5,15 +5,10 @@ import pytest
 import torch
 
 from evaluator.collections import read_texts
-from evaluator.cross_encoder import load_cross_encoder
-from evaluator.pairs import PairEncoder
-from evaluator.tokenizers import tokenize
-from evaluator.tokens import TokenStore
-from trainer.batches import Assembler, draw_samples, dropout_seed, pad_targets
+from trainer.batches import draw_samples, dropout_seed, pad_targets
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.signals import labels_only
 from trainer.scorer import Scorer, attention
-from trainer.specs import TrainSpec
 from trainer.teachers import Sample
 
 
@@ -52,24 +47,8 @@ def test_dropout_has_a_state_for_each_micro_batch_of_each_step():
     assert len(seeds) == 64
 
 
-def prepared(world, **settings):
-    spec = TrainSpec.model_validate(world.spec(**settings))
-    model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
-    documents = TokenStore(world.inputs["tokens"])
-    texts = dict(read_texts(Path(world.collection["queries"]["path"])))
-    ids = tokenize(tokenizer, list(texts.values()), spec.query_tokens)
-    queries = dict(zip(texts, ids, strict=True))
-    assembler = Assembler(spec, PairEncoder(tokenizer), documents, queries)
-    random = np.random.default_rng(4)
-    samples = []
-    for query, size in enumerate([3, 6, 2, 5, 4]):
-        doc_ids = tuple(f"d{number}" for number in random.choice(80, size, replace=False))
-        samples.append(Sample(f"q{query}", doc_ids, random.normal(size=size).astype(np.float32)))
-    return model, tokenizer, assembler, samples
-
-
 def test_micro_batches_are_whole_samples_in_order_under_the_budget(world):
-    _, _, assembler, samples = prepared(world, micro_batch_tokens=220)
+    _, _, assembler, samples = world.prepared(micro_batch_tokens=220)
     pieces = assembler.cut(samples)
     assert len(pieces) > 1
     assert [sample for piece in pieces for sample in piece] == samples
@@ -77,12 +56,12 @@ def test_micro_batches_are_whole_samples_in_order_under_the_budget(world):
 
 
 def test_a_sample_above_the_budget_is_a_micro_batch_of_its_own(world):
-    _, _, assembler, samples = prepared(world, micro_batch_tokens=1)
+    _, _, assembler, samples = world.prepared(micro_batch_tokens=1)
     assert [len(piece) for piece in assembler.cut(samples)] == [1] * 5
 
 
 def test_an_assembled_batch_counts_its_tokens_and_slots(world):
-    _, _, assembler, samples = prepared(world, forward_tokens=100)
+    _, _, assembler, samples = world.prepared(forward_tokens=100)
     batch = assembler.assemble(samples)
     masks = [inputs["attention_mask"] for inputs in batch.forwards]
     assert batch.tokens == sum(int(mask.sum()) for mask in masks) == assembler.tokens(samples)
@@ -109,8 +88,8 @@ def plain_scores(model, tokenizer, world, samples):
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_gradients_of_cut_batches_equal_those_of_one_padded_batch(world, name):
-    model, tokenizer, assembler, samples = prepared(
-        world, micro_batch_tokens=220, forward_tokens=100
+    model, tokenizer, assembler, samples = world.prepared(
+        micro_batch_tokens=220, forward_tokens=100
     )
     if labels_only(name):
         samples = [
@@ -139,7 +118,7 @@ def test_gradients_of_cut_batches_equal_those_of_one_padded_batch(world, name):
 
 
 def test_bf16_gives_fp32_logits_near_those_of_fp32(world):
-    model, _, assembler, samples = prepared(world)
+    model, _, assembler, samples = world.prepared()
     batch = assembler.assemble(samples)
     with torch.no_grad():
         exact, rounded = (Scorer(model, bf16=bf16)(batch.forwards) for bf16 in (False, True))

@@ -1,0 +1,140 @@
+"""The gradient of a global batch does not depend on how it is cut, passed through or dealt."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.budgets import Budgets, is_out_of_memory
+from trainer.gradients import Gradients
+from trainer.objectives import OBJECTIVES
+from trainer.objectives.signals import labels_only
+from trainer.objectives.terms import Targets, build_terms, count_terms, weigh_terms
+from trainer.scorer import Scorer, attention
+from trainer.specs import ObjectiveSpec
+
+
+class PlainBackward:
+    """One rank that only adds gradients up, and counts how often."""
+
+    rank, ranks = 0, 1
+
+    def __init__(self, scorer):
+        self.scorer, self.passes = scorer, 0
+
+    def __call__(self, forwards):
+        return self.scorer(forwards)
+
+    def backward(self, loss):
+        self.passes += 1
+        loss.backward()
+
+    def total(self, value):
+        return value.item()
+
+
+def gradient(world, objective, budget, *, dropout, labels=False):
+    """Loss and gradient of five lists of 2 to 6 documents, and the number of backward passes."""
+    model, _, assembler, samples = world.prepared(micro_batch_tokens=budget, forward_tokens=60)
+    if labels:
+        samples = [
+            s._replace(targets_D=np.eye(1, len(s.doc_ids), dtype=np.float32)[0]) for s in samples
+        ]
+    scorer = Scorer(model.train(dropout), bf16=False)
+    spec = SimpleNamespace(objective=ObjectiveSpec.model_validate(objective), seed=3)
+    engine = PlainBackward(scorer)
+    with attention(model, "eager"):
+        work = Gradients(spec, engine, scorer, assembler).add(samples, step=4)
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return work.loss, gradients, engine.passes
+
+
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_lists_in_two_passes_have_the_gradient_of_whole_lists(world, name):
+    settings = {"dropout": False, "labels": labels_only(name)}
+    whole, expected, one = gradient(world, {"name": name}, 100_000, **settings)
+    loss, found, several = gradient(world, {"name": name}, 70, **settings)
+    assert one == 1
+    assert several > 5
+    assert loss == pytest.approx(whole, rel=1e-5)
+    for parameter, value in expected.items():
+        torch.testing.assert_close(found[parameter], value, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_is_the_same_in_both_passes(world):
+    # With a budget of one list each list is a micro-batch with a random state of its own,
+    # whether it takes one pass or, just above the budget, two.
+    model, _, assembler, samples = world.prepared(micro_batch_tokens=100_000, forward_tokens=60)
+    scorer = Scorer(model.train(), bf16=False)
+    spec = SimpleNamespace(objective=ObjectiveSpec(name="distill_ranknet"), seed=3)
+    found = []
+    for budget in (100_000, 70):
+        assembler.micro_batch_tokens = budget
+        engine = PlainBackward(scorer)
+        losses = []
+        for step, sample in enumerate(samples):
+            losses.append(Gradients(spec, engine, scorer, assembler).add([sample], step).loss)
+        found.append(
+            (
+                losses,
+                {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None},
+                engine.passes,
+            )
+        )
+        model.zero_grad()
+    (losses, gradients, one), (again, in_two, several) = found
+    assert several > one == 5
+    assert again == losses
+    for parameter, value in gradients.items():
+        torch.testing.assert_close(in_two[parameter], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_combination_is_the_weighted_sum_of_means():
+    # -ln softmax of the first: 0.241311; squares (2 - 3)², (0.5 - 0)², 0: mean 1.25 / 3.
+    spec = ObjectiveSpec.model_validate(
+        {"name": "infonce", "plus": [{"name": "mse", "weight": 0.5}]}
+    )
+    terms = build_terms(spec)
+    targets = Targets(
+        torch.tensor([[3.0, 0, -1]]), torch.tensor([[1.0, 0, 0]]), torch.ones(1, 3).bool()
+    )
+    counts = count_terms(terms, targets)
+    assert counts == [1, 3]
+    loss = weigh_terms(terms, torch.tensor([[2.0, 0.5, -1]]), targets, counts)
+    assert loss.item() == pytest.approx(0.241311 + 0.5 * 1.25 / 3, abs=1e-6)
+
+
+def test_one_loss_alone_takes_the_teachers_signal_as_it_is():
+    (term,) = build_terms(ObjectiveSpec(name="bce"))
+    targets = Targets(torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 1]]), torch.ones(1, 2).bool())
+    total, _ = term.parts(torch.tensor([[50.0, -50]]), targets)
+    assert total.item() < 1e-6
+
+
+def test_a_budget_is_halved_from_its_step_on_and_remembered(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    budgets = Budgets(1000, first)
+    error = torch.OutOfMemoryError("no memory")
+    budgets.halve(7, 900, error)
+    budgets.halve(7, 400, error)
+    assert [budgets.at(step) for step in (6, 7, 99)] == [1000, 200, 200]
+    resumed = Budgets(1000, second, [first])
+    assert [resumed.at(step) for step in (6, 7)] == [1000, 200]
+    resumed.halve(9, 200, error)
+    assert Budgets(1000, tmp_path, [second, first]).at(9) == 100
+
+
+def test_a_budget_of_one_token_cannot_be_halved(tmp_path):
+    error = torch.OutOfMemoryError("no memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        Budgets(1, tmp_path).halve(0, 30, error)
+
+
+def test_the_allocator_of_the_cpu_says_when_memory_is_out():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("shapes do not fit"))
