@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from orchestrator.grid import Backbone, Grid, Match, TrainingSettings
+from orchestrator.grid import Backbone, Grid, Match, Objective, Stage, TrainingSettings
 from orchestrator.gridfile import located
+from orchestrator.objectives import Objectives, Step
 from orchestrator.references import References
 from orchestrator.yamlfile import Where, YamlFile, nearest
-from trainer.objectives.signals import SIGNALS
 
 
 class Cell(NamedTuple):
@@ -59,11 +59,7 @@ def check_names(refs: References) -> None:
                 "give one a label of its own",
             )
         refs.model(("backbones", place), backbone)
-    for name, objective in grid.objectives.items():
-        if name not in SIGNALS:
-            message = f"unknown objective {name!r}: {nearest(name, SIGNALS)}"
-            raise file.error(("objectives", name), message, at_key=True)
-        refs.names(("objectives", name, "teachers"), objective.teachers or (), grid.teachers)
+    Objectives(refs).check()
     for place, seed in enumerate(grid.seeds):
         if seed in grid.seeds[:place]:
             raise file.error(("seeds", place), f"the seed {seed} is given twice")
@@ -91,7 +87,9 @@ def _check_match(refs: References, where: Where, match: Match) -> None:
         raise refs.source.error(where, "this rule matches every cell: name some of them")
 
 
-def select_cells(grid: Grid, file: YamlFile) -> tuple[list[Cell], list[LeftOut]]:
+def select_cells(
+    grid: Grid, file: YamlFile, objectives: Objectives
+) -> tuple[list[Cell], list[LeftOut]]:
     """The cells to train, in the grid's order, and those left out with their reasons.
 
     A cell is a backbone, an objective, one of that objective's teachers and a seed; `exclude`
@@ -100,12 +98,12 @@ def select_cells(grid: Grid, file: YamlFile) -> tuple[list[Cell], list[LeftOut]]
     """
     chosen, left_out = [], []
     for cell in _product(grid):
-        named = grid.objectives[cell.objective].teachers
+        named = objectives.teachers(cell.objective)
         listed = named is None or cell.teacher in named
         brought = [rule for rule in grid.include if _matches(rule, cell)]
         if not listed and not any(rule.teacher for rule in brought):
             continue
-        signal, usable = grid.teachers[cell.teacher].signal, SIGNALS[cell.objective]
+        signal, usable = grid.teachers[cell.teacher].signal, objectives.signals(cell.objective)
         if signal not in usable:
             needed = " or ".join(sorted(usable))
             reason = f"{cell.objective} learns from {needed}; {cell.teacher} gives {signal}"
@@ -158,27 +156,41 @@ class Layers:
         rules += [
             (("objectives", name), Match(objective=(name,)), objective.training)
             for name, objective in grid.objectives.items()
+            if not objective.stages
         ]
         self.layers += sorted(rules, key=lambda rule: len(rule[1].model_fields_set))
-        for where, _, values in self.layers:
+        stages = [
+            (("objectives", name, "stages", place), Match(), stage.training)
+            for name, objective in grid.objectives.items()
+            for place, stage in enumerate(objective.stages)
+        ]
+        for where, _, values in [*self.layers, *stages]:
             self._check_keys(where, values)
         self._known: dict[str, TrainingSettings] = {}
 
     def _check_keys(self, where: Where, values: dict[str, Any]) -> None:
         known = set(TrainingSettings.model_fields)
         known |= {"collection"} if where == ("training",) else set()
-        known |= {"teachers", "parameters"} if where[0] == "objectives" else set()
+        if where[0] == "objectives":
+            known |= set((Stage if "stages" in where else Objective).model_fields)
         for key in values:
             if key not in known:
                 message = f"unknown key {key!r}: {nearest(key, known)}"
                 raise self.source.error((*where, key), message, at_key=True)
 
-    def of(self, cell: Cell) -> TrainingSettings:
-        """The settings of one cell; ConfigError at the layer whose value is wrong."""
+    def of(self, cell: Cell, step: Step) -> TrainingSettings:
+        """The settings of one training of a cell; ConfigError at the layer whose value is wrong.
+
+        A stage has those of a cell with its objective and teacher, then its own; rules may name
+        it by the objective whose stage it is, too.
+        """
         merged: dict[str, Any] = {}
         origin: dict[str, Where] = {}
-        for where, match, values in self.layers:
-            if _matches(match, cell):
+        taught = cell._replace(teacher=step.teacher)
+        names = (taught, taught._replace(objective=step.objective))
+        layers = [*self.layers, (step.where, Match(), step.settings)]
+        for where, match, values in layers:
+            if any(_matches(match, name) for name in names):
                 merged |= values
                 origin |= dict.fromkeys(values, where)
         key = repr(merged)

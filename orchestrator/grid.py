@@ -171,6 +171,34 @@ class Teacher(Spec):
         return self
 
 
+def _weight(value: Any) -> Any:
+    return value if isinstance(value, dict) else {"weight": value}
+
+
+class Term(Spec):
+    """A loss that is added: its weight, or `{weight: …, parameters: {…}}`."""
+
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    parameters: dict[str, float] = Field(default={})
+
+
+class Stage(Spec):
+    """One training of several in a row; every other key is a training setting of this stage."""
+
+    model_config = ConfigDict(extra="allow")
+
+    objective: str
+    """An entry of `objectives`, whose settings it takes over, or a loss."""
+    teachers: Annotated[Names, Field(min_length=1)]
+    """One; in the last stage also several, for as many cells."""
+    parameters: dict[str, float] = Field(default={})
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The training settings of this stage."""
+        return self.model_extra or {}
+
+
 class Objective(Spec):
     """A loss with its teachers; every other key is a training setting for this objective."""
 
@@ -178,7 +206,13 @@ class Objective(Spec):
 
     teachers: Annotated[Names, Field(min_length=1)] | None = None
     """None: all teachers."""
+    loss: str | None = None
+    """None: the entry's own name."""
     parameters: dict[str, float] = Field(default={})
+    plus: dict[str, Annotated[Term, BeforeValidator(_weight)]] = Field(default={})
+    """Further losses on the same samples, with their weights."""
+    stages: tuple[Stage, ...] = Field(default=())
+    """Trainings one after the other, in place of all other keys."""
 
     @property
     def training(self) -> dict[str, Any]:

@@ -18,15 +18,16 @@ from evaluator.specs import (
     TeacherModelSpec,
 )
 from orchestrator.cells import Cell, Layers, LeftOut, check_names, select_cells
+from orchestrator.grid import TrainingSettings
 from orchestrator.gridfile import read_grid
 from orchestrator.jobgraph import NO_PARENTS, JobGraph
+from orchestrator.objectives import Objectives, Step
 from orchestrator.pins import Pins
 from orchestrator.references import References
 from orchestrator.settings import Settings
 from orchestrator.shared import Shared, Tested
 from orchestrator.yamlfile import Where
-from trainer.objectives.signals import PARAMETERS
-from trainer.specs import ObjectiveSpec, TeacherSpec, TrainSpec
+from trainer.specs import TeacherSpec, TrainSpec
 
 PAIRS_PER_S = 20.0
 QUERIES = 200
@@ -77,16 +78,23 @@ class _Planner:
         self.refs, self.grid = refs, refs.grid
         self.graph = JobGraph(self.grid.resources)
         self.shared = Shared(refs, pins, self.graph)
-        self.cells, self.left_out = select_cells(self.grid, refs.source)
+        self.objectives = Objectives(refs)
+        self.cells, self.left_out = select_cells(self.grid, refs.source, self.objectives)
         layers = Layers(self.grid, refs.source)
-        self.settings = {cell: layers.of(cell) for cell in self.cells}
+        self.steps = {
+            cell: [
+                (step, layers.of(cell, step))
+                for step in self.objectives.steps(cell.objective, cell.teacher)
+            ]
+            for cell in self.cells
+        }
         self.measures = tuple(
             self.shared.measure(("evaluation", "measures", place), name)
             for place, name in enumerate(self.grid.evaluation.measures)
         )
         self.tests = self.shared.tests()
         self.validation = self.shared.validation()
-        used = {cell.teacher: None for cell in self.cells}
+        used = {step.teacher: None for steps in self.steps.values() for step, _ in steps}
         self.teachers = {name: self.shared.teacher(name) for name in used}
         self.shared.keep_apart(self.tests, self.validation, self.teachers)
         self.backbones = {
@@ -122,10 +130,25 @@ class _Planner:
         )
 
     def _train(self, cell: Cell) -> str:
-        settings, taught = self.settings[cell], self.teachers[cell.teacher]
+        """The cell's training, after those of the stages before it."""
+        run = None
+        for step, settings in self.steps[cell]:
+            run = self._train_step(cell, step, settings, run)
+        assert run
+        return run
+
+    def _train_step(
+        self, cell: Cell, step: Step, settings: TrainingSettings, start: str | None
+    ) -> str:
+        is_last = step is self.steps[cell][-1][0]
+        # A stage is known by what it is, so that cells which share it find it under one name.
+        known = cell if is_last else cell._replace(objective=step.objective, teacher=step.teacher)
+        taught = self.teachers[step.teacher]
         backbone, tokenizer = self.backbones[cell.backbone.name]
         length = settings.document_tokens
         parents = dict(taught.parents)
+        if start:
+            parents["start"] = start
         savings = {"tokens": self.graph.tokens(taught.collection, tokenizer, length)}
         validation = None
         if self.validation:
@@ -134,7 +157,7 @@ class _Planner:
             savings |= self.shared.validation_tokens(self.validation, tokenizer, length)
         spec = TrainSpec(
             backbone=backbone,
-            objective=self._objective(cell.objective),
+            objective=step.spec,
             teacher=taught.spec,
             collection=taught.collection,
             optimisation=settings.optimisation,
@@ -142,6 +165,7 @@ class _Planner:
             query_tokens=settings.query_tokens,
             document_tokens=length,
             validation=validation,
+            continues=bool(start),
         )
         pairs = float(settings.steps * settings.batch_queries) * _documents_per_query(taught.spec)
         if validation:
@@ -150,19 +174,13 @@ class _Planner:
             pairs += times * queries * validation.depth * SCORING
         return self.graph.add(
             "train",
-            f"train {cell.name}",
+            f"train {known.name}",
             spec,
             parents=parents,
             savings=savings,
-            labels=cell.labels | {"order": len(self.graph.jobs)},
+            labels=known.labels | {"order": len(self.graph.jobs)},
             cost_s=pairs / PAIRS_PER_S * _size(backbone),
         )
-
-    def _objective(self, name: str) -> ObjectiveSpec:
-        given, usual = self.grid.objectives[name].parameters, PARAMETERS[name]
-        changed = {key: value for key, value in given.items() if value != usual.get(key)}
-        where: Where = ("objectives", name, "parameters")
-        return self.refs.build(where, ObjectiveSpec, name=name, parameters=changed)
 
     def _add_references(self) -> None:
         """The rows that runs are compared with: first stages, and the models that teach."""
@@ -180,7 +198,7 @@ class _Planner:
                 self._evaluate(test, label, ModelScorer(model=model), labels, **scoring)
 
     def _evaluate_run(self, cell: Cell, test: Tested, run: str) -> None:
-        settings = self.settings[cell]
+        _, settings = self.steps[cell][-1]
         _, tokenizer = self.backbones[cell.backbone.name]
         scoring = self.shared.scoring(
             query_tokens=settings.query_tokens, document_tokens=settings.document_tokens

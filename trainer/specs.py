@@ -259,6 +259,9 @@ class TrainSpec(Spec):
     query_tokens: int = Field(default=32, ge=1)
     document_tokens: int = Field(default=256, ge=1)
     validation: ValidationSpec | None = None
+    continues: bool = False
+    """Start from the model that an earlier stage left in the input `start`, head and all; the
+    backbone then says which one it was trained from."""
 
     @model_validator(mode="after")
     def _teacher_feeds_objective(self) -> Self:

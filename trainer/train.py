@@ -8,12 +8,14 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from evaluator.collections import load_collection
 from evaluator.cross_encoder import load_cross_encoder
 from evaluator.manifest import write_manifest
 from evaluator.pairs import PairEncoder
 from evaluator.provenance import collect, now
+from evaluator.specs import ModelSpec
 from evaluator.tokenizers import tokenize
 from evaluator.tokens import TokenStore
 from trainer.batches import Assembler
@@ -36,8 +38,9 @@ def run_job(
     """Trains as the specification says and fills `out`, manifest last.
 
     Inputs are folders by role: `tokens` (a token store of the documents), what the teacher's
-    source needs (`candidates` or `teacher`), and `validation` and `validation_tokens` where there
-    is one. `resume_from` are folders of earlier attempts at the same job, newest first.
+    source needs (`candidates` or `teacher`), `start` (an earlier training) where it continues
+    one, and `validation` and `validation_tokens` where there is one. `resume_from` are folders of
+    earlier attempts at the same job, newest first.
 
     Raises ConfigError for a wrong specification, DataError for wrong inputs, DivergenceError, and
     whatever `report` raises (Stopped: after a checkpoint).
@@ -74,7 +77,7 @@ def train(
     collection = load_collection(spec.collection)
     documents = TokenStore(inputs["tokens"])
     teacher = open_teacher(spec.teacher, collection, documents, inputs)
-    model, tokenizer = load_cross_encoder(spec.backbone, seed=spec.seed)
+    model, tokenizer = load_start(spec, inputs)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     query_ids = tokenize(tokenizer, list(teacher.queries.values()), spec.query_tokens)
     queries = dict(zip(teacher.queries, query_ids, strict=True))
@@ -96,6 +99,18 @@ def train(
     write_json(out / "provenance.json", provenance | {"ended": now()})
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     write_manifest(out)
+
+
+def load_start(
+    spec: TrainSpec, inputs: Mapping[str, Path]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """The model before the first step: the backbone under a new head, or an earlier stage's."""
+    if not spec.continues:
+        return load_cross_encoder(spec.backbone, seed=spec.seed)
+    if "start" not in inputs:
+        raise ConfigError("this training continues another: name its folder as input 'start'")
+    folder = str(inputs["start"] / "model")
+    return load_cross_encoder(ModelSpec(folder=folder, attention=spec.backbone.attention))
 
 
 def summarise(spec: TrainSpec, progress: Progress, teacher: Teacher, seconds: float) -> dict:

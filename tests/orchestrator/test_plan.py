@@ -163,6 +163,56 @@ def test_twins_are_trained_once_and_said_to_be_twins(tmp_path: Path, settings: S
     }
 
 
+STAGES = """\
+  then_mse:
+    stages:
+      - {objective: infonce, teachers: bm25}
+      - {objective: mse, teachers: minilm, steps: 20}
+  then_adr:
+    stages:
+      - {objective: infonce, teachers: bm25}
+      - {objective: adr_mse, teachers: minilm, steps: 20}
+"""
+
+
+def test_a_stage_is_a_job_that_its_followers_and_its_own_cell_share(
+    tmp_path: Path, settings: Settings, small: Plan
+) -> None:
+    staged = plan_grid(write_grid(tmp_path, ("seeds:", f"{STAGES}seeds:")), settings)
+    first = "train L3 infonce bm25 s1"
+    for name in ("then_mse", "then_adr"):
+        last = f"train L3 {name} minilm s1"
+        assert roles(staged, last)["start"] == first
+        assert named(staged, last).spec["continues"]
+    # Two more trainings for each backbone and seed; every old job as it was.
+    assert staged.kinds["train"] == small.kinds["train"] + 8
+    assert {job.identity for job in small.jobs} <= {job.identity for job in staged.jobs}
+    assert sum(job.name == first for job in staged.jobs) == 1
+
+
+def test_a_stage_that_is_no_cell_is_trained_and_not_tested(
+    tmp_path: Path, settings: Settings
+) -> None:
+    changed = STAGES.replace("bm25}", "bm25, steps: 60}")
+    staged = plan_grid(write_grid(tmp_path, ("seeds:", f"{changed}seeds:")), settings)
+    twins = [job for job in staged.jobs if job.name == "train L3 infonce bm25 s1"]
+    assert sorted(job.spec["optimisation"]["steps"] for job in twins) == [60, 100]
+    short = next(job for job in twins if job.spec["optimisation"]["steps"] == 60)
+    tested = {job.parents["run"] for job in staged.jobs if job.labels.get("system") == "run"}
+    assert short.identity not in tested
+
+
+def test_the_order_of_a_sum_and_weights_of_one_change_no_identity(
+    tmp_path: Path, settings: Settings
+) -> None:
+    found = []
+    for plus in ("{mse: 1, adr_mse: 0.5}", "{adr_mse: {weight: 0.5}, mse: {parameters: {}}}"):
+        entry = f"  both: {{loss: kl_div, plus: {plus}, teachers: minilm}}\n"
+        planned = plan_grid(write_grid(tmp_path, ("seeds:", f"{entry}seeds:")), settings)
+        found.append(named(planned, "train L6 both minilm s1").identity)
+    assert found[0] == found[1]
+
+
 def test_resources_reach_the_jobs(tmp_path: Path, settings: Settings) -> None:
     needs = "resources: {train: {gpus: 0.5, memory: 2 GB}}\nevaluation:"
     planned = plan_grid(write_grid(tmp_path, ("evaluation:", needs)), settings)

@@ -1,30 +1,12 @@
-import hashlib
 import json
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+import torch
+from curves import ENGINES, curve, digest
 
 from trainer.train import run_job
 from xsweep import ConfigError, DivergenceError, Stopped
-
-ENGINES = {
-    "plain": {"engine": "plain"},
-    "zero-0": {"engine": "deepspeed", "zero_stage": 0},
-    "zero-1": {"engine": "deepspeed", "zero_stage": 1},
-    "zero-2": {"engine": "deepspeed", "zero_stage": 2},
-}
-
-
-def curve(out, figure="loss"):
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [record[figure] for record in map(json.loads, lines) if figure in record]
-
-
-def digest(out):
-    return hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
 def train(world, out, *, resume_from=(), report=None, objective="infonce", **optimisation):
@@ -72,24 +54,6 @@ def test_a_stopped_and_continued_training_ends_with_the_same_weights(
     assert digest(second) == digest(undisturbed[name])
     for figure in ("loss", "lr", "grad_norm", "validation"):
         assert curve(second, figure) == curve(undisturbed[name], figure)
-
-
-def test_a_killed_program_goes_on_from_its_last_checkpoint(world, undisturbed, tmp_path):
-    # The process ends without a chance to clean up, as under kill -9.
-    code = (
-        "import json, os, sys; from trainer.train import run_job\n"
-        "def report(done, total, **_):\n    if done == 5: os._exit(9)\n"
-        "run_job('train', json.loads(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3], report)"
-    )
-    spec = world.spec(**ENGINES["zero-0"], checkpoint_every_steps=3)
-    inputs = {role: str(folder) for role, folder in world.inputs.items()}
-    out = tmp_path / "out"
-    arguments = [sys.executable, "-c", code, json.dumps(spec), json.dumps(inputs), str(out)]
-    assert subprocess.run(arguments, cwd=Path(__file__).parents[2], check=False).returncode == 9
-    assert (out / "checkpoints" / "step-3" / "manifest.json").exists()
-    train(world, out, **ENGINES["zero-0"], checkpoint_every_steps=3, resume_from=[out])
-    assert digest(out) == digest(undisturbed["zero-0"])
-    assert curve(out) == curve(undisturbed["zero-0"])
 
 
 def test_a_training_may_continue_under_the_other_engine(world, undisturbed, tmp_path):
@@ -163,31 +127,57 @@ def test_gradient_checkpointing_changes_no_number(world, undisturbed, tmp_path):
     assert curve(out) == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
 
 
-TWO_RANKS = """
-import json, sys
-from pathlib import Path
-from torch import distributed
-from trainer.train import run_job
+def test_a_device_without_memory_gets_smaller_micro_batches_of_the_same_batch(world, tmp_path):
+    from unittest.mock import patch
 
-rank, home, jobs = int(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
-distributed.init_process_group("gloo", f"file://{home}/rendezvous", rank=rank, world_size=2)
-for name, job in jobs.items():
-    run_job("train", *job, home / f"{name}-{rank}")
-distributed.destroy_process_group()
-"""
+    from trainer.scorer import Scorer
+
+    forward, failed = Scorer.forward, []
+
+    def small_device(self, forwards):
+        tokens = sum(inputs["attention_mask"].sum().item() for inputs in forwards)
+        if torch.is_grad_enabled() and tokens > 200:
+            failed.append(tokens)
+            raise torch.OutOfMemoryError("a device of 200 tokens")
+        return forward(self, forwards)
+
+    settings = {"dropout": False, "checkpoint_every_steps": 3, "micro_batch_tokens": 100_000}
+    expected = train(world, tmp_path / "expected", **settings)
+    with patch.object(Scorer, "forward", small_device):
+        out = train(world, tmp_path / "out", **settings)
+    assert failed
+    assert curve(out) == pytest.approx(curve(expected), rel=1e-5)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["halved_budgets"][0][0] == 0
+    assert summary["halved_budgets"][-1][1] <= 200
+    assert json.loads((expected / "summary.json").read_text())["halved_budgets"] == []
 
 
-def test_two_ranks_give_the_curve_of_one_under_every_engine(world, undisturbed, tmp_path):
-    inputs = {role: str(folder) for role, folder in world.inputs.items()}
-    jobs = {name: (world.spec(**settings), inputs) for name, settings in ENGINES.items()}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_RANKS, str(rank), str(tmp_path), json.dumps(jobs)],
-            cwd=Path(__file__).parents[2],
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=200) for process in processes] == [0, 0]
-    for name in ENGINES:
-        losses = curve(tmp_path / f"{name}-0")
-        assert losses == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
+def test_an_engine_that_cannot_go_on_leaves_the_smaller_budget_to_the_next_attempt(world, tmp_path):
+    from unittest.mock import patch
+
+    from trainer.scorer import Scorer
+
+    error = torch.OutOfMemoryError("no memory")
+    with (
+        patch.object(Scorer, "forward", side_effect=error),
+        pytest.raises(torch.OutOfMemoryError),
+    ):
+        train(world, tmp_path / "first", **ENGINES["zero-2"])
+    out = train(world, tmp_path / "second", **ENGINES["plain"], resume_from=[tmp_path / "first"])
+    ((step, budget),) = json.loads((out / "summary.json").read_text())["halved_budgets"]
+    assert step == 0
+    assert 0 < budget <= 200
+
+
+def test_a_combination_of_losses_is_trained(world, tmp_path):
+    spec = world.spec("margin_mse", steps=3)
+    spec["objective"] = {"name": "infonce", "plus": [{"name": "margin_mse", "weight": 0.1}]}
+    run_job("train", spec, world.inputs, tmp_path / "out")
+    parts = []
+    for name in ("infonce", "margin_mse"):
+        alone = world.spec("margin_mse", steps=3)
+        alone["objective"] = {"name": name, "plus": [{"name": "margin_mse", "weight": 1e-12}]}
+        run_job("train", alone, world.inputs, tmp_path / name)
+        parts.append(curve(tmp_path / name)[0])
+    assert curve(tmp_path / "out")[0] == pytest.approx(parts[0] + 0.1 * parts[1], rel=1e-4)

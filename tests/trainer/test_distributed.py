@@ -1,0 +1,116 @@
+"""Trainings of several processes: like those of one, killed and continued, on fewer of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from curves import ENGINES, curve, digest
+
+pytestmark = pytest.mark.timeout(600)
+
+# Loads everything once and forks the ranks of each phase: starting them one by one takes minutes.
+PROGRAM = """
+import json, os, signal, sys
+from pathlib import Path
+from torch import distributed
+from trainer.engines.zero import load_deepspeed
+from trainer.train import run_job
+
+def work(phase, rank, size, jobs):
+    rendezvous = f"file://{home}/rendezvous-{phase}"
+    distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=size)
+    for name, spec, earlier, killed_at in jobs:
+        def report(done, total, **_):
+            if done == killed_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+        # All ranks share a folder, as under torchrun.
+        folders = [home / folder for folder in earlier]
+        run_job("train", spec, inputs, home / name, report, resume_from=folders)
+
+home, inputs, phases = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+load_deepspeed()
+codes = []
+for phase, (size, jobs) in enumerate(phases):
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if not child:
+            work(phase, rank, size, jobs)
+            os._exit(0)
+        children.append(child)
+    codes.append([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+(home / "codes.json").write_text(json.dumps(codes))
+"""
+
+KILLED, WELL = -9, 0
+
+
+@pytest.fixture(scope="module")
+def home(world, tmp_path_factory):
+    """Folders of one training, named by ranks and engine; `killed` at step 5 and `again` after."""
+    home = tmp_path_factory.mktemp("ranks")
+
+    def job(name, engine, earlier=(), killed_at=None):
+        spec = world.spec(**ENGINES[engine], checkpoint_every_steps=3)
+        return name, spec, earlier, killed_at
+
+    phases, expected = [], []
+
+    def phase(size, *jobs, code=WELL):
+        phases.append((size, jobs))
+        expected.append([code] * size)
+
+    for size in (1, 2):
+        undisturbed = [job(f"{size} {engine}", engine) for engine in ENGINES]
+        first = job(f"{size} plain killed", "plain", killed_at=5)
+        phase(size, *undisturbed, first, code=KILLED)
+        again = job(f"{size} plain again", "plain", [f"{size} plain killed"])
+        phase(size, again, job(f"{size} zero-1 killed", "zero-1", killed_at=5), code=KILLED)
+        phase(size, job(f"{size} zero-1 again", "zero-1", [f"{size} zero-1 killed"]))
+    phase(3, job("3 plain", "plain"), job("3 zero-2", "zero-2"))
+    fewer = [job(f"fewer {name}", name, [f"2 {name} killed"]) for name in ("plain", "zero-1")]
+    phase(1, *fewer)
+    inputs = {role: str(folder) for role, folder in world.inputs.items()}
+    command = [sys.executable, "-c", PROGRAM, str(home), json.dumps(inputs), json.dumps(phases)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True)
+    assert json.loads((home / "codes.json").read_text()) == expected
+    return home
+
+
+def summary(out):
+    return json.loads((out / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_two_ranks_give_the_curve_of_one_under_every_engine(home, name):
+    for figure in ("loss", "grad_norm", "validation"):
+        expected = curve(home / "1 plain", figure)
+        assert curve(home / f"2 {name}", figure) == pytest.approx(expected, rel=1e-5)
+    assert summary(home / f"2 {name}")["ranks"] == [[0, 2]]
+    assert summary(home / f"2 {name}")["pairs"] == summary(home / "1 plain")["pairs"]
+
+
+@pytest.mark.parametrize("name", ["plain", "zero-2"])
+def test_three_ranks_give_the_curve_of_one(home, name):
+    assert curve(home / f"3 {name}") == pytest.approx(curve(home / "1 plain"), rel=1e-5)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", ["plain", "zero-1"])
+def test_killed_processes_go_on_to_the_same_weights(home, ranks, name):
+    undisturbed, again = home / f"{ranks} {name}", home / f"{ranks} {name} again"
+    kept = [path.name for path in (home / f"{ranks} {name} killed" / "checkpoints").iterdir()]
+    assert kept == ["step-3"]
+    assert digest(again) == digest(undisturbed)
+    for figure in ("loss", "lr", "grad_norm", "validation"):
+        assert curve(again, figure) == curve(undisturbed, figure)
+
+
+@pytest.mark.parametrize("name", ["plain", "zero-1"])
+def test_a_training_of_two_ranks_may_go_on_with_one_and_says_so(home, name):
+    assert curve(home / f"fewer {name}") == pytest.approx(curve(home / "1 plain"), rel=1e-5)
+    assert summary(home / f"fewer {name}")["ranks"] == [[0, 2], [3, 1]]
