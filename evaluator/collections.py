@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluator import files
-from evaluator.specs import ApidocsSpec, CollectionSpec, FilesSpec, FolderSpec, IrdsSpec
+from evaluator.specs import (
+    ApidocsSpec,
+    CollectionSpec,
+    FilesSpec,
+    FolderSpec,
+    IrdsSpec,
+    JsonlSpec,
+)
 from evaluator.trec import Qrels, read_qrels
 from xsweep import DataError
 
@@ -63,6 +70,10 @@ def load_collection(spec: CollectionSpec) -> Collection:
             return _from_files(spec.name, *paths)
         case FolderSpec():
             return _from_folder(spec)
+        case JsonlSpec():
+            from evaluator import jsonl
+
+            return jsonl.load(spec)
 
 
 def title_and_text(title: str | None, text: str) -> str:

@@ -79,11 +79,19 @@ class FolderSpec(Spec):
     """Of the three files in that order, see `evaluator.files.folder_sha256`."""
 
 
+class JsonlSpec(Spec):
+    """A training file that carries its texts, see `evaluator.jsonl`."""
+
+    name: str
+    source: Literal["jsonl"] = "jsonl"
+    file: FileSpec
+
+
 CollectionSpec = Annotated[
-    ApidocsSpec | IrdsSpec | FilesSpec | FolderSpec, Field(discriminator="source")
+    ApidocsSpec | IrdsSpec | FilesSpec | FolderSpec | JsonlSpec, Field(discriminator="source")
 ]
 COLLECTION = TypeAdapter[CollectionSpec](CollectionSpec)
-"""`COLLECTION.validate_python({...})` makes the right one of the four."""
+"""`COLLECTION.validate_python({...})` makes the right one of the five."""
 
 
 class Bm25Spec(Spec):

@@ -138,6 +138,8 @@ class Teacher(Spec):
     """Lines of query id, positive id, negative id."""
     score_triples: str | None = None
     """Lines of positive score, negative score, query id, positive id, negative id."""
+    jsonl: str | None = None
+    """Lines of a query with its passages: texts, labels and scores, see `evaluator.jsonl`."""
     source: str | None = Field(None, pattern="^irds:")
     """`irds:<id>`: the docpairs of an ir_datasets data set."""
     model: Annotated[tuple[ModelSpec, ...], BeforeValidator(_listed)] = ()
@@ -162,10 +164,12 @@ class Teacher(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        _one_of(self, "run", "scores", "triples", "score_triples", "source", "model")
+        _one_of(self, "run", "scores", "triples", "score_triples", "jsonl", "source", "model")
         given = self.model_fields_set
         if not self.model and given & {"over", "type"}:
             raise ValueError("over and type belong to a teacher with a model")
+        if self.jsonl and self.collection:
+            raise ValueError("a jsonl file carries its own texts: leave out collection")
         if (self.md5 or self.sha256) and (self.run == "bm25" or self.model or self.source):
             raise ValueError("md5 and sha256 belong to a teacher that is a file")
         return self

@@ -16,6 +16,7 @@ from evaluator.specs import (
     FirstStageSpec,
     FolderSpec,
     IrdsSpec,
+    JsonlSpec,
     ModelSpec,
     SpladeSpec,
     TokensSpec,
@@ -100,7 +101,7 @@ def documents_of(collection: CollectionSpec) -> CollectionSpec:
         case FilesSpec():
             documents = collection.documents
             return collection.model_copy(update={"queries": documents, "qrels": documents})
-        case FolderSpec():
+        case FolderSpec() | JsonlSpec():
             return collection
 
 

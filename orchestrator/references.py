@@ -16,6 +16,7 @@ from evaluator.specs import (
     FirstStageSpec,
     FolderSpec,
     IrdsSpec,
+    JsonlSpec,
     ModelSpec,
     RunSpec,
     ScoredDocsSpec,
@@ -184,7 +185,11 @@ class References:
 
     def training_collection(self, teacher: str) -> CollectionSpec:
         """Where a teacher's queries and documents are."""
-        own = self.grid.teachers[teacher].collection
+        entry = self.grid.teachers[teacher]
+        if entry.jsonl:
+            file = self._teacher_file(teacher, entry, "jsonl")
+            return JsonlSpec(name=Path(entry.jsonl).name, file=file)
+        own = entry.collection
         if own:
             return self.collection(("teachers", teacher, "collection"), own)
         name = self.grid.training.get("collection")
@@ -241,7 +246,9 @@ class References:
             self._irds(("teachers", name, "source"), "", dataset)
             return {"type": "docpairs", "id": dataset}
         key = next(
-            key for key in ("run", "scores", "triples", "score_triples") if getattr(entry, key)
+            key
+            for key in ("run", "scores", "triples", "score_triples", "jsonl")
+            if getattr(entry, key)
         )
         order = {"order": entry.order} if key == "run" else {}
         return {"type": key, "file": self._teacher_file(name, entry, key), **order}

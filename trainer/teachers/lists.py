@@ -62,13 +62,18 @@ class ListTeacher:
                 f"the teacher leaves no query to train on: {self.counts}; check that its lists, "
                 "the queries and the qrels belong together, or set add_positives"
             )
-        for pool in self.pools:
-            for doc_id in pool.doc_ids:
-                if doc_id not in documents:
-                    raise DataError(
-                        f"the teacher's document {doc_id!r} (query {pool.query_id!r}) is not in "
-                        "the token store: they must come from the same collection"
-                    )
+        unknown = [
+            (doc_id, pool.query_id)
+            for pool in self.pools
+            for doc_id in pool.doc_ids
+            if doc_id not in documents
+        ]
+        if unknown:
+            (doc_id, query_id), count = unknown[0], len({doc_id for doc_id, _ in unknown})
+            raise DataError(
+                f"the teacher's document {doc_id!r} (query {query_id!r}) is not in the token "
+                f"store, nor are {count - 1} others: they must come from the same collection"
+            )
 
     def _pool(self, query_id: str, scores: Mapping[str, float], grades: Mapping[str, int]) -> _Pool:
         relevant = {doc for doc, grade in grades.items() if grade >= self.spec.relevant_grade}

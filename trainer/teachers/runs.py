@@ -1,17 +1,45 @@
-"""Sources that give one ranked list for each query: runs, teach jobs and score files."""
+"""Sources that give one ranked list for each query: runs, teach jobs, files of scores or texts."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from evaluator.files import checked, read_lines, text
+from evaluator.jsonl import read_records
 from evaluator.trec import Run, read_run, sort_docs
-from trainer.specs import CandidatesSource, RunSource, ScoresSource, Source, TeachSource
+from trainer.specs import (
+    CandidatesSource,
+    JsonlSource,
+    RunSource,
+    ScoresSource,
+    TeacherSpec,
+    TeachSource,
+)
 from xsweep import ConfigError, DataError
 
 
-def read_lists(source: Source, inputs: Mapping[str, Path]) -> Run:
+def read_lists(spec: TeacherSpec, inputs: Mapping[str, Path]) -> Run:
     """Each query's documents, best first, with their scores."""
-    return READERS[source.type](source, inputs)
+    if isinstance(spec.source, JsonlSource):
+        return _jsonl(spec.source, scored=spec.signal != "labels")
+    return READERS[spec.source.type](spec.source, inputs)
+
+
+def _jsonl(source: JsonlSource, scored: bool) -> Run:
+    """The passages in the teacher's order; for labels, which need no scores, in the file's."""
+    path = checked(source.file)
+    lists: Run = {}
+    for query_id, _, passages in read_records(path):
+        docs: dict[str, float] = {}
+        for place, passage in enumerate(passages):
+            score = passage.score if scored else float(-place)
+            if score is None:
+                raise DataError(
+                    f"{path}:{query_id}: a passage has no teacher_score; learn from its labels, or "
+                    "have a model score it"
+                )
+            docs.setdefault(passage.doc_id, score)
+        lists[query_id] = dict(sort_docs(docs))
+    return lists
 
 
 def _candidates(source: CandidatesSource, inputs: Mapping[str, Path]) -> Run:

@@ -10,7 +10,7 @@ def source(**settings):
     spec = {"signal": "scores", "source": settings, "list_size": 2}
     if settings["type"] == "candidates":
         spec = {"signal": "labels", "source": settings, "negatives": 1}
-    return TeacherSpec.model_validate(spec).source
+    return TeacherSpec.model_validate(spec)
 
 
 def test_candidates_and_teach_folders_are_read_from_their_inputs(tmp_path):
@@ -55,3 +55,22 @@ def test_a_malformed_score_is_refused_with_its_line(tmp_path, line):
     path.write_text(f"q\td\t1\n{line}\n")
     with pytest.raises(DataError, match=r"scores\.tsv:2"):
         read_lists(source(type="scores", file={"path": str(path)}), {})
+
+
+LINES = """\
+{"query": "one", "passages": [{"text": "a", "teacher_score": 1}, {"text": "b", "teacher_score": 3}]}
+{"query": "two", "passages": [{"text": "c", "label": 1}, {"text": "a"}]}
+"""
+
+
+def test_texts_with_scores_are_ordered_by_them_and_labels_need_none(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(LINES)
+    file = {"path": str(path)}
+    spec = {"signal": "labels", "source": {"type": "jsonl", "file": file}, "negatives": 1}
+    assert len(read_lists(TeacherSpec.model_validate(spec), {})["2"]) == 2
+    scored = source(type="jsonl", file=file)
+    with pytest.raises(DataError, match=r"train\.jsonl:2: a passage has no teacher_score"):
+        read_lists(scored, {})
+    path.write_text(LINES.splitlines()[0] + "\n")
+    assert list(read_lists(scored, {})["1"].values()) == [3, 1]
