@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -26,6 +27,18 @@ FAMILIES = {
     "roberta": RobertaConfig(**SMALL, pad_token_id=1),
     "deberta": DebertaV2Config(
         **SMALL, pad_token_id=0, relative_attention=True, pos_att_type=["p2c", "c2p"]
+    ),
+    "deberta-v3": DebertaV2Config(
+        **SMALL | {"type_vocab_size": 0},
+        pad_token_id=0,
+        relative_attention=True,
+        pos_att_type=["p2c", "c2p"],
+        position_buckets=8,
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+        position_biased_input=False,
+        max_relative_positions=-1,
+        pooler_hidden_size=32,
     ),
     "modernbert": ModernBertConfig(
         **SMALL, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3
@@ -61,9 +74,30 @@ def test_padded_passes_score_as_each_pair_alone_in_every_family(family, implemen
     forwards, alone = passes(FAMILIES[family].pad_token_id)
     with torch.no_grad():
         expected = torch.cat([model(input_ids=ids).logits[:, 0] for ids in alone])
-        with attention(model, "eager" if family == "deberta" else implementation):
+        with attention(model, "eager" if "deberta" in family else implementation):
             scores = Scorer(model, bf16=False)(forwards)
     torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_order_and_the_size_of_passes_change_no_score_in_any_family(family):
+    model = build(family)
+    pad_id = FAMILIES[family].pad_token_id
+    forwards, alone = passes(pad_id)
+    longest = max(ids.shape[1] for ids in alone)
+    with torch.no_grad(), attention(model, "eager"):
+        scorer = Scorer(model, bf16=False)
+        expected = scorer(forwards)
+        backwards = scorer([padded(alone[::-1], pad_id, longest + 5)])
+        singles = scorer([padded([ids], pad_id, longest) for ids in alone])
+    torch.testing.assert_close(backwards.flip(0), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(singles, expected, atol=1e-5, rtol=0)
+
+
+def padded(rows, pad_id, length):
+    ids = torch.cat([F.pad(row, (0, length - row.shape[1]), value=pad_id) for row in rows])
+    mask = torch.cat([F.pad(torch.ones_like(row), (0, length - row.shape[1])) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
