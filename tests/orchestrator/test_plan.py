@@ -218,11 +218,11 @@ def test_a_file_with_its_own_texts_is_its_own_collection(
 ) -> None:
     line = '{"query": "q", "passages": [{"text": "a", "label": 1, "teacher_score": 2}]}\n'
     (tmp_path / "lists.jsonl").write_text(line)
-    entry = "teachers:\n  lists: {signal: scores, jsonl: lists.jsonl}"
+    entry = "  lists: {signal: scores, jsonl: lists.jsonl}\nobjectives:"
     path = write_grid(
-        tmp_path, ("teachers:", entry), ("seeds:", "  kl_div: {teachers: lists}\nseeds:")
+        tmp_path, ("objectives:", entry), ("seeds:", "  kl_div: {teachers: lists}\nseeds:")
     )
-    planned = plan_grid(path.rename(tmp_path / "grid.yaml"), settings)
+    planned = plan_grid(path, settings)
     spec = named(planned, "train L6 kl_div lists s1").spec
     assert spec["collection"]["file"] == spec["teacher"]["source"]["file"]
     tokens = roles(planned, "train L6 kl_div lists s1")["tokens"]
