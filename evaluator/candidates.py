@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from evaluator.analysis import lucene_words, snowball_words
 from evaluator.collections import Collection, load_collection, read_texts
 from evaluator.files import checked, write_text
 from evaluator.measures import evaluate_run, mean
@@ -94,36 +95,24 @@ def search(
     import bm25s
 
     doc_ids, texts = zip(*documents, strict=True)
-    words = _words(texts, settings.stemmer)
+    words = _words(texts, settings)
     if not any(words):
         raise DataError("the documents have no words to index")
     index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b)
     index.index(words, show_progress=False)
     id_rank = rank_ids(doc_ids)
     run: Run = {}
-    for query_id, query_words in zip(
-        queries, _words(queries.values(), settings.stemmer), strict=True
-    ):
+    for query_id, query_words in zip(queries, _words(queries.values(), settings), strict=True):
         scores = index.get_scores_from_ids(index.get_tokens_ids(query_words))
         if len(best := best_rows(scores, id_rank, depth, positive_only=True)):
             run[query_id] = {doc_ids[row]: float(scores[row]) for row in best}
     return run
 
 
-def _words(texts: Iterable[str], stemmer: str | None) -> list[list[str]]:
-    import bm25s
-    import Stemmer
-
-    if stemmer is not None and stemmer not in Stemmer.algorithms():
-        known = ", ".join(Stemmer.algorithms())
-        raise ConfigError(f"unknown stemmer {stemmer!r}: use null or one of {known}")
-    return bm25s.tokenize(
-        list(texts),
-        stopwords=stemmer,
-        stemmer=Stemmer.Stemmer(stemmer) if stemmer else None,
-        return_ids=False,
-        show_progress=False,
-    )
+def _words(texts: Iterable[str], settings: Bm25Spec) -> list[list[str]]:
+    if settings.analyzer == "lucene":
+        return lucene_words(texts)
+    return snowball_words(texts, settings.stemmer)
 
 
 def _first_stage(
@@ -162,14 +151,23 @@ def _first_stage(
     }
     if not run:
         raise DataError(f"{source}: has none of the judged queries of {collection.name!r}")
-    unknown = {doc_id for scores in run.values() for doc_id in scores}
-    count = 0
-    for doc_id, _ in collection.documents():
-        unknown.discard(doc_id)
-        count += 1
+    unknown, count = _missing(collection, {doc for scores in run.values() for doc in scores})
     if unknown:
         raise DataError(
             f"{source}: {len(unknown)} of its documents, such as {min(unknown)!r}, are not in "
             f"collection {collection.name!r}: run and documents must belong together"
         )
     return order, run, count
+
+
+def _missing(collection: Collection, doc_ids: set[str]) -> tuple[set[str], int]:
+    """Which of the documents a collection lacks, and how many it has."""
+    if collection.lookup:
+        missing = doc_ids - collection.lookup(doc_ids).keys()
+        if (known := collection.count()) is not None:
+            return missing, known
+    missing, count = set(doc_ids), 0
+    for doc_id, _ in collection.documents():
+        missing.discard(doc_id)
+        count += 1
+    return missing, count

@@ -32,6 +32,8 @@ class Collection:
     qrels: Qrels
     lookup: Lookup | None = None
     """Finds the texts of some documents without reading all; None where there is no such index."""
+    count: Callable[[], int | None] = lambda: None
+    """The number of documents, where it is known without reading all."""
 
     def document_texts(self, ids: Iterable[str], skip_unknown: bool = False) -> dict[str, str]:
         """The texts of the named documents, in the order of the ids.

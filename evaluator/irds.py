@@ -49,7 +49,11 @@ def load(spec: IrdsSpec) -> Collection:
             found = dataset.docs_store().get_many(list(ids))
         return {doc_id: doc.default_text().strip() for doc_id, doc in found.items()}
 
-    return Collection(spec.name, documents, queries, qrels, lookup)
+    def count() -> int | None:
+        with _dataset(spec) as dataset:
+            return dataset.docs_count()
+
+    return Collection(spec.name, documents, queries, qrels, lookup, count)
 
 
 def scored_docs(spec: IrdsSpec) -> Run:

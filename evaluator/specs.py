@@ -102,6 +102,8 @@ class Bm25Spec(Spec):
     b: float = Field(default=0.4, ge=0, le=1)
     stemmer: str | None = "english"
     """A Snowball language, whose stop words are left out too; None: neither."""
+    analyzer: Literal["snowball", "lucene"] = "snowball"
+    """`lucene` is Lucene's English analysis in place of `stemmer`, the nearest to Anserini."""
 
 
 class RunSpec(Spec):

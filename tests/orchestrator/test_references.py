@@ -45,7 +45,8 @@ def candidates(specs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 def test_bm25_is_the_first_stage_unless_something_else_is_said(study: Study) -> None:
     found = candidates(study.specs("prepare", ("depth: 20", "first_stage: {bm25: {b: 0.5}}")))
-    assert found["apidocs/test"] == {"type": "bm25", "k1": 0.9, "b": 0.5, "stemmer": "english"}
+    text = {"stemmer": "english", "analyzer": "snowball"}
+    assert found["apidocs/test"] == {"type": "bm25", "k1": 0.9, "b": 0.5, **text}
     assert found["apidocs/train"]["b"] == 0.4
 
 
