@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from orchestrator.report import PLAIN, Layout
-from orchestrator.report.caption import Style, caption, title
+from orchestrator.report.caption import Style, caption, conclusions, detailed, title
 from orchestrator.report.report import Report, Section, Shown
 from orchestrator.report.table import Column
 
@@ -68,7 +68,11 @@ def render_latex(report: Report, layout: Layout = PLAIN) -> str:
     """
     tables = [
         *_main_tables(report, layout),
-        *(table for section in report.sections for table in _section(section, layout)),
+        *(
+            table
+            for section in (*_conclusions(report), *report.sections)
+            for table in _section(section, layout)
+        ),
         *(_figure(report, path, layout) for path in layout.figures),
     ]
     if not layout.standalone:
@@ -130,6 +134,25 @@ def _section(section: Section, layout: Layout) -> list[str]:
         body = [_size(len(lines), layout), _fitted("\n".join(tabular)), *after]
         tables.append(_environment("table", layout, body))
     return tables
+
+
+def _conclusions(report: Report) -> list[Section]:
+    """Differences, p-values and effect sizes where the columns are few enough to speak of each."""
+    if not detailed(report):
+        return []
+    return [
+        Section(
+            conclusion.heading,
+            ("verdict", "system", "difference", "corrected", "effect size"),
+            [
+                (verdict if place == 0 else "", *figures)
+                for verdict, systems in conclusion.found.items()
+                for place, figures in enumerate(systems)
+            ],
+            "Corrected p and paired effect size d as the table's caption tells.",
+        )
+        for conclusion in conclusions(report)
+    ]
 
 
 def _continued(text: str) -> list[str]:

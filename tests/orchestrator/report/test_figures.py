@@ -1,14 +1,18 @@
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from orchestrator.report.build import build_report
 from orchestrator.report.figures import (
     COLOURS,
     draw_differences,
+    draw_ranking,
     inline_figures,
     save_figures,
 )
+from orchestrator.report.rankings import rank
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,40 @@ def test_names_are_drawn_as_they_are(make_cell, tmp_path):
     (picture,) = inline_figures(build_report(cells, sweep="s", measures=["AP"]))
     assert picture.startswith("<svg")
     assert r"a$b$c &lt;x&gt; &amp; \frac_ infonce" in picture
+
+
+@pytest.fixture(scope="module")
+def ranking():
+    values = np.random.default_rng(0).uniform(size=(12, 5)) + np.arange(5) / 5
+    return rank("AP", "objective", ["a$b", "bce", "c", "d", "e"], values, "collections", 0.05)
+
+
+def test_a_ranking_shows_every_level_at_its_rank_and_a_bar_per_clique(ranking):
+    axes = draw_ranking(ranking).axes[0]
+    texts = [text.get_text() for text in axes.texts]
+    for level, mean in zip(ranking.levels, ranking.mean_ranks, strict=True):
+        assert f"{level} ({mean:.2f})" in texts
+        assert any(line.get_xdata()[0] == mean for line in axes.lines)
+    assert f"critical difference {ranking.critical:.2f}" in texts
+    bars = [line for line in axes.lines if line.get_linewidth() == 3]
+    assert len(bars) == len(ranking.cliques) > 0
+    for bar, (first, last) in zip(bars, ranking.cliques, strict=True):
+        low, high = bar.get_xdata()
+        assert low < ranking.mean_ranks[first] <= ranking.mean_ranks[last] < high
+
+
+def test_rankings_are_saved_beside_the_differences(report, ranking, tmp_path):
+    both = replace(report, rankings=(ranking,))
+    names = [path.name for path in save_figures(both, tmp_path)]
+    assert names[-1] == "AP-mean-ranks-objective.pdf"
+    assert len(inline_figures(both)) == len(names)
+
+
+def test_of_many_columns_only_the_rankings_are_drawn(make_cell, ranking, tmp_path):
+    cells = [
+        make_cell(2 * i + j, system=system, collection=f"c{i}", AP=[0.1, 0.2, 0.4])
+        for i in range(13)
+        for j, system in enumerate(["first_stage", "run"])
+    ]
+    many = replace(build_report(cells, sweep="s", measures=["AP"]), rankings=(ranking,))
+    assert [path.name for path in save_figures(many, tmp_path)] == ["AP-mean-ranks-objective.pdf"]
