@@ -67,6 +67,12 @@ def job_id(connection: Connection, job: str | int) -> int:
     raise ConfigError(f"no job {text!r}: {_nearest(text, names)}")
 
 
+def identity_of(engine: Engine, id_: int) -> str:
+    """The identity of a job that `find_job` found."""
+    with reading(engine) as connection:
+        return str(connection.scalar(select(Job.identity).where(Job.id == id_)))
+
+
 def done_identities(engine: Engine, identities: Iterable[str]) -> frozenset[str]:
     """Those of the identities whose job has an accepted result."""
     found: set[str] = set()

@@ -53,11 +53,11 @@ def finish_all(
     packed = [pack_scores(each.scores or {}, each.query_set_name or "") for each in results]
     accepted: set[tuple[int, int]] = set()
     for piece in pieces(list(zip(results, packed, strict=True))):
-        accepted |= transact(engine, lambda c, piece=piece: _finish(c, piece, owner))  # type: ignore[misc]
+        accepted |= transact(engine, lambda c, piece=piece: finish_held(c, piece, owner))  # type: ignore[misc]
     return accepted
 
 
-def _finish(
+def finish_held(
     connection: Connection, results: list[tuple[NewResult, PackedScores]], owner: str | None
 ) -> set[tuple[int, int]]:
     pairs = [(result.job_id, result.token) for result, _ in results]

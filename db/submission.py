@@ -60,8 +60,8 @@ def add_sweep(engine: Engine, *, name: str, grid: str, jobs: Sequence[NewJob]) -
     Parents must be in `jobs` or in the database. Raises ConfigError for an identity given twice, an
     unknown parent, or parents in a circle.
     """
-    ordered = _parents_first(jobs)
-    return transact(engine, lambda connection: _add(connection, name, grid, ordered))
+    ordered = parents_first(jobs)
+    return transact(engine, lambda connection: add_in(connection, name, grid, ordered))
 
 
 def preview(engine: Engine, *, name: str, jobs: Sequence[NewJob]) -> Submission:
@@ -71,7 +71,7 @@ def preview(engine: Engine, *, name: str, jobs: Sequence[NewJob]) -> Submission:
         return _submission(connection, sweep, jobs, _known(connection, jobs))
 
 
-def _add(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> Submission:
+def add_in(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> Submission:
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('xsweep_submit'))"))
     known = _known(connection, jobs)
@@ -223,7 +223,7 @@ def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[str, Row]:
     return rows
 
 
-def _parents_first(jobs: Sequence[NewJob]) -> list[NewJob]:
+def parents_first(jobs: Sequence[NewJob]) -> list[NewJob]:
     """The jobs in an order in which ids may be given to them; see `db.schema.Job.id`."""
     by_identity = {job.identity: job for job in jobs}
     if len(by_identity) < len(jobs):

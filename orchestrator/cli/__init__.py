@@ -1,5 +1,6 @@
 """The command line `xsweep`: one file per group of commands, heavy imports inside the commands."""
 
+import orchestrator.cli.archive
 import orchestrator.cli.compare
 import orchestrator.cli.data
 import orchestrator.cli.database

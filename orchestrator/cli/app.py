@@ -19,7 +19,8 @@ GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
 ORDER = (
     *("submit", "plan", "run", "status", "report", "compare", "explain", "logs"),
-    *("cancel", "pause", "resume", "retry", "evaluate", "data", "db", "doctor", "version"),
+    *("cancel", "pause", "resume", "retry", "evaluate", "data"),
+    *("export", "import", "gc", "db", "doctor", "version"),
 )
 """Of the commands in `--help`: as a newcomer needs them."""
 

@@ -1,0 +1,199 @@
+"""Sweeps as archives: a folder to publish, and to import into another database.
+
+`sweep.json` holds grid and jobs, `results.jsonl.gz` a line per accepted result with its summary,
+provenance and per-query scores, `files/` the result folders as they are in the store, `report/` the
+tables; a manifest with checksums of everything is written last. Token stores stay out: they are
+large, save work and nothing else, and any database makes them anew.
+"""
+
+import gzip
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from db.jobs import NewJob
+from evaluator.files import checksum
+from evaluator.manifest import NAME as MANIFEST
+from evaluator.manifest import read_manifest, write_manifest
+from orchestrator.store import resolve
+from xsweep import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from db.exports import StoredSweep
+    from db.imports import ImportCount
+
+SCHEMA = "xsweep.archive/1"
+REPORTS = {"text": "report.txt", "csv": "results.csv", "latex": "table.tex", "html": "report.html"}
+
+
+def export_sweep(
+    engine: "Engine",
+    store: Path,
+    sweep: str,
+    out: Path,
+    *,
+    only_job: str | None = None,
+    models: bool = True,
+    runs: bool = True,
+) -> dict[str, int]:
+    """Write a sweep's finished jobs to a new folder; returns what was written, by kind of job.
+
+    `only_job` (an identity) limits it to a run with its evaluations and all that they came from.
+    Without `models` or `runs` the files of trainings or evaluations stay out; their figures do
+    not. Raises ConfigError where the folder is not empty or nothing is done, DataError where a
+    result's files differ from their manifest.
+    """
+    from db.exports import load_sweep
+
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty: give a new folder")
+    out = out.absolute()
+    stored = load_sweep(engine, sweep)
+    chosen = _chosen(stored, only_job)
+    if not chosen:
+        raise ConfigError(f"nothing of sweep {sweep!r} is done yet: there is nothing to export")
+    out.mkdir(parents=True, exist_ok=True)
+    kinds: dict[str, int] = {}
+    with gzip.open(out / "results.jsonl.gz", "wt", encoding="utf-8") as lines:
+        for job in chosen:
+            result = stored.results[job.identity]
+            source = resolve(store, result.folder)
+            with_files = {"train": models, "evaluate": runs}.get(job.kind, True)
+            if with_files:
+                _copy(source, out / "files" / job.kind / job.identity, result.manifest_sha256)
+            line = {"identity": job.identity, **asdict(result), "files": with_files}
+            line["scores"] = _scores(source)
+            lines.write(json.dumps(line) + "\n")
+            kinds[job.kind] = kinds.get(job.kind, 0) + 1
+    content: dict[str, Any] = {"schema": SCHEMA, "name": stored.name, "grid": stored.grid}
+    content["jobs"] = [asdict(job) for job in chosen]
+    (out / "sweep.json").write_text(json.dumps(content, indent=1) + "\n")
+    (out / "grid.yaml").write_text(stored.grid)
+    (out / "README.md").write_text(_readme(stored.name, chosen))
+    if only_job is None:
+        _write_reports(engine, sweep, out / "report")
+    write_manifest(out)
+    return kinds
+
+
+def import_sweep(
+    engine: "Engine", store: Path, archive: Path, *, name: str | None = None
+) -> "ImportCount":
+    """Take over an archive's results, files first; what is done here already stays as it is.
+
+    Raises DataError where the archive or a file in it is not what its manifest says.
+    """
+    from db.imports import Imported, import_results
+
+    read_manifest(archive)
+    try:
+        content = json.loads((archive / "sweep.json").read_text())
+        if content["schema"] != SCHEMA:
+            raise DataError(f"{archive}: schema {content['schema']}, this version reads {SCHEMA}")
+        jobs = [NewJob(**job) for job in content["jobs"]]
+        lines = list(_lines(archive / "results.jsonl.gz"))
+        grid, title = content["grid"], name or content["name"]
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise DataError(f"{archive}: not an archive of xsweep ({problem})") from problem
+    by_identity = {job.identity: job for job in jobs}
+    seal = checksum(archive / MANIFEST)[:12]
+    results: dict[str, Imported] = {}
+    for line in lines:
+        job = by_identity[line["identity"]]
+        folder = f"jobs/{job.kind}/{job.identity[:2]}/{job.identity}/imported-{seal}"
+        if line.pop("files"):
+            source = archive / "files" / job.kind / job.identity
+            _copy(source, resolve(store, folder), line["manifest_sha256"])
+        del line["identity"]
+        results[job.identity] = Imported(**{**line, "folder": folder})
+    owner = f"import of {archive.name} ({seal})"
+    return import_results(engine, name=title, grid=grid, jobs=jobs, results=results, owner=owner)
+
+
+def _chosen(stored: "StoredSweep", only_job: str | None) -> list[NewJob]:
+    """The done jobs, without token stores and without the edges to them."""
+    tokens = {job.identity for job in stored.jobs if job.spec.get("type") == "tokens"}
+    done = [job for job in stored.jobs if job.identity in stored.results]
+    wanted = {job.identity for job in done} - tokens
+    if only_job is not None:
+        wanted &= _relatives(stored.jobs, only_job)
+    return [
+        replace(
+            job,
+            parents={role: parent for role, parent in job.parents.items() if parent not in tokens},
+        )
+        for job in done
+        if job.identity in wanted
+    ]
+
+
+def _relatives(jobs: list[NewJob], identity: str) -> set[str]:
+    """The job, what was computed from it, and all that these came from."""
+    found = {identity}
+    found |= {job.identity for job in jobs if identity in job.parents.values()}
+    for job in reversed(jobs):
+        if job.identity in found:
+            found |= set(job.parents.values())
+    return found
+
+
+def _copy(source: Path, target: Path, manifest_sha256: str) -> None:
+    """Copy a result folder; verified against the seal that the database accepted."""
+    if not (source / MANIFEST).is_file():
+        raise DataError(f"{source}: the result's files are not there; export without them")
+    if checksum(source / MANIFEST) != manifest_sha256:
+        raise DataError(f"{source / MANIFEST}: not the manifest that was accepted")
+    listed = read_manifest(source)["files"]
+    for name in listed:
+        path = resolve(target, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, path)
+    # The manifest last: a folder that has one is whole.
+    shutil.copyfile(source / MANIFEST, target / MANIFEST)
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    path = folder / "per_query.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def _write_reports(engine: "Engine", sweep: str, folder: Path) -> None:
+    from orchestrator.report import load_report, write
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        found = load_report(engine, sweep)
+    except ConfigError as problem:  # no evaluation is done yet: the jobs are worth keeping still
+        (folder / "report.txt").write_text(f"{problem}\n")
+        return
+    for format, name in REPORTS.items():
+        (folder / name).write_text(write(found, format), encoding="utf-8")
+
+
+def _readme(name: str, jobs: list[NewJob]) -> str:
+    runs = [job for job in jobs if job.kind == "train"]
+    return "\n".join(
+        [
+            f"# The sweep {name}",
+            "",
+            "`grid.yaml` is what was asked for, `report/` the tables, `results.jsonl.gz` every",
+            "result with its provenance and per-query scores, `files/` the folders themselves,",
+            "`manifest.json` the SHA-256 of each file. `xsweep import FOLDER` takes all of it over",
+            "into another database. Models load in sentence-transformers' `CrossEncoder`:",
+            "",
+            "| run | folder |",
+            "|---|---|",
+            *(f"| {job.name} | files/train/{job.identity}/model |" for job in runs),
+            "",
+        ]
+    )

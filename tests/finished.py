@@ -1,0 +1,73 @@
+"""A sweep that is done without computing: each job leaves a small folder, as a worker would."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+from gridtext import write_grid
+from sqlalchemy import Engine
+
+from db import jobs
+from db.engine import connect
+from evaluator.manifest import write_manifest
+from orchestrator.accept import accept
+from orchestrator.plan import plan_grid
+from orchestrator.settings import Settings
+from orchestrator.store import attempt_folder
+
+OWNER = "alice"
+
+
+def submit_small(folder: Path, *changes: tuple[str, str]) -> Engine:
+    """The small grid of `gridtext`, stored in a new database of the folder."""
+    home = folder / ".xsweep"
+    settings = Settings(home=home, database="", store="", ray_address=None, data_home=None)
+    planned = plan_grid(write_grid(folder, *changes), settings)
+    engine = connect(f"sqlite:///{home / 'xsweep.db'}", create=True)
+    jobs.add_sweep(engine, name=planned.name, grid=planned.grid, jobs=planned.jobs)
+    return engine
+
+
+def run_all(engine: Engine, store: Path, limit: int = 1_000) -> int:
+    """Claim and accept until nothing is left, or `limit` jobs are done; how many that were."""
+    done = 0
+    while done < limit:
+        claims = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
+        if not claims:
+            break
+        finish_one(engine, store, claims[0])
+        done += 1
+    return done
+
+
+def copy_of(folder: Path, to: Path) -> tuple[Engine, Path]:
+    """A copy of a folder with database and store, for a test to change."""
+    shutil.copytree(folder, to)
+    return connect(f"sqlite:///{to / '.xsweep' / 'xsweep.db'}"), to / "store"
+
+
+def finish_one(engine: Engine, store: Path, claim: jobs.Claim) -> str:
+    """Write what a worker would have written, and have it accepted; its folder in the store."""
+    folder = attempt_folder(claim.kind, claim.identity, claim.token)
+    hold = {"job_id": claim.job_id, "token": claim.token, "owner": OWNER}
+    jobs.started(engine, **hold, actor="a", node="n", folder=folder, log=f"{folder}.log")
+    write_result(store / folder, claim)
+    assert accept(engine, store, **hold, folder=folder)
+    return folder
+
+
+def write_result(path: Path, claim: jobs.Claim) -> None:
+    path.mkdir(parents=True)
+    (path / "summary.json").write_text(json.dumps({"pairs": 7, "queries_without_results": 0}))
+    (path / "provenance.json").write_text(json.dumps({"xsweep": "1", "spec": claim.spec}))
+    if claim.kind == "train":
+        (path / "model").mkdir()
+        (path / "model" / "model.safetensors").write_bytes(claim.identity.encode())
+        (path / "model" / "README.md").write_text("# a card")
+    if claim.kind == "evaluate":
+        values = random.Random(claim.identity)
+        scores = {f"q{number}": values.random() for number in range(20)}
+        (path / "per_query.json").write_text(json.dumps({"nDCG@10": scores}))
+        (path / "run.trec.gz").write_bytes(b"run")
+    write_manifest(path)
