@@ -47,6 +47,8 @@ def identities(plan: Plan, kind: str) -> set[str]:
         ("same_negatives", 9 * CORPORA + CANDIDATES, 9 * 5 * 3, (9 * 5 * 3 + 1) * 22),
         # 13 corpora of NanoBEIR and MS MARCO, with 2 tokenizers; 1 test collection.
         ("tuning", 2 * 14 + 13 + 1, 2 * 4 * 2, 2 * 4 * 2 + 1),
+        # NanoBEIR and MS MARCO; both two-stage rows start from the three models of InfoNCE.
+        ("two_stage", 14 + 13 + 3, 4 * 3, (4 * 3 + 1) * 3),
         # NanoBEIR, MS MARCO and 5 of BEIR, with 2 tokenizers; 7 test collections.
         ("single_gpu", 2 * (13 + 1 + 5) + 13 + 7, 2 * 6, (2 * 6 + 1) * 7),
     ],
@@ -111,6 +113,17 @@ def test_equal_negatives_means_the_same_lists_for_every_objective(settings: Sett
         if job.kind == "train"
     }
     assert found == {("c37b78874d4893a00566ab40aa453c56", 50, 8)}
+
+
+def test_two_stages_start_from_the_models_of_the_first_row(settings: Settings) -> None:
+    jobs = {job.name: job for job in planned("two_stage", settings).jobs if job.kind == "train"}
+    for seed in (12, 13, 14):
+        first = jobs[f"train ELECTRA-Base infonce colbertv2 s{seed}"]
+        for loss in ("ranknet", "adr_mse"):
+            second = jobs[f"train ELECTRA-Base two_stage_{loss} rankzephyr s{seed}"]
+            assert second.parents["start"] == first.identity
+            assert second.spec["optimisation"]["steps"] * 32 >= 3 * 10_000
+        assert "start" not in jobs[f"train ELECTRA-Base single_ranknet rankzephyr s{seed}"].parents
 
 
 def test_tuning_trains_each_pair_of_rate_and_batch_once(settings: Settings) -> None:
