@@ -48,6 +48,7 @@ class _Replay:
     claims: Counter[int] = field(default_factory=Counter)
     accepted: dict[int, tuple[int, str, str | None]] = field(default_factory=dict)
     failures: Counter[tuple[int, str]] = field(default_factory=Counter)
+    stopped: set[int] = field(default_factory=set)
     submitted: Counter[int] = field(default_factory=Counter)
     new_jobs: int = 0
 
@@ -110,7 +111,10 @@ def _replay(past: _Replay, event: Any) -> Iterator[Violation]:
         past.held.pop(job, None)
     elif event.kind in ("released", "cancelled"):
         past.held.pop(job, None)
+    elif event.kind == "stopped":
+        past.stopped.add(job)
     elif event.kind == "retried":
+        past.stopped.discard(job)
         for kind in [kind for kind in past.failures if kind[0] == job]:
             del past.failures[kind]
 
@@ -154,7 +158,8 @@ def _compare_jobs(connection: Connection, past: _Replay) -> Iterator[Violation]:
         if missing != missing_parents:
             yield _violation("I5", id_, f"counts {missing_parents} missing parents, has {missing}")
         broken = any(parent in BROKEN for parent in parents)
-        if (state == State.WAITING and broken) or (state == State.SKIPPED and not broken):
+        for_nothing = state == State.SKIPPED and not broken and id_ not in past.stopped
+        if (state == State.WAITING and broken) or for_nothing:
             yield _violation("I5", id_, f"{state} with parents that are {sorted(set(parents))}")
 
 

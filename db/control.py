@@ -6,6 +6,7 @@ from sqlalchemy import Connection, Engine, exists, select, update
 
 from db.bulk import pieces
 from db.clock import now_s
+from db.columns import stopped_jobs
 from db.events import record
 from db.family import ancestors, lock, move, reopen, skip_descendants
 from db.lookup import job_id, sweep_id
@@ -58,21 +59,26 @@ def retry(
     job: str | int | None = None,
     failures: Collection[str] | None = None,
 ) -> int:
-    """Let failed and cancelled jobs, and what was skipped for them, try again; returns how many.
+    """Let failed and cancelled jobs, stopped columns and what was skipped for them, try again.
 
-    With `failures` only jobs that failed in these classes. A skipped job is retried by retrying
-    what it needs. Earlier failures no longer count. Raises ConfigError for an unknown name.
+    Returns how many jobs. With `failures` only what failed, or was stopped, in these classes. A
+    skipped job is retried by retrying what it needs. Earlier failures no longer count. Raises
+    ConfigError for an unknown name.
     """
 
     def work(connection: Connection) -> int:
         if job is not None:
             id_ = job_id(connection, job)
             ids = {id_} | ancestors(connection, id_, (State.FAILED, State.CANCELLED, State.SKIPPED))
+            stopped = stopped_jobs(connection, ids)
         else:
             swept = sweep_id(connection, _one(sweep))
             members = select(SweepJob.job_id).where(SweepJob.sweep_id == swept)
             ended = (State.FAILED, State.CANCELLED)
             ids = set(connection.scalars(members.join(Job).where(Job.state.in_(ended))))
+            skipped = connection.scalars(members.join(Job).where(Job.state == State.SKIPPED))
+            stopped = stopped_jobs(connection, skipped.all())
+            ids |= stopped.keys()
             _set_state(connection, swept, "active", since="cancelled")
         if failures is not None:
             chosen = select(Job.id).where(Job.failure.in_(list(failures)))
@@ -80,7 +86,7 @@ def retry(
                 id_
                 for piece in pieces(sorted(ids))
                 for id_ in connection.scalars(chosen.where(Job.id.in_(piece)))
-            }
+            } | {id_ for id_, failure in stopped.items() if failure in failures}
         reopened = reopen(connection, ids)
         _revive_sweeps(connection, reopened)
         return len(reopened)

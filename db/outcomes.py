@@ -10,6 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, 
 from db.bulk import pieces
 from db.claims import Hold, live
 from db.clock import now_s
+from db.columns import stop_columns
 from db.events import record
 from db.family import lock, move, skip_descendants, wake_children
 from db.schema import Attempt, Job, Result
@@ -111,7 +112,8 @@ def fail(
     """End the attempt in a failure class of `db.states.RETRIES`; returns the job's new state.
 
     "ready" with a wait (`retry_after_s`, or one that grows) while the class allows, else "failed",
-    and what needs the job is skipped. None: the attempt is no longer held and nothing changed.
+    and what needs the job is skipped, as is a column of the grid that fails throughout. None: the
+    attempt is no longer held and nothing changed.
     """
 
     hold = Hold(job_id, token, owner)
@@ -128,7 +130,11 @@ def fail(
             return None
         return connection.scalar(select(Job.state).where(Job.id == job_id))
 
-    return transact(engine, work)
+    state = transact(engine, work)
+    if state == State.FAILED:
+        # apart from the failure, which counts whatever becomes of this
+        transact(engine, lambda connection: stop_columns(connection, job_id))
+    return state
 
 
 def release(

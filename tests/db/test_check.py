@@ -93,6 +93,10 @@ PLANTED = {
             f"UPDATE job SET state = 'waiting' WHERE id = {WAITS}",
         ],
     ),
+    "a job skipped for nothing": (
+        "I5",
+        [f"UPDATE job SET state = 'skipped' WHERE id = {LAST}"],
+    ),
     "a try too many": (
         "I6",
         [
