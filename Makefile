@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint clean help
+.PHONY: demo test chaos lint clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,11 @@ demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluation and the
 
 test: $(INSTALLED) lint ## run the whole test suite
 	$(BIN)/python -m pytest
+
+# Bounded by the tests' own time limits; a quiet machine of 2 cores takes about a quarter of an hour.
+chaos: $(INSTALLED) ## kill, stop and cut off everything for some minutes, and say what became of it
+	XSWEEP_CHAOS=1 $(BIN)/python -m pytest -q tests/db/test_races.py tests/db/test_recovery.py \
+	  tests/db/test_machine.py tests/orchestrator/test_recovery.py
 
 lint: $(INSTALLED) ## ruff and the type checker
 	$(BIN)/ruff check .

@@ -23,7 +23,7 @@ from db.schema import REVISION, VERSION_TABLE
 from db.transactions import READING, reading, setup_error
 from xsweep import SetupError
 
-BUSY_TIMEOUT_S = 30
+BUSY_TIMEOUT_S = 60
 MIGRATIONS = Path(__file__).parent / "migrations"
 MOUNTS = Path("/proc/mounts")
 NETWORK_FILE_SYSTEMS = frozenset(

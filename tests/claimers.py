@@ -12,6 +12,8 @@ from job_table import finish, hold, submit
 from db import jobs
 from db.engine import connect
 from db.jobs import Claim, NewJob
+from db.status import jobs as list_jobs
+from xsweep import ConfigError
 
 
 def start(program: Callable[..., None], *arguments: Any) -> BaseProcess:
@@ -62,6 +64,30 @@ def sleepwalk(url: str, owner: str, pipe: Connection) -> None:
     pipe.send(claim)
     pipe.recv()
     pipe.send(finish(engine, claim, folder=f"store/{owner}"))
+
+
+def meddle(url: str, seed: int, rounds: int) -> None:
+    """Cancel, pause, resume, retry and reprioritise whatever there is, at random."""
+    chance = random.Random(seed)
+    engine = connect(url)
+    names = [row.name for row in list_jobs(engine)]
+    for _ in range(rounds):
+        name = chance.choice(names)
+        deed = chance.choice(["cancel", "cancel sweep", "pause", "resume", "retry", "priority"])
+        try:
+            if deed == "cancel":
+                jobs.cancel(engine, job=name)
+            elif deed == "cancel sweep":
+                jobs.cancel(engine, sweep="study")
+            elif deed in ("pause", "resume"):
+                (jobs.pause if deed == "pause" else jobs.resume)(engine, "study")
+            elif deed == "priority":
+                jobs.reprioritise(engine, job=name, priority=chance.randint(-3, 3))
+        except ConfigError:
+            pass  # a cancelled sweep is neither paused nor resumed
+        if deed in ("retry", "cancel sweep", "pause"):
+            jobs.retry(engine, sweep="study")
+            jobs.resume(engine, "study")
 
 
 def submit_to(url: str, grid: list[NewJob]) -> None:

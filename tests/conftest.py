@@ -3,16 +3,32 @@
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chaos import CHAOS, Account, table
 from postgresql import administer
 
 from db.engine import connect
 
 PROJECT = Path(__file__).resolve().parent.parent
 counter = itertools.count()
+accounts: list[Account] = []
+
+
+@pytest.fixture
+def tell() -> Callable[[Account], None]:
+    """Takes what a test with faults has to tell, for the summary of `make chaos`."""
+    return accounts.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the tests with faults have told."""
+    if CHAOS and accounts:
+        terminalreporter.section("chaos: what was killed, and what became of the jobs")
+        for line in table(accounts):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")

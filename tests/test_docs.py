@@ -52,3 +52,10 @@ def test_the_readme_names_only_commands_that_there_are() -> None:
     used = set(re.findall(r"^xsweep (\w+)", "\n".join(blocks), re.MULTILINE))
     assert used
     assert used <= commands, used - commands
+
+
+def test_every_fault_names_a_test_that_there_is() -> None:
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (PROJECT / "docs" / "faults.md").read_text())
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in (PROJECT / file).read_text(), f"{file} has no {test}"

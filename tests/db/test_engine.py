@@ -68,7 +68,7 @@ def test_sqlite_is_safe_by_its_settings(tmp_path):
         "journal_mode": "wal",
         "synchronous": 2,
         "foreign_keys": 1,
-        "busy_timeout": 30_000,
+        "busy_timeout": 60_000,
     }
 
 

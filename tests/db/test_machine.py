@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from chaos import CHAOS
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -292,7 +293,8 @@ def empty(engine: Engine) -> None:
             connection.exec_driver_sql(sql)
 
 
-@pytest.mark.parametrize("examples", [25])
+@pytest.mark.parametrize("examples", [250 if CHAOS else 25])
+@pytest.mark.timeout(900 if CHAOS else 300)
 def test_the_verbs_follow_the_rules_in_any_order(engine, examples):
     machine = type("OnThisDatabase", (JobTable,), {"engine": engine})
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -11,10 +11,12 @@ import time
 from collections import Counter
 
 import pytest
-from claimers import reap, sleepwalk, start, submit_to, work
+from chaos import CHAOS, account, clock, recoveries_s
+from claimers import meddle, reap, sleepwalk, start, submit_to, work
 from job_table import counts, expire, finish, hold, new_job, states, study, submit, take
 from sqlalchemy import Engine, text
 
+import db.engine
 import db.transactions
 from db import jobs
 from db.check import check
@@ -22,7 +24,6 @@ from db.engine import connect
 from db.events import history
 from xsweep import SetupError
 
-CHAOS = bool(os.environ.get("XSWEEP_CHAOS"))
 PATIENCE_S = 800 if CHAOS else 120
 pytestmark = pytest.mark.timeout(900 if CHAOS else 300)
 
@@ -45,23 +46,24 @@ def accepted(engine: Engine) -> Counter[str]:
     return Counter(str(event.job_id) for event in events if event.kind == "accepted")
 
 
-def test_many_processes_claim_every_job_once(url, engine):
+def test_many_processes_claim_every_job_once(url, engine, tell):
     jobs_count, processes = (2_000, 16) if CHAOS else (160, 8)
     submit(engine, [new_job(f"job {n}") for n in range(jobs_count)])
     crowd = [start(work, url, f"worker {n}", n) for n in range(processes)]
     join(crowd)
     assert [process.exitcode for process in crowd] == [0] * processes
+    tell(account(engine, f"{processes} processes claim"))
     assert counts(engine) == {"done": jobs_count}
     assert set(accepted(engine).values()) == {1}
     assert check(engine) == []
 
 
-def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engine):
+def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engine, tell):
     seeds, kills = (range(60), 50) if CHAOS else (range(8), 6)
     grid = study(seeds=seeds)
     submit(engine, grid)
     chance = random.Random(7)
-    alive, dead, started = [], [], 0
+    alive, dead, started, killed_at = [], [], 0, {}
     while counts(engine).get("done", 0) < len(grid):
         while len(alive) < 3:
             owner = f"worker {started}"
@@ -70,6 +72,7 @@ def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engin
         if len(dead) < kills:
             alive[0][1].join(chance.uniform(0.02, 0.3))
             alive[0][1].kill()
+            killed_at[alive[0][0]] = clock(engine)
             reaper = start(reap, url, list(dead))
             if chance.random() < 0.5:
                 reaper.join(chance.uniform(0, 0.1))
@@ -82,12 +85,42 @@ def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engin
         reap(url, dead)
         assert started < 20 * kills, "no progress"
     join(process for _, process in alive)
+    times_s = recoveries_s(engine, killed_at)
+    tell(account(engine, "workers and reapers, kill -9", len(killed_at), times_s))
     assert counts(engine) == {"done": len(grid)}
     assert set(accepted(engine).values()) == {1}
     assert check(engine) == []
 
 
-def test_a_sleeper_that_wakes_up_after_its_lease_cannot_finish(url, engine):
+def test_people_who_cancel_pause_and_retry_while_workers_are_killed_lose_nothing(url, engine, tell):
+    grid, kills, rounds = study(seeds=range(40 if CHAOS else 6)), 20 if CHAOS else 4, 30
+    submit(engine, grid)
+    chance = random.Random(3)
+    killed_at: dict[str, float] = {}
+    people = start(meddle, url, 3, rounds if CHAOS else 8)
+    for n in range(kills):
+        owner = f"worker {n}"
+        victim = start(work, url, owner, n)
+        victim.join(chance.uniform(0.1, 0.5))
+        victim.kill()
+        victim.join()
+        killed_at[owner] = clock(engine)
+        let_leases_run_out(engine, owner)
+        reap(url, [owner])
+    join([people])
+    assert people.exitcode == 0
+    assert check(engine) == []
+    jobs.retry(engine, sweep="study")
+    jobs.resume(engine, "study")
+    work(url, "last", 0)
+    times_s = recoveries_s(engine, killed_at)
+    tell(account(engine, "people cancel, pause, retry; workers, kill -9", kills, times_s))
+    assert counts(engine) == {"done": len(grid)}
+    assert set(accepted(engine).values()) == {1}
+    assert check(engine) == []
+
+
+def test_a_sleeper_that_wakes_up_after_its_lease_cannot_finish(url, engine, tell):
     submit(engine, [new_job("train")])
     ours, theirs = multiprocessing.Pipe()
     sleeper = start(sleepwalk, url, "sleeper", theirs)
@@ -100,6 +133,7 @@ def test_a_sleeper_that_wakes_up_after_its_lease_cannot_finish(url, engine):
     ours.send("go on")
     assert ours.recv() is False
     join([sleeper])
+    tell(account(engine, "SIGSTOP past the lease, SIGCONT", 1))
     assert jobs.explain(engine, "train").folder == "store/awake"
     assert check(engine) == []
 
@@ -142,20 +176,27 @@ def own_server(tmp_path_factory):
     server.cleanup()
 
 
-def test_workers_ride_through_restarts_of_the_server(own_server):
+def test_workers_ride_through_restarts_of_the_server(own_server, tell):
     url, control = own_server
     engine = connect(url, create=True)
     seeds, restarts = (range(160), 8) if CHAOS else (range(25), 2)
     grid = study(seeds=seeds)
+    done = {"done": len(grid)}
     submit(engine, grid)
     crowd = [start(work, url, f"worker {n}", n) for n in range(3)]
     connected: set[str | None] = set()
     while len(connected) < len(crowd) and any(process.is_alive() for process in crowd):
         crowd[0].join(0.01)  # only verbs are patient, opening is not
         connected = {event.owner for event in history(engine) if event.kind == "claimed"}
+    restarted_s = []
     for _ in range(restarts):
         crowd[0].join(0.4)
+        began_s = time.monotonic()
         control("restart")
+        events = len(history(engine, latest=10**6))
+        while len(history(engine, latest=10**6)) == events and counts(engine) != done:
+            crowd[0].join(0.01)  # until the first of them works again
+        restarted_s.append(time.monotonic() - began_s)
     join(crowd)
     assert [process.exitcode for process in crowd] == [0] * len(crowd)
     # a claim whose answer was lost is held by nobody: its lease ends it
@@ -163,7 +204,8 @@ def test_workers_ride_through_restarts_of_the_server(own_server):
         let_leases_run_out(engine, f"worker {n}")
         reap(url, [f"worker {n}"])
     work(url, "last", 0)
-    assert counts(engine) == {"done": len(grid)}
+    tell(account(engine, "server killed and restarted", restarts, restarted_s))
+    assert counts(engine) == done
     assert set(accepted(engine).values()) == {1}
     assert check(engine) == []
 
@@ -189,3 +231,55 @@ def test_a_server_that_stays_away_is_told_when_patience_ends(own_server, monkeyp
             verb()
     control("restart")
     assert take(engine).name == "train"
+
+
+@pytest.fixture
+def line(postgresql_url):
+    """A line to a database that can be cut."""
+    from proxy import Line
+
+    line = Line(postgresql_url)
+    yield line
+    line.close()
+
+
+def test_a_line_that_is_cut_for_a_while_changes_nothing_but_the_time(
+    line, postgresql_url, monkeypatch
+):
+    engine = connect(line.url)
+    submit(engine, [new_job("a"), new_job("b", "a")])
+    claim = take(engine)
+    pair = (claim.job_id, claim.token)
+    line.cut()
+    monkeypatch.setattr(db.transactions, "PATIENCE_S", 0.2)
+    with pytest.raises(SetupError, match="check that the server runs"):
+        jobs.renew(engine, owner="alice", held=[pair], lease_s=600)
+    assert jobs.expired(connect(postgresql_url)) == [], "nobody is dead because we cannot see"
+    line.mend()
+    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=600) == {pair}
+    assert finish(engine, claim)
+    assert states(engine) == {"a": "done", "b": "ready"}
+    assert check(engine) == []
+
+
+def test_an_answer_that_was_lost_with_the_line_is_given_again(line, monkeypatch):
+    engine = connect(line.url)
+    submit(engine, [new_job("a")])
+    claim = take(engine)
+    committed = []
+
+    def cut_after_commit(connection):
+        if not committed:
+            committed.append(connection)
+            raw = connection.connection.driver_connection
+            raw.commit()
+            line.cut()
+            line.mend()
+            raw.execute("SELECT 'the answer'")
+
+    db.engine.event.listen(engine, "commit", cut_after_commit)
+    assert finish(engine, claim)
+    assert committed, "the first answer was lost"
+    assert line.passed == 2
+    assert accepted(engine) == {str(claim.job_id): 1}
+    assert check(engine) == []

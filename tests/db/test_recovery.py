@@ -2,8 +2,9 @@ import threading
 
 import pytest
 from job_table import expire, fail, finish, hold, new_job, states, submit, take
+from sqlalchemy import event
 
-from db import jobs
+from db import controllers, jobs
 from db.check import check
 from db.events import history
 
@@ -82,6 +83,38 @@ def test_an_ended_attempt_can_neither_be_adopted_nor_requeued(engine, lost):
     fail(engine, lost)
     assert not jobs.adopt(engine, **hold(lost), old_owner="alice", new_owner="bob", lease_s=60)
     assert not jobs.requeue_expired(engine, **hold(lost), owner="alice")
+
+
+def test_a_new_process_with_the_host_and_number_of_a_dead_one_is_somebody_else(engine):
+    submit(engine, [new_job("train")])
+    for owner in ("before", "after"):  # the same container started again: pid 1 both times
+        controllers.register(engine, owner=owner, host="pod-0", pid=1)
+    claim = take(engine, "before")
+    pair = (claim.job_id, claim.token)
+    assert jobs.running(engine, owner="after") == []
+    assert jobs.renew(engine, owner="after", held=[pair], lease_s=60) == set()
+    expire(engine, claim)
+    (orphan,) = jobs.expired(engine)
+    assert orphan.owner == "before"
+    assert not jobs.requeue_expired(engine, **hold(claim), owner="after")
+    assert jobs.requeue_expired(engine, **hold(claim), owner="before")
+    assert take(engine, "after").token == 2
+    assert not finish(engine, claim, owner="before")
+
+
+def test_a_reaper_that_dies_while_reaping_leaves_a_job_whole(engine, lost):
+    def die(connection, cursor, statement, *_):
+        if statement.startswith("INSERT INTO event"):
+            raise KeyboardInterrupt
+
+    event.listen(engine, "before_cursor_execute", die)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    event.remove(engine, "before_cursor_execute", die)
+    assert states(engine) == {"train": "running"}
+    assert check(engine) == []
+    assert jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    assert check(engine) == []
 
 
 def test_a_job_that_loses_its_machine_every_time_ends_some_day(engine):

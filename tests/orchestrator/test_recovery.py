@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable
 
 import pytest
+from chaos import account
+from proxy import Line
 from tiny import write_study
 
 from db import events, status
+from db.check import check
 from db.engine import connect
 from db.outlook import outlook
 from orchestrator import cluster
@@ -125,6 +128,20 @@ def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report
 
 
+def test_ctrl_c_twice_leaves_at_once_and_loses_nothing(study, engine):
+    controller = study.start("run")
+    job, pid = training(study)
+    os.kill(pid, signal.SIGSTOP)  # it will not save anything, however long we wait
+    controller.send_signal(signal.SIGINT)
+    assert any("leaving" in line for line in controller.stdout), "it asks its workers to save"
+    controller.send_signal(signal.SIGINT)
+    output, _ = controller.communicate(timeout=60)
+    assert controller.returncode == 128 + signal.SIGINT, output
+    assert kinds_of_events(engine, job)[-1] == "released"
+    assert status.summary(engine).running == []
+    assert check(engine) == []
+
+
 def test_a_finished_sweep_has_nothing_left_to_do(study, engine):
     study.xsweep("run")
     before = {job.job_id: job.token for job in status.jobs(engine)}
@@ -173,9 +190,25 @@ def test_a_request_that_no_node_can_meet_fails_with_what_is_missing(workplace):
     assert "asks for 1 CPU, 64 GPU; the largest node has" in output
 
 
-def test_the_same_study_on_postgresql_gives_the_same_report(workplace, postgresql_url, calm_report):
+def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
+    workplace, postgresql_url, calm_report, tell
+):
+    line = Line(postgresql_url)
     write_study(workplace.folder, steps=STEPS)
-    workplace.environment["XSWEEP_DB"] = postgresql_url
+    workplace.environment["XSWEEP_DB"] = line.url
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    workplace.xsweep("run")
+    controller = workplace.start("run")
+    training(workplace)
+    line.cut()
+    wait_for(lambda: line.refused > 2)  # the controller wants to renew its leases every 3 s
+    line.mend()
+    output, _ = controller.communicate(timeout=240)
+    assert controller.returncode == 0, output
+    assert "database away" in output
+    engine = connect(postgresql_url)
+    tell(account(engine, "a controller cut off from its database", 1))
+    assert set(attempts(engine).values()) == {1}, "nothing was begun again"
+    assert check(engine) == []
+    engine.dispose()
     assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
+    line.close()
