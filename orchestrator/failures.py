@@ -21,7 +21,8 @@ def classify(error: BaseException) -> tuple[str, str]:
     names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     if any(name.startswith("torch") and name.endswith("OutOfMemoryError") for name in names):
         return "OOM_GPU", reason
-    if isinstance(error, MemoryError):
+    # The CPU's allocator has no exception of its own.
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in reason:
         return "OOM_HOST", reason
     if "pydantic_core._pydantic_core.ValidationError" in names or isinstance(error, ImportError):
         return "CONFIG", reason

@@ -1,17 +1,19 @@
 """`python -m trainer SPEC.json OUT`: one training as a plain program.
 
+On SIGTERM or SIGINT it saves a checkpoint after the step in hand and leaves.
 SPEC.json is `{"kind": "train", "spec": {...}, "inputs": {role: folder}}`. Run again with the same
 OUT, an interrupted training goes on from its last checkpoint.
 """
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from xsweep import ConfigError, XsweepError
+from xsweep import ConfigError, Stopped, XsweepError
 
 PRINT_EVERY_S = 5.0
 
@@ -26,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         job = read_job(options.spec)
         from trainer.train import run_job
 
-        run_job(**job, out=options.out, report=_printer(), resume_from=[options.out])
+        run_job(**job, out=options.out, report=_reporter(), resume_from=[options.out])
     except XsweepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -44,8 +46,12 @@ def read_job(path: Path) -> dict:
     return job
 
 
-def _printer() -> Callable[..., None]:
+def _reporter() -> Callable[..., None]:
+    """Prints how far the training is, and ends it after a step where a signal asked for that."""
     printed = -PRINT_EVERY_S
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: asked.append(number))
 
     def report(done: int, total: int, **figures: float) -> None:
         nonlocal printed
@@ -54,6 +60,9 @@ def _printer() -> Callable[..., None]:
             printed = now
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             print(f"step {done}/{total}  {shown}", flush=True)
+        if asked:
+            name = signal.Signals(asked[0]).name
+            raise Stopped(f"left on {name} after step {done}: the same command goes on from there")
 
     return report
 

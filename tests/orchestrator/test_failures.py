@@ -30,6 +30,7 @@ def invalid_settings() -> Exception:
         (ModuleNotFoundError("no flash_attn"), "CONFIG"),
         (torch.OutOfMemoryError("CUDA out of memory"), "OOM_GPU"),
         (MemoryError(), "OOM_HOST"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "OOM_HOST"),
         (OSError(errno.ENOSPC, "No space left on device"), "INFRA"),
         (OSError(errno.ENOENT, "No such file"), "UNKNOWN"),
         (ZeroDivisionError("division by zero"), "UNKNOWN"),

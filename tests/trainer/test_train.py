@@ -1,7 +1,9 @@
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import load_file
 
 from evaluator.manifest import read_manifest
 from trainer.train import run_job
-from xsweep import ConfigError
+from xsweep import ConfigError, Stopped
 
 PROJECT = Path(__file__).parents[2]
 PAIRS = [("w1 w2 w3", "w1 w4 w5 w2"), ("w9", "w3 w3 w8 w8 w10 w11 w12")]
@@ -174,6 +176,31 @@ def test_a_wrong_job_is_refused(world, tmp_path, change, message):
     job = {"kind": "train", "spec": world.spec(), "inputs": world.inputs} | change
     with pytest.raises(ConfigError, match=message):
         run_job(**job, out=tmp_path)
+
+
+def test_the_program_saves_and_leaves_on_a_signal_and_goes_on_when_called_again(world, tmp_path):
+    job = {
+        "kind": "train",
+        "spec": world.spec(steps=400) | {"validation": None},
+        "inputs": {role: str(folder) for role, folder in world.inputs.items()},
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "trainer", tmp_path / "job.json", tmp_path / "out"]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=PIPE, stderr=PIPE, text=True)
+    assert process.stdout.readline().startswith("step 1/400")
+    process.terminate()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    (step,) = re.findall(r"error: left on SIGTERM after step (\d+)", said)
+    (kept,) = (tmp_path / "out" / "checkpoints").iterdir()
+    assert kept.name == f"step-{step}"
+
+    def report(done, *_, **__):
+        assert done == int(step) + 1
+        raise Stopped("enough seen")
+
+    with pytest.raises(Stopped, match="enough"):
+        run_job(**job, out=tmp_path / "out", report=report, resume_from=[tmp_path / "out"])
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"kind": "train"}'])
