@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Select
 
 from db.schema import Base
+from db.transactions import setup_error
 
 T = TypeVar("T")
 _encoder = json.JSONEncoder(allow_nan=False)  # one for all: making it takes longer than its work
@@ -32,6 +33,29 @@ def insert_rows(
             marks = ", ".join("?" * len(columns))
             insert = f"INSERT INTO {table.__tablename__} ({names}) VALUES ({marks})"  # noqa: S608
             cursor.executemany(insert, rows)  # type: ignore[arg-type]  # any iterable will do
+    finally:
+        cursor.close()
+
+
+def in_binary(
+    connection: Connection, statement: Select[*tuple[Any, ...]]
+) -> Iterable[Sequence[Any]]:
+    """The statement's rows; PostgreSQL sends bytes as they are and not as hexadecimal digits.
+
+    Types that a statement gives beyond the driver's own, such as JSON, are not for this. Raises
+    SetupError when the database goes away.
+    """
+    if connection.dialect.name != "postgresql":
+        return connection.execute(statement)
+    compiled = statement.compile(
+        dialect=connection.dialect, compile_kwargs={"render_postcompile": True}
+    )
+    cursor = connection.connection.cursor(binary=True)
+    try:
+        cursor.execute(str(compiled), compiled.params)
+        return cursor.fetchall()
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise setup_error(connection.engine.url, error) from error
     finally:
         cursor.close()
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, select
 
-from db.bulk import pieces
+from db.bulk import in_binary, pieces
 from db.lookup import sweep_id
 from db.schema import Edge, Job, QuerySet, Result, Score, SweepJob
 from db.transactions import reading
@@ -112,13 +112,13 @@ def _scores(
     found: dict[int, dict[str, tuple[float, np.ndarray, tuple[str, ...]]]]
     found = {id_: {} for id_ in job_ids}
     query_ids: dict[int, tuple[str, ...]] = {}
-    # a driver holds a whole answer, bytes as hexadecimal digits: many megabytes for some thousand
+    # a driver holds a whole answer: many megabytes for some thousand jobs
     for piece in pieces(job_ids, SCORED_JOBS):
         stored = select(Score.job_id, Score.measure, Score.query_set_id, Score.packed, Score.mean)
         stored = stored.where(Score.job_id.in_(piece)).order_by(Score.job_id, Score.measure)
         if measures is not None:
             stored = stored.where(Score.measure.in_(list(measures)))
-        for job_id, measure, set_id, packed, mean in connection.execute(stored):
+        for job_id, measure, set_id, packed, mean in in_binary(connection, stored):
             if set_id not in query_ids:
                 ids = connection.scalar(select(QuerySet.query_ids).where(QuerySet.id == set_id))
                 query_ids[set_id] = tuple(ids or ())
