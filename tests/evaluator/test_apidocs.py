@@ -88,7 +88,7 @@ def test_a_document_starts_with_its_name_without_private_modules(
 
 def test_a_name_keeps_its_split_whatever_else_is_installed() -> None:
     names = ["json.dump", "numpy.sin", "torch.argmax", "torch.nn.modules.linear.Linear"]
-    assert [apidocs.split_of(name) for name in names] == ["train", "train", "train", "train"]
+    assert [apidocs.split_of(name) for name in names] == ["train", "validation", "train", "train"]
 
 
 def test_another_version_than_declared_is_a_data_error() -> None:
