@@ -24,7 +24,7 @@ import psutil
 from orchestrator.settings import Settings
 from xsweep import SetupError
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 ANSWER_S = 10.0
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Jobs exchange paths, not objects: Ray's default of 30% of the memory is better left to them."""
