@@ -1,10 +1,12 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import pytest
 import torch
 from curves import ENGINES, curve, digest
 
+from trainer.scorer import Scorer
 from trainer.train import run_job
 from xsweep import ConfigError, DivergenceError, Stopped
 
@@ -127,26 +129,34 @@ def test_gradient_checkpointing_changes_no_number(world, undisturbed, tmp_path):
     assert curve(out) == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
 
 
-def test_a_device_without_memory_gets_smaller_micro_batches_of_the_same_batch(world, tmp_path):
-    from unittest.mock import patch
-
-    from trainer.scorer import Scorer
-
+@pytest.mark.parametrize("engine", ["plain", "zero-0"])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_device_without_memory_gets_smaller_micro_batches_of_the_same_batch(
+    world, tmp_path, engine, where
+):
     forward, failed = Scorer.forward, []
+
+    def run_out(*_):
+        failed.append(True)
+        raise torch.OutOfMemoryError("a device of 200 tokens")
 
     def small_device(self, forwards):
         tokens = sum(inputs["attention_mask"].sum().item() for inputs in forwards)
-        if torch.is_grad_enabled() and tokens > 200:
-            failed.append(tokens)
-            raise torch.OutOfMemoryError("a device of 200 tokens")
-        return forward(self, forwards)
+        is_too_large = torch.is_grad_enabled() and tokens > 200
+        if is_too_large and where == "forward":
+            run_out()
+        logits = forward(self, forwards)
+        if is_too_large:
+            logits.register_hook(run_out)
+        return logits
 
-    settings = {"dropout": False, "checkpoint_every_steps": 3, "micro_batch_tokens": 100_000}
+    settings = ENGINES[engine] | {"dropout": False, "micro_batch_tokens": 100_000, "steps": 3}
     expected = train(world, tmp_path / "expected", **settings)
     with patch.object(Scorer, "forward", small_device):
         out = train(world, tmp_path / "out", **settings)
     assert failed
     assert curve(out) == pytest.approx(curve(expected), rel=1e-5)
+    assert curve(out, "grad_norm") == pytest.approx(curve(expected, "grad_norm"), rel=1e-4)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["halved_budgets"][0][0] == 0
     assert summary["halved_budgets"][-1][1] <= 200
@@ -154,10 +164,6 @@ def test_a_device_without_memory_gets_smaller_micro_batches_of_the_same_batch(wo
 
 
 def test_an_engine_that_cannot_go_on_leaves_the_smaller_budget_to_the_next_attempt(world, tmp_path):
-    from unittest.mock import patch
-
-    from trainer.scorer import Scorer
-
     error = torch.OutOfMemoryError("no memory")
     with (
         patch.object(Scorer, "forward", side_effect=error),

@@ -59,6 +59,16 @@ def test_the_model_loads_in_transformers_and_sentence_transformers_with_equal_ra
     torch.testing.assert_close(torch.tensor(theirs), ours, atol=1e-5, rtol=0)
 
 
+def test_tensorboard_has_every_curve(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
+    steps = {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert steps.pop("validation") == [4, 6]
+    figures = {"loss", "lr", "grad_norm", "pairs_per_s", "padding_waste"}
+    assert steps == {figure: [1, 2, 3, 4, 5, 6] for figure in figures}
+
+
 def test_the_evaluator_reads_the_model_as_it_is(finished):
     from evaluator.cross_encoder import load_cross_encoder
 
