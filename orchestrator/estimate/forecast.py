@@ -70,7 +70,7 @@ def paces(durations: "Iterable[Duration]", device: Device) -> dict[str, Pace]:
         parents = {role: Planned(*parent) for role, parent in done.parents.items()}
         cpus = float(done.resources.get("cpus", 1))
         expected_s = seconds(work_of(done.kind, done.spec, parents), device, cpus)
-        found[_group(done.kind, done.spec)].append((done.seconds, expected_s))
+        found[group_of(done.kind, done.spec)].append((done.seconds, expected_s))
     return {group: _pace(pairs) for group, pairs in found.items()}
 
 
@@ -90,7 +90,7 @@ def _device_name(hardware: Mapping[str, Any], resources: Mapping[str, Any], want
     return wanted.name if any(wanted.name in name for name in names) else "another GPU"
 
 
-def _group(kind: str, spec: Mapping[str, Any]) -> str:
+def group_of(kind: str, spec: Mapping[str, Any]) -> str:
     """Jobs whose paces are alike: preparations of tokens and of candidates are not."""
     if kind == "evaluate" and spec["scorer"]["type"] == "first_stage":
         return "first stage"
@@ -160,7 +160,7 @@ def _job_s(
     """A job's seconds, the pace behind them, and whether it occupies the device."""
     runs_on_device = not device.is_gpu or bool(job.resources.get("gpus"))
     where, measured = (device, on_device) if runs_on_device else (CPU_CORE, on_cpu)
-    pace = measured.get(_group(job.kind, job.spec))
+    pace = measured.get(group_of(job.kind, job.spec))
     expected_s = seconds(work, where, float(job.resources.get("cpus", 1)))
     return expected_s * (pace.ratio if pace else 1.0), pace, runs_on_device
 
