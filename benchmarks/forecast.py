@@ -3,9 +3,9 @@
     python benchmarks/forecast.py [sqlite:///.xsweep/xsweep.db]
 
 Each half of the jobs is forecast at the pace of the other half (every second job of a kind), as
-`xsweep plan` does it for jobs that are still to come; beside it stand the errors of single jobs, which
-do not cancel each other, and the stated model alone.
-Means something only where the jobs ran under the load that the forecast is for.
+`xsweep plan` does it for jobs that are still to come; beside it stand the errors of single jobs,
+which do not cancel each other, and the stated model alone. Means
+something only where the jobs ran under the load that the forecast is for.
 """
 
 import sys
@@ -23,9 +23,8 @@ def main(url: str) -> None:
     for done in load_durations(connect(url)):
         by_kind[group_of(done.kind, done.spec)].append(done)
     halves = [[each for found in by_kind.values() for each in found[k::2]] for k in (0, 1)]
-    print(
-        f"{'kind':20} {'jobs':>5} {'measured':>10} {'forecast':>10} {'ratio':>6} {'errors':>7} {'model':>6}"
-    )
+    heads = f"{'measured':>10} {'forecast':>10} {'ratio':>6} {'errors':>7} {'model':>6}"
+    print(f"{'kind':20} {'jobs':>5} {heads}")
     totals = [0.0] * 4
     for kind, found in by_kind.items():
         sums = [0.0] * 4
