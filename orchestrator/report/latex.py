@@ -54,6 +54,8 @@ SIZES = ((30, r"\small"), (42, r"\footnotesize"), (1000, r"\scriptsize"))
 """Up to so many lines a table is set in that size."""
 LINES_PER_PAGE = {False: 56, True: 34}
 """Lines of an upright and of a landscape page; what has more becomes several tables."""
+TALLEST = {False: r"0.8\textheight", True: r"0.46\linewidth"}
+"""Of one tabular, so that its caption has room on the upright or turned page."""
 FLOATS_BETWEEN_PAGES = 6
 """TeX holds back few floats: after so many a standalone document starts a new page."""
 
@@ -106,7 +108,7 @@ def _main_tables(report: Report, layout: Layout) -> list[str]:
         if pages[-1] and (len(pages[-1]) + 1) * lines > room:
             pages.append([])
             room = LINES_PER_PAGE[layout.landscape] - 2
-        pages[-1].append(_fitted(_tabular(report, columns[start:end], start)))
+        pages[-1].append(_fitted(_tabular(report, columns[start:end], start), layout))
     tables = []
     for page in pages:
         body = [_size(lines * len(page), layout), "\n\\par\\medskip\n".join(page)]
@@ -131,7 +133,7 @@ def _section(section: Section, layout: Layout) -> list[str]:
         ]
         text = rf"\caption{{{escape(f'{section.title}. {section.note}')}}}"
         after = _continued(section.title) if start else [text]
-        body = [_size(len(lines), layout), _fitted("\n".join(tabular)), *after]
+        body = [_size(len(lines), layout), _fitted("\n".join(tabular), layout), *after]
         tables.append(_environment("table", layout, body))
     return tables
 
@@ -192,10 +194,15 @@ def _width_cm(letters: float) -> float:
     return letters * LETTER_CM + GAP_CM
 
 
-def _fitted(tabular: str) -> str:
-    """The tabular as it is, or scaled to the line where it is wider."""
-    box = r"\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\usebox0}\else\usebox0\fi"
-    return f"\\sbox0{{%\n{tabular}}}%\n{box}"
+def _fitted(tabular: str, layout: Layout) -> str:
+    """The tabular as it is, or scaled down to the line's width and to the height of a page."""
+    height = TALLEST[layout.landscape]
+    return (
+        f"\\sbox0{{%\n{tabular}}}%\n"
+        r"\ifdim\wd0>\linewidth\sbox0{\resizebox{\linewidth}{!}{\usebox0}}\fi%" + "\n"
+        rf"\ifdim\dimexpr\ht0+\dp0\relax>{height}\resizebox*{{!}}{{{height}}}{{\usebox0}}"
+        r"\else\usebox0\fi"
+    )
 
 
 def _figure(report: Report, path: str, layout: Layout) -> str:
@@ -204,7 +211,8 @@ def _figure(report: Report, path: str, layout: Layout) -> str:
         "figure",
         layout,
         [
-            rf"\includegraphics[width=\linewidth]{{\detokenize{{{path}}}}}",
+            r"\includegraphics[width=\linewidth,height=0.85\textheight,keepaspectratio]"
+            rf"{{\detokenize{{{path}}}}}",
             rf"\caption{{{escape(f'{report.sweep}: {name}.')}}}",
         ],
     )
