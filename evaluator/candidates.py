@@ -16,7 +16,15 @@ from evaluator.files import checked, write_text
 from evaluator.measures import evaluate_run, mean
 from evaluator.retrieval import best_rows, rank_ids
 from evaluator.specs import Bm25Spec, CandidatesSpec, DenseSpec, IrdsSpec, RunSpec, SpladeSpec
-from evaluator.trec import Run, read_qrels, read_run, sort_docs, write_qrels, write_run
+from evaluator.trec import (
+    Run,
+    line_of,
+    read_qrels,
+    read_run,
+    sort_docs,
+    write_qrels,
+    write_run,
+)
 from xsweep import ConfigError, DataError
 
 
@@ -153,8 +161,10 @@ def _first_stage(
         raise DataError(f"{source}: has none of the judged queries of {collection.name!r}")
     unknown, count = _missing(collection, {doc for scores in run.values() for doc in scores})
     if unknown:
+        doc_id = min(unknown)
+        place = f"{source}:{line_of(source, doc_id)}" if isinstance(stage, RunSpec) else source
         raise DataError(
-            f"{source}: {len(unknown)} of its documents, such as {min(unknown)!r}, are not in "
+            f"{place}: {len(unknown)} of its documents, such as {doc_id!r}, are not in "
             f"collection {collection.name!r}: run and documents must belong together"
         )
     return order, run, count

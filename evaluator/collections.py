@@ -124,6 +124,10 @@ def read_texts(path: Path) -> Texts:
             raise DataError(
                 f"{path}:{number}: expected {parse.__doc__}, found {decoded[:60]!r}"
             ) from error
+        if text_id.split() != [text_id]:
+            raise DataError(
+                f"{path}:{number}: the id {text_id!r} is empty or has blanks: no run can hold it"
+            )
         if text_id in seen:
             raise DataError(f"{path}:{number}: the id {text_id!r} occurs twice")
         seen.add(text_id)

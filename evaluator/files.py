@@ -1,5 +1,6 @@
 """Data files: opened with line numbers, checked against their checksum, written reproducibly."""
 
+import codecs
 import gzip
 import hashlib
 import zlib
@@ -12,15 +13,15 @@ from xsweep import DataError
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file as bytes, unpacked where its name ends in .gz.
+    """The lines of a file as bytes, unpacked where its name ends in .gz, without a byte order mark.
 
     Raises DataError with `file:line` where the file is missing, empty or cut off.
     """
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):  # noqa: B007 - the error below names it
-                yield line
+            for number, line in enumerate(file, 1):
+                yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
             f"{path}:{number + 1}: damaged gzip file ({error}): get it again"

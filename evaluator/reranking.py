@@ -7,7 +7,7 @@ once, and pairs with the same token ids, whichever collection they come from, ar
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerFast
 
 from evaluator import bi_encoder, passages
 from evaluator.cross_encoder import load_cross_encoder
+from evaluator.devices import score_on, visible_devices
 from evaluator.files import tree_sha256
 from evaluator.pairs import PairEncoder
 from evaluator.partial import digest_of, keeper, read_partial
-from evaluator.scoring import ScoredPairs, TokenPair, choose_precision, score_pairs
+from evaluator.scoring import ScoredPairs, TokenPair, choose_precision
 from evaluator.sources import Sources, TextTokens
 from evaluator.specs import ModelSpec, ScoringSpec, TeacherModelSpec
 from evaluator.tokenizers import locate
@@ -79,9 +80,11 @@ def rerank(
 ) -> list[Reranked]:
     """Raw scores of every list's documents; several models give the mean of their scores.
 
-    Runs on the first GPU where there is one. Raises DataError for an unknown document or query.
+    Cross-encoders run on all GPUs that are visible, bi-encoders on the first. Raises DataError for
+    an unknown document or query.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    devices = visible_devices()
+    device = devices[0]
     dtype, reason = choose_precision(settings.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     settings = settings.model_copy(update={"precision": precision})
@@ -90,7 +93,7 @@ def rerank(
         progress = _progress(report, place, len(models.models)) if report else None
         if models.type == "cross_encoder":
             name = f"scores-{place}"
-            scored.append(_cross_encode(model, lists, settings, device, progress, saving, name))
+            scored.append(_cross_encode(model, lists, settings, devices, progress, saving, name))
         else:
             scored.append(_bi_encode(model, lists, settings, device, progress))
     means = np.mean([each.scores for each, _ in scored], axis=0, dtype=np.float64)
@@ -119,7 +122,7 @@ def _cross_encode(
     spec: ModelSpec,
     lists: Sequence[ToRerank],
     settings: ScoringSpec,
-    device: torch.device,
+    devices: Sequence[torch.device],
     progress: Callable[[int, int], None] | None,
     saving: Saving | None,
     name: str,
@@ -133,24 +136,31 @@ def _cross_encode(
     overlap = min(settings.passage_overlap_tokens, window - 1)
     parts, owners = passages.split(pairs, window, overlap, settings.max_passages)
     unique, rows = _unique(parts, settings.query_tokens, settings.document_tokens)
-    resume = keep = None
-    if saving:
-        digest = digest_of(_described(spec, settings), unique)
-        resume = read_partial([saving.out, *saving.earlier], name, digest)
-        keep = keeper(saving.out, name, digest)
-    result = score_pairs(
+    described = _described(spec, settings) if saving else ""
+
+    def further(place: int, share: Sequence[TokenPair]) -> dict[str, Any]:
+        if saving is None:
+            return {}
+        digest = digest_of(described, share)
+        part = name if len(devices) == 1 else f"{name}-{place}-of-{len(devices)}"
+        folders = [saving.out, *saving.earlier]
+        return {
+            "resume": read_partial(folders, part, digest),
+            "keep": keeper(saving.out, part, digest),
+        }
+
+    result = score_on(
+        devices,
         model,
-        encoder,
         unique,
+        further,
+        progress=(lambda done: progress(done, len(unique))) if progress else None,
+        encoder=encoder,
         query_tokens=settings.query_tokens,
         document_tokens=settings.document_tokens,
         batch_tokens=settings.batch_tokens,
         precision=settings.precision,
         layout=settings.layout,
-        device=device,
-        progress=(lambda done: progress(done, len(unique))) if progress else None,
-        resume=resume,
-        keep=keep,
     )
     scores = passages.best(result.scores[rows], owners, len(pairs))
     return result._replace(scores=scores), len(unique)

@@ -80,6 +80,15 @@ def read_run(path: Path | str, order: Literal["score", "rank"] = "score") -> Run
     return {query_id: scores_from_order(sort_docs(docs)) for query_id, docs in run.items()}
 
 
+def line_of(path: Path | str, doc_id: str) -> int:
+    """The first line of a run that names a document; 0 where none does."""
+    wanted = doc_id.encode()
+    for number, line in enumerate(read_lines(Path(path)), 1):
+        if line.split()[2:3] == [wanted]:
+            return number
+    return 0
+
+
 def scores_from_order(ranked: list[tuple[str, float]]) -> dict[str, float]:
     """Replaces the scores of n documents, best first, by n, n-1, ..., 1."""
     return {doc_id: float(len(ranked) - place) for place, (doc_id, _) in enumerate(ranked)}

@@ -104,7 +104,7 @@ def test_a_run_with_unknown_documents_or_queries_is_a_data_error(tmp_path: Path)
     run = tmp_path / "given.run"
     stage = {"type": "run", "file": {"path": str(run)}}
     run.write_text("q1 Q0 d1 1 2.0 t\nq1 Q0 d77 2 1.0 t\n")
-    with pytest.raises(DataError, match="1 of its documents, such as 'd77', are not in"):
+    with pytest.raises(DataError, match=r"\.run:2: 1 of its documents, such as 'd77', are not in"):
         _prepare(tmp_path, first_stage=stage)
     run.write_text("other Q0 d1 1 2.0 t\n")
     (tmp_path / "second").mkdir()

@@ -93,6 +93,12 @@ def test_declared_checksums_are_held(tmp_path: Path) -> None:
         ("x.jsonl", b'{"text": "a"}\n', r"x.jsonl:1: expected an object"),
         ("x.jsonl", b'["d1", "a"]\n', r"x.jsonl:1: expected an object"),
         ("x.jsonl", b"{broken\n", r"x.jsonl:1: expected an object"),
+        (
+            "x.jsonl",
+            b'{"_id": "d 1", "text": "a"}\n',
+            r"x.jsonl:1: the id 'd 1' is empty or has bl",
+        ),
+        ("x.jsonl", b'{"_id": "", "text": "a"}\n', r"x.jsonl:1: the id '' is empty"),
         ("x.tsv", b"", "empty"),
         ("x.parquet", b"PAR1", "are read from"),
     ],

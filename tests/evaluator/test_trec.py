@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluator.trec import read_qrels, read_run, sort_docs, write_qrels, write_run
+from evaluator.trec import line_of, read_qrels, read_run, sort_docs, write_qrels, write_run
 from xsweep import DataError
 
 RUN = """q1 Q0 d1 1 3.5 tag
@@ -161,3 +161,13 @@ def test_malformed_qrels_are_named_with_their_line(
 ) -> None:
     with pytest.raises(DataError, match=message):
         read_qrels(_write(tmp_path, content))
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path: Path) -> None:
+    assert list(read_run(_write(tmp_path, b"\xef\xbb\xbfq1 Q0 d1 1 2.0 t\n"))) == ["q1"]
+    assert list(read_qrels(_write(tmp_path, b"\xef\xbb\xbfq1 0 d1 1\r\n", "qrels"))) == ["q1"]
+
+
+def test_the_line_of_a_document_is_its_first(tmp_path: Path) -> None:
+    path = _write(tmp_path, RUN)
+    assert (line_of(path, "d3"), line_of(path, "d1"), line_of(path, "none")) == (4, 1, 0)
