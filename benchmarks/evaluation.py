@@ -73,7 +73,7 @@ def main() -> None:
                 values = way()
                 spent = time.process_time() - cpu, time.perf_counter() - wall, values
                 best[name] = min(best.get(name, spent), spent, key=lambda each: each[0])
-    report(tasks, best)
+        report(tasks, best)
 
 
 def report(tasks: list[Task], best: dict[str, tuple[float, float, dict[str, float]]]) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import ir_measures
@@ -5,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evaluator.collections import load_collection
 from evaluator.measures import evaluate_run, mean
+from evaluator.specs import IrdsSpec
 from evaluator.trec import read_qrels, read_run
 
 MEASURES = [
@@ -116,9 +119,34 @@ def test_published_figures_on_trec_dl_come_out_to_four_digits(real_data: Path) -
         assert round(value, 4) == expected, (name, order)
 
 
-def test_real_runs_equal_trec_eval_on_every_query(real_data: Path) -> None:
-    folder = real_data / "trec-dl-passage"
+def _real_runs(data: Path) -> Iterator[tuple[dict, dict]]:
+    """Qrels and run of every run in the folder of real data; graded and negative grades, ties."""
     for year in ("dl19", "dl20"):
-        qrels = read_qrels(folder / f"qrels.{year}.txt")
-        for path in sorted((folder / "runs").glob(f"*.{year}.run.gz")):
-            _assert_equal_to_trec_eval(qrels, read_run(path))
+        qrels = read_qrels(data / "trec-dl-passage" / f"qrels.{year}.txt")
+        for path in sorted((data / "trec-dl-passage").glob(f"*/*.{year}.run.gz")):
+            for order in ("score", "rank"):
+                yield qrels, read_run(path, order)
+    home = str(data / "ir_datasets_home")
+    names = {"scifact.test": "beir/scifact/test", "cranfield": "cranfield", "vaswani": "vaswani"}
+    for name, dataset in names.items():
+        collection = load_collection(IrdsSpec(name=name, id=dataset, home=home))
+        yield collection.qrels, read_run(data / "first-stage-bm25" / f"{name}.run.gz")
+    folder = data / "nfcorpus-preprocessed"
+    for split in ("train", "dev", "test"):
+        qrels = read_qrels(folder / "qrels" / f"{split}.tsv.gz")
+        yield qrels, read_run(folder / "bm25" / f"{split}.run.gz")
+    yield (
+        read_qrels(data / "noveleval" / "qrels.txt"),
+        read_run(data / "noveleval" / "candidates.run.gz"),
+    )
+
+
+def test_real_runs_equal_trec_eval_on_every_query(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    values = 0
+    for qrels, run in _real_runs(real_data):
+        _assert_equal_to_trec_eval(qrels, run)
+        values += len(qrels) * len(MEASURES)
+    assert values > 100_000
