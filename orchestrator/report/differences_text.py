@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from textwrap import shorten
+from textwrap import fill, shorten
 
 from orchestrator.report.caption import listed
 from orchestrator.report.differences import EQUAL, Differences, QueryChange
@@ -14,7 +14,7 @@ from orchestrator.report.table import Row
 
 FORMATS = ("text", "markdown", "csv", "json")
 SCHEMA = "xsweep.compare/1"
-QUERY_LETTERS = 90
+QUERY_LETTERS, LINE_LETTERS = 90, 110
 
 
 def render_differences(
@@ -49,7 +49,7 @@ def render_differences(
         f"Values are means over seeds. p: two-sided paired t-test over queries, {corrected}; d: "
         "mean difference by its standard deviation; the interval is over queries."
     )
-    parts.append(_safe(note) if markdown else note)
+    parts.append(_safe(note) if markdown else fill(note, LINE_LETTERS))
     return "\n\n".join(parts) + "\n"
 
 
