@@ -20,7 +20,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from db.schema import REVISION, VERSION_TABLE
-from db.transactions import READING, reading, setup_error
+from db.transactions import READING, reading, setup_error, shown
 from xsweep import SetupError
 
 BUSY_TIMEOUT_S = 60
@@ -57,9 +57,11 @@ def connect(url: str, *, create: bool = False) -> Engine:
 def redacted(url: str | URL) -> str:
     """The URL without its password, for people and logs."""
     try:
-        return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
         return "(not a database URL)"  # whatever it is, it may hold a password
+    # an @ in a password that is not written as %40 ends it too early, and the rest would show
+    return "(not a database URL)" if "@" in (parsed.host or "") else shown(parsed)
 
 
 def open_engine(url: str) -> Engine:
@@ -170,11 +172,13 @@ def network_file_system(path: Path, mounts: str) -> str | None:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:  # a port that is no number is a ValueError
         raise SetupError(
             "the database URL cannot be read: write sqlite:///path/to/xsweep.db"
             " or postgresql://user:password@host/database"
         ) from error
+    if "@" in (parsed.host or ""):
+        raise SetupError("the database URL cannot be read: write an @ in its password as %40")
     backend = parsed.drivername.partition("+")[0]
     if backend in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")

@@ -46,12 +46,22 @@ HINTS = (
 )
 
 
+SECRETS = ("password", "sslpassword")
+"""Parameters of a URL whose values are nobody's business."""
+
+
+def shown(url: URL) -> str:
+    """The URL without its passwords, for people and logs."""
+    hidden = {name: "***" for name in SECRETS if name in url.query}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
+
+
 def setup_error(url: URL, error: Exception) -> SetupError:
     """What a driver's error means to a user: one line, no password, and what to do about it."""
     cause = getattr(error, "orig", None) or error
     line = " ".join(str(cause).split())
     hint = next(hint for sign, hint in HINTS if sign in line.lower())
-    return SetupError(f"database {url.render_as_string(hide_password=True)}: {line}; {hint}")
+    return SetupError(f"database {shown(url)}: {line}; {hint}")
 
 
 def is_passing(error: BaseException | None) -> bool:

@@ -77,6 +77,9 @@ def test_sqlite_is_safe_by_its_settings(tmp_path):
     [
         ("nonsense", "the database URL cannot be read: write sqlite:///"),
         ("", "the database URL cannot be read"),
+        ("postgresql://me:secret@host:port/db", "the database URL cannot be read"),
+        ("postgresql://host.invalid/db?password=secret", "check that the server runs"),
+        ("postgresql://me:my@secret@host/db", "write an @ in its password as %40"),
         ("mysql://me:secret@host/db", "mysql is not supported"),
         ("sqlite://", "a database in memory is gone"),
         ("sqlite:///:memory:", "a database in memory is gone"),
@@ -103,6 +106,8 @@ def test_a_wrong_url_is_one_clear_message_without_the_password(url, message):
 def test_passwords_are_never_shown(url):
     assert "secret" not in redacted(url)
     assert "me:***@host" in redacted(url)
+    assert "secret" not in redacted(f"{url.replace('secret@', 'my@secret@')}")
+    assert "secret" not in redacted("postgresql://host/db?user=me&password=secret")
     engine = open_engine(url)
     assert "secret" not in f"{engine} {engine.url} {engine!r}"
 
