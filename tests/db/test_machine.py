@@ -293,7 +293,7 @@ def empty(engine: Engine) -> None:
             connection.exec_driver_sql(sql)
 
 
-@pytest.mark.parametrize("examples", [250 if CHAOS else 25])
+@pytest.mark.parametrize("examples", [100 if CHAOS else 25])
 @pytest.mark.timeout(900 if CHAOS else 300)
 def test_the_verbs_follow_the_rules_in_any_order(engine, examples):
     machine = type("OnThisDatabase", (JobTable,), {"engine": engine})
