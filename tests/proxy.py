@@ -58,7 +58,11 @@ class Line:
                 self.refused += 1
                 continue
             server = socket.socket(socket.AF_UNIX)
-            server.connect(self._server)
+            try:
+                server.connect(self._server)
+            except OSError:  # as the server itself would: it is gone
+                client.close()
+                continue
             self.passed += 1
             self._ends += [client, server]
             for ends in ((client, server), (server, client)):
