@@ -101,7 +101,9 @@ def test_people_who_cancel_pause_and_retry_while_workers_are_killed_lose_nothing
     for n in range(kills):
         owner = f"worker {n}"
         victim = start(work, url, owner, n)
-        victim.join(chance.uniform(0.1, 0.5))
+        while victim.is_alive() and owner not in {e.owner for e in history(engine)}:
+            victim.join(0.02)  # until it holds something
+        victim.join(chance.uniform(0, 0.2))
         victim.kill()
         victim.join()
         killed_at[owner] = clock(engine)
