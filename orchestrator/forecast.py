@@ -72,6 +72,8 @@ def _pace(
 def _projected_s(job: "RunningJob") -> float | None:
     """How long a running job will take in all, from its progress; None before there is any."""
     progress = job.progress or {}
+    if "left_s" in progress:  # a training leaves out its start, which comes once
+        return job.since_s + progress["left_s"]
     done = progress.get("done")
     return job.since_s * progress["total"] / done if done else None
 

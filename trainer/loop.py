@@ -77,8 +77,7 @@ def train_model(
     `report(done, total, loss=, lr=, pairs_per_s=, left_s=)` is called after every step; where it
     raises Stopped, a checkpoint is written and Stopped goes on up (every rank reports, or none).
     The furthest sound checkpoint below the folders of `resume_from` is continued: the outcome is
-    that
-    of an undisturbed training.
+    that of an undisturbed training.
 
     Raises DivergenceError with step and queries where the loss or the gradient is not finite;
     checkpoints before it stay. Ranks other than the first return None: they have nothing to write.

@@ -185,15 +185,17 @@ def _running_table(found: "Summary") -> "RenderableType":
 
 
 def _progress(progress: dict[str, Any]) -> str:
-    """`75/150 50%, loss 0.531, pairs_per_s 21.4`."""
+    """`75/150 50%, loss 0.531, pairs_per_s 21.4, 45 s left`."""
     if not progress.get("total"):
         return ""
     done, total = progress["done"], progress["total"]
     figures = [
         f"{name} {value:.4g}"
         for name, value in progress.items()
-        if name not in ("done", "total") and isinstance(value, int | float)
+        if name not in ("done", "total", "left_s") and isinstance(value, int | float)
     ]
+    if "left_s" in progress:
+        figures.append(f"{duration(progress['left_s'])} left")
     return ", ".join([f"{done}/{total} {100 * done // total:.0f}%", *figures])
 
 

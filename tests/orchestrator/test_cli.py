@@ -398,6 +398,9 @@ def test_time_left_is_planned_seconds_at_the_measured_pace() -> None:
     one = sweep({"waiting": 1, "running": 1}, {"waiting": 40, "running": 60})
     halfway = running(30, {"done": 25, "total": 100})
     assert eta_s(one, summary({}, halfway)) == 90 + 80
+    # A training that says what is left knows better: of its 30 s, 10 were its start.
+    telling = running(30, {"done": 25, "total": 100, "left_s": 60.0})
+    assert eta_s(one, summary({}, telling)) == 60 + 40 * 90 / 60
     waiting = sweep({"waiting": 1}, {"waiting": 40})
     assert eta_s(waiting, summary({})) is None
     assert eta_s(waiting, summary({"evaluate": 2.0})) == 80.0
