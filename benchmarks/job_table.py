@@ -208,12 +208,16 @@ def cpu_of_server(pid: int | None) -> float:
     if pid is None:
         return 0.0
     postmaster = psutil.Process(pid)
-    ended = postmaster.cpu_times()
-    seconds = ended.children_user + ended.children_system
-    for process in [postmaster, *postmaster.children()]:
-        times = process.cpu_times()
-        seconds += times.user + times.system
-    return seconds
+    while True:
+        ended = postmaster.cpu_times()
+        seconds = ended.children_user + ended.children_system
+        try:
+            for process in [postmaster, *postmaster.children()]:
+                times = process.cpu_times()
+                seconds += times.user + times.system
+        except psutil.NoSuchProcess:  # it ends now: its time moves to the postmaster's children
+            continue
+        return seconds
 
 
 @contextmanager
