@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from evaluator import files
+from evaluator.layouts import folder_files, folder_sha256
+from evaluator.markup import read_markup
 from evaluator.specs import (
     ApidocsSpec,
     CollectionSpec,
@@ -85,8 +87,8 @@ def title_and_text(title: str | None, text: str) -> str:
 
 def _from_folder(spec: FolderSpec) -> Collection:
     folder = Path(spec.path)
-    paths = files.beir_files(folder, spec.split)
-    if spec.sha256 and (found := files.folder_sha256(folder, spec.split)) != spec.sha256:
+    paths = folder_files(folder, spec.split)
+    if spec.sha256 and (found := folder_sha256(folder, spec.split)) != spec.sha256:
         raise DataError(
             f"{folder}: the files of split {spec.split!r} have sha256 {found}, declared is "
             f"{spec.sha256}: they were changed or are others"
@@ -104,16 +106,39 @@ def _from_files(name: str, documents: Path, queries: Path, qrels: Path) -> Colle
 
 
 def read_texts(path: Path) -> Texts:
-    """(id, text) of each line of a .tsv (`id<TAB>text`) or .jsonl file (`_id`, `title`, `text`).
+    """(id, text) of a .tsv (`id<TAB>text`), .jsonl (`_id`, `title`, `text`) or .trec file (markup).
 
     Raises DataError with `file:line` for a malformed line, an id that occurs twice, text that is
     not UTF-8, an empty and a cut-off file.
     """
     suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    parse = {".tsv": _parse_tsv, ".txt": _parse_tsv, ".jsonl": _parse_json}.get(suffix)
-    if parse is None:
-        raise DataError(f"{path}: texts are read from .tsv and .jsonl files (or .gz of these)")
+    lines = {".tsv": _tsv, ".txt": _tsv, ".jsonl": _json, ".trec": read_markup}.get(suffix)
+    if lines is None:
+        raise DataError(
+            f"{path}: texts are read from .tsv, .jsonl and .trec files (or .gz of these)"
+        )
     seen: set[str] = set()
+    for number, text_id, text in lines(path):
+        if text_id.split() != [text_id]:
+            raise DataError(
+                f"{path}:{number}: the id {text_id!r} is empty or has blanks: no run can hold it"
+            )
+        if text_id in seen:
+            raise DataError(f"{path}:{number}: the id {text_id!r} occurs twice")
+        seen.add(text_id)
+        yield text_id, text
+
+
+def _tsv(path: Path) -> Iterator[tuple[int, str, str]]:
+    return _lines(path, _parse_tsv)
+
+
+def _json(path: Path) -> Iterator[tuple[int, str, str]]:
+    return _lines(path, _parse_json)
+
+
+def _lines(path: Path, parse: Callable[[str], tuple[str, str]]) -> Iterator[tuple[int, str, str]]:
+    """(line, id, text) of each line that is not blank."""
     for number, line in enumerate(files.read_lines(path), 1):
         decoded = files.text(line, f"{path}:{number}").rstrip("\r\n")
         if not decoded.strip():
@@ -124,14 +149,7 @@ def read_texts(path: Path) -> Texts:
             raise DataError(
                 f"{path}:{number}: expected {parse.__doc__}, found {decoded[:60]!r}"
             ) from error
-        if text_id.split() != [text_id]:
-            raise DataError(
-                f"{path}:{number}: the id {text_id!r} is empty or has blanks: no run can hold it"
-            )
-        if text_id in seen:
-            raise DataError(f"{path}:{number}: the id {text_id!r} occurs twice")
-        seen.add(text_id)
-        yield text_id, text
+        yield number, text_id, text
 
 
 def _parse_tsv(line: str) -> tuple[str, str]:

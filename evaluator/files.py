@@ -82,26 +82,15 @@ def either(path: Path) -> Path:
     return packed if not path.exists() and packed.exists() else path
 
 
-def beir_files(folder: Path, split: str) -> tuple[Path, Path, Path]:
-    """Documents, queries and qrels of a folder in BEIR's layout."""
-    names = ("corpus.jsonl", "queries.jsonl", f"qrels/{split}.tsv")
-    documents, queries, qrels = (either(folder / name) for name in names)
-    return documents, queries, qrels
-
-
-def folder_sha256(folder: Path, split: str) -> str:
-    """One checksum of a BEIR folder's split: of the checksums of its three files."""
-    return _combined(checksum(path) for path in beir_files(folder, split))
-
-
 def tree_sha256(folder: Path) -> str:
     """One checksum of all files below a folder, by relative name; hidden ones are left out."""
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
     visible = (name for name in names if not any(p.startswith(".") for p in name.split("/")))
-    return _combined(f"{name} {checksum(folder / name)}" for name in visible)
+    return combined(f"{name} {checksum(folder / name)}" for name in visible)
 
 
-def _combined(lines: Iterable[str]) -> str:
+def combined(lines: Iterable[str]) -> str:
+    """One checksum of several lines, such as checksums."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

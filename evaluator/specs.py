@@ -59,7 +59,7 @@ class IrdsSpec(Spec):
 
 
 class FilesSpec(Spec):
-    """Three files: documents and queries as .tsv (id, text) or .jsonl; qrels (TREC or BEIR)."""
+    """Three files: documents and queries as .tsv, .jsonl or .trec; qrels (TREC or BEIR)."""
 
     name: str
     source: Literal["files"] = "files"
@@ -69,14 +69,14 @@ class FilesSpec(Spec):
 
 
 class FolderSpec(Spec):
-    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv (each may be .gz)."""
+    """A folder in BEIR's or TREC's layout, see `evaluator.layouts`."""
 
     name: str
     source: Literal["folder"] = "folder"
     path: Annotated[str, Location]
     split: str = "test"
     sha256: str | None = None
-    """Of the three files in that order, see `evaluator.files.folder_sha256`."""
+    """Of the three files in that order, see `evaluator.layouts.folder_sha256`."""
 
 
 class JsonlSpec(Spec):

@@ -94,7 +94,7 @@ class Collection(Spec):
     queries: File | None = None
     qrels: File | None = None
     folder: str | None = None
-    """In BEIR's layout."""
+    """In BEIR's or TREC's layout."""
     split: str = "test"
     irds: str | None = None
     first_stage: FirstStageEntry | None = None

@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from evaluator.files import beir_files, checksum, folder_sha256, tree_sha256
+from evaluator.files import checksum, tree_sha256
+from evaluator.layouts import folder_files, folder_sha256
 from evaluator.specs import ApidocsSpec, FileSpec, FolderSpec, ModelSpec
 from xsweep import SetupError
 
@@ -43,7 +44,7 @@ class Pins:
                 return _with(spec, sha256=self._sum([path], partial(checksum, path)))
             case FolderSpec(sha256=None):
                 path = Path(spec.path)
-                files = beir_files(path, spec.split)
+                files = folder_files(path, spec.split)
                 compute = partial(folder_sha256, path, spec.split)
                 return _with(spec, sha256=self._sum(files, compute))
             case ModelSpec(folder=str() as folder, sha256=None):

@@ -23,7 +23,7 @@ def evaluate(
     ],
     collection: Annotated[
         list[str] | None,
-        typer.Option(help="apidocs/test, irds:beir/scifact/test, or a folder in BEIR's layout."),
+        typer.Option(help="apidocs/test, irds:beir/scifact/test, or a folder."),
     ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="A suite, such as beir-13.")] = None,
     run: Annotated[

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from evaluator.collections import load_collection, read_texts
-from evaluator.files import checksum, folder_sha256
+from evaluator.files import checksum
+from evaluator.layouts import folder_sha256
 from evaluator.specs import COLLECTION
 from xsweep import DataError
 

@@ -68,7 +68,10 @@ def test_padding_changes_no_score(family: str, make_model_folder: Callable) -> N
     encoder = PairEncoder(tokenizer)
     short, long = _pairs(tokenizer, 1)[0], (np.full(12, 9), np.full(40, 9))
     alone = score_pairs(model, encoder, [short], **LENGTHS, layout="padded")
-    together = score_pairs(model, encoder, [short, long], **LENGTHS, layout="padded")
+    # So large a budget that one call is worth the padding.
+    together = score_pairs(
+        model, encoder, [short, long], **LENGTHS, layout="padded", batch_tokens=65_536
+    )
     assert alone.padding_waste == 0 < together.padding_waste
     assert together.scores[0] == pytest.approx(alone.scores[0], abs=1e-5)
 
@@ -154,6 +157,12 @@ def test_batches_hold_every_row_once_within_the_budget(lengths: list[int], budge
     made = list(batches(sizes, np.argsort(-sizes, kind="stable"), budget))
     assert sorted(np.concatenate(made).tolist()) == list(range(len(lengths)))
     assert all(len(rows) == 1 or len(rows) * sizes[rows].max() <= budget for rows in made)
+
+
+def test_a_batch_ends_where_a_token_costs_least() -> None:
+    # 640 slots, 10 for the call: 110/100, 210/200 and 310/240 slots a token, so two rows; then one.
+    sizes = np.array([100, 100, 40])
+    assert [rows.tolist() for rows in batches(sizes, np.arange(3), 640)] == [[0, 1], [2]]
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1), budget=st.integers(1, 1000))

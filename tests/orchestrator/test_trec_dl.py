@@ -12,13 +12,13 @@ def test_the_trec_dl_sweep_runs_on_real_data_and_its_first_stage_has_the_known_f
     workplace, real_data
 ):
     grid = YAML(typ="safe").load(PROJECT / "sweeps" / "trec_dl.yaml")
+    grid["seeds"] = [1]
     grid["objectives"] = {
         "infonce": {"teachers": "qrels"},
         "margin_mse": {"teachers": "monot5"},
         "distill_ranknet": {"teachers": "rankvicuna"},
     }
     grid["training"] |= {"steps": 2, "warmup_steps": 1, "document_tokens": 32, "engine": "plain"}
-    grid["validation"] |= {"every_steps": 2, "depth": 2}
     grid["evaluation"] |= {"collections": ["dl20"], "depth": 10, "precision": "auto"}
     with (workplace.folder / "short.yaml").open("w") as file:
         YAML().dump(grid, file)
