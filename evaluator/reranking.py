@@ -131,8 +131,11 @@ def _cross_encode(
     model, tokenizer = load_cross_encoder(spec)
     encoder = PairEncoder(tokenizer)
     pairs = _token_pairs(tokenizer, lists, settings)
-    room = encoder.max_tokens - encoder.overhead_tokens - settings.query_tokens
-    window = max(1, min(settings.document_tokens, room))
+    window = settings.document_tokens
+    if settings.max_passages > 1:
+        # Equal windows for all queries; a single passage gets the room that its own query leaves.
+        room = encoder.max_tokens - encoder.overhead_tokens - settings.query_tokens
+        window = max(1, min(window, room))
     overlap = min(settings.passage_overlap_tokens, window - 1)
     parts, owners = passages.split(pairs, window, overlap, settings.max_passages)
     unique, rows = _unique(parts, settings.query_tokens, settings.document_tokens)

@@ -269,6 +269,21 @@ def test_a_saved_model_is_evaluated_with_its_longest_input_respected(
     assert _summary(do("evaluate", spec, candidates=candidates))["pairs"] > 0
 
 
+def test_a_document_gets_the_room_that_its_query_leaves(
+    do: Callable, collection: dict, candidates: Path, make_model_folder: Callable
+) -> None:
+    scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
+    spec = {"collection": collection, "scorer": scorer}
+    wide, narrow = (
+        read_run(
+            do("evaluate", spec | {"query_tokens": tokens}, candidates=candidates) / "run.trec.gz"
+        )
+        # 128 tokens are the model's longest input; every query has two.
+        for tokens in (120, 32)
+    )
+    assert wide == narrow
+
+
 def _stopping_after(batches: int) -> Callable[..., None]:
     heard = []
 
