@@ -19,7 +19,7 @@ LICENCES = {
     "beir/scifact": "claims CC BY 4.0, abstracts ODC-By 1.0",
     "beir": "each set as its source says: github.com/beir-cellar/beir",
     "nano-beir": "as the sets of BEIR that it samples",
-    "lotte": "CC BY-SA 4.0",
+    "lotte": "released as Apache 2.0; texts of Stack Exchange are CC BY-SA",
     "disks45": "an agreement with NIST is needed: trec.nist.gov/data/cd45",
     "cranfield": "free for research, no formal licence",
     "vaswani": "free for research, no formal licence",

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from trainer.batches import Assembler, draw_samples
 from trainer.budgets import Budgets, is_out_of_memory
 from trainer.checkpoints import Checkpoint, Weights, load_newest, save_checkpoint
+from trainer.energy import open_meter
 from trainer.engines import Engine, open_engine
 from trainer.gradients import Gradients, Work
 from trainer.metrics import MetricsLog, read_metrics
@@ -42,6 +43,8 @@ class Progress:
     seconds: float = 0.0
     """Of training steps alone."""
     validation_seconds: float = 0.0
+    joules: float = 0.0
+    """By the counters of the machines, see `trainer.energy`; 0 where nothing counts."""
     best_step: int = 0
     best_validation: float | None = None
     validations_since_best: int = 0
@@ -112,6 +115,7 @@ def train_model(
                     training.save()
                 if report:
                     training.hear(report, record)
+        training.count_energy()
         if training.best:
             training.set_weights(training.best)
         training.progress.halved_budgets = budgets.halved
@@ -139,6 +143,7 @@ class _Training:
         self.budgets = budgets
         self.progress = Progress(ranks=[[0, engine.ranks]])
         self.best: Weights = {}
+        self.meter = open_meter()
 
     @property
     def finished(self) -> bool:
@@ -172,6 +177,7 @@ class _Training:
         self.progress.tokens += tokens
         self.progress.slots += slots
         self.progress.seconds += time.perf_counter() - started
+        self.meter.sample()
         return {
             "step": self.progress.step,
             "loss": loss,
@@ -239,11 +245,17 @@ class _Training:
 
     def save(self) -> None:
         """Writes a checkpoint; every rank takes part, the first one writes."""
+        self.count_energy()
         moments = self.engine.moments()
         if self.engine.rank == 0:
             progress = asdict(self.progress) | {"spec": _essentials(self.spec)}
             checkpoint = Checkpoint(self.weights(), moments, self.best, progress)
             save_checkpoint(self.out / "checkpoints", checkpoint)
+
+    def count_energy(self) -> None:
+        """Adds what all ranks' machines spent since the last time."""
+        spent = torch.tensor(self.meter.spent(), dtype=torch.float64, device=self.model.device)
+        self.progress.joules += self.engine.total(spent)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint. Raises ConfigError where it is of another training."""

@@ -19,7 +19,10 @@ NARROWEST = 60
 @app.command()
 def report(
     ctx: typer.Context,
-    sweep: Annotated[str | None, typer.Argument(help="A sweep; without it, the newest.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Argument(help="A sweep; without it, the newest. LABEL=VALUE here is as --where."),
+    ] = None,
     format: Annotated[
         str, typer.Option("--format", "-f", help="text, markdown, latex, csv, json or html.")
     ] = "text",
@@ -44,7 +47,8 @@ def report(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            help="Only runs with this label: group=small backbone=A,B; may be repeated.",
+            metavar="LABEL=VALUE,... ...",
+            help="Only runs with these labels, such as group=small backbone=A,B.",
             rich_help_panel=TABLE,
         ),
     ] = None,
@@ -122,15 +126,16 @@ def report(
       xsweep report quickstart --measure nDCG@10 --measure RR@10
       xsweep report quickstart --format latex --standalone --figures figures -o table.tex
       xsweep report quickstart --format html --effects --cost -o report.html
-      xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large --seeds 1,2
+      xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large objective=bce
     """
     from orchestrator.report import Layout, check_format, load_report, write
 
     check_format(format)
+    names, further = _sweep_and_conditions(sweep or [])
     engine = open_database(ctx)
     found = load_report(
         engine,
-        only_sweep(engine, sweep),
+        only_sweep(engine, names),
         measures=measure or ["nDCG@10"],
         by=by,
         baseline=[] if baseline == ["none"] else baseline or ["first_stage"],
@@ -141,7 +146,7 @@ def report(
         best=best,
         digits=digits,
         percent=percent,
-        where=_conditions(where or [], seeds),
+        where=_conditions([*(where or []), *further], seeds),
         effects=effects,
         cost=cost,
         compare_to=compare_to or [],
@@ -171,6 +176,14 @@ def report(
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(text, encoding="utf-8")
     typer.echo(f"Wrote {output}")
+
+
+def _sweep_and_conditions(words: list[str]) -> tuple[str | None, list[str]]:
+    """`--where a=1 b=2` gives its second pair to the arguments: told apart by the `=`."""
+    names = [word for word in words if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(f"one sweep at a time: {' and '.join(names)} were given")
+    return (names[0] if names else None), [word for word in words if "=" in word]
 
 
 def _conditions(where: list[str], seeds: str | None) -> dict[str, list[str]]:

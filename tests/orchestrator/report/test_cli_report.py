@@ -59,6 +59,8 @@ def xsweep(*arguments: str, code: int = 0) -> Result:
         (["--format", "pdf"], "error: unknown format 'pdf': use one of text, markdown"),
         (["--where", "backbone"], "error: --where 'backbone': write label=value"),
         (["--where", "backbone=L7"], "error: no evaluation has backbone 'L7'. There are: L6"),
+        (["--where", "backbone=L6", "objective=x"], "no evaluation has objective 'x'. There are:"),
+        (["demo", "other"], "error: one sweep at a time: demo and other were given"),
         (["--seeds", "1,9"], "error: no evaluation has seed '9'. There are: 1, 2, 3"),
         (["--by", "topic"], "error: unknown grouping 'topic'"),
         (["--best", "row"], "error: best of each 'row'"),
