@@ -1,15 +1,26 @@
 """Taking jobs and keeping them: claims, leases, and the attempts that hold them."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    JSON,
     ColumnElement,
     Connection,
+    Double,
     Engine,
+    Executable,
+    Integer,
+    Select,
+    Text,
+    bindparam,
+    cast,
     exists,
+    func,
     insert,
+    literal,
     or_,
     select,
     tuple_,
@@ -19,7 +30,7 @@ from sqlalchemy import (
 from db.bulk import pieces
 from db.clock import now_s
 from db.events import record
-from db.schema import Attempt, Definition, Edge, Job, Result, Sweep, SweepJob
+from db.schema import Attempt, Definition, Edge, Event, Job, Result, Sweep, SweepJob
 from db.states import State
 from db.transactions import transact
 
@@ -169,68 +180,116 @@ def _claim(
     kinds: Sequence[str] | None,
     exclude: Collection[int],
 ) -> list[Claim]:
-    wanted_by_active_sweep = exists().where(
-        SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
-    )
-    candidates = (
-        select(Job.id)
-        .where(Job.state == State.READY, or_(Job.retry_at.is_(None), Job.retry_at <= now_s()))
-        .where(wanted_by_active_sweep)
-        .order_by(Job.priority.desc(), Job.critical_s.desc(), Job.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=Job)
-    )
+    postgresql = connection.dialect.name == "postgresql"
+    take = _taking(postgresql, kinds is not None, bool(exclude))
+    lease = {"holder": owner, "lease_s": float(lease_s)}
+    chosen = {"at_most": limit}
     if kinds is not None:
-        candidates = candidates.where(Job.kind.in_(kinds))
+        chosen["kinds"] = list(kinds)
     if exclude:
-        candidates = candidates.where(Job.id.not_in(exclude))
-    # materialised: inlined, the sub-query may run more than once and take more than the limit
-    picked = candidates.cte("picked").prefix_with("MATERIALIZED")
-    take = (
-        update(Job)
-        .where(Job.id.in_(select(picked.c.id)))
-        .values(state=State.RUNNING, token=Job.token + 1, retry_at=None)
-        .returning(
-            Job.id, Job.identity, Job.kind, Job.name, Job.token, Job.priority, Job.critical_s
-        )
-    )
-    taken = connection.execute(take).all()
-    if not taken:
-        return []
-    taken = sorted(taken, key=lambda row: (-row.priority, -row.critical_s, row.id))
-    attempts = [{"job_id": row.id, "token": row.token, "owner": owner} for row in taken]
-    lease = {"claimed_at": now_s(), "lease_until": now_s() + lease_s}
-    connection.execute(insert(Attempt).values(lease), attempts)
-    record(connection, "claimed", *attempts)
-    ids = [row.id for row in taken]
-    definitions = {
-        row.job_id: row
-        for row in connection.execute(
-            select(Definition.job_id, Definition.spec, Definition.resources).where(
-                Definition.job_id.in_(ids)
-            )
-        )
-    }
-    folders = inputs(connection, ids)
-    earlier: dict[int, list[str]] = {id_: [] for id_ in ids}
-    if again := [row.id for row in taken if row.token > 1]:
-        for job_id, folder in connection.execute(
-            select(Attempt.job_id, Attempt.folder)
-            .where(Attempt.job_id.in_(again), Attempt.folder.is_not(None))
-            .order_by(Attempt.token.desc())
-        ):
-            earlier[job_id].append(str(folder))
+        chosen["exclude"] = list(exclude)
+    if postgresql:
+        rows = connection.execute(take, chosen | lease).all()
+    else:
+        taken = [tuple(pair) for pair in connection.execute(take, chosen)]
+        if not taken:
+            return []
+        attempts = [{"job_id": id_, "token": token, "owner": owner} for id_, token in taken]
+        connection.execute(_HOLD, [attempt | lease for attempt in attempts])
+        record(connection, "claimed", *attempts)
+        rows = connection.execute(_TAKEN, {"ids": [id_ for id_, _ in taken]}).all()
     return [
         Claim(
             job_id=row.id,
             identity=row.identity,
             kind=row.kind,
             name=row.name,
-            spec=definitions[row.id].spec,
-            resources=definitions[row.id].resources,
+            spec=row.spec,
+            resources=row.resources,
             token=row.token,
-            inputs=folders[row.id],
-            previous=tuple(earlier[row.id]),
+            inputs=row.inputs or {},
+            previous=tuple(folder for _, folder in sorted(_by_token(row.earlier), reverse=True)),
         )
-        for row in taken
+        for row in sorted(rows, key=lambda row: (-row.priority, -row.critical_s, row.id))
     ]
+
+
+def _by_token(folders: dict[str, str] | None) -> Iterator[tuple[int, str]]:
+    return ((int(token), folder) for token, folder in (folders or {}).items())
+
+
+# Statements are made once: making one takes longer than running it.
+_LEASE = {"claimed_at": now_s(), "lease_until": now_s() + bindparam("lease_s", type_=Double)}
+_HOLD = insert(Attempt).values(_LEASE)
+
+
+@cache
+def _taking(postgresql: bool, of_kinds: bool, but_some: bool) -> Executable:
+    """Takes `at_most` jobs; on PostgreSQL it writes attempts and events too, and tells all of them.
+
+    One statement is one way to the server and back, where a job at a time used to take seven. State
+    and limit stand in its text: a plan made once for all values could use neither the index of
+    ready jobs nor the knowledge that they are few.
+    """
+    wanted_by_active_sweep = exists().where(
+        SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
+    )
+    candidates = (
+        select(Job.id)
+        .where(Job.state == bindparam(None, State.READY, Text, literal_execute=True))
+        .where(or_(Job.retry_at.is_(None), Job.retry_at <= now_s()))
+        .where(wanted_by_active_sweep)
+        .order_by(Job.priority.desc(), Job.critical_s.desc(), Job.id)
+        .limit(bindparam("at_most", type_=Integer, literal_execute=True))
+        .with_for_update(skip_locked=True, of=Job)
+    )
+    if of_kinds:
+        candidates = candidates.where(Job.kind.in_(bindparam("kinds", expanding=True)))
+    if but_some:
+        candidates = candidates.where(Job.id.not_in(bindparam("exclude", expanding=True)))
+    # materialised: inlined, the sub-query may run more than once and take more than the limit
+    picked = candidates.cte("picked").prefix_with("MATERIALIZED")
+    take = (
+        update(Job)
+        .where(Job.id.in_(select(picked.c.id)))
+        .values(state=State.RUNNING, token=Job.token + 1, retry_at=None)
+    )
+    if not postgresql:
+        return take.returning(Job.id, Job.token)
+    taken = take.returning(*_JOB).cte("taken")
+    holder = bindparam("holder", type_=Text)
+    attempts = select(taken.c.id, taken.c.token, holder, *_LEASE.values())
+    columns = ["job_id", "token", "owner"]
+    held = insert(Attempt).from_select([*columns, *_LEASE], attempts).cte("held")
+    events = select(
+        *(now_s(), literal("claimed", Text), taken.c.id, taken.c.token, holder, literal({}, JSON))
+    )
+    told = insert(Event).from_select(["at", "kind", *columns, "detail"], events).cte("told")
+    return _told_of(taken.c, "json_object_agg").select_from(taken).add_cte(held, told)
+
+
+_JOB = (*(Job.id, Job.identity, Job.kind, Job.name, Job.token, Job.priority, Job.critical_s),)
+
+
+def _told_of(job: Any, by_key: str) -> Select[Any]:
+    """What a claim tells of jobs, given their columns and the database's name of json_object."""
+    gather = getattr(func, by_key)
+    inputs = (
+        select(gather(Edge.role, Result.folder, type_=JSON))
+        .join(Result, Result.job_id == Edge.parent_id)
+        .where(Edge.child_id == job.id)
+    )
+    earlier = select(gather(cast(Attempt.token, Text), Attempt.folder, type_=JSON)).where(
+        Attempt.job_id == job.id, Attempt.token < job.token, Attempt.folder.is_not(None)
+    )
+    columns = (job[column.key] for column in _JOB)
+    return select(
+        *(*columns, Definition.spec, Definition.resources),
+        inputs.scalar_subquery().label("inputs"),
+        earlier.scalar_subquery().label("earlier"),
+    ).join(Definition, Definition.job_id == job.id)
+
+
+_TAKEN = _told_of(Job.__table__.c, "json_group_object").where(
+    Job.id.in_(bindparam("ids", expanding=True))
+)

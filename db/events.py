@@ -10,6 +10,7 @@ from db.clock import now_s
 from db.schema import Event
 from db.transactions import reading
 
+_APPEND = insert(Event).values(at=now_s())
 SUBJECT = ("sweep_id", "job_id", "token", "owner")
 
 
@@ -32,7 +33,7 @@ def record(connection: Connection, kind: str, *rows: Mapping[str, Any]) -> None:
     if not rows:
         return
     connection.execute(
-        insert(Event).values(at=now_s()),
+        _APPEND,
         [
             {name: row.get(name) for name in SUBJECT}
             | {"kind": kind}

@@ -1,9 +1,23 @@
 """What a job's end means to those that wait for it, and which jobs those are."""
 
 from collections.abc import Collection, Iterable
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, exists, func, select, update
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Connection,
+    Executable,
+    and_,
+    any_,
+    bindparam,
+    case,
+    exists,
+    func,
+    select,
+    update,
+)
 
 from db.bulk import pieces
 from db.clock import now_s
@@ -43,18 +57,26 @@ def wake_children(connection: Connection, job_ids: Collection[int]) -> list[int]
 
     At most `db.bulk.PIECE` results at a time.
     """
-    fed = Edge.parent_id.in_(list(job_ids))
-    ids = connection.scalars(select(Edge.child_id).where(fed).distinct()).all()
-    lock(connection, ids)
+    rows = connection.execute(_waking(connection.dialect.name), {"done": list(job_ids)})
+    return sorted(id_ for id_, state in rows if state == State.READY)
+
+
+@cache
+def _waking(dialect: str) -> Executable:
+    if dialect == "postgresql":  # one text, and one plan, for any number
+        fed = Edge.parent_id == any_(bindparam("done", type_=ARRAY(BigInteger)))
+    else:
+        fed = Edge.parent_id.in_(bindparam("done", expanding=True))
     edges = select(func.count()).where(fed, Edge.child_id == Job.id).scalar_subquery()
     missing = Job.missing_parents - edges
     ready = case((and_(Job.state == State.WAITING, missing == 0), State.READY), else_=Job.state)
-    woken: list[int] = []
-    for piece in pieces(sorted(ids)):
-        counted = update(Job).where(Job.id.in_(piece)).values(missing_parents=missing, state=ready)
-        rows = connection.execute(counted.returning(Job.id, Job.state)).all()
-        woken += sorted(id_ for id_, state in rows if state == State.READY)
-    return woken
+    waiting = select(Edge.child_id).where(fed)
+    if dialect == "postgresql":
+        # held in ascending order first, see `lock`
+        held = select(Job.id).where(Job.id.in_(waiting)).order_by(Job.id).with_for_update()
+        waiting = select(held.cte("held").c.id)
+    counted = update(Job).where(Job.id.in_(waiting)).values(missing_parents=missing, state=ready)
+    return counted.returning(Job.id, Job.state)
 
 
 def skip_descendants(connection: Connection, job_ids: Collection[int], reason: str) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
+from db.acceptance import NewResult, finish_held
 from db.bulk import pieces
 from db.clock import now_s
 from db.events import record
-from db.outcomes import NewResult, finish_held
 from db.schema import Attempt, Job
 from db.scores import PackedScores, pack_scores
 from db.states import State

@@ -1,10 +1,11 @@
 """The verbs on jobs, for `from db import jobs`; each is one short transaction."""
 
+from db.acceptance import NewResult, finish, finish_all
 from db.claims import Claim, claim, renew, started
 from db.control import cancel, pause, reprioritise, resume, retry
 from db.explain import Explanation, explain
 from db.lookup import find_job, find_sweep
-from db.outcomes import NewResult, fail, finish, finish_all, release
+from db.outcomes import fail, release
 from db.recovery import Held, adopt, expired, requeue_expired, running
 from db.submission import NewJob, Submission, add_sweep, preview
 

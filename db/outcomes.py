@@ -1,102 +1,19 @@
-"""How an attempt ends: its result is accepted, it fails, or it is given back."""
+"""How an attempt ends without a result: it fails, or it is given back."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, func, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Engine, func, select, update
 
-from db.bulk import pieces
 from db.claims import Hold, live
 from db.clock import now_s
 from db.columns import stop_columns
 from db.events import record
-from db.family import lock, move, skip_descendants, wake_children
-from db.schema import Attempt, Job, Result
-from db.scores import PackedScores, pack_scores, store_scores
+from db.family import lock, move, skip_descendants
+from db.schema import Attempt, Job
 from db.states import RETRIES, State, backoff_s
 from db.transactions import transact
 
 REASON_CHARACTERS = 10_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class NewResult:
-    """What an attempt came to: its folder, sealed by its manifest, and what is reported of it."""
-
-    job_id: int
-    token: int
-    folder: str
-    manifest_sha256: str
-    summary: dict[str, Any]
-    provenance: dict[str, Any]
-    scores: Mapping[str, Mapping[str, float]] | None = None
-    """{measure: {query id: value}}, every measure over the same queries."""
-    query_set_name: str | None = None
-
-
-def finish(engine: Engine, *, owner: str | None = None, **result: Any) -> bool:
-    """Accept the result of one attempt, given as the fields of `NewResult`; see `finish_all`."""
-    return bool(finish_all(engine, [NewResult(**result)], owner=owner))
-
-
-def finish_all(
-    engine: Engine, results: Sequence[NewResult], *, owner: str | None = None
-) -> set[tuple[int, int]]:
-    """Accept results of attempts and make ready what waited for them, in one transaction.
-
-    Returns the (job id, token) pairs whose results count. Any other is no longer held: nothing of
-    it changed, its folder counts for nothing. Saying it again after a lost answer is the same
-    answer. Numbers that are not finite become null in summary and provenance; in scores they raise
-    DataError, and no result of the call is accepted.
-    """
-    packed = [pack_scores(each.scores or {}, each.query_set_name or "") for each in results]
-    accepted: set[tuple[int, int]] = set()
-    for piece in pieces(list(zip(results, packed, strict=True))):
-        accepted |= transact(engine, lambda c, piece=piece: finish_held(c, piece, owner))  # type: ignore[misc]
-    return accepted
-
-
-def finish_held(
-    connection: Connection, results: list[tuple[NewResult, PackedScores]], owner: str | None
-) -> set[tuple[int, int]]:
-    pairs = [(result.job_id, result.token) for result, _ in results]
-    lock(connection, [job_id for job_id, _ in pairs])
-    held: list[ColumnElement[bool]] = [
-        tuple_(Attempt.job_id, Attempt.token).in_(pairs),
-        Attempt.outcome.is_(None),
-    ]
-    if owner is not None:
-        held.append(Attempt.owner == owner)
-    holders = end_attempts(connection, held, "done")
-    rows: list[dict[str, Any]] = []
-    events: list[dict[str, Any]] = []
-    accepted: set[tuple[int, int]] = set()
-    for (result, scores), (job_id, token) in zip(results, pairs, strict=True):
-        seal = {"job_id": job_id, "token": token, "manifest_sha256": result.manifest_sha256}
-        if (job_id, token) not in holders:
-            if connection.scalar(select(Result.job_id).filter_by(**seal)) is not None:
-                accepted.add((job_id, token))
-            else:
-                _refuse(connection, "finish", Hold(job_id, token, owner))
-            continue
-        accepted.add((job_id, token))
-        told = {"summary": _storable(result.summary), "provenance": _storable(result.provenance)}
-        rows.append({**seal, **told, "folder": result.folder})
-        events.append(seal | {"owner": holders[job_id, token], "scores": scores})
-    if not rows:
-        return accepted
-    connection.execute(insert(Result).values(accepted_at=now_s()), rows)
-    for event in events:
-        scores = event.pop("scores")
-        event["scores_sha256"] = store_scores(connection, event["job_id"], scores)
-    done = [row["job_id"] for row in rows]
-    move(connection, done, State.DONE, ended_at=now_s())
-    record(connection, "accepted", *events)
-    woken = wake_children(connection, done)
-    record(connection, "ready", *({"job_id": child} for child in woken))
-    return accepted
 
 
 def fail(
@@ -225,12 +142,3 @@ def _clean(reason: str) -> str:
     """A reason that every database can store: no NUL, no half characters, of bounded length."""
     text = reason.replace("\0", "").encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 3] + "..."
-
-
-def _storable(value: Any) -> Any:
-    """The value with null for every number that JSON has no word for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _storable(item) for key, item in value.items()}
-    return [_storable(item) for item in value] if isinstance(value, list | tuple) else value

@@ -48,10 +48,10 @@ def pack_scores(scores: Mapping[str, Mapping[str, float]], name: str) -> PackedS
     return PackedScores(name=name, query_ids=query_ids, arrays=arrays, means=means)
 
 
-def store_scores(connection: Connection, job_id: int, packed: PackedScores) -> str | None:
-    """Insert the arrays of an accepted result; returns their seal, None when there are none."""
+def store_scores(connection: Connection, job_id: int, packed: PackedScores) -> None:
+    """Insert the arrays of an accepted result."""
     if not packed.arrays:
-        return None
+        return
     query_set_id = _query_set(connection, packed.name, packed.query_ids)
     connection.execute(
         insert(Score),
@@ -66,6 +66,12 @@ def store_scores(connection: Connection, job_id: int, packed: PackedScores) -> s
             for measure, array in packed.arrays.items()
         ],
     )
+
+
+def seal_of(packed: PackedScores) -> str | None:
+    """The seal of scores that are to be stored, None when there are none."""
+    if not packed.arrays:
+        return None
     digest = digest_query_ids(packed.query_ids)
     return seal((measure, digest, array) for measure, array in packed.arrays.items())
 
