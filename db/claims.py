@@ -1,13 +1,12 @@
-"""Taking jobs and keeping them: claims, leases, and the attempts that hold them."""
+"""Taking jobs: the claim of an owner, and what it is told of them."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import (
     JSON,
-    ColumnElement,
     Connection,
     Double,
     Engine,
@@ -23,11 +22,9 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    tuple_,
     update,
 )
 
-from db.bulk import pieces
 from db.clock import now_s
 from db.events import record
 from db.schema import Attempt, Definition, Edge, Event, Job, Result, Sweep, SweepJob
@@ -75,101 +72,6 @@ def claim(
     if limit < 1:
         return []
     return transact(engine, lambda c: _claim(c, owner, limit, lease_s, kinds, exclude))
-
-
-def started(
-    engine: Engine,
-    *,
-    job_id: int,
-    token: int,
-    actor: str,
-    node: str,
-    folder: str,
-    log: str,
-    owner: str | None = None,
-) -> bool:
-    """Note where the attempt runs. False: it is no longer held, stop it."""
-
-    hold = Hold(job_id, token, owner)
-    place = {"actor": actor, "node": node, "folder": folder, "log": log}
-
-    def work(connection: Connection) -> bool:
-        noted = update(Attempt).where(*live(hold)).values(started_at=now_s(), **place)
-        holder = connection.scalar(noted.returning(Attempt.owner))
-        if holder is None:
-            return False
-        record(connection, "started", {**hold._asdict(), **place, "owner": holder})
-        return True
-
-    return transact(engine, work)
-
-
-def renew(
-    engine: Engine,
-    *,
-    owner: str,
-    held: Collection[tuple[int, int]],
-    lease_s: float,
-    progress: Mapping[tuple[int, int], dict[str, Any]] | None = None,
-) -> set[tuple[int, int]]:
-    """Extend the leases of (job id, token) pairs, and return those still held: stop all others.
-
-    A lease that ran out but that nobody took is held again. `progress`, by pair, is kept with the
-    attempt: {"done": 50, "total": 200, "loss": 0.3}.
-    """
-
-    def work(connection: Connection) -> set[tuple[int, int]]:
-        still: set[tuple[int, int]] = set()
-        for piece in pieces(sorted(held)):
-            extended = (
-                update(Attempt)
-                .where(
-                    tuple_(Attempt.job_id, Attempt.token).in_(piece),
-                    Attempt.owner == owner,
-                    Attempt.outcome.is_(None),
-                )
-                .values(lease_until=now_s() + lease_s)
-                .returning(Attempt.job_id, Attempt.token)
-            )
-            still |= {(job_id, token) for job_id, token in connection.execute(extended)}
-        for pair in still & set(progress or ()):
-            seen = update(Attempt).where(Attempt.job_id == pair[0], Attempt.token == pair[1])
-            connection.execute(seen.values(progress=(progress or {})[pair]))
-        return still
-
-    return transact(engine, work) if held else set()
-
-
-class Hold(NamedTuple):
-    """What a write of an attempt is made under; without an owner, the token alone must fit."""
-
-    job_id: int
-    token: int
-    owner: str | None = None
-
-
-def live(hold: Hold) -> list[ColumnElement[bool]]:
-    """What every write of an attempt requires: it is held still, by this owner if one is named."""
-    conditions = [
-        Attempt.job_id == hold.job_id,
-        Attempt.token == hold.token,
-        Attempt.outcome.is_(None),
-    ]
-    return conditions if hold.owner is None else [*conditions, Attempt.owner == hold.owner]
-
-
-def inputs(connection: Connection, job_ids: Iterable[int]) -> dict[int, dict[str, str]]:
-    """Folders of the parents' accepted results by role, of each job."""
-    found: dict[int, dict[str, str]] = {id_: {} for id_ in job_ids}
-    for piece in pieces(list(found)):
-        folders = (
-            select(Edge.child_id, Edge.role, Result.folder)
-            .join(Result, Result.job_id == Edge.parent_id)
-            .where(Edge.child_id.in_(piece))
-        )
-        for child_id, role, folder in connection.execute(folders):
-            found[child_id][role] = folder
-    return found
 
 
 def _claim(

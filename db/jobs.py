@@ -1,9 +1,10 @@
 """The verbs on jobs, for `from db import jobs`; each is one short transaction."""
 
 from db.acceptance import NewResult, finish, finish_all
-from db.claims import Claim, claim, renew, started
+from db.claims import Claim, claim
 from db.control import cancel, pause, reprioritise, resume, retry
 from db.explain import Explanation, explain
+from db.leases import Place, renew, started, started_all
 from db.lookup import find_job, find_sweep
 from db.outcomes import fail, release
 from db.recovery import Held, adopt, expired, requeue_expired, running
@@ -15,6 +16,7 @@ __all__ = [
     "Held",
     "NewJob",
     "NewResult",
+    "Place",
     "Submission",
     "add_sweep",
     "adopt",
@@ -37,4 +39,5 @@ __all__ = [
     "retry",
     "running",
     "started",
+    "started_all",
 ]

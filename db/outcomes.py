@@ -4,11 +4,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, func, select, update
 
-from db.claims import Hold, live
 from db.clock import now_s
 from db.columns import stop_columns
 from db.events import record
 from db.family import lock, move, skip_descendants
+from db.leases import Hold, live
 from db.schema import Attempt, Job
 from db.states import RETRIES, State, backoff_s
 from db.transactions import transact

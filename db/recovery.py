@@ -1,16 +1,18 @@
 """What to do about attempts whose owner is gone: see them, adopt them, or take their jobs back."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, select, update
 
-from db.claims import Hold, inputs, live
+from db.bulk import pieces
 from db.clock import now_s
 from db.events import record
 from db.family import lock
+from db.leases import Hold, live
 from db.outcomes import again_or_never, end_attempt
-from db.schema import Attempt, Definition, Job
+from db.schema import Attempt, Definition, Edge, Job, Result
 from db.transactions import read, transact
 
 
@@ -100,7 +102,21 @@ def _held(engine: Engine, condition: ColumnElement[bool] | None) -> list[Held]:
 
     def work(connection: Connection) -> list[Held]:
         rows = connection.execute(query).mappings().all()
-        folders = inputs(connection, [row["job_id"] for row in rows])
+        folders = _inputs(connection, [row["job_id"] for row in rows])
         return [Held(**row, inputs=folders[row["job_id"]]) for row in rows]
 
     return read(engine, work)
+
+
+def _inputs(connection: Connection, job_ids: Iterable[int]) -> dict[int, dict[str, str]]:
+    """Folders of the parents' accepted results by role, of each job."""
+    found: dict[int, dict[str, str]] = {id_: {} for id_ in job_ids}
+    for piece in pieces(list(found)):
+        folders = (
+            select(Edge.child_id, Edge.role, Result.folder)
+            .join(Result, Result.job_id == Edge.parent_id)
+            .where(Edge.child_id.in_(piece))
+        )
+        for child_id, role, folder in connection.execute(folders):
+            found[child_id][role] = folder
+    return found

@@ -1,8 +1,9 @@
-"""Accepting a finished folder: check it against its manifest, read it, write it under the token."""
+"""Accepting finished folders: check them against their manifests, write them under the tokens."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine
 
@@ -13,21 +14,38 @@ from orchestrator.store import resolve
 from xsweep import DataError
 
 
-def accept(
-    engine: Engine, store: Path, *, job_id: int, token: int, owner: str, folder: str
-) -> bool:
-    """Make the folder the job's result; False if the attempt is no longer the owner's.
+class Finished(NamedTuple):
+    """An attempt that says it is done, and where."""
 
-    Raises DataError where the folder differs from its manifest or lacks what a result needs.
+    job_id: int
+    token: int
+    folder: str
+
+
+def accept_all(
+    engine: Engine, store: Path, finished: Sequence[Finished], *, owner: str
+) -> list[bool | DataError]:
+    """Make each folder the result of its job, all of them in one transaction.
+
+    In their order: True; False where the attempt is no longer the owner's; a DataError where the
+    folder differs from its manifest or lacks what a result needs.
     """
-    path = resolve(store, folder)
+    try:
+        results = [_result(store, each) for each in finished]
+        held = jobs.finish_all(engine, results, owner=owner)
+    except DataError as error:
+        if len(finished) == 1:
+            return [error]
+        # a bad one must not hold up the good ones
+        return [accept_all(engine, store, [each], owner=owner)[0] for each in finished]
+    return [(each.job_id, each.token) in held for each in finished]
+
+
+def _result(store: Path, finished: Finished) -> jobs.NewResult:
+    path = resolve(store, finished.folder)
     read_manifest(path)
-    return jobs.finish(
-        engine,
-        job_id=job_id,
-        token=token,
-        owner=owner,
-        folder=folder,
+    return jobs.NewResult(
+        **finished._asdict(),
         manifest_sha256=checksum(path / "manifest.json"),
         summary=_read(path / "summary.json") or {},
         provenance=_read(path / "provenance.json") or {},

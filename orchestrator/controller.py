@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from sqlalchemy import Engine
 
 from db import controllers, jobs
 from evaluator.manifest import is_finished
-from orchestrator.accept import accept
-from orchestrator.pool import Placement, Pool, as_ray_resources
+from orchestrator.accept import Finished, accept_all
+from orchestrator.pool import Placement, Pool, Resources, as_ray_resources
 from orchestrator.store import attempt_folder, resolve
 from orchestrator.workers import Outcome, Task
-from xsweep import DataError
+from xsweep import DataError, SetupError
 
 log = logging.getLogger("xsweep")
 
@@ -59,8 +59,10 @@ class Controller:
         self.owner = uuid.uuid4().hex
         self.pool = Pool()
         self.assigned: list[Assignment] = []
-        self.unplaced: jobs.Claim | None = None
-        """A claimed job whose resources are not free yet; it waits at the head of the queue."""
+        self.unplaced: list[jobs.Claim] = []
+        """Claimed jobs whose resources are not free yet; they wait at the head of the queue."""
+        self._usual: Resources | None = None
+        """What the latest job needed: the next ones are likely to need the same."""
         self._refreshed_s = 0.0
         controllers.register(
             engine,
@@ -95,7 +97,7 @@ class Controller:
             if worker is not None:
                 self._go_on(held, worker)
             elif held.folder and is_finished(resolve(self.store, held.folder)):
-                if self._accept(held, held.folder):
+                if self._accept([(held, held.folder)]):
                     log.info("done      %s (found finished)", held.name)
             else:
                 self._fail(held, "NODE", "its worker and its controller are gone")
@@ -122,9 +124,9 @@ class Controller:
             self.pool.kill(assignment.placement)
             self._release(assignment.job, reason)
         self.assigned.clear()
-        if self.unplaced:
-            self._release(self.unplaced, reason)
-            self.unplaced = None
+        for claim in self.unplaced:
+            self._release(claim, reason)
+        self.unplaced.clear()
 
     def close(self) -> None:
         """Free the warm workers and leave the list of controllers; what still works goes on."""
@@ -132,46 +134,56 @@ class Controller:
         controllers.unregister(self.engine, self.owner)
 
     def _place_ready(self) -> None:
-        while self.unplaced or self.pool.has_room():
-            if self.unplaced is None:
-                claims = jobs.claim(self.engine, owner=self.owner, limit=1, lease_s=LEASE_S)
-                if not claims:
+        """Claim as many jobs as are likely to find room, and start those that do."""
+        while self.unplaced or self._claim():
+            placed: list[tuple[jobs.Claim, Placement]] = []
+            while self.unplaced:
+                claim = self.unplaced[0]
+                resources = as_ray_resources(claim.resources)
+                unique = f"{claim.name} #{claim.job_id}.{claim.token}"
+                if missing := self.pool.never_fits(resources):
+                    self._fail(claim, "CONFIG", missing)
+                elif placement := self.pool.take(claim.kind, unique, resources):
+                    placed.append((claim, placement))
+                    self._usual = resources
+                else:
                     break
-                self.unplaced = claims[0]
-            if not self._place(self.unplaced):
+                self.unplaced.pop(0)
+            self._start(placed)
+            if self.unplaced:
                 break
-            self.unplaced = None
         self.pool.free_idle()
 
-    def _place(self, claim: jobs.Claim) -> bool:
-        """Give the job to a worker; False if its resources are not free at the moment."""
-        resources = as_ray_resources(claim.resources)
-        missing = self.pool.never_fits(resources)
-        if missing:
-            self._fail(claim, "CONFIG", missing)
-            return True
-        unique = f"{claim.name} #{claim.job_id}.{claim.token}"
-        placement = self.pool.take(claim.kind, unique, resources)
-        if placement is None:
-            return False
-        folder = attempt_folder(claim.kind, claim.identity, claim.token)
-        # Recorded before the work begins: whoever comes after a crash knows where to look.
-        if not jobs.started(
-            self.engine,
-            job_id=claim.job_id,
-            token=claim.token,
-            actor=placement.name,
-            node="",
-            folder=folder,
-            log=f"{folder}.log",
-            owner=self.owner,
-        ):
-            self.pool.kill(placement)
-            return True
-        outcome = placement.actor.run.options(name=claim.name).remote(self._task(claim, folder))
-        self.assigned.append(Assignment(claim, folder, placement, outcome))
-        log.info("started   %s", claim.name)
-        return True
+    def _claim(self) -> bool:
+        room = self.pool.room(self._usual) or self.pool.room(None)
+        self.unplaced = jobs.claim(self.engine, owner=self.owner, limit=room, lease_s=LEASE_S)
+        return bool(self.unplaced)
+
+    def _start(self, placed: list[tuple[jobs.Claim, Placement]]) -> None:
+        """Let workers begin, and drop those whose job is another's by now."""
+        places = {
+            _pair(claim): jobs.Place(
+                *(claim.job_id, claim.token, placement.name, ""), folder, f"{folder}.log"
+            )
+            for claim, placement in placed
+            for folder in [attempt_folder(claim.kind, claim.identity, claim.token)]
+        }
+        try:
+            # Recorded before the work begins: whoever comes after a crash knows where to look.
+            held = jobs.started_all(self.engine, list(places.values()), owner=self.owner)
+        except SetupError:
+            for _, placement in placed:
+                self.pool.kill(placement)
+            self.unplaced[:0] = [claim for claim, _ in placed]
+            raise
+        for claim, placement in placed:
+            if _pair(claim) not in held:
+                self.pool.kill(placement)
+                continue
+            folder = places[_pair(claim)].folder
+            outcome = placement.actor.run.options(name=claim.name).remote(self._task(claim, folder))
+            self.assigned.append(Assignment(claim, folder, placement, outcome))
+            log.info("started   %s", claim.name)
 
     def _task(self, claim: jobs.Claim, folder: str) -> Task:
         out = resolve(self.store, folder)
@@ -196,52 +208,49 @@ class Controller:
         ended = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
         if not ended:
             ended = set(ray.wait(refs, num_returns=1, timeout=wait_s)[0])
-        for assignment in [a for a in self.assigned if a.outcome in ended]:
-            # Forgotten only once it is written: a database that is away for a while loses nothing.
-            self._settle(assignment)
-            self.assigned.remove(assignment)
+        self._settle([each for each in self.assigned if each.outcome in ended])
 
-    def _settle(self, assignment: Assignment) -> None:
+    def _settle(self, ended: list[Assignment]) -> None:
+        """Write how attempts ended: all results at once, then the rest one by one."""
+        # Forgotten only once it is written: a database that is away for a while loses nothing.
+        outcomes = [(assignment, *self._outcome(assignment)) for assignment in ended]
+        finished = [each for each, outcome, _ in outcomes if outcome["state"] == "finished"]
+        accepted = self._accept([(each.job, each.folder) for each in finished])
+        for assignment, outcome, lives in outcomes:
+            job = assignment.job
+            if outcome["state"] == "finished":
+                if _pair(job) in accepted:
+                    taken_s = time.monotonic() - assignment.began_s
+                    log.info("done      %s (%.1f s)", job.name, taken_s)
+            elif outcome["state"] == "stopped":
+                self._release(job, outcome["reason"] or "stopped")
+                log.info("stopped   %s", job.name)
+            else:
+                self._fail(job, outcome["failure"] or "UNKNOWN", outcome["reason"] or "")
+            self.assigned.remove(assignment)
+            # A training leaves memory and process groups behind; its worker is not used again.
+            self.pool.give_back(assignment.placement, reusable=lives and job.kind != "train")
+
+    def _outcome(self, assignment: Assignment) -> tuple[Outcome, bool]:
+        """How the attempt ended, and whether its worker lives."""
         try:
             outcome: Outcome | None = ray.get(assignment.outcome)
-            reusable = assignment.job.kind != "train"
         except ray.exceptions.RayError as error:
             reason = f"the worker died: {_first_line(error)}"
-            outcome = {"state": "failed", "failure": "NODE", "reason": reason}
-            reusable = False
-        if outcome is None:
-            # Adopted from a controller that was killed between starting the worker and calling it.
-            outcome = {"state": "stopped", "failure": None, "reason": "it had not begun"}
-        self._end(assignment, outcome)
-        # A training leaves memory and process groups behind; its worker is not used again.
-        self.pool.give_back(assignment.placement, reusable=reusable)
+            return {"state": "failed", "failure": "NODE", "reason": reason}, False
+        # None: adopted from a controller that was killed between starting the worker and calling it
+        return outcome or {"state": "stopped", "failure": None, "reason": "it had not begun"}, True
 
-    def _end(self, assignment: Assignment, outcome: Outcome) -> None:
-        job = assignment.job
-        if outcome["state"] == "stopped":
-            self._release(job, outcome["reason"] or "stopped")
-            log.info("stopped   %s", job.name)
-        elif outcome["state"] == "failed":
-            self._fail(job, outcome["failure"] or "UNKNOWN", outcome["reason"] or "")
-        elif self._accept(job, assignment.folder):
-            log.info("done      %s (%.1f s)", job.name, time.monotonic() - assignment.began_s)
-
-    def _accept(self, job: Job, folder: str) -> bool:
-        try:
-            accepted = accept(
-                self.engine,
-                self.store,
-                job_id=job.job_id,
-                token=job.token,
-                owner=self.owner,
-                folder=folder,
-            )
-        except DataError as error:
-            self._fail(job, "INFRA", str(error))
-            return False
-        if not accepted:
-            log.warning("refused   %s: its lease is another's by now", job.name)
-        return accepted
+    def _accept(self, finished: Sequence[tuple[Job, str]]) -> set[tuple[int, int]]:
+        """Accept finished folders; the (job id, token) pairs of those that count."""
+        folders = [Finished(*_pair(job), folder) for job, folder in finished]
+        answers = accept_all(self.engine, self.store, folders, owner=self.owner)
+        for (job, _), answer in zip(finished, answers, strict=True):
+            if isinstance(answer, DataError):
+                self._fail(job, "INFRA", str(answer))
+            elif not answer:
+                log.warning("refused   %s: its lease is another's by now", job.name)
+        return {_pair(job) for (job, _), ok in zip(finished, answers, strict=True) if ok is True}
 
     def _fail(self, job: Job, failure: str, reason: str) -> None:
         state = jobs.fail(
@@ -273,9 +282,7 @@ class Controller:
                 # Not an error of the job: somebody else uses what Ray believed to be free.
                 self._drop(assignment)
                 self._release(assignment.job, f"no worker came up within {PLACE_S:.0f} s")
-        held = [assignment.job for assignment in self.assigned]
-        if self.unplaced:
-            held.append(self.unplaced)
+        held = [*(assignment.job for assignment in self.assigned), *self.unplaced]
         still = jobs.renew(
             self.engine,
             owner=self.owner,
@@ -286,8 +293,7 @@ class Controller:
         for assignment in [each for each in self.assigned if _pair(each.job) not in still]:
             log.warning("lost      %s: its lease is gone; stopping it", assignment.job.name)
             self._drop(assignment)
-        if self.unplaced and _pair(self.unplaced) not in still:
-            self.unplaced = None
+        self.unplaced = [claim for claim in self.unplaced if _pair(claim) in still]
         controllers.beat(self.engine, self.owner)
 
     def _drop(self, assignment: Assignment) -> None:

@@ -91,9 +91,19 @@ class Pool:
                 continue
         return statuses
 
-    def has_room(self) -> bool:
-        """Whether anything at all could be placed now."""
-        return bool(self._idle()) or self._free().get("CPU", 0.0) > 0
+    def room(self, resources: Resources | None) -> int:
+        """How many jobs of such resources could be placed now, idle workers' room included.
+
+        Without resources: 1 if anything at all could be placed, else 0.
+        """
+        free = self._free()
+        for placement in self._idle():
+            for key, held in placement.resources.items():
+                free[key] += held
+        if resources is None:
+            return int(free.get("CPU", 0.0) > 0)
+        counts = (free.get(key, 0.0) / need + 1e-6 for key, need in resources.items() if need)
+        return max(0, int(min(counts, default=1.0)))
 
     def never_fits(self, resources: Resources) -> str | None:
         """What no node of the cluster could ever give, in words; None if one could."""

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from db import jobs
 from db.engine import connect
 from evaluator.manifest import write_manifest
-from orchestrator.accept import accept
+from orchestrator.accept import Finished, accept_all
 from orchestrator.plan import plan_grid
 from orchestrator.settings import Settings
 from orchestrator.store import attempt_folder
@@ -50,10 +50,13 @@ def copy_of(folder: Path, to: Path) -> tuple[Engine, Path]:
 def finish_one(engine: Engine, store: Path, claim: jobs.Claim) -> str:
     """Write what a worker would have written, and have it accepted; its folder in the store."""
     folder = attempt_folder(claim.kind, claim.identity, claim.token)
-    hold = {"job_id": claim.job_id, "token": claim.token, "owner": OWNER}
-    jobs.started(engine, **hold, actor="a", node="n", folder=folder, log=f"{folder}.log")
+    hold = {"job_id": claim.job_id, "token": claim.token}
+    jobs.started(
+        engine, **hold, owner=OWNER, actor="a", node="n", folder=folder, log=f"{folder}.log"
+    )
     write_result(store / folder, claim)
-    assert accept(engine, store, **hold, folder=folder)
+    finished = Finished(**hold, folder=folder)
+    assert accept_all(engine, store, [finished], owner=OWNER) == [True]
     return folder
 
 

@@ -1,9 +1,10 @@
 import pytest
 from job_table import expire, fail, finish, hold, new_job, study, submit, take
-from sqlalchemy import Engine, update
+from sqlalchemy import Engine, event, update
 from sqlalchemy.exc import IntegrityError
 
 from db import jobs
+from db.events import history
 from db.schema import Attempt
 from db.status import summary
 
@@ -144,3 +145,29 @@ def test_a_second_live_attempt_is_impossible_by_constraint(engine: Engine):
     revived = revived.values(outcome=None, ended_at=None, lease_until=1.0)
     with pytest.raises(IntegrityError, match=r"UNIQUE|unique"), engine.begin() as connection:
         connection.execute(revived)
+
+
+def test_one_job_at_a_time_costs_few_ways_to_the_database(engine):
+    submit(engine, [new_job("alone")])
+    told: list[str] = []
+    event.listen(
+        engine, "before_cursor_execute", lambda *given: told.append(given[2].split(" ", 1)[0])
+    )
+    assert finish(engine, take(engine))
+    # two of SQLite's begin the transactions, which the driver does for PostgreSQL
+    ways = {"postgresql": 3, "sqlite": 11}
+    assert len(told) == ways[engine.dialect.name], told
+
+
+def test_starts_are_noted_together_and_the_lost_ones_told_apart(engine):
+    submit(engine, [new_job("a"), new_job("b")])
+    claims = jobs.claim(engine, owner="alice", limit=2, lease_s=60)
+    expire(engine, claims[1])
+    jobs.requeue_expired(engine, **hold(claims[1]), owner="alice")
+    place = {"actor": "w", "node": "n", "folder": "f", "log": "l"}
+    places = [jobs.Place(**hold(claim), **place) for claim in claims]
+    assert jobs.started_all(engine, places, owner="alice") == {(claims[0].job_id, 1)}
+    (row,) = jobs.running(engine)
+    assert (row.name, row.actor, row.folder) == ("a", "w", "f")
+    assert [e.job_id for e in history(engine) if e.kind == "started"] == [claims[0].job_id]
+    assert jobs.started_all(engine, []) == set()

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from collections import Counter
 
@@ -22,6 +23,7 @@ from db import jobs
 from db.check import check
 from db.engine import connect
 from db.events import history
+from db.submission import add_in
 from xsweep import SetupError
 
 PATIENCE_S = 800 if CHAOS else 120
@@ -157,6 +159,24 @@ def test_submissions_while_others_work_lose_no_child(url, engine):
     join(crowd)
     work(url, "last", 0)
     assert counts(engine) == {"done": 2 + 3 * 13}
+    assert check(engine) == []
+
+
+def test_a_child_that_is_added_while_its_parent_is_accepted_is_woken(postgresql_url):
+    """The acceptance waits for the submission, which began first, and must see what it added."""
+    engine = connect(postgresql_url)
+    submit(engine, [new_job("parent")])
+    claim = take(engine)
+    waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    with engine.begin() as connection:
+        add_in(connection, "study", "", [new_job("parent"), new_job("child", "parent")])
+        acceptance = threading.Thread(target=finish, args=(engine, claim))
+        acceptance.start()
+        while not connection.scalar(waits):
+            acceptance.join(0.01)
+            assert acceptance.is_alive(), "it must wait"
+    acceptance.join()
+    assert states(engine) == {"parent": "done", "child": "ready"}
     assert check(engine) == []
 
 
