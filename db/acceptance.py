@@ -166,8 +166,8 @@ def _parameter(column: str) -> str:
 
 @cache
 def _ending(of_owner: bool) -> Executable:
-    pairs = bindparam("pairs", expanding=True)
-    ended = update(Attempt).where(tuple_(Attempt.job_id, Attempt.token).in_(pairs))
+    pair = tuple_(Attempt.job_id, Attempt.token)
+    ended = update(Attempt).where(pair.in_(bindparam("pairs", expanding=True)))
     ended = ended.where(Attempt.outcome.is_(None)).values(_ENDED)
     if of_owner:
         ended = ended.where(Attempt.owner == bindparam("holder"))
@@ -193,22 +193,22 @@ def _accepting(of_owner: bool) -> Executable:
         .with_for_update()
         .cte("locked")
     )
-    ended = (
+    end = (
         update(Attempt)
         .where(Attempt.job_id == locked.c.id, Attempt.outcome.is_(None))
         .where(Attempt.job_id == given.c.job_id, Attempt.token == given.c.token)
     )
     if of_owner:
-        ended = ended.where(Attempt.owner == bindparam("holder"))
-    told = [given.c[name] for name in arrays]
-    ended = ended.values(_ENDED).returning(Attempt.owner, *told).cte("ended")
+        end = end.where(Attempt.owner == bindparam("holder"))
+    told = (given.c[name] for name in arrays)
+    ended = end.values(_ENDED).returning(Attempt.owner, *told).cte("ended")
     result = select(
         *(ended.c[name] for name in ("job_id", "token", "folder", "manifest_sha256")),
         *(cast(ended.c[name], JSON) for name in ("summary", "provenance")),
         now_s(),
     )
-    kept = insert(Result).from_select([*_GIVEN, "accepted_at"], result)
-    kept = kept.returning(Result.job_id, Result.token).cte("kept")
+    keep = insert(Result).from_select([*_GIVEN, "accepted_at"], result)
+    kept = keep.returning(Result.job_id, Result.token).cte("kept")
     moved = update(Job).where(Job.id == kept.c.job_id).values(_DONE).cte("moved")
     event = select(
         *(now_s(), literal("accepted", Text), ended.c.job_id, ended.c.token, ended.c.owner),

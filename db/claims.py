@@ -85,7 +85,7 @@ def _claim(
     postgresql = connection.dialect.name == "postgresql"
     take = _taking(postgresql, kinds is not None, bool(exclude))
     lease = {"holder": owner, "lease_s": float(lease_s)}
-    chosen = {"at_most": limit}
+    chosen: dict[str, Any] = {"at_most": limit}
     if kinds is not None:
         chosen["kinds"] = list(kinds)
     if exclude:

@@ -1,6 +1,7 @@
 """Programs that claim jobs and are killed while they do; run in processes of their own."""
 
 import random
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -64,6 +65,19 @@ def sleepwalk(url: str, owner: str, pipe: Connection) -> None:
     pipe.send(claim)
     pipe.recv()
     pipe.send(finish(engine, claim, folder=f"store/{owner}"))
+
+
+def live_elsewhen(url: str, owner: str, skew_s: float, pipe: Connection) -> None:
+    """Claim one job and look for expired ones, twice, with a clock that is off."""
+    real = time.time
+    time.time = lambda: real() + skew_s
+    engine = connect(url)
+    (claim,) = jobs.claim(engine, owner=owner, limit=1, lease_s=60)
+    jobs.renew(engine, owner=owner, held=[(claim.job_id, claim.token)], lease_s=60)
+    pipe.send((claim, time.time(), jobs.expired(engine)))
+    pipe.recv()
+    reap(url, ["right"])
+    pipe.send([row.name for row in list_jobs(engine, state="ready")])
 
 
 def meddle(url: str, seed: int, rounds: int) -> None:

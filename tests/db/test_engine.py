@@ -234,24 +234,6 @@ def test_a_role_with_the_least_rights_can_do_everything(postgresql_url, monkeypa
         on(postgresql_url, "DROP ROLE worker")
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path):
-    engine = connect(f"sqlite:///{tmp_path}/x.db", create=True)
-    submit(engine, [new_job("train")])
-    with engine.connect() as connection:
-        pages = connection.scalar(text("PRAGMA page_count"))
-    claim = take(engine)
-
-    def fill(raw, _):
-        raw.execute(f"PRAGMA max_page_count = {pages + 8}")
-
-    db.engine.event.listen(engine, "connect", fill)
-    engine.dispose()
-    with pytest.raises(SetupError, match="full; free some space; what was committed is safe"):
-        finish(engine, claim, summary={"text": "x" * 1_000_000})
-    assert states(engine) == {"train": "running"}
-    assert finish(engine, claim)
-
-
 @pytest.mark.parametrize(
     ("path", "kind"),
     [

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 from chaos import CHAOS, account, clock, recoveries_s
-from claimers import meddle, reap, sleepwalk, start, submit_to, work
+from claimers import live_elsewhen, meddle, reap, sleepwalk, start, submit_to, work
 from job_table import counts, expire, finish, hold, new_job, states, study, submit, take
 from sqlalchemy import Engine, text
 
@@ -139,6 +139,26 @@ def test_a_sleeper_that_wakes_up_after_its_lease_cannot_finish(url, engine, tell
     join([sleeper])
     tell(account(engine, "SIGSTOP past the lease, SIGCONT", 1))
     assert jobs.explain(engine, "train").folder == "store/awake"
+    assert check(engine) == []
+
+
+@pytest.mark.parametrize("skew_s", [-600, 600])
+def test_processes_whose_clocks_are_ten_minutes_off_change_nothing(url, engine, skew_s):
+    submit(engine, [new_job("ours"), new_job("theirs")])
+    ours = take(engine, "right")
+    stranger, theirs = multiprocessing.Pipe()
+    crowd = [start(live_elsewhen, url, "wrong", skew_s, theirs)]
+    claim, told_s, overdue = stranger.recv()
+    assert told_s == pytest.approx(time.time() + skew_s, abs=60), "its clock is off"
+    assert overdue == [], "no lease has run out for it"
+    assert jobs.expired(engine) == [], "nor for us"
+    left_s = {held.owner: held.lease_left_s for held in jobs.running(engine)}
+    assert all(30 < left <= 60 for left in left_s.values()), left_s
+    expire(engine, ours)
+    stranger.send("go on")
+    assert stranger.recv() == ["ours"], "what ran out has run out for all"
+    join(crowd)
+    assert finish(engine, claim, owner="wrong")
     assert check(engine) == []
 
 

@@ -3,6 +3,7 @@ import errno
 import pydantic
 import pytest
 import torch
+from disks import run_on_a_small_disk
 
 from orchestrator.failures import classify
 from xsweep import ConfigError, DataError, DivergenceError, SetupError, Stopped
@@ -50,3 +51,19 @@ def test_a_foreign_exception_is_named_in_the_reason():
         "ZeroDivisionError: division by zero"
     )
     assert classify(MemoryError())[1] == "MemoryError: no message"
+
+
+ON_A_FULL_DISK = """
+from orchestrator.workers import Worker
+
+fill()
+worker = Worker(gpus=0)
+task = {"job_id": 1, "token": 1, "kind": "train", "name": "train", "spec": {}, "inputs": {}}
+outcome = worker.run({**task, "out": f"{disk}/out", "log": f"{disk}/out.log", "previous": []})
+print(outcome["state"], outcome["failure"], outcome["reason"])
+"""
+
+
+def test_a_worker_whose_disk_is_really_full_says_so(tmp_path):
+    told = run_on_a_small_disk(ON_A_FULL_DISK, tmp_path / "disk")
+    assert told.startswith("failed INFRA OSError: [Errno 28] No space left on device"), told

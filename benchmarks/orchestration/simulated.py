@@ -1,0 +1,79 @@
+"""Jobs that wait instead of working, and a controller that runs them on a local Ray cluster."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+from sqlalchemy import Engine
+
+from db import jobs
+from db.engine import connect
+from evaluator.manifest import write_manifest
+from orchestrator.controller import Controller
+from orchestrator.pool import Pool
+from orchestrator.workers import Task, Worker
+
+
+class Waiter(Worker):
+    """A worker whose every job waits for the seconds of its spec and leaves a small folder."""
+
+    def _work(self, task: Task) -> None:
+        # an event and not a sleep, as a job leaves at once when it is told to stop
+        self._stop.wait(task["spec"]["seconds"])
+        self._report(1, 1)
+        out = Path(task["out"])
+        (out / "summary.json").write_text(json.dumps({"pairs": 1}))
+        (out / "provenance.json").write_text(json.dumps({"spec": task["spec"]}))
+        if task["kind"] == "evaluate":
+            scores = {f"q{number}": 0.5 for number in range(50)}
+            (out / "per_query.json").write_text(json.dumps({"nDCG@10": scores}))
+        write_manifest(out)
+
+
+def waiting_job(name: str, *parents: str, kind: str, seconds: float) -> jobs.NewJob:
+    return jobs.NewJob(
+        identity=identity(name),
+        kind=kind,
+        name=name,
+        spec={"name": name, "seconds": seconds},
+        parents={f"in{n}": identity(parent) for n, parent in enumerate(parents)},
+        labels={"collection": parents[-1]} if kind == "evaluate" and parents else {},
+        resources={"cpus": 1},
+        cost=seconds,
+    )
+
+
+def identity(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+@contextmanager
+def cluster(slots: int) -> Iterator[None]:
+    """A local Ray cluster of so many slots, whatever cores the machine has."""
+    ray.init(
+        num_cpus=slots,
+        namespace="benchmark",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def controlled(folder: Path, grid: list[jobs.NewJob]) -> Iterator[tuple[Engine, Controller]]:
+    """A controller with a database that holds the grid, in a folder."""
+    engine = connect(f"sqlite:///{folder}/xsweep.db", create=True)
+    jobs.add_sweep(engine, name="benchmark", grid="", jobs=grid)
+    controller = Controller(engine, folder / "store", pool=Pool(Waiter))
+    try:
+        yield engine, controller
+    finally:
+        controller.close()
+        engine.dispose()

@@ -1,0 +1,107 @@
+"""A study in small: how much of the ideal schedule is reached, and what the controller takes."""
+
+import heapq
+import random
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import psutil
+from simulated import cluster, controlled, waiting_job
+
+from db.jobs import NewJob
+from db.outlook import outlook
+
+COLLECTIONS = 22
+TRAINING_S = 4_290.0
+"""Mean seconds on an H100 by the study's forecast: 193 hours for 162 trainings."""
+EVALUATION_S = 80.0
+"""79 hours for 3,564 evaluations."""
+SPREAD = 0.3
+"""Seconds differ by up to this share from their mean, as backbones and collections do."""
+
+IDEAL = 0.95
+CORE = 0.10
+GROWTH = 1.10
+"""How much memory may grow from the first quarter to the end."""
+
+
+def study(folder: Path, trainings: int, slots: int, scale: float) -> int:
+    """Print what was reached; 1 if a bar is missed, else 0."""
+    grid = simulated_study(trainings, scale)
+    ideal = ideal_s(grid, slots)
+    work_s = sum(job.spec["seconds"] for job in grid)
+    load = Path("/proc/loadavg").read_text().split()[0]
+    print(f"{len(grid)} jobs of {work_s:.0f} s on {slots} slots, a {scale:g}th of the forecast's")
+    print(f"seconds; load {load}")
+    process = psutil.Process()
+    memory: list[tuple[float, float]] = []
+    with cluster(slots), controlled(folder, grid) as (engine, controller):
+        began, cpu_s = time.perf_counter(), sum(process.cpu_times()[:2])
+        while controller.busy or not outlook(engine).idle:
+            controller.step()
+            taken_s = time.perf_counter() - began
+            if not memory or taken_s - memory[-1][0] > 2:
+                memory.append((taken_s, process.memory_info().rss / 2**20))
+        taken_s = time.perf_counter() - began
+        core = (sum(process.cpu_times()[:2]) - cpu_s) / taken_s
+        left = outlook(engine)
+    quarter = next(mb for at_s, mb in memory if at_s >= taken_s / 4)
+    print(f"done {left.finished} of {left.total}, failed {left.failed}")
+    print(f"taken {taken_s:.1f} s, the ideal schedule {ideal:.1f} s: {ideal / taken_s:.1%} of it")
+    print(f"slots busy {work_s / slots / taken_s:.1%} of the time")
+    print(f"controller {core:.1%} of a core, {1000 * core * taken_s / len(grid):.1f} ms a job")
+    print(f"memory {memory[0][1]:.0f} MB at the start, {quarter:.0f} MB after a quarter,", end=" ")
+    print(f"{memory[-1][1]:.0f} MB at the end")
+    good = ideal / taken_s >= IDEAL and core <= CORE and memory[-1][1] <= GROWTH * quarter
+    return 0 if good and left.finished == left.total else 1
+
+
+def simulated_study(trainings: int, scale: float) -> list[NewJob]:
+    """Collections are prepared, backbones trained, and every run is evaluated on all of them."""
+    chance = random.Random(0)  # noqa: S311
+
+    def seconds(mean_s: float) -> float:
+        return mean_s / scale * chance.uniform(1 - SPREAD, 1 + SPREAD)
+
+    places = [f"collection {n}" for n in range(COLLECTIONS)]
+    grid = [waiting_job(place, kind="prepare", seconds=seconds(EVALUATION_S)) for place in places]
+    for n in range(trainings):
+        run = f"run {n}"
+        grid.append(waiting_job(run, kind="train", seconds=seconds(TRAINING_S)))
+        for place in places:
+            length_s = seconds(EVALUATION_S)
+            name = f"{run} on {place}"
+            grid.append(waiting_job(name, run, place, kind="evaluate", seconds=length_s))
+    return grid
+
+
+def ideal_s(grid: list[NewJob], slots: int) -> float:
+    """Seconds of the same queue on the same slots when nothing but the jobs takes time.
+
+    Jobs start by the longest chain behind them, then by age, as claims do. Two jobs of 1 s on one
+    slot take 2 s, on two slots 1 s.
+    """
+    seconds = {job.identity: job.spec["seconds"] for job in grid}
+    chain_s = dict(seconds)
+    children = defaultdict(list)
+    for job in reversed(grid):  # children stand behind their parents
+        for parent in job.parents.values():
+            children[parent].append(job.identity)
+            chain_s[parent] = max(chain_s[parent], seconds[parent] + chain_s[job.identity])
+    age = {job.identity: n for n, job in enumerate(grid)}
+    missing = {job.identity: len(job.parents) for job in grid}
+    ready = [(-chain_s[id_], age[id_], id_) for id_, count in missing.items() if not count]
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    now_s = 0.0
+    while ready or running:
+        while ready and len(running) < slots:
+            id_ = heapq.heappop(ready)[2]
+            heapq.heappush(running, (now_s + seconds[id_], id_))
+        now_s, ended = heapq.heappop(running)
+        for child in children[ended]:
+            missing[child] -= 1
+            if not missing[child]:
+                heapq.heappush(ready, (-chain_s[child], age[child], child))
+    return now_s
