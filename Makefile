@@ -33,8 +33,8 @@ test: $(INSTALLED) lint ## run the whole test suite
 
 # Bounded by the tests' own time limits; a quiet machine of 2 cores takes about a quarter of an hour.
 chaos: $(INSTALLED) ## kill, stop and cut off everything for some minutes, and say what became of it
-	XSWEEP_CHAOS=1 $(BIN)/python -m pytest -q tests/db/test_races.py tests/db/test_recovery.py \
-	  tests/db/test_machine.py tests/orchestrator/test_recovery.py
+	XSWEEP_CHAOS=1 $(BIN)/python -m pytest -q tests/db/test_races.py tests/db/test_outages.py \
+	  tests/db/test_recovery.py tests/db/test_machine.py tests/orchestrator/test_recovery.py
 
 lint: $(INSTALLED) ## ruff and the type checker
 	$(BIN)/ruff check .

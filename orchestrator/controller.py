@@ -53,11 +53,18 @@ class Assignment:
 class Controller:
     """One controller's view of its workers; the truth is in the database."""
 
-    def __init__(self, engine: Engine, store: Path, *, dashboard: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        store: Path,
+        *,
+        dashboard: str | None = None,
+        pool: Pool | None = None,
+    ) -> None:
         self.engine = engine
         self.store = store
         self.owner = uuid.uuid4().hex
-        self.pool = Pool()
+        self.pool = pool or Pool()
         self.assigned: list[Assignment] = []
         self.unplaced: list[jobs.Claim] = []
         """Claimed jobs whose resources are not free yet; they wait at the head of the queue."""

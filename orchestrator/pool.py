@@ -31,7 +31,8 @@ class Placement:
 class Pool:
     """The workers of one controller; an evaluation's worker is kept warm for the next one."""
 
-    def __init__(self) -> None:
+    def __init__(self, worker: type[Worker] = Worker) -> None:
+        self._worker = worker
         self._placements: dict[str, Placement] = {}
 
     def take(self, kind: str, name: str, resources: Resources) -> Placement | None:
@@ -134,7 +135,7 @@ class Pool:
     def _new(self, name: str, resources: Resources) -> Placement:
         remaining = {key: need for key, need in resources.items() if key not in _BUILT_IN}
         actor = (
-            ray.remote(Worker)
+            ray.remote(self._worker)
             .options(
                 name=name,
                 lifetime="detached",

@@ -9,43 +9,21 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
 
 import pytest
 from chaos import CHAOS, account, clock, recoveries_s
 from claimers import live_elsewhen, meddle, reap, sleepwalk, start, submit_to, work
+from crowds import PATIENCE_S, accepted, join, let_leases_run_out, to_do
 from job_table import counts, expire, finish, hold, new_job, states, study, submit, take
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
-import db.engine
-import db.transactions
 from db import jobs
 from db.check import check
 from db.engine import connect
 from db.events import history
 from db.submission import add_in
-from xsweep import SetupError
 
-PATIENCE_S = 800 if CHAOS else 120
 pytestmark = pytest.mark.timeout(900 if CHAOS else 300)
-
-
-def join(processes) -> None:
-    give_up_at = time.monotonic() + PATIENCE_S
-    for process in processes:
-        process.join(max(0.0, give_up_at - time.monotonic()))
-        assert process.exitcode is not None, "still running"
-
-
-def let_leases_run_out(engine: Engine, owner: str) -> None:
-    past = text("UPDATE attempt SET lease_until = 1 WHERE owner = :owner AND outcome IS NULL")
-    db.transactions.transact(engine, lambda c: c.execute(past, {"owner": owner}))
-
-
-def accepted(engine: Engine) -> Counter[str]:
-    """Acceptances by job, from the history."""
-    events = history(engine, latest=1_000_000)
-    return Counter(str(event.job_id) for event in events if event.kind == "accepted")
 
 
 def test_many_processes_claim_every_job_once(url, engine, tell):
@@ -61,27 +39,31 @@ def test_many_processes_claim_every_job_once(url, engine, tell):
 
 
 def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engine, tell):
-    seeds, kills = (range(60), 50) if CHAOS else (range(8), 6)
-    grid = study(seeds=seeds)
-    submit(engine, grid)
+    kills, portion = (50, 20) if CHAOS else (6, 8)
+    seeds = portion
+    submit(engine, study(seeds=range(seeds)))
     chance = random.Random(7)
     alive, dead, started, killed_at = [], [], 0, {}
-    while counts(engine).get("done", 0) < len(grid):
+    while len(killed_at) < kills or counts(engine).get("done", 0) < 2 + 3 * seeds:
         while len(alive) < 3:
             owner = f"worker {started}"
             alive.append((owner, start(work, url, owner, started)))
             started += 1
-        if len(dead) < kills:
-            alive[0][1].join(chance.uniform(0.02, 0.3))
-            alive[0][1].kill()
-            killed_at[alive[0][0]] = clock(engine)
-            reaper = start(reap, url, list(dead))
-            if chance.random() < 0.5:
-                reaper.join(chance.uniform(0, 0.1))
-                reaper.kill()
-            reaper.join(PATIENCE_S)
-        alive[0][1].join(PATIENCE_S)
-        owner, _ = alive.pop(0)
+        owner, victim = alive.pop(0)
+        if len(killed_at) < kills:
+            if to_do(engine) < portion:  # nobody is to be idle before the last kill
+                seeds += portion
+                submit(engine, study(seeds=range(seeds)))
+            victim.join(chance.uniform(0.02, 0.3))
+            if victim.is_alive():
+                victim.kill()
+                killed_at[owner] = clock(engine)
+                reaper = start(reap, url, list(dead))
+                if chance.random() < 0.5:
+                    reaper.join(chance.uniform(0, 0.1))
+                    reaper.kill()
+                reaper.join(PATIENCE_S)
+        victim.join(PATIENCE_S)
         dead.append(owner)
         let_leases_run_out(engine, owner)
         reap(url, dead)
@@ -89,7 +71,7 @@ def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engin
     join(process for _, process in alive)
     times_s = recoveries_s(engine, killed_at)
     tell(account(engine, "workers and reapers, kill -9", len(killed_at), times_s))
-    assert counts(engine) == {"done": len(grid)}
+    assert counts(engine) == {"done": 2 + 3 * seeds}
     assert set(accepted(engine).values()) == {1}
     assert check(engine) == []
 
@@ -197,131 +179,4 @@ def test_a_child_that_is_added_while_its_parent_is_accepted_is_woken(postgresql_
             assert acceptance.is_alive(), "it must wait"
     acceptance.join()
     assert states(engine) == {"parent": "done", "child": "ready"}
-    assert check(engine) == []
-
-
-@pytest.fixture
-def own_server(tmp_path_factory):
-    """A PostgreSQL server that nobody else minds being killed; its URL and how to restart it."""
-    import pgserver
-    from pgserver._commands import pg_ctl
-
-    folder = f"/tmp/xsweep-chaos-{os.getpid()}-{tmp_path_factory.getbasetemp().name}"
-    server = pgserver.get_server(folder, cleanup_mode="delete")
-
-    def control(*arguments: str) -> None:
-        arguments += ("-l", str(server.log))
-        pg_ctl(["-w", "-m", "immediate", *arguments], pgdata=server.pgdata, user=server.system_user)
-
-    yield server.get_uri(), control
-    control("restart")
-    server.cleanup()
-
-
-def test_workers_ride_through_restarts_of_the_server(own_server, tell):
-    url, control = own_server
-    engine = connect(url, create=True)
-    seeds, restarts = (range(160), 8) if CHAOS else (range(25), 2)
-    grid = study(seeds=seeds)
-    done = {"done": len(grid)}
-    submit(engine, grid)
-    crowd = [start(work, url, f"worker {n}", n) for n in range(3)]
-    connected: set[str | None] = set()
-    while len(connected) < len(crowd) and any(process.is_alive() for process in crowd):
-        crowd[0].join(0.01)  # only verbs are patient, opening is not
-        connected = {event.owner for event in history(engine) if event.kind == "claimed"}
-    restarted_s = []
-    for _ in range(restarts):
-        crowd[0].join(0.4)
-        began_s = time.monotonic()
-        control("restart")
-        events = len(history(engine, latest=10**6))
-        while len(history(engine, latest=10**6)) == events and counts(engine) != done:
-            crowd[0].join(0.01)  # until the first of them works again
-        restarted_s.append(time.monotonic() - began_s)
-    join(crowd)
-    assert [process.exitcode for process in crowd] == [0] * len(crowd)
-    # a claim whose answer was lost is held by nobody: its lease ends it
-    for n in range(3):
-        let_leases_run_out(engine, f"worker {n}")
-        reap(url, [f"worker {n}"])
-    work(url, "last", 0)
-    tell(account(engine, "server killed and restarted", restarts, restarted_s))
-    assert counts(engine) == done
-    assert set(accepted(engine).values()) == {1}
-    assert check(engine) == []
-
-
-def test_after_a_restart_of_the_server_the_next_look_at_it_works(own_server):
-    url, control = own_server
-    engine = connect(url, create=True)
-    submit(engine, [new_job("train")])
-    control("restart")
-    assert states(engine) == {"train": "ready"}
-    control("restart")
-    assert take(engine).name == "train"
-
-
-def test_a_server_that_stays_away_is_told_when_patience_ends(own_server, monkeypatch):
-    url, control = own_server
-    engine = connect(url, create=True)
-    submit(engine, [new_job("train")])
-    control("stop")
-    monkeypatch.setattr(db.transactions, "PATIENCE_S", 0.3)
-    for verb in (lambda: take(engine), lambda: jobs.running(engine)):
-        with pytest.raises(SetupError, match="check that the server runs and that XSWEEP_DB"):
-            verb()
-    control("restart")
-    assert take(engine).name == "train"
-
-
-@pytest.fixture
-def line(postgresql_url):
-    """A line to a database that can be cut."""
-    from proxy import Line
-
-    line = Line(postgresql_url)
-    yield line
-    line.close()
-
-
-def test_a_line_that_is_cut_for_a_while_changes_nothing_but_the_time(
-    line, postgresql_url, monkeypatch
-):
-    engine = connect(line.url)
-    submit(engine, [new_job("a"), new_job("b", "a")])
-    claim = take(engine)
-    pair = (claim.job_id, claim.token)
-    line.cut()
-    monkeypatch.setattr(db.transactions, "PATIENCE_S", 0.2)
-    with pytest.raises(SetupError, match="check that the server runs"):
-        jobs.renew(engine, owner="alice", held=[pair], lease_s=600)
-    assert jobs.expired(connect(postgresql_url)) == [], "nobody is dead because we cannot see"
-    line.mend()
-    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=600) == {pair}
-    assert finish(engine, claim)
-    assert states(engine) == {"a": "done", "b": "ready"}
-    assert check(engine) == []
-
-
-def test_an_answer_that_was_lost_with_the_line_is_given_again(line, monkeypatch):
-    engine = connect(line.url)
-    submit(engine, [new_job("a")])
-    claim = take(engine)
-    committed = []
-
-    def cut_after_commit(connection):
-        if not committed:
-            committed.append(connection)
-            raw = connection.connection.driver_connection
-            raw.commit()
-            line.cut()
-            line.mend()
-            raw.execute("SELECT 'the answer'")
-
-    db.engine.event.listen(engine, "commit", cut_after_commit)
-    assert finish(engine, claim)
-    assert committed, "the first answer was lost"
-    assert line.passed == 2
-    assert accepted(engine) == {str(claim.job_id): 1}
     assert check(engine) == []
