@@ -26,6 +26,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.types import TypeEngine
 
 from db.bulk import pieces
 from db.clock import now_s
@@ -151,7 +152,7 @@ _KEEP = insert(Result).values(accepted_at=now_s())
 _ENDED = {"outcome": "done", "ended_at": now_s(), "lease_until": None}
 _DONE = {"state": State.DONE, "ended_at": now_s()}
 _MOVE = update(Job).where(Job.id.in_(bindparam("ids", expanding=True))).values(_DONE)
-_GIVEN = {
+_GIVEN: dict[str, type[TypeEngine[Any]]] = {
     "job_id": BigInteger,
     "token": Integer,
     "folder": Text,
@@ -184,7 +185,7 @@ def _accepting(alone: bool, of_owner: bool) -> Executable:
     so it makes a new plan each time, which takes as long as the rest.
     """
     given: FromClause
-    columns = {**_GIVEN, "detail": Text}
+    columns: dict[str, type[TypeEngine[Any]]] = {**_GIVEN, "detail": Text}
     if alone:
         values = (
             cast(bindparam(_parameter(name), type_=type_), type_).label(name)
