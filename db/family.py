@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    ColumnElement,
     Connection,
     Executable,
     and_,
@@ -63,19 +64,21 @@ def wake_children(connection: Connection, job_ids: Collection[int]) -> list[int]
 
 @cache
 def _waking(dialect: str) -> Executable:
+    fed: ColumnElement[bool]
     if dialect == "postgresql":  # one text, and one plan, for any number
         fed = Edge.parent_id == any_(bindparam("done", type_=ARRAY(BigInteger)))
     else:
         fed = Edge.parent_id.in_(bindparam("done", expanding=True))
-    edges = select(func.count()).where(fed, Edge.child_id == Job.id).scalar_subquery()
-    missing = Job.missing_parents - edges
-    ready = case((and_(Job.state == State.WAITING, missing == 0), State.READY), else_=Job.state)
-    waiting = select(Edge.child_id).where(fed)
+    # counted once for all: looked up for each child, a parent of n children would cost n * n steps
+    counts = select(Edge.child_id.label("id"), func.count().label("edges")).where(fed)
+    news = counts.group_by(Edge.child_id).subquery("news")
     if dialect == "postgresql":
         # held in ascending order first, see `lock`
-        held = select(Job.id).where(Job.id.in_(waiting)).order_by(Job.id).with_for_update()
-        waiting = select(held.cte("held").c.id)
-    counted = update(Job).where(Job.id.in_(waiting)).values(missing_parents=missing, state=ready)
+        held = select(Job.id, news.c.edges).join(news, news.c.id == Job.id)
+        news = held.order_by(Job.id).with_for_update(of=Job).cte("held")
+    missing = Job.missing_parents - news.c.edges
+    ready = case((and_(Job.state == State.WAITING, missing == 0), State.READY), else_=Job.state)
+    counted = update(Job).where(Job.id == news.c.id).values(missing_parents=missing, state=ready)
     return counted.returning(Job.id, Job.state)
 
 

@@ -17,6 +17,7 @@ from job_table import (
 
 from db import jobs
 from db.check import check
+from db.engine import connect
 from db.events import history
 from db.results import load_cells
 from db.states import RETRIES, backoff_s
@@ -221,3 +222,21 @@ def test_waits_double_up_to_their_limit_with_jitter_below():
         waits = [backoff_s("INFRA", failures) for _ in range(200)]
         assert longest_s / 2 <= min(waits) < max(waits) <= longest_s
     assert backoff_s("OOM_GPU", 3) == 0
+
+
+def test_a_parent_of_many_children_is_accepted_in_steps_as_many_as_these(tmp_path):
+    """SQLite counts its own steps: four times the children take four times the steps."""
+
+    def steps(children: int) -> int:
+        engine = connect(f"sqlite:///{tmp_path}/{children}.db", create=True)
+        submit(engine, [new_job("parent"), *(new_job(f"c {n}", "parent") for n in range(children))])
+        counted: list[None] = []
+        claim = take(engine)
+        with engine.connect() as connection:
+            raw = connection.connection.driver_connection
+            raw.set_progress_handler(lambda: counted.append(None), 100)
+        assert finish(engine, claim)
+        engine.dispose()
+        return len(counted)
+
+    assert steps(1_200) < 5 * steps(300)
