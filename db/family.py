@@ -10,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Executable,
+    FromClause,
     and_,
     any_,
     bindparam,
@@ -71,7 +72,7 @@ def _waking(dialect: str) -> Executable:
         fed = Edge.parent_id.in_(bindparam("done", expanding=True))
     # counted once for all: looked up for each child, a parent of n children would cost n * n steps
     counts = select(Edge.child_id.label("id"), func.count().label("edges")).where(fed)
-    news = counts.group_by(Edge.child_id).subquery("news")
+    news: FromClause = counts.group_by(Edge.child_id).subquery("news")
     if dialect == "postgresql":
         # held in ascending order first, see `lock`
         held = select(Job.id, news.c.edges).join(news, news.c.id == Job.id)
