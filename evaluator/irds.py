@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ from evaluator.trec import Qrels, Run, sort_docs
 from xsweep import DataError
 
 _user_home = os.environ.get("IR_DATASETS_HOME")
+_mirrored: dict[Path, tuple[tuple[str, int], ...]] = {}
+"""Mirrors that this process has made, and the times of the folders then."""
 
 
 def load(spec: IrdsSpec) -> Collection:
@@ -114,14 +117,27 @@ def _mirror(home: Path) -> Path:
     places = os.environ.get("XSWEEP_HOME") or Path(tempfile.gettempdir(), f"xsweep-{os.getuid()}")
     digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
     mirror = Path(places).absolute() / "ir_datasets" / digest
-    for source in home.rglob("*"):
-        link = mirror / source.relative_to(home)
-        if source.is_dir() or link.exists():
-            continue
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if source.name == "irds_version.txt":  # rewritten in place by newer versions
-            shutil.copyfile(source, link)
-        else:
-            link.unlink(missing_ok=True)
-            link.symlink_to(source)
+    # Through links to folders, too: that is how licensed corpora are put into place.
+    folders = list(os.walk(home, followlinks=True))
+    # A folder's time changes with what is in it: thousands of links need no second look.
+    state = tuple((path, os.stat(path).st_mtime_ns) for path, _, _ in folders)
+    if _mirrored.get(mirror) == state and mirror.is_dir():
+        return mirror
+    for folder, _, names in folders:
+        for name in names:
+            _link(Path(folder, name), mirror / Path(folder).relative_to(home) / name)
+    _mirrored[mirror] = state
     return mirror
+
+
+def _link(source: Path, link: Path) -> None:
+    """A link to a file, unless it is there; others may make the same one at this moment."""
+    if link.exists():
+        return
+    link.parent.mkdir(parents=True, exist_ok=True)
+    draft = link.with_name(f".{link.name}.{os.getpid()}.{threading.get_ident()}")
+    if source.name == "irds_version.txt":  # rewritten in place by newer versions
+        shutil.copyfile(source, draft)
+    else:
+        draft.symlink_to(source)
+    draft.replace(link)

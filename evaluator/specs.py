@@ -202,6 +202,8 @@ class CandidatesSpec(Spec):
     collection: CollectionSpec
     first_stage: FirstStageSpec = Bm25Spec()
     depth: int = Field(default=100, ge=1)
+    rehearsal: bool = False
+    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
 
 
 class TokensSpec(Spec):
@@ -211,6 +213,8 @@ class TokensSpec(Spec):
     documents: CollectionSpec
     tokenizer: ModelSpec
     max_tokens: int = Field(default=512, ge=1)
+    rehearsal: bool = False
+    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
 
 
 PrepareSpec = Annotated[CandidatesSpec | TokensSpec, Field(discriminator="type")]
@@ -231,6 +235,8 @@ class ScoringSpec(Spec):
     """Windows of `document_tokens` that are scored of a long document; the best one counts."""
     passage_overlap_tokens: int = Field(default=0, ge=0)
     """Tokens that two neighbouring windows share."""
+    rehearsal: bool = False
+    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
 
     @model_validator(mode="after")
     def _windows_advance(self) -> "ScoringSpec":

@@ -150,7 +150,9 @@ class Controller:
                 unique = f"{claim.name} #{claim.job_id}.{claim.token}"
                 if missing := self.pool.never_fits(resources):
                     self._fail(claim, "CONFIG", missing)
-                elif placement := self.pool.take(claim.kind, unique, resources):
+                elif placement := self.pool.take(
+                    unique, resources, alone=runs_alone(claim.kind, claim.spec, resources)
+                ):
                     placed.append((claim, placement))
                     self._usual = resources
                 else:
@@ -235,8 +237,8 @@ class Controller:
             else:
                 self._fail(job, outcome["failure"] or "UNKNOWN", outcome["reason"] or "")
             self.assigned.remove(assignment)
-            # A training leaves memory and process groups behind; its worker is not used again.
-            self.pool.give_back(assignment.placement, reusable=lives and job.kind != "train")
+            placement = assignment.placement
+            self.pool.give_back(placement, reusable=lives and placement.shared)
 
     def _outcome(self, assignment: Assignment) -> tuple[Outcome, bool]:
         """How the attempt ended, and whether its worker lives."""

@@ -313,6 +313,9 @@ class Grid(Spec):
     """The sweep's; submitting the same name again extends it."""
     description: str = ""
     """For people."""
+    rehearsal: bool = False
+    """Run every job with a tiny random model on small generated data, to see that all parts work;
+    such results carry the word in name, identity and reports, and never mix with real ones."""
     collections: dict[str, Collection] = Field(default={})
     """Of the user's own, by name."""
     ir_datasets_home: str | None = None

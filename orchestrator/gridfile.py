@@ -12,7 +12,7 @@ from xsweep import ConfigError
 
 _SWITCHES = {
     name
-    for block in (Teacher, FirstStage, TrainingSettings)
+    for block in (Grid, Teacher, FirstStage, TrainingSettings)
     for name, field in block.model_fields.items()
     if field.annotation is bool
 }

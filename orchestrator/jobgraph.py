@@ -32,8 +32,8 @@ NO_PARENTS: Mapping[str, str] = {}
 class JobGraph:
     """Collects jobs, parents before children."""
 
-    def __init__(self, needs: Mapping[Kind, Need]) -> None:
-        self.needs = needs
+    def __init__(self, needs: Mapping[Kind, Need], *, rehearsal: bool = False) -> None:
+        self.needs, self.rehearsal = needs, rehearsal
         self.jobs: dict[str, NewJob] = {}
 
     def add(
@@ -55,6 +55,10 @@ class JobGraph:
         `needs` names the kind whose resources it reserves, where that is not its own.
         `same_as` stands for the spec in the identity where specs differ in what does not matter.
         """
+        if self.rehearsal:
+            spec = spec.model_copy(update={"rehearsal": True})
+            same_as = same_as and same_as.model_copy(update={"rehearsal": True})
+            labels = {**(labels or {}), "rehearsal": True}
         key = identity(kind, same_as or spec, parents)
         if key not in self.jobs:
             self.jobs[key] = NewJob(

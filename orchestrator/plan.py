@@ -49,6 +49,7 @@ class Plan:
     left_out: tuple[LeftOut, ...]
     absent: Mapping[str, str] = field(default_factory=dict)
     """Files without which the jobs cannot be stored, and what they are."""
+    rehearsal: bool = False
 
     @property
     def kinds(self) -> dict[str, int]:
@@ -63,7 +64,14 @@ def plan_grid(path: Path, settings: Settings) -> Plan:
     file that cannot be read.
     """
     grid, file = read_grid(path, settings.data_home)
-    refs = References(grid, file, settings.data_home)
+    own_folders = []
+    if grid.rehearsal:
+        from orchestrator.rehearsal.grid import rehearsed
+        from orchestrator.store import open_store
+
+        own_folders.append(open_store(settings.store) / "rehearsal")
+        grid = rehearsed(grid, own_folders[0])
+    refs = References(grid, file, settings.data_home, own_folders)
     check_names(refs)
     pins = Pins(settings.home / "checksums.json")
     planned = _Planner(refs, pins).plan()
@@ -76,14 +84,14 @@ class _Planner:
 
     def __init__(self, refs: References, pins: Pins) -> None:
         self.refs, self.grid = refs, refs.grid
-        self.graph = JobGraph(self.grid.resources)
+        self.graph = JobGraph(self.grid.resources, rehearsal=self.grid.rehearsal)
         self.shared = Shared(refs, pins, self.graph)
         self.objectives = Objectives(refs)
         self.cells, self.left_out = select_cells(self.grid, refs.source, self.objectives)
         layers = Layers(self.grid, refs.source)
         self.steps = {
             cell: [
-                (step, layers.of(cell, step))
+                (step, self._settings(layers.of(cell, step)))
                 for step in self.objectives.steps(cell.objective, cell.teacher)
             ]
             for cell in self.cells
@@ -101,6 +109,13 @@ class _Planner:
             backbone.name: self._backbone(place)
             for place, backbone in enumerate(self.grid.backbones)
         }
+
+    def _settings(self, settings: TrainingSettings) -> TrainingSettings:
+        if not self.grid.rehearsal:
+            return settings
+        from orchestrator.rehearsal.grid import shortened
+
+        return shortened(settings)
 
     def _backbone(self, place: int) -> tuple[ModelSpec, ModelSpec]:
         """A pinned backbone, and its tokenizer: the same for backbones cut to fewer layers."""
@@ -127,6 +142,7 @@ class _Planner:
             cells=tuple(trained.values()),
             left_out=tuple(self.left_out),
             absent=self.refs.absent,
+            rehearsal=self.grid.rehearsal,
         )
 
     def _train(self, cell: Cell) -> str:

@@ -15,6 +15,9 @@ IDLE_S = 3.0
 ANSWER_S = 2.0
 """How long to wait for the answer to a status question; silence is not death."""
 
+SHARED = "worker "
+"""How the names of warm workers begin."""
+
 Resources = dict[str, float]
 
 
@@ -27,6 +30,11 @@ class Placement:
     resources: Resources
     idle_since_s: float | None = None
 
+    @property
+    def shared(self) -> bool:
+        """Whether it takes one job after the other; else it is named as its only one."""
+        return self.name.startswith(SHARED)
+
 
 class Pool:
     """The workers of one controller; an evaluation's worker is kept warm for the next one."""
@@ -35,9 +43,12 @@ class Pool:
         self._worker = worker
         self._placements: dict[str, Placement] = {}
 
-    def take(self, kind: str, name: str, resources: Resources) -> Placement | None:
-        """A worker for the job: a warm one, else a new one; None while its resources are taken."""
-        if kind != "train":
+    def take(self, name: str, resources: Resources, *, alone: bool) -> Placement | None:
+        """A worker for the job: a warm one, else a new one; None while its resources are taken.
+
+        A job that runs `alone` gets a new process under its name, which ends with it.
+        """
+        if not alone:
             for placement in self._idle():
                 if placement.resources == resources:
                     placement.idle_since_s = None
@@ -47,7 +58,7 @@ class Pool:
                 self.kill(placement)
             if not self._fits(resources):
                 return None
-        return self._new(name if kind == "train" else f"worker {uuid.uuid4().hex[:8]}", resources)
+        return self._new(name if alone else f"{SHARED}{uuid.uuid4().hex[:8]}", resources)
 
     def give_back(self, placement: Placement, *, reusable: bool) -> None:
         """The worker has ended its job: keep it warm or free its resources."""
@@ -151,6 +162,13 @@ class Pool:
             .remote(resources.get("GPU", 0))
         )
         return self.adopt(name, actor, resources)
+
+
+def runs_alone(kind: str, spec: Mapping[str, Any], resources: Resources) -> bool:
+    """Whether a job needs a process of its own: trainings do, which leave memory and process
+    groups behind, unless they are plain ones on a CPU."""
+    plain = spec.get("optimisation", {}).get("engine") == "plain"
+    return kind == "train" and not (plain and not resources.get("GPU"))
 
 
 _BUILT_IN = {"CPU", "GPU", "memory"}

@@ -1,7 +1,7 @@
 """What the names and paths in a grid file stand for, as specs; nothing is read but the grid."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -40,10 +40,17 @@ TRAINING_DEPTH = 100
 class References:
     """Gives a grid's names their meaning; every method raises ConfigError at the name's place."""
 
-    def __init__(self, grid: Grid, file: YamlFile, data_home: Path | None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        file: YamlFile,
+        data_home: Path | None,
+        own_folders: Sequence[Path] = (),
+    ) -> None:
+        """`own_folders` are further places that the grid's paths may lead to."""
         self.grid, self.source = grid, file
         self.folder = _absolute(file.path).parent
-        self.allowed = [self.folder, Path.cwd(), *([data_home] if data_home else [])]
+        self.allowed = [self.folder, Path.cwd(), *own_folders, *([data_home] if data_home else [])]
         self.absent: dict[str, str] = {}
         """Files that must be there before jobs can be stored, and what they are."""
 

@@ -274,6 +274,8 @@ class TrainSpec(Spec):
     continues: bool = False
     """Start from the model that an earlier stage left in the input `start`, head and all; the
     backbone then says which one it was trained from."""
+    rehearsal: bool = False
+    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
 
     @model_validator(mode="after")
     def _teacher_feeds_objective(self) -> Self:

@@ -89,6 +89,9 @@ def show_forecast(
     settings: "Settings", planned: "Plan", gpus: int | None = None, gpu_type: str = "H100"
 ) -> None:
     """Data to fetch, disk, GPU memory, device hours and wall time, and what sharing saves."""
+    if planned.rehearsal:
+        typer.echo("A rehearsal: models and data are tiny and generated, so nothing is forecast.")
+        return
     from orchestrator.estimate.devices import CPU_CORE, GPUS
     from orchestrator.estimate.forecast import forecast
     from orchestrator.yamlfile import nearest

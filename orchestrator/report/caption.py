@@ -27,6 +27,10 @@ CORRECTIONS = {
 }
 DETAILED_UP_TO = 4
 """Conclusions give figures for so many pairs of column and baseline, else counts of columns."""
+REHEARSAL = (
+    "A rehearsal: tiny random models on small generated data. These figures say that every job ran, "
+    "and nothing about any model."
+)
 VERDICTS = {"better": "better", "worse": "worse", "same": "not told apart"}
 
 
@@ -57,7 +61,8 @@ def title(report: Report) -> str:
     places = list(dict.fromkeys(column.place for column in report.table.columns))
     kind = "suite" if any(len(column.collections) > 1 for column in report.table.columns) else ""
     where = places[0] if len(places) == 1 else f"{len(places)} {kind or 'collection'}s"
-    return f"{report.sweep}: {listed(measures)} on {where}"
+    mark = "REHEARSAL, " if report.rehearsal else ""
+    return f"{mark}{report.sweep}: {listed(measures)} on {where}"
 
 
 def caption(report: Report, style: Style) -> list[str]:
@@ -65,6 +70,7 @@ def caption(report: Report, style: Style) -> list[str]:
     return [
         paragraph
         for paragraph in (
+            REHEARSAL if report.rehearsal else "",
             _what(report),
             _spread(report),
             _ranks(report, style),

@@ -21,12 +21,13 @@ def render_json(report: Report) -> str:
     `teacher`), the column (`measure`, and `collection` or `suite`), `mean`, `std` over seeds,
     `rank` (1, 2), `queries`, `planned_seeds`, `seeds` ({seed, mean}), `unfinished` (state -> seeds)
     and `comparisons` ({baseline, difference, effect_size_d, p, p_corrected, verdict}). Beside it
-    stand `sweep`, `by`, `best`, `pairs`, `where`, `test`, `correction`, `alpha`, the number of
+    stand `sweep`, `rehearsal` (true for one, else left out), `by`, `best`, `pairs`, `where`, `test`, `correction`, `alpha`, the number of
     `comparisons`, `baselines`, `caption` (sentences) and `sections` ({title, heads, lines, note}).
     """
     document = {
         "schema": SCHEMA,
         "sweep": report.sweep,
+        **({"rehearsal": True} if report.rehearsal else {}),
         "by": report.by,
         "best": report.best,
         "pairs": report.pairs,
@@ -50,7 +51,7 @@ def render_csv(report: Report) -> str:
     """Tidy lines: a place without comparison has one line, else one for each baseline."""
     lines = []
     for row, place, compared in _places(report):
-        flat = _row(row) | place
+        flat = ({"rehearsal": True} if report.rehearsal else {}) | _row(row) | place
         flat["seeds"] = " ".join(f"{each['seed']}:{each['mean']!r}" for each in place["seeds"])
         flat["unfinished"] = " ".join(f"{n} {state}" for state, n in place["unfinished"].items())
         lines += [flat | each for each in compared or [{}]]

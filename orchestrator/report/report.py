@@ -68,6 +68,11 @@ class Report:
     rankings: "tuple[Ranking, ...]" = ()
     """What the critical-difference diagrams draw."""
 
+    @property
+    def rehearsal(self) -> bool:
+        """Whether these are figures of tiny random models; cells of both kinds never meet."""
+        return any(cell.labels.get("rehearsal") for cell in self.cells)
+
     @cached_property
     def ranks(self) -> dict[tuple[Row, Column], int]:
         """1 for every row with the best value as printed, 2 for the next value's rows.

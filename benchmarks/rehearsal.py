@@ -1,0 +1,325 @@
+"""The study's whole DAG on this machine, with faults: every job real, every model and text tiny.
+
+    python benchmarks/rehearsal.py [--database postgresql] [--backbones 9] [--objectives 6]
+                                   [--seeds 3] [--fault-every-s 60] [--fault-seed 1]
+
+Submits sweeps/rehearsal.yaml (or a part of it) to a job table of its own and runs it with the
+project's own controller on a local Ray cluster, while processes are killed with SIGKILL at random
+times: workers in the middle of their jobs, the controller, and, with PostgreSQL, the server as in
+a crash. It ends with the tables of all cells in the folder `reports/rehearsal`, and fails unless
+every job is done, each has one accepted result, no cell is empty and `xsweep db check` finds the
+invariants kept. Run again, it goes on with what is missing.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # run as a file, as any benchmark
+
+
+@dataclass
+class Place:
+    """Where this rehearsal lives, and how its commands are called."""
+
+    home: Path
+    database: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def command(self, *arguments: str) -> list[str]:
+        """`xsweep` of this source tree."""
+        return [sys.executable, "-m", "orchestrator", *arguments]
+
+    def xsweep(self, *arguments: str) -> str:
+        """The output of a command that must succeed."""
+        done = subprocess.run(
+            self.command(*arguments),
+            env=self.environment,
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        if done.returncode:
+            raise SystemExit(
+                f"xsweep {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}"
+            )
+        return done.stdout
+
+    def start(self) -> subprocess.Popen:
+        """A controller, its output added to the log."""
+        with (self.home / "controller.log").open("a") as log:
+            return subprocess.Popen(
+                self.command("run"), env=self.environment, cwd=ROOT, stdout=log, stderr=log
+            )
+
+
+def slice_of_the_grid(
+    folder: Path, backbones: int, objectives: int, seeds: int
+) -> tuple[Path, int]:
+    """A grid file with the first so many of each, and how many of its 54 kinds of cells it keeps."""
+    from orchestrator.gridfile import read_grid
+
+    whole, _ = read_grid(ROOT / "sweeps" / "rehearsal.yaml", folder)
+    names = {
+        "backbone": [each.name for each in whole.backbones],
+        "objective": list(whole.objectives),
+        "seed": list(whole.seeds),
+    }
+    kept = {"backbone": backbones, "objective": objectives, "seed": seeds}
+    left_out = [
+        f"  - {{{axis}: {json.dumps(names[axis][kept[axis] :])}}}"
+        for axis in names
+        if names[axis][kept[axis] :]
+    ]
+    if not left_out:
+        return ROOT / "sweeps" / "rehearsal.yaml", len(names["backbone"]) * len(names["objective"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("full_grid.yaml", "rehearsal.yaml"):
+        shutil.copyfile(ROOT / "sweeps" / name, folder / name)
+    grid = folder / "slice.yaml"
+    text = ["extends: rehearsal.yaml", "name: slice-rehearsal", "exclude:", *left_out]
+    grid.write_text("\n".join(text) + "\n")
+    return grid, min(backbones, 9) * min(objectives, 6)
+
+
+class Faults:
+    """Kills something of a place at random times; how often it hit is in `counts`."""
+
+    def __init__(
+        self, place: Place, every_s: float, seed: int, restart_database: Callable[[], None] | None
+    ) -> None:
+        self.place, self.every_s = place, every_s
+        self.random = random.Random(seed)  # noqa: S311 - it picks victims, not secrets
+        self.restart_database = restart_database
+        self.counts: Counter[str] = Counter()
+        self.next_s = time.monotonic() + self._pause_s()
+
+    def _pause_s(self) -> float:
+        # Not before the cluster is up and something runs.
+        return 10 + self.random.expovariate(1 / max(1.0, self.every_s - 10))
+
+    def strike(self, controller: subprocess.Popen) -> None:
+        """Does what is due."""
+        if not self.every_s or time.monotonic() < self.next_s:
+            return
+        self.next_s = time.monotonic() + self._pause_s()
+        kinds = ["worker", "worker", "controller"]
+        if self.restart_database:
+            kinds.append("database")
+        kind = self.random.choice(kinds)
+        if kind == "controller":
+            controller.kill()
+        elif kind == "database":
+            assert self.restart_database
+            self.restart_database()
+        else:
+            workers = list(self._workers())
+            if not workers:
+                return
+            workers[self.random.randrange(len(workers))].kill()
+        self.counts[kind] += 1
+        print(f"{time.strftime('%H:%M:%S')} killed: {kind}", flush=True)
+
+    def _workers(self) -> Iterator[psutil.Process]:
+        from orchestrator.cluster import running_local
+
+        cluster = running_local(self.place.home)
+        if cluster is None:
+            return
+        for process in psutil.Process(cluster.pid).children(recursive=True):
+            try:
+                if process.cmdline()[:1] == ["ray::Worker"] or process.name() == "ray::Worker":
+                    yield process
+            except (psutil.Error, IndexError):
+                continue
+
+
+@contextmanager
+def database(kind: str, home: Path) -> Iterator[tuple[str, Callable[[], None] | None]]:
+    """URL of a job table's database, and what restarts its server as after a crash."""
+    if kind == "sqlite":
+        yield f"sqlite:///{home / 'xsweep.db'}", None
+        return
+    import pgserver
+    from pgserver._commands import pg_ctl
+
+    # The path of its socket may have no more than 100 letters.
+    folder = Path("/tmp") / f"xsweep-rehearsal-{os.getuid()}"  # noqa: S108
+    server = pgserver.get_server(folder, cleanup_mode="stop")
+
+    def restart() -> None:
+        where = {"pgdata": server.pgdata, "user": server.system_user}
+        log = ["-l", str(folder / "restarted.log")]
+        pg_ctl(["-w", "-m", "immediate", *log, "restart"], **where)
+
+    try:
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://"), restart
+    finally:
+        server.cleanup()
+
+
+def run(place: Place, faults: Faults) -> float:
+    """Runs the sweep to its end whatever is killed; the seconds that it took."""
+    began_s = time.monotonic()
+    controller = place.start()
+    try:
+        while True:
+            code = controller.poll()
+            if code is None:
+                faults.strike(controller)
+                time.sleep(0.5)
+            elif code == -signal.SIGKILL or code == 3:  # killed, or its database was away
+                controller = place.start()
+            else:
+                break
+    finally:
+        if controller.poll() is None:
+            controller.terminate()
+            controller.wait()
+    return time.monotonic() - began_s
+
+
+def account(place: Place, sweep: str, cells: int) -> list[str]:
+    """What became of the jobs, as lines; raises SystemExit where something is lost or doubled."""
+    from sqlalchemy import func, select
+
+    from db.check import check
+    from db.engine import connect
+    from db.events import history
+    from db.schema import Attempt, Job, Result
+    from db.transactions import read
+
+    engine = connect(place.database)
+    states = Counter(
+        read(
+            engine,
+            lambda c: dict(
+                c.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all()
+            ),
+        )
+    )
+    kinds = read(
+        engine,
+        lambda c: dict(c.execute(select(Job.kind, func.count()).group_by(Job.kind)).tuples().all()),
+    )
+    outcomes = read(
+        engine,
+        lambda c: dict(
+            c.execute(select(Attempt.outcome, func.count()).group_by(Attempt.outcome))
+            .tuples()
+            .all()
+        ),
+    )
+    results = read(engine, lambda c: c.scalar(select(func.count()).select_from(Result))) or 0
+    accepted = Counter(e.job_id for e in history(engine, latest=10**7) if e.kind == "accepted")
+    broken = check(engine)
+    engine.dispose()
+    report = json.loads(place.xsweep("report", sweep, "--format", "json"))
+    rows = {each["name"] for each in report["places"] if each["system"] == "run"}
+    columns = {each["collection"] for each in report["places"]}
+    filled = [
+        each for each in report["places"] if each["mean"] is not None and not each["unfinished"]
+    ]
+    expected = (len(rows) + 1) * len(columns)
+    lost = sum(states.values()) - states["done"]
+    doubled = sum(accepted.values()) - len(accepted)
+    lines = [
+        f"jobs      {sum(states.values()):,}: "
+        + ", ".join(f"{n:,} {k}" for k, n in sorted(kinds.items())),
+        f"attempts  {sum(outcomes.values()):,}: "
+        + ", ".join(f"{n:,} {o}" for o, n in sorted(outcomes.items())),
+        f"lost      {lost}",
+        f"doubled   {doubled} ({results:,} results, {len(accepted):,} accepted)",
+        f"cells     {len(rows)} rows × {len(columns)} collections, {len(filled)} of {expected} places filled",
+        f"db check  {'invariants kept' if not broken else broken}",
+    ]
+    if (
+        lost
+        or doubled
+        or broken
+        or results != states["done"]
+        or len(filled) != expected
+        or len(rows) != cells
+    ):
+        raise SystemExit("\n".join([*lines, "THE REHEARSAL FAILED"]))
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Rehearses, accounts for every job and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--home", type=Path, help="default: .xsweep-rehearsal/DATABASE")
+    parser.add_argument("--backbones", type=int, default=9)
+    parser.add_argument("--objectives", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--fault-every-s", type=float, default=60.0, help="mean; 0 for none")
+    parser.add_argument("--fault-seed", type=int, default=1)
+    parser.add_argument("--reports", type=Path, default=ROOT / "reports" / "rehearsal")
+    options = parser.parse_args(arguments)
+    home = (options.home or Path(".xsweep-rehearsal") / options.database).absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    grid, cells = slice_of_the_grid(
+        home / "grid", options.backbones, options.objectives, options.seeds
+    )
+    with database(options.database, home) as (url, restart):
+        place = Place(home, url)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("XSWEEP_", "RAY_"))}
+        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+        place.environment = inherited | {
+            "XSWEEP_HOME": str(home),
+            "XSWEEP_DB": url,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            # Two workers on matrices this small: more threads only wait for each other.
+            "OMP_NUM_THREADS": "1",
+        }
+        began_s = time.monotonic()
+        print(
+            place.xsweep("submit", str(grid), "--no-start", "--data-home", str(home)).splitlines()[
+                0
+            ]
+        )
+        submitted_s = time.monotonic() - began_s
+        faults = Faults(place, options.fault_every_s, options.fault_seed, restart)
+        took_s = run(place, faults)
+        sweep = "rehearsal" if grid.name == "rehearsal.yaml" else "slice-rehearsal"
+        lines = account(place, sweep, cells)
+        options.reports.mkdir(parents=True, exist_ok=True)
+        for format, ending in (("latex", "tex"), ("text", "txt")):
+            further = ["--standalone"] if format == "latex" else []
+            out = options.reports / f"{options.database}.{ending}"
+            place.xsweep("report", sweep, "--format", format, *further, "-o", str(out))
+        jobs = int(lines[0].split()[1].strip(":").replace(",", ""))
+        killed = (
+            ", ".join(f"{n} × {kind}" for kind, n in sorted(faults.counts.items())) or "nothing"
+        )
+        lines = [
+            f"rehearsal on {options.database}, {len(os.sched_getaffinity(0))} cores",
+            f"time      submitted in {submitted_s:.0f} s, run in {took_s:.0f} s, "
+            f"{took_s / jobs:.2f} s per job",
+            f"killed    {killed}",
+            *lines,
+            f"tables    {options.reports}/{options.database}.tex and .txt",
+        ]
+        text = "\n".join(lines) + "\n"
+        (options.reports / f"{options.database}-summary.txt").write_text(text)
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
