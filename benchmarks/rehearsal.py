@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,9 +55,8 @@ class Place:
             stderr=subprocess.STDOUT,
         )
         if done.returncode:
-            raise SystemExit(
-                f"xsweep {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}"
-            )
+            called = f"xsweep {' '.join(arguments)}"
+            raise SystemExit(f"{called} ended with {done.returncode}:\n{done.stdout}")
         return done.stdout
 
     def start(self) -> subprocess.Popen:
@@ -71,7 +70,7 @@ class Place:
 def slice_of_the_grid(
     folder: Path, backbones: int, objectives: int, seeds: int
 ) -> tuple[Path, int]:
-    """A grid file with the first so many of each, and how many of its 54 kinds of cells it keeps."""
+    """A grid file with the first so many of each, and how many of the table's 54 rows it keeps."""
     from orchestrator.gridfile import read_grid
 
     whole, _ = read_grid(ROOT / "sweeps" / "rehearsal.yaml", folder)
@@ -230,34 +229,30 @@ def account(place: Place, sweep: str, cells: int) -> list[str]:
     broken = check(engine)
     engine.dispose()
     report = json.loads(place.xsweep("report", sweep, "--format", "json"))
-    rows = {each["name"] for each in report["places"] if each["system"] == "run"}
-    columns = {each["collection"] for each in report["places"]}
-    filled = [
-        each for each in report["places"] if each["mean"] is not None and not each["unfinished"]
-    ]
+    places = report["places"]
+    rows = {each["name"] for each in places if each["system"] == "run"}
+    columns = {each["collection"] for each in places}
+    filled = sum(each["mean"] is not None and not each["unfinished"] for each in places)
     expected = (len(rows) + 1) * len(columns)
-    lost = sum(states.values()) - states["done"]
-    doubled = sum(accepted.values()) - len(accepted)
+    total = sum(states.values())
+    lost, doubled = total - states["done"], sum(accepted.values()) - len(accepted)
     lines = [
-        f"jobs      {sum(states.values()):,}: "
-        + ", ".join(f"{n:,} {k}" for k, n in sorted(kinds.items())),
-        f"attempts  {sum(outcomes.values()):,}: "
-        + ", ".join(f"{n:,} {o}" for o, n in sorted(outcomes.items())),
+        f"jobs      {total:,}: {_counted(kinds)}",
+        f"attempts  {sum(outcomes.values()):,}: {_counted(outcomes)}",
         f"lost      {lost}",
         f"doubled   {doubled} ({results:,} results, {len(accepted):,} accepted)",
-        f"cells     {len(rows)} rows × {len(columns)} collections, {len(filled)} of {expected} places filled",
-        f"db check  {'invariants kept' if not broken else broken}",
+        f"cells     {len(rows)} rows × {len(columns)} collections and the first stage: "
+        f"{filled} of {expected} places filled",
+        f"db check  {broken or 'invariants kept'}",
     ]
-    if (
-        lost
-        or doubled
-        or broken
-        or results != states["done"]
-        or len(filled) != expected
-        or len(rows) != cells
-    ):
+    wrong = lost or doubled or broken or results != states["done"]
+    if wrong or filled != expected or len(rows) != cells:
         raise SystemExit("\n".join([*lines, "THE REHEARSAL FAILED"]))
     return lines
+
+
+def _counted(of: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in sorted(of.items()))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -289,11 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "OMP_NUM_THREADS": "1",
         }
         began_s = time.monotonic()
-        print(
-            place.xsweep("submit", str(grid), "--no-start", "--data-home", str(home)).splitlines()[
-                0
-            ]
-        )
+        said = place.xsweep("submit", str(grid), "--no-start", "--data-home", str(home))
+        print(said.splitlines()[0], flush=True)
         submitted_s = time.monotonic() - began_s
         faults = Faults(place, options.fault_every_s, options.fault_seed, restart)
         took_s = run(place, faults)
@@ -305,9 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out = options.reports / f"{options.database}.{ending}"
             place.xsweep("report", sweep, "--format", format, *further, "-o", str(out))
         jobs = int(lines[0].split()[1].strip(":").replace(",", ""))
-        killed = (
-            ", ".join(f"{n} × {kind}" for kind, n in sorted(faults.counts.items())) or "nothing"
-        )
+        killed = _counted(faults.counts) or "nothing"
         lines = [
             f"rehearsal on {options.database}, {len(os.sched_getaffinity(0))} cores",
             f"time      submitted in {submitted_s:.0f} s, run in {took_s:.0f} s, "

@@ -6,6 +6,7 @@ Read from the list that ir_datasets carries, so that asking needs no network.
 import json
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,8 +94,13 @@ def fetch(spec: IrdsSpec) -> int:
     return sum(1 for _ in load(spec).documents())
 
 
+@cache
+def _downloads() -> Mapping[str, Any]:
+    return json.loads(files("ir_datasets").joinpath("etc/downloads.json").read_text())
+
+
 def _listed(family: str, dataset: str) -> Mapping[str, Any]:
-    listed = json.loads(files("ir_datasets").joinpath("etc/downloads.json").read_text())
+    listed = _downloads()
     if family not in listed:
         raise DataError(f"ir_datasets lists no files of {dataset!r}")
     return listed[family]

@@ -120,7 +120,7 @@ def _mirror(home: Path) -> Path:
     # Through links to folders, too: that is how licensed corpora are put into place.
     folders = list(os.walk(home, followlinks=True))
     # A folder's time changes with what is in it: thousands of links need no second look.
-    state = tuple((path, os.stat(path).st_mtime_ns) for path, _, _ in folders)
+    state = tuple((path, Path(path).stat().st_mtime_ns) for path, _, _ in folders)
     if _mirrored.get(mirror) == state and mirror.is_dir():
         return mirror
     for folder, _, names in folders:

@@ -6,7 +6,7 @@ that differ only beyond it tie; `read_run` rounds to float32 for the same order.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Literal
@@ -42,6 +42,32 @@ def read_run(path: Path | str, order: Literal["score", "rank"] = "score") -> Run
     by_rank = order == "rank"
     run: Run = {}
     taken_ranks: dict[str, set[float]] = {}
+    for number, query_id, doc_id, value in run_lines(path, order):
+        docs = run.setdefault(query_id, {})
+        if doc_id in docs:
+            raise twice(path, number, query_id, doc_id)
+        if by_rank:
+            ranks = taken_ranks.setdefault(query_id, set())
+            if value in ranks:
+                raise twice(path, number, query_id, rank=-value)
+            ranks.add(value)
+        docs[doc_id] = value
+    if not by_rank:
+        return {query_id: dict(sort_docs(docs)) for query_id, docs in run.items()}
+    return {query_id: scores_from_order(sort_docs(docs)) for query_id, docs in run.items()}
+
+
+def run_lines(
+    path: Path, order: Literal["score", "rank"] = "score"
+) -> Iterator[tuple[int, str, str, float]]:
+    """(line, query id, document id, value) of a run's lines, as they come.
+
+    The value is the score as float32 or, with order="rank", the negated rank. Raises DataError as
+    `read_run` does, but for what occurs twice.
+    """
+    column, kind = ("rank", "a whole number") if order == "rank" else ("score", "a finite number")
+    place = 3 if order == "rank" else 4
+    found = False
     for number, line in enumerate(read_lines(path), 1):
         fields = line.split()
         if len(fields) != 6:
@@ -53,31 +79,29 @@ def read_run(path: Path | str, order: Literal["score", "rank"] = "score") -> Run
         except UnicodeDecodeError:
             text(line.strip(), f"{path}:{number}")
             raise
-        value = _number(fields[3] if by_rank else fields[4])
-        if value is None or (by_rank and not value.is_integer()):
-            column, kind = ("rank", "a whole number") if by_rank else ("score", "a finite number")
-            found = text(fields[3] if by_rank else fields[4], f"{path}:{number}")
-            raise DataError(f"{path}:{number}: the {column} {found!r} is not {kind}")
-        docs = run.setdefault(query_id, {})
-        if doc_id in docs:
-            raise DataError(
-                f"{path}:{number}: document {doc_id!r} occurs twice for query {query_id!r}: "
-                "remove one of the lines"
-            )
-        if by_rank:
-            ranks = taken_ranks.setdefault(query_id, set())
-            if value in ranks:
-                raise DataError(
-                    f"{path}:{number}: rank {value:.0f} occurs twice for query {query_id!r}: "
-                    'correct the ranks or read the run with order "score"'
-                )
-            ranks.add(value)
-        docs[doc_id] = -value if by_rank else value
-    if not run:
+        value = _number(fields[place])
+        if value is None or (place == 3 and not value.is_integer()):
+            wrong = text(fields[place], f"{path}:{number}")
+            raise DataError(f"{path}:{number}: the {column} {wrong!r} is not {kind}")
+        found = True
+        yield number, query_id, doc_id, -value if place == 3 else value
+    if not found:
         raise DataError(f"{path}: the run holds no results")
-    if not by_rank:
-        return {query_id: dict(sort_docs(docs)) for query_id, docs in run.items()}
-    return {query_id: scores_from_order(sort_docs(docs)) for query_id, docs in run.items()}
+
+
+def twice(
+    path: Path, line: int, query_id: str, doc_id: str = "", rank: float | None = None
+) -> DataError:
+    """The error for a document, or a rank, that stands twice in a query's list."""
+    if rank is None:
+        return DataError(
+            f"{path}:{line}: document {doc_id!r} occurs twice for query {query_id!r}: "
+            "remove one of the lines"
+        )
+    return DataError(
+        f"{path}:{line}: rank {rank:.0f} occurs twice for query {query_id!r}: "
+        'correct the ranks or read the run with order "score"'
+    )
 
 
 def line_of(path: Path | str, doc_id: str) -> int:

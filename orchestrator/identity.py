@@ -22,8 +22,13 @@ def identity(kind: str, spec: BaseModel, parents: Mapping[str, str]) -> str:
     Parents that only save work (token stores) are for the caller to leave out. Raises ConfigError
     for numbers that are not finite.
     """
-    content = {"kind": kind, "spec": significant(spec), "parents": dict(parents)}
-    return hashlib.sha256(canonical(content).encode()).hexdigest()
+    return identity_of(kind, canonical(significant(spec)), parents)
+
+
+def identity_of(kind: str, spec: str, parents: Mapping[str, str]) -> str:
+    """The same from the canonical JSON of the spec's significant part, where that is known."""
+    start = canonical({"kind": kind, "parents": dict(parents)})
+    return hashlib.sha256(f'{start[:-1]},"spec":{spec}}}'.encode()).hexdigest()
 
 
 def significant(spec: BaseModel) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The jobs of a plan, each once: equal work has an equal identity and becomes one node."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
@@ -22,11 +22,21 @@ from evaluator.specs import (
     TokensSpec,
 )
 from orchestrator.grid import Kind, Need
-from orchestrator.identity import identity
+from orchestrator.identity import canonical, identity_of, significant
 
 MAX_TOKENS = 512
 """Tokens that a store keeps of a document: more than most lengths, so that lengths share it."""
 NO_PARENTS: Mapping[str, str] = {}
+
+
+class _Known(NamedTuple):
+    """What is worked out of a spec once."""
+
+    spec: BaseModel
+    """Kept, so that its id stays its own."""
+    significant: str
+    """Canonical JSON of what decides the result."""
+    dumped: dict[str, Any]
 
 
 class JobGraph:
@@ -35,6 +45,8 @@ class JobGraph:
     def __init__(self, needs: Mapping[Kind, Need], *, rehearsal: bool = False) -> None:
         self.needs, self.rehearsal = needs, rehearsal
         self.jobs: dict[str, NewJob] = {}
+        self._specs: dict[int, _Known] = {}
+        self._tokens: dict[tuple[int, int, int], tuple[object, object, str]] = {}
 
     def add(
         self,
@@ -55,23 +67,34 @@ class JobGraph:
         `needs` names the kind whose resources it reserves, where that is not its own.
         `same_as` stands for the spec in the identity where specs differ in what does not matter.
         """
+        known = self._know(spec, same_as)
+        key = identity_of(kind, known.significant, parents)
         if self.rehearsal:
-            spec = spec.model_copy(update={"rehearsal": True})
-            same_as = same_as and same_as.model_copy(update={"rehearsal": True})
             labels = {**(labels or {}), "rehearsal": True}
-        key = identity(kind, same_as or spec, parents)
         if key not in self.jobs:
             self.jobs[key] = NewJob(
                 identity=key,
                 kind=kind,
                 name=name,
-                spec=spec.model_dump(mode="json"),
+                spec=known.dumped,
                 parents={**parents, **savings},
                 resources=_resources(self.needs.get(needs or kind, Need())),
                 labels=dict(labels or {}),
                 cost=cost_s,
             )
         return key
+
+    def _know(self, spec: BaseModel, same_as: BaseModel | None) -> "_Known":
+        """What jobs need of a spec, worked out once: a grid's evaluations share a few of them."""
+        known = self._specs.get(id(spec))
+        if known is None:
+            used, decides = spec, same_as or spec
+            if self.rehearsal:
+                used = used.model_copy(update={"rehearsal": True})
+                decides = decides.model_copy(update={"rehearsal": True})
+            text = canonical(significant(decides))
+            known = self._specs[id(spec)] = _Known(spec, text, used.model_dump(mode="json"))
+        return known
 
     def candidates(self, collection: CollectionSpec, stage: FirstStageSpec, depth: int) -> str:
         """The job that gives a collection's first `depth` candidates of every query."""
@@ -85,6 +108,14 @@ class JobGraph:
     def tokens(self, collection: CollectionSpec, tokenizer: ModelSpec, used_tokens: int) -> str:
         """The job that tokenises a collection's documents, of which `used_tokens` are used."""
         max_tokens = max(MAX_TOKENS, used_tokens)
+        # By object, which is kept: every cell asks for the same few again.
+        asked = id(collection), id(tokenizer), max_tokens
+        if asked not in self._tokens:
+            job = self._add_tokens(collection, tokenizer, max_tokens)
+            self._tokens[asked] = collection, tokenizer, job
+        return self._tokens[asked][2]
+
+    def _add_tokens(self, collection: CollectionSpec, tokenizer: ModelSpec, max_tokens: int) -> str:
         spec = TokensSpec(documents=collection, tokenizer=tokenizer, max_tokens=max_tokens)
         documents = documents_of(collection)
         name = f"prepare tokens {model_name(tokenizer)} [{documents.name}]"

@@ -100,6 +100,8 @@ class _Planner:
             self.shared.measure(("evaluation", "measures", place), name)
             for place, name in enumerate(self.grid.evaluation.measures)
         )
+        self.readings: dict[tuple[int, int], ScoringSpec] = {}
+        self.evaluate_specs: dict[tuple[str, str, str], EvaluateSpec] = {}
         self.tests = self.shared.tests()
         self.validation = self.shared.validation()
         used = {step.teacher: None for steps in self.steps.values() for step, _ in steps}
@@ -216,12 +218,13 @@ class _Planner:
     def _evaluate_run(self, cell: Cell, test: Tested, run: str) -> None:
         _, settings = self.steps[cell][-1]
         _, tokenizer = self.backbones[cell.backbone.name]
-        scoring = self.shared.scoring(
-            query_tokens=settings.query_tokens, document_tokens=settings.document_tokens
-        )
-        read = self.refs.build(
-            ("evaluation",), ScoringSpec, **scoring, **self.grid.evaluation.passages
-        )
+        lengths = settings.query_tokens, settings.document_tokens
+        scoring = self.shared.scoring(query_tokens=lengths[0], document_tokens=lengths[1])
+        if lengths not in self.readings:
+            self.readings[lengths] = self.refs.build(
+                ("evaluation",), ScoringSpec, **scoring, **self.grid.evaluation.passages
+            )
+        read = self.readings[lengths]
         tokens = self.graph.tokens(test.collection, tokenizer, read.read_tokens)
         self._evaluate(
             test,
@@ -247,17 +250,7 @@ class _Planner:
         **scoring: Any,
     ) -> None:
         depth = self.grid.evaluation.depth
-        passages = self.grid.evaluation.passages if scoring else {}
-        spec = self.refs.build(
-            ("evaluation",),
-            EvaluateSpec,
-            collection=test.collection,
-            scorer=scorer,
-            depth=depth,
-            measures=self.measures,
-            **scoring,
-            **passages,
-        )
+        spec = self._evaluate_spec(test, scorer, scoring)
         place = {
             "collection": test.collection.name,
             "first_stage": self.refs.first_stage_label(test.collection.name),
@@ -274,6 +267,24 @@ class _Planner:
             labels={**labels, **place},
             cost_s=5 if is_free else QUERIES * depth * SCORING / PAIRS_PER_S * size,
         )
+
+    def _evaluate_spec(
+        self, test: Tested, scorer: ScorerSpec, scoring: Mapping[str, Any]
+    ) -> EvaluateSpec:
+        """The spec, which is the same for all runs that read a collection alike."""
+        key = test.collection.name, scorer.model_dump_json(), repr(scoring)
+        if key not in self.evaluate_specs:
+            self.evaluate_specs[key] = self.refs.build(
+                ("evaluation",),
+                EvaluateSpec,
+                collection=test.collection,
+                scorer=scorer,
+                depth=self.grid.evaluation.depth,
+                measures=self.measures,
+                **scoring,
+                **(self.grid.evaluation.passages if scoring else {}),
+            )
+        return self.evaluate_specs[key]
 
 
 def _size(backbone: ModelSpec) -> float:

@@ -73,8 +73,13 @@ def _kept_bytes(kind: str, spec: Mapping[str, Any]) -> float:
 def downloads(jobs: "Iterable[NewJob]") -> list[Download]:
     """Data sets, files and models that are not on this machine, each once."""
     found: dict[str, Download] = {}
+    looked_at: set[str] = set()
     for job in jobs:
         for block in blocks(job.spec):
+            # The same few blocks stand in thousands of jobs.
+            if (key := repr(block)) in looked_at:
+                continue
+            looked_at.add(key)
             for each in _missing(block):
                 found.setdefault(each.name, each)
     return sorted(found.values(), key=lambda each: (-(each.size_bytes or 0), each.name))

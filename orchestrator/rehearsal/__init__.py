@@ -1,1 +1,1 @@
-"""Rehearsals: the same jobs, with tiny random models on small generated data of the real formats."""
+"""Rehearsals: the same jobs, with tiny random models on small data, generated in real formats."""

@@ -28,8 +28,8 @@ CORRECTIONS = {
 DETAILED_UP_TO = 4
 """Conclusions give figures for so many pairs of column and baseline, else counts of columns."""
 REHEARSAL = (
-    "A rehearsal: tiny random models on small generated data. These figures say that every job ran, "
-    "and nothing about any model."
+    "A rehearsal: tiny random models on small generated data. These figures say that every job "
+    "ran, and nothing about any model."
 )
 VERDICTS = {"better": "better", "worse": "worse", "same": "not told apart"}
 

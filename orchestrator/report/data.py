@@ -21,8 +21,9 @@ def render_json(report: Report) -> str:
     `teacher`), the column (`measure`, and `collection` or `suite`), `mean`, `std` over seeds,
     `rank` (1, 2), `queries`, `planned_seeds`, `seeds` ({seed, mean}), `unfinished` (state -> seeds)
     and `comparisons` ({baseline, difference, effect_size_d, p, p_corrected, verdict}). Beside it
-    stand `sweep`, `rehearsal` (true for one, else left out), `by`, `best`, `pairs`, `where`, `test`, `correction`, `alpha`, the number of
-    `comparisons`, `baselines`, `caption` (sentences) and `sections` ({title, heads, lines, note}).
+    stand `sweep`, `rehearsal` (true, or left out), `by`, `best`, `pairs`, `where`, `test`,
+    `correction`, `alpha`, the number of `comparisons`, `baselines`, `caption` (sentences) and
+    `sections` ({title, heads, lines, note}).
     """
     document = {
         "schema": SCHEMA,

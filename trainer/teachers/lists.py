@@ -1,11 +1,14 @@
-"""Samples drawn from one ranked list for each query: labels, scores or a ranking."""
+"""Samples drawn from one ranked list for each query: labels, scores or a ranking.
+
+A list is looked at when it is drawn from, so that memory holds none of them.
+"""
 
 from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from evaluator.trec import Qrels, Run
+from evaluator.trec import Qrels
 from trainer.specs import TeacherSpec
 from trainer.teachers import Sample
 from xsweep import DataError
@@ -35,47 +38,46 @@ class ListTeacher:
     def __init__(
         self,
         spec: TeacherSpec,
-        lists: Run,
+        lists: Mapping[str, Mapping[str, float]],
         queries: Mapping[str, str],
         qrels: Qrels,
         documents: Container[str],
     ) -> None:
         """Raises DataError for a document without tokens and where no query is left to train on."""
-        self.spec = spec
+        self.spec, self.lists, self.qrels = spec, lists, qrels
         self.counts = {"used": 0, "no_text": 0, "no_positive": 0, "too_short": 0}
-        self.pools: list[_Pool] = []
+        self.queries: dict[str, str] = {}
+        unknown: dict[str, str] = {}
         for query_id in sorted(lists):
             if query_id not in queries:
                 self.counts["no_text"] += 1
                 continue
-            pool = self._pool(query_id, lists[query_id], qrels.get(query_id, {}))
+            pool = self._pool(query_id)
             if spec.negatives and not len(pool.positives):
                 self.counts["no_positive"] += 1
             elif len(pool.others) < 1 if spec.negatives else len(pool.doc_ids) < 2:
                 self.counts["too_short"] += 1
             else:
-                self.pools.append(pool)
-        self.counts["used"] = len(self.pools)
-        self.queries = {pool.query_id: queries[pool.query_id] for pool in self.pools}
-        if not self.pools:
+                self.queries[query_id] = queries[query_id]
+                for doc_id in pool.doc_ids:
+                    if doc_id not in documents:
+                        unknown.setdefault(doc_id, query_id)
+        self.counts["used"] = len(self.queries)
+        self._units = list(self.queries)
+        if not self._units:
             raise DataError(
                 f"the teacher leaves no query to train on: {self.counts}; check that its lists, "
                 "the queries and the qrels belong together, or set add_positives"
             )
-        unknown = [
-            (doc_id, pool.query_id)
-            for pool in self.pools
-            for doc_id in pool.doc_ids
-            if doc_id not in documents
-        ]
         if unknown:
-            (doc_id, query_id), count = unknown[0], len({doc_id for doc_id, _ in unknown})
+            (doc_id, query_id), *others = unknown.items()
             raise DataError(
                 f"the teacher's document {doc_id!r} (query {query_id!r}) is not in the token "
-                f"store, nor are {count - 1} others: they must come from the same collection"
+                f"store, nor are {len(others)} others: they must come from the same collection"
             )
 
-    def _pool(self, query_id: str, scores: Mapping[str, float], grades: Mapping[str, int]) -> _Pool:
+    def _pool(self, query_id: str) -> _Pool:
+        scores, grades = self.lists[query_id], self.qrels.get(query_id, {})
         relevant = {doc for doc, grade in grades.items() if grade >= self.spec.relevant_grade}
         listed = list(scores)
         doc_ids = listed[: self.spec.depth]
@@ -96,11 +98,11 @@ class ListTeacher:
         return _Pool(query_id, doc_ids, targets_N, labels_N, positives, others)
 
     def __len__(self) -> int:
-        return len(self.pools)
+        return len(self._units)
 
     def draw(self, unit: int, generator: np.random.Generator) -> Sample:
         """A sample of the unit-th query."""
-        pool, spec = self.pools[unit], self.spec
+        pool, spec = self._pool(self._units[unit]), self.spec
         if spec.negatives:
             k = min(spec.negatives, len(pool.others))
             positive = generator.choice(pool.positives, 1)
