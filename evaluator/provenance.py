@@ -6,7 +6,8 @@ import platform
 import socket
 import subprocess
 from datetime import UTC, datetime
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 from typing import Any
 
 import xsweep
@@ -30,19 +31,49 @@ def collect(spec: dict[str, Any]) -> dict[str, Any]:
     """Provenance of a job that starts now; its end is for the caller to add as `ended`."""
     return {
         "xsweep": xsweep.__version__,
-        "source": source_tree(),
+        "source": _source(),
         "python": platform.python_version(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "packages": _packages(),
         "hardware": hardware(),
         "host": socket.gethostname(),
         "started": now(),
-        "spec": spec,
+        "spec": without_places(spec),
     }
+
+
+def without_places(value: Any) -> Any:
+    """A spec without the folders of this machine: of a path, its last part stays.
+
+    `{"file": {"path": "/data/a.run"}, "home": "/data"}` becomes
+    `{"file": {"path": "a.run"}, "home": None}`.
+    """
+    if isinstance(value, list | tuple):
+        return [without_places(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: without_places(each) for key, each in value.items()}
+    for key in ("path", "folder"):
+        if isinstance(kept.get(key), str):
+            kept[key] = PurePath(kept[key]).name
+    if isinstance(kept.get("home"), str):
+        kept["home"] = None
+    return kept
 
 
 def now() -> str:
     """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@cache
+def _packages() -> dict[str, str]:
+    return {name: version for name in PACKAGES if (version := _version(name))}
+
+
+@cache
+def _source() -> dict[str, Any] | None:
+    # As it was when this process began: what it has loaded stays what it was.
+    return source_tree()
 
 
 def source_tree() -> dict[str, Any] | None:
@@ -57,6 +88,7 @@ def source_tree() -> dict[str, Any] | None:
         return None
 
 
+@cache
 def hardware() -> dict[str, Any]:
     """CPU model, cores that this process may use, and the GPUs' names."""
     gpus = []

@@ -11,13 +11,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from db.jobs import NewJob
 from evaluator.files import checksum
 from evaluator.manifest import NAME as MANIFEST
 from evaluator.manifest import read_manifest, write_manifest
+from evaluator.provenance import without_places
 from orchestrator.store import resolve
 from xsweep import ConfigError, DataError
 
@@ -67,13 +68,15 @@ def export_sweep(
             if with_files:
                 _copy(source, out / "files" / job.kind / job.identity, result.manifest_sha256)
             line = {"identity": job.identity, **asdict(result), "files": with_files}
+            line["provenance"] = without_places(result.provenance)
             line["scores"] = _scores(source)
             lines.write(json.dumps(line) + "\n")
             kinds[job.kind] = kinds.get(job.kind, 0) + 1
-    content: dict[str, Any] = {"schema": SCHEMA, "name": stored.name, "grid": stored.grid}
-    content["jobs"] = [asdict(job) for job in chosen]
+    grid = _grid_without_places(stored.grid, chosen)
+    content: dict[str, Any] = {"schema": SCHEMA, "name": stored.name, "grid": grid}
+    content["jobs"] = [without_places(asdict(job)) for job in chosen]
     (out / "sweep.json").write_text(json.dumps(content, indent=1) + "\n")
-    (out / "grid.yaml").write_text(stored.grid)
+    (out / "grid.yaml").write_text(grid)
     (out / "README.md").write_text(_readme(stored.name, chosen))
     if only_job is None:
         _write_reports(engine, sweep, out / "report")
@@ -142,6 +145,26 @@ def _relatives(jobs: list[NewJob], identity: str) -> set[str]:
     return found
 
 
+def _grid_without_places(grid: str, jobs: list[NewJob]) -> str:
+    """The grid's text, of whose absolute paths the last part is left."""
+    paths = {path for job in jobs for path in _paths(job.spec) if path in grid}
+    for path in sorted(paths, key=len, reverse=True):
+        grid = grid.replace(path, PurePath(path).name)
+    return grid
+
+
+def _paths(value: Any) -> Iterator[str]:
+    """The absolute paths in a spec, and the folders right above them."""
+    if isinstance(value, str) and value.startswith("/"):
+        yield value
+        above = PurePath(value).parent
+        if len(above.parts) > 2:
+            yield str(above)
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _paths(each)
+
+
 def _copy(source: Path, target: Path, manifest_sha256: str) -> None:
     """Copy a result folder; verified against the seal that the database accepted."""
     if not (source / MANIFEST).is_file():
@@ -168,6 +191,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _write_reports(engine: "Engine", sweep: str, folder: Path) -> None:
+    from db.results import load_cells
+    from orchestrator import parquet
     from orchestrator.report import load_report, write
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -178,6 +203,8 @@ def _write_reports(engine: "Engine", sweep: str, folder: Path) -> None:
         return
     for format, name in REPORTS.items():
         (folder / name).write_text(write(found, format), encoding="utf-8")
+    if parquet.is_available():
+        parquet.write_parquet(folder, load_cells(engine, sweep), write(found, "csv"))
 
 
 def _readme(name: str, jobs: list[NewJob]) -> str:

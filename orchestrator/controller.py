@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 from db import controllers, jobs
 from evaluator.manifest import is_finished
 from orchestrator.accept import Finished, accept_all
-from orchestrator.pool import Placement, Pool, Resources, as_ray_resources
+from orchestrator.pool import Placement, Pool, Resources, as_ray_resources, runs_alone
 from orchestrator.store import attempt_folder, resolve
 from orchestrator.workers import Outcome, Task
 from xsweep import DataError, SetupError

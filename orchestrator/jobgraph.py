@@ -1,17 +1,20 @@
 """The jobs of a plan, each once: equal work has an equal identity and becomes one node."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from db.jobs import NewJob
+from evaluator.files import beir_files
 from evaluator.specs import (
     ApidocsSpec,
     Bm25Spec,
     CandidatesSpec,
     CollectionSpec,
     DenseSpec,
+    FileSpec,
     FilesSpec,
     FirstStageSpec,
     FolderSpec,
@@ -23,6 +26,7 @@ from evaluator.specs import (
 )
 from orchestrator.grid import Kind, Need
 from orchestrator.identity import canonical, identity_of, significant
+from orchestrator.pins import Pins
 
 MAX_TOKENS = 512
 """Tokens that a store keeps of a document: more than most lengths, so that lengths share it."""
@@ -42,8 +46,8 @@ class _Known(NamedTuple):
 class JobGraph:
     """Collects jobs, parents before children."""
 
-    def __init__(self, needs: Mapping[Kind, Need], *, rehearsal: bool = False) -> None:
-        self.needs, self.rehearsal = needs, rehearsal
+    def __init__(self, needs: Mapping[Kind, Need], pins: Pins, *, rehearsal: bool = False) -> None:
+        self.needs, self.pins, self.rehearsal = needs, pins, rehearsal
         self.jobs: dict[str, NewJob] = {}
         self._specs: dict[int, _Known] = {}
         self._tokens: dict[tuple[int, int, int], tuple[object, object, str]] = {}
@@ -117,7 +121,7 @@ class JobGraph:
 
     def _add_tokens(self, collection: CollectionSpec, tokenizer: ModelSpec, max_tokens: int) -> str:
         spec = TokensSpec(documents=collection, tokenizer=tokenizer, max_tokens=max_tokens)
-        documents = documents_of(collection)
+        documents = self.pins.pin(documents_of(collection))
         name = f"prepare tokens {model_name(tokenizer)} [{documents.name}]"
         same_as = spec.model_copy(update={"documents": documents})
         return self.add("prepare", name, spec, same_as=same_as, cost_s=60)
@@ -136,7 +140,13 @@ def documents_of(collection: CollectionSpec) -> CollectionSpec:
         case FilesSpec():
             documents = collection.documents
             return collection.model_copy(update={"queries": documents, "qrels": documents})
-        case FolderSpec() | JsonlSpec():
+        case FolderSpec():
+            # The same file under every split.
+            path, *_ = beir_files(Path(collection.path), collection.split)
+            file = FileSpec(path=str(path))
+            name = Path(collection.path).name
+            return FilesSpec(name=name, documents=file, queries=file, qrels=file)
+        case JsonlSpec():
             return collection
 
 

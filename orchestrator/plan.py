@@ -84,7 +84,7 @@ class _Planner:
 
     def __init__(self, refs: References, pins: Pins) -> None:
         self.refs, self.grid = refs, refs.grid
-        self.graph = JobGraph(self.grid.resources, rehearsal=self.grid.rehearsal)
+        self.graph = JobGraph(self.grid.resources, pins, rehearsal=self.grid.rehearsal)
         self.shared = Shared(refs, pins, self.graph)
         self.objectives = Objectives(refs)
         self.cells, self.left_out = select_cells(self.grid, refs.source, self.objectives)

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from db import jobs
 from db.engine import connect
 from evaluator.manifest import write_manifest
+from evaluator.provenance import without_places
 from orchestrator.accept import Finished, accept_all
 from orchestrator.plan import plan_grid
 from orchestrator.settings import Settings
@@ -63,7 +64,8 @@ def finish_one(engine: Engine, store: Path, claim: jobs.Claim) -> str:
 def write_result(path: Path, claim: jobs.Claim) -> None:
     path.mkdir(parents=True)
     (path / "summary.json").write_text(json.dumps({"pairs": 7, "queries_without_results": 0}))
-    (path / "provenance.json").write_text(json.dumps({"xsweep": "1", "spec": claim.spec}))
+    spec = without_places(claim.spec)
+    (path / "provenance.json").write_text(json.dumps({"xsweep": "1", "spec": spec}))
     if claim.kind == "train":
         (path / "model").mkdir()
         (path / "model" / "model.safetensors").write_bytes(claim.identity.encode())

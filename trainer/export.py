@@ -2,12 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from evaluator.cross_encoder import quiet_loading
+from evaluator.provenance import without_places
 from trainer.specs import TrainSpec
 from trainer.writing import writing
 
@@ -116,7 +116,7 @@ def model_card(spec: TrainSpec, summary: dict, provenance: dict) -> str:
             "\n## Made by\n| what | which |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in made_by.items()),
             "\n## All settings\n```json",
-            json.dumps(_without_places(spec.model_dump(mode="json", exclude_none=True)), indent=1),
+            json.dumps(without_places(spec.model_dump(mode="json", exclude_none=True)), indent=1),
             "```\n",
         ]
     )
@@ -130,11 +130,3 @@ def _formula(spec: TrainSpec) -> str:
 def _stages(stage: dict) -> str:
     this = f"{stage['objective']}, {stage['steps']} steps"
     return f"{_stages(stage['stage_before'])}; {this}" if "stage_before" in stage else this
-
-
-def _without_places(settings: Any) -> Any:
-    """Settings without the folders of this machine, which are nobody else's business."""
-    if not isinstance(settings, dict):
-        return settings
-    places = {"path", "folder", "home"}
-    return {key: _without_places(value) for key, value in settings.items() if key not in places}

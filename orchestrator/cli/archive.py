@@ -12,23 +12,27 @@ from orchestrator.cli.app import app, only_sweep, open_database, settings_of
 def export(
     ctx: typer.Context,
     sweep: Annotated[str | None, typer.Argument(help="A sweep; without it, the newest.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A new folder.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new folder, .tar.gz or .zip file.")
+    ] = None,
     run: Annotated[
         str | None, typer.Option(help="Only this training, with its evaluations.", metavar="JOB")
     ] = None,
     models: Annotated[bool, typer.Option(help="With the trained models.")] = True,
     runs: Annotated[bool, typer.Option(help="With the evaluations' TREC runs.")] = True,
 ) -> None:
-    """Write a sweep's results to a folder: tables, models with cards, scores, provenance.
+    """Write a sweep's results to publish: tables, models with cards, scores, provenance.
 
     \b
     Examples:
+      xsweep export quickstart -o published.tar.gz
       xsweep export quickstart -o published
       xsweep export full_grid -o tables --no-models --no-runs
       xsweep export quickstart --run "train MiniLM-L3 bce bm25_pairs s1" -o one_model
     """
     from db.lookup import find_job, identity_of
     from orchestrator.archive import export_sweep
+    from orchestrator.packed import to_pack
     from orchestrator.store import open_store
 
     engine = open_database(ctx)
@@ -36,7 +40,8 @@ def export(
     folder = output or Path(f"{name}-export")
     only_job = identity_of(engine, find_job(engine, run)) if run else None
     store = open_store(settings_of(ctx).store)
-    kinds = export_sweep(engine, store, name, folder, only_job=only_job, models=models, runs=runs)
+    with to_pack(folder) as out:
+        kinds = export_sweep(engine, store, name, out, only_job=only_job, models=models, runs=runs)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     typer.echo(f"Wrote {folder}: {listed}. Next, elsewhere: xsweep import {folder}")
 
@@ -44,7 +49,7 @@ def export(
 @app.command("import")
 def import_(
     ctx: typer.Context,
-    archive: Annotated[Path, typer.Argument(help="A folder that xsweep export wrote.")],
+    archive: Annotated[Path, typer.Argument(help="What xsweep export wrote: folder or file.")],
     name: Annotated[
         str | None, typer.Option(help="What the sweep is called here; as it was, unless given.")
     ] = None,
@@ -57,11 +62,13 @@ def import_(
       xsweep report quickstart
     """
     from orchestrator.archive import import_sweep
+    from orchestrator.packed import unpacked
     from orchestrator.store import open_store
 
     engine = open_database(ctx, create=True)
     store = open_store(settings_of(ctx).store)
-    found = import_sweep(engine, store, archive, name=name)
+    with unpacked(archive) as folder:
+        found = import_sweep(engine, store, folder, name=name)
     typer.echo(f"{found.accepted} results taken over, {found.known} were here before")
     if found.refused:
         typer.echo(

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
 KINDS = ("prepare", "teach", "train", "evaluate")
+REHEARSAL = "rehearsal"
+"""How the names of all rehearsals end."""
 REFRESH_S = 2.0
 START_S = 30.0
 """How long a controller may take until `submit --watch` believes that none came up."""
@@ -162,7 +164,10 @@ def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
 
 
 def _headline(sweep: "SweepStatus", found: "Summary") -> str:
-    note = "" if sweep.state == "active" else f" ({sweep.state})"
+    notes = [] if sweep.state == "active" else [sweep.state]
+    if sweep.name.endswith(REHEARSAL):
+        notes.append("a rehearsal: tiny random models")
+    note = f" ({', '.join(notes)})" if notes else ""
     return f"[bold]{_plain(sweep.name)}[/]{note}: {prospect(sweep, found)}"
 
 

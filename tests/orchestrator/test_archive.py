@@ -1,14 +1,18 @@
 """Archives: what goes out comes in, in another database, and nothing of it changes."""
 
+import csv
 import gzip
 import json
+import tarfile
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from finished import OWNER, copy_of, finish_one, run_all, submit_small
 from gridtext import write_grid
+from pyarrow import parquet
 from sqlalchemy import Engine
+from tiny import GRID, write_collection
 
 from db import jobs
 from db.check import check
@@ -17,6 +21,7 @@ from db.results import load_cells
 from db.status import jobs as list_jobs
 from db.status import summary
 from orchestrator.archive import export_sweep, import_sweep
+from orchestrator.packed import to_pack, unpacked
 from orchestrator.plan import plan_grid
 from orchestrator.report import render
 from orchestrator.settings import Settings
@@ -194,3 +199,79 @@ def test_results_that_were_changed_in_the_store_are_not_published(
     manifest.write_text(json.dumps({"files": {}}))
     with pytest.raises(DataError, match="not the manifest that was accepted"):
         export_sweep(done, store, "small", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["published.tar.gz", "published.zip"])
+def test_an_archive_can_be_one_file(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path], name: str
+) -> None:
+    with to_pack(tmp_path / name) as folder:
+        export_sweep(done, store, "small", folder)
+    assert [path.name for path in tmp_path.glob("*published*")] == [name]
+    there, other_store = elsewhere
+    with unpacked(tmp_path / name) as folder:
+        assert import_sweep(there, other_store, folder).accepted == 18
+    assert figures(there) == figures(done)
+    with pytest.raises(ConfigError, match="is there already"), to_pack(tmp_path / name):
+        pass
+
+
+def test_a_packed_archive_that_is_cut_off_or_leads_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    with (
+        pytest.raises(DataError, match=r"cut\.tar\.gz: cannot be unpacked"),
+        unpacked(tmp_path / "cut.tar.gz"),
+    ):
+        pass
+    with tarfile.open(tmp_path / "out.tar.gz", "w:gz") as packed:
+        packed.addfile(tarfile.TarInfo("../escaped"))
+    with (
+        pytest.raises(DataError, match=r"out\.tar\.gz: cannot be unpacked"),
+        unpacked(tmp_path / "out.tar.gz"),
+    ):
+        pass
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_no_path_of_the_machine_is_published(tmp_path: Path) -> None:
+    for part, seed in (("train", 3), ("test", 4)):
+        write_collection(tmp_path / "data" / part, seed=seed)
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "config.json").write_text("{}")
+    grid = tmp_path / "tiny.yaml"
+    grid.write_text(GRID.format(steps=4).replace(" test/", f" {tmp_path}/data/test/"))
+    grid.write_text(grid.read_text().replace(" train/", " data/train/"))
+    settings = Settings(
+        home=tmp_path / "h", database="", store="", ray_address=None, data_home=None
+    )
+    planned = plan_grid(grid, settings)
+    engine = connect(f"sqlite:///{tmp_path / 'tiny.db'}", create=True)
+    jobs.add_sweep(engine, name="tiny", grid=planned.grid, jobs=planned.jobs)
+    run_all(engine, tmp_path / "store")
+    export_sweep(engine, tmp_path / "store", "tiny", tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file() and path.suffix != ".parquet":
+            open_ = gzip.open if path.suffix == ".gz" and path.name != "run.trec.gz" else open
+            with open_(path, "rb") as file:
+                assert str(tmp_path).encode() not in file.read(), path
+    published = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    documents = {job["spec"]["collection"]["documents"]["path"] for job in published["jobs"]}
+    assert documents == {"documents.tsv"}
+    assert "documents: documents.tsv" in published["grid"]
+
+
+def test_parquet_holds_what_the_csv_and_the_database_hold(
+    done: Engine, store: Path, tmp_path: Path
+) -> None:
+    export_sweep(done, store, "small", tmp_path / "out")
+    folder = tmp_path / "out" / "report"
+    tidy = parquet.read_table(folder / "results.parquet").to_pylist()
+    lines = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert [float(line["mean"]) for line in lines] == [row["mean"] for row in tidy]
+    assert [line["name"] for line in lines] == [row["name"] for row in tidy]
+    scores = parquet.read_table(folder / "per_query.parquet").to_pylist()
+    cells = load_cells(done, "small")
+    assert len(scores) == sum(len(cell.query_ids) for cell in cells) == 8 * 20
+    last = cells[-1]
+    mine = {row["query_id"]: row["score"] for row in scores if row["identity"] == last.identity}
+    assert mine == dict(zip(last.query_ids, last.scores["nDCG@10"].tolist(), strict=True))
