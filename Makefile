@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test chaos lint clean help
+.PHONY: demo test chaos rehearsal rehearsal-postgresql lint clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,12 @@ test: $(INSTALLED) lint ## run the whole test suite
 chaos: $(INSTALLED) ## kill, stop and cut off everything for some minutes, and say what became of it
 	XSWEEP_CHAOS=1 $(BIN)/python -m pytest -q tests/db/test_races.py tests/db/test_outages.py \
 	  tests/db/test_recovery.py tests/db/test_machine.py tests/orchestrator/test_recovery.py
+
+rehearsal: $(INSTALLED) ## all 4,080 jobs of the study with tiny models, while things are killed
+	$(BIN)/python benchmarks/rehearsal.py
+
+rehearsal-postgresql: $(INSTALLED) ## the same with PostgreSQL, which is killed too
+	$(BIN)/python benchmarks/rehearsal.py --database postgresql
 
 lint: $(INSTALLED) ## ruff and the type checker
 	$(BIN)/ruff check .

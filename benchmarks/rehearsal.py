@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -204,26 +205,12 @@ def account(place: Place, sweep: str, cells: int) -> list[str]:
     from db.transactions import read
 
     engine = connect(place.database)
-    states = Counter(
-        read(
-            engine,
-            lambda c: dict(
-                c.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all()
-            ),
-        )
-    )
-    kinds = read(
-        engine,
-        lambda c: dict(c.execute(select(Job.kind, func.count()).group_by(Job.kind)).tuples().all()),
-    )
-    outcomes = read(
-        engine,
-        lambda c: dict(
-            c.execute(select(Attempt.outcome, func.count()).group_by(Attempt.outcome))
-            .tuples()
-            .all()
-        ),
-    )
+
+    def counted_by(column: Any) -> Counter[str]:
+        query = select(column, func.count()).group_by(column)
+        return Counter(dict(map(tuple, read(engine, lambda c: c.execute(query).all()))))
+
+    states, kinds, outcomes = map(counted_by, (Job.state, Job.kind, Attempt.outcome))
     results = read(engine, lambda c: c.scalar(select(func.count()).select_from(Result))) or 0
     accepted = Counter(e.job_id for e in history(engine, latest=10**7) if e.kind == "accepted")
     broken = check(engine)
@@ -259,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Rehearses, accounts for every job and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
-    parser.add_argument("--home", type=Path, help="default: .xsweep-rehearsal/DATABASE")
+    parser.add_argument("--home", type=Path, help="default: .xsweep/rehearsal/DATABASE")
     parser.add_argument("--backbones", type=int, default=9)
     parser.add_argument("--objectives", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
@@ -267,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fault-seed", type=int, default=1)
     parser.add_argument("--reports", type=Path, default=ROOT / "reports" / "rehearsal")
     options = parser.parse_args(arguments)
-    home = (options.home or Path(".xsweep-rehearsal") / options.database).absolute()
+    home = (options.home or Path(".xsweep/rehearsal") / options.database).absolute()
     home.mkdir(parents=True, exist_ok=True)
     grid, cells = slice_of_the_grid(
         home / "grid", options.backbones, options.objectives, options.seeds

@@ -1,4 +1,4 @@
-"""`rehearsal: true`: the same cells and jobs, tiny and marked, and nothing shared with real ones."""
+"""`rehearsal: true`: the same cells and jobs, tiny and marked, sharing nothing with real ones."""
 
 import json
 from collections import Counter
