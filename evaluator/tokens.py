@@ -1,10 +1,13 @@
 """The token ids of a collection's documents: written once, memory-mapped ever after.
 
 `ids.bin` holds all ids end to end (uint16 where the vocabulary allows, else uint32), `ends.npy`
-where each document ends (int64), `documents.txt` the document ids in that order, one a line.
+where each document ends (int64), `documents.txt` the document ids in that order, one a line. Where
+these are the numbers from 0 on, as MS MARCO's are, `tokens.json` says so and they are not read: a
+dictionary of 8.8 million ids takes more than a gigabyte of every process.
 """
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -31,17 +34,21 @@ class TokenStore:
             settings = json.loads((folder / "tokens.json").read_text())
             self.max_tokens: int = settings["max_tokens"]
             self.fingerprint: str = settings["fingerprint"]
-            ends = np.load(folder / "ends.npy")
-            ids = (folder / "documents.txt").read_text(encoding="utf-8").split("\n")[:-1]
+            # Mapped: processes of one machine share the pages.
+            ends = np.asarray(np.load(folder / "ends.npy", mmap_mode="r"))
+            count = len(ends)
+            self._rows: Mapping[str, int] = _Numbers(count)
+            if not settings.get("numbered"):
+                ids = (folder / "documents.txt").read_text(encoding="utf-8").split("\n")[:-1]
+                self._rows, count = {doc_id: row for row, doc_id in enumerate(ids)}, len(ids)
             dtype = np.dtype(settings["dtype"])
             size = (folder / "ids.bin").stat().st_size // dtype.itemsize
             self._ids = np.memmap(folder / "ids.bin", dtype, "r") if size else np.empty(0, dtype)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: not a token store ({error}): run its job again") from error
-        if len(ids) != len(ends) or (len(ends) and ends[-1] != size):
+        if count != len(ends) or (len(ends) and ends[-1] != size):
             raise DataError(f"{folder}: the token store's files do not fit: run its job again")
-        self._starts = np.concatenate(([0], ends))
-        self._rows = {doc_id: row for row, doc_id in enumerate(ids)}
+        self._ends = ends
 
     def __getitem__(self, doc_id: str) -> np.ndarray:
         """Token ids of a document. Raises DataError for an unknown id."""
@@ -49,7 +56,7 @@ class TokenStore:
             row = self._rows[doc_id]
         except KeyError:
             raise DataError(f"the token store has no document {doc_id!r}") from None
-        return self._ids[self._starts[row] : self._starts[row + 1]]
+        return self._ids[self._ends[row - 1] if row else 0 : self._ends[row]]
 
     def __contains__(self, doc_id: object) -> bool:
         return doc_id in self._rows
@@ -67,7 +74,7 @@ class TokenStore:
     @property
     def lengths(self) -> np.ndarray:
         """int64[documents]: the number of stored tokens of each, in the order of iteration."""
-        return np.diff(self._starts)
+        return np.diff(self._ends, prepend=0)
 
     @classmethod
     def build(
@@ -82,27 +89,52 @@ class TokenStore:
 
         folder = Path(folder)
         dtype = np.dtype(np.uint16 if len(tokenizer) < 2**16 else np.uint32)
-        lengths: list[int] = []
+        lengths, numbered = array("q"), True
         remaining = iter(texts)
         with (
             (folder / "ids.bin").open("wb") as ids_file,
             (folder / "documents.txt").open("w", encoding="utf-8", newline="\n") as names_file,
         ):
             while chunk := list(islice(remaining, TEXTS_PER_CALL)):
-                for doc_id, _ in chunk:
+                for row, (doc_id, _) in enumerate(chunk, len(lengths)):
                     names_file.write(f"{doc_id}\n")
+                    numbered = numbered and doc_id == str(row)
                 for ids in tokenize(tokenizer, [text for _, text in chunk], max_tokens):
                     ids_file.write(ids.astype(dtype).tobytes())
                     lengths.append(len(ids))
-        np.save(folder / "ends.npy", np.cumsum(lengths, dtype=np.int64))
+        np.save(folder / "ends.npy", np.cumsum(np.array(lengths, dtype=np.int64)))
         settings = {
             "dtype": dtype.name,
             "max_tokens": max_tokens,
             "documents": len(lengths),
             "fingerprint": fingerprint(tokenizer),
+            "numbered": numbered,
         }
         (folder / "tokens.json").write_text(json.dumps(settings) + "\n")
         return cls(folder)
+
+
+class _Numbers(Mapping[str, int]):
+    """The ids "0", "1", ... and their rows."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __getitem__(self, doc_id: str) -> int:
+        # `isdecimal` alone would take digits of all scripts, and 007 is no id here.
+        row = int(doc_id) if doc_id.isdecimal() else -1
+        if 0 <= row < self._count and str(row) == doc_id:
+            return row
+        raise KeyError(doc_id)
+
+    def __contains__(self, doc_id: object) -> bool:
+        return isinstance(doc_id, str) and self.get(doc_id) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, range(self._count))
+
+    def __len__(self) -> int:
+        return self._count
 
 
 def prepare_tokens(spec: TokensSpec, inputs: Mapping[str, Path], out: Path) -> None:

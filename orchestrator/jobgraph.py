@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from db.jobs import NewJob
-from evaluator.files import beir_files
+from evaluator.layouts import folder_files
 from evaluator.specs import (
     ApidocsSpec,
     Bm25Spec,
@@ -142,8 +142,8 @@ def documents_of(collection: CollectionSpec) -> CollectionSpec:
             return collection.model_copy(update={"queries": documents, "qrels": documents})
         case FolderSpec():
             # The same file under every split.
-            path, *_ = beir_files(Path(collection.path), collection.split)
-            file = FileSpec(path=str(path))
+            files = folder_files(Path(collection.path), collection.split)
+            file = FileSpec(path=str(files.documents))
             name = Path(collection.path).name
             return FilesSpec(name=name, documents=file, queries=file, qrels=file)
         case JsonlSpec():

@@ -87,3 +87,37 @@ def test_prepare_tokens_stores_a_collections_documents(
     prepare_tokens(spec, {}, out)
     summary = json.loads((out / "summary.json").read_text())
     assert summary == {"documents": 1, "tokens": len(TokenStore(out)["d1"])}
+
+
+def test_ids_that_are_the_numbers_from_0_need_no_dictionary_and_are_found_alike(
+    tmp_path: Path, make_tokenizer: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluator.tokens.TEXTS_PER_CALL", 3)
+    texts = [(str(row), text) for row, text in enumerate(TEXTS.values())]
+    tokenizer = make_tokenizer("bert")
+    (tmp_path / "named").mkdir()
+    named = TokenStore.build(tmp_path / "named", TEXTS.items(), tokenizer, 12)
+    store = TokenStore.build(tmp_path, texts, tokenizer, 12)
+    assert not isinstance(store._rows, dict)
+    assert [store[doc_id].tolist() for doc_id in store] == [named[d].tolist() for d in TEXTS]
+    assert list(store) == ["0", "1", "2", "3"]
+    assert "3" in store
+    for unknown in ("4", "-1", "03", " 3", "3.0", "٣", "", "three"):
+        assert unknown not in store
+        with pytest.raises(DataError, match="has no document"):
+            store[unknown]
+    # Stores of before know nothing of it and are read as ever.
+    settings = json.loads((tmp_path / "tokens.json").read_text())
+    del settings["numbered"]
+    (tmp_path / "tokens.json").write_text(json.dumps(settings))
+    older = TokenStore(tmp_path)
+    assert isinstance(older._rows, dict)
+    assert [older[d].tolist() for d in older] == [store[d].tolist() for d in store]
+
+
+def test_numbers_out_of_order_are_names_like_any_other(
+    tmp_path: Path, make_tokenizer: Callable
+) -> None:
+    store = TokenStore.build(tmp_path, [("1", "the fox"), ("0", "dog")], make_tokenizer("bert"), 9)
+    assert isinstance(store._rows, dict)
+    assert len(store["1"]) > len(store["0"])

