@@ -93,15 +93,9 @@ def _config(family: str, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedCon
         case "roberta":
             return RobertaConfig(**shape, max_position_embeddings=POSITIONS + 2, type_vocab_size=1)
         case "deberta":
-            return DebertaV2Config(
-                **shape,
-                max_position_embeddings=POSITIONS,
-                type_vocab_size=0,
-                relative_attention=True,
-                position_buckets=16,
-                pos_att_type=["p2c", "c2p"],
-                position_biased_input=False,
-            )
+            relative = {"relative_attention": True, "position_buckets": 16}
+            shape |= {**relative, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+            return DebertaV2Config(**shape, max_position_embeddings=POSITIONS, type_vocab_size=0)
         case "modernbert":
             ends = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
             return ModernBertConfig(
@@ -163,7 +157,8 @@ def _roberta() -> "PreTrainedTokenizerFast":
 
     trained = _byte_pairs(["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
     model = json.loads(trained.to_str())["model"]
-    return RobertaTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    merges: Any = [tuple(pair) for pair in model["merges"]]
+    return RobertaTokenizer(vocab=model["vocab"], merges=merges)
 
 
 def _modernbert() -> "PreTrainedTokenizerFast":
