@@ -41,9 +41,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--databases", nargs="+", default=["SQLite", "PostgreSQL"])
     parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument("--pid", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.what == "measure":
-        print(json.dumps(measure(options.url, options.sizes[0])))
+        print(json.dumps(measure(options.url, options.sizes[0], options.pid or None)))
         return 0
     if options.what == "throughput":
         throughput(options)

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from contestants import new_job, result
-from servers import database, load, postgresql
+from servers import cpu_of_server, database, load, postgresql
 
 from db import jobs
 from db.engine import connect
@@ -32,7 +32,7 @@ def growth(options: argparse.Namespace) -> int:
     worse: list[str] = []
     with (
         TemporaryDirectory(prefix="xsweep-benchmark-", dir="/tmp") as folder,
-        postgresql(options.server, Path(folder) / "server") as (server, _),
+        postgresql(options.server, Path(folder) / "server") as (server, pid),
     ):
         for place in options.databases:
             rows = []
@@ -41,20 +41,23 @@ def growth(options: argparse.Namespace) -> int:
                     if place == "SQLite":
                         url = f"sqlite:///{folder}/growth-{size}.db"
                     command = [sys.executable, str(Path(__file__).parent), "measure"]
-                    command += ["--sizes", str(size), "--url", url]
+                    command += ["--sizes", str(size), "--url", url, "--pid", str(pid or 0)]
                     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
                 rows.append(json.loads(done.stdout))
                 for left in Path(folder).glob("growth-*"):
                     left.unlink()
-            print(f"\n{place}, load {load()}; seconds, CPU seconds of the client in brackets,")
-            print("exponent of the largest step: 1 is linear\n")
+            print(
+                f"\n{place}, load {load()}; seconds, CPU seconds (with the server's) in brackets,"
+            )
+            print("and the steepest growth of the latter as an exponent: 1 is linear\n")
             heads = [f"{row['jobs']:,.0f}" for row in rows]
             print(f"| | {' | '.join(heads)} | exponent |")
             print("|---" * (len(rows) + 2) + "|")
             for name in [key for key in rows[0] if not key.endswith("cpu")][1:]:
                 values = [shown(row, name) for row in rows]
-                steepest = exponent([(row["jobs"], row[name]) for row in rows])
-                power = "" if steepest is None or "MB" in name else f"{steepest:.2f}"
+                points = [(row["jobs"], row.get(f"{name} cpu", 0.0)) for row in rows]
+                steepest = exponent(points)
+                power = "" if steepest is None else f"{steepest:.2f}"
                 print(f"| {name} | {' | '.join(values)} | {power} |", flush=True)
                 if power and float(power) > LINEAR:
                     worse.append(f"{place}: {name} grows with the power {power}")
@@ -94,22 +97,23 @@ def cells(count: int) -> Iterable[jobs.NewJob]:
             yield new_job(name, train, "candidates", kind="evaluate", labels=where, cost=10)
 
 
-def measure(url: str, size: int) -> dict[str, float]:
-    """Wall seconds of every step on a table of a size, and this process's memory."""
+def measure(url: str, size: int, server: int | None) -> dict[str, float]:
+    """Wall and CPU seconds of every step on a table of a size, and this process's memory."""
     grid = list(cells(size))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     engine = connect(url, create=True)
     found: dict[str, float] = {"jobs": len(grid)}
 
     def timed(name: str, work: Callable[[], Any], repeats: int = 1) -> Any:
-        cpu_s = time.process_time()
+        cpu_s = time.process_time() + cpu_of_server(server)
         seconds = []
         for _ in range(repeats):
             began = time.perf_counter()
             answer = work()
             seconds.append(time.perf_counter() - began)
         found[name] = min(seconds)
-        found[f"{name} cpu"] = (time.process_time() - cpu_s) / repeats
+        cpu_s = time.process_time() + cpu_of_server(server) - cpu_s
+        found[f"{name} cpu"] = cpu_s / repeats
         return answer
 
     added = timed("submit", lambda: jobs.add_sweep(engine, name="s", grid="", jobs=grid))
@@ -122,12 +126,12 @@ def measure(url: str, size: int) -> dict[str, float]:
     timed("outlook", lambda: outlook(engine), repeats=3)
     lives = {"owner": "benchmark", "lease_s": 600.0}
 
-    def work_off(steps: int) -> None:
+    def work_off(steps: int, at_once: int = 1) -> None:
         for _ in range(steps):
-            claims = jobs.claim(engine, limit=1, **lives)
+            claims = jobs.claim(engine, limit=at_once, **lives)
             jobs.finish_all(engine, [result(claim) for claim in claims])
 
-    timed("2 results that wake every training", lambda: work_off(2))
+    timed("2 results that all others wait for", lambda: work_off(1, at_once=2))
     timed("100 claims and results", lambda: work_off(min(100, len(grid) - 2)))
     timed("status of a sweep, later", lambda: summary(engine, "s"), repeats=3)
     engine.dispose()

@@ -52,8 +52,9 @@ def identity(name: str) -> str:
 
 @contextmanager
 def cluster(slots: int) -> Iterator[None]:
-    """A local Ray cluster of so many slots, whatever cores the machine has."""
+    """A Ray cluster of our own with so many slots, whatever cores the machine has."""
     ray.init(
+        address="local",
         num_cpus=slots,
         namespace="benchmark",
         include_dashboard=False,
