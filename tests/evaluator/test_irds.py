@@ -1,8 +1,11 @@
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from evaluator import irds
 from evaluator.collections import load_collection
 from evaluator.irds import scored_docs
 from evaluator.specs import IrdsSpec
@@ -80,3 +83,28 @@ def test_a_set_without_scoreddocs_says_what_to_use(real_data: Path) -> None:
     home = str(real_data / "ir_datasets_home")
     with pytest.raises(DataError, match="has no scoreddocs: use BM25 or give a run"):
         scored_docs(IrdsSpec(name="x", id="cranfield", home=home))
+
+
+def test_several_may_mirror_a_home_at_once_through_links_to_folders_too(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "linked").symlink_to(tmp_path / "elsewhere")
+    for number in range(300):
+        (tmp_path / "elsewhere" / f"{number}.txt").write_text(str(number))
+        (home / f"{number}.txt").write_text(str(number))
+    start = threading.Barrier(4)
+
+    def mirror(_: int) -> Path:
+        start.wait()
+        return irds._mirror(home)
+
+    with ThreadPoolExecutor(4) as threads:
+        (mirrored,) = set(threads.map(mirror, range(4)))
+    for number in range(300):
+        assert (mirrored / f"{number}.txt").read_text() == str(number)
+        assert (mirrored / "linked" / f"{number}.txt").read_text() == str(number)
+    assert not list(mirrored.rglob(".*")), "no draft stays behind"
+    # A file that came later is found; one that went is not missed.
+    (home / "new.txt").write_text("new")
+    assert (irds._mirror(home) / "new.txt").read_text() == "new"
