@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 from sqlalchemy import (
     URL,
@@ -33,18 +34,19 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
-def connect(url: str, *, create: bool = False) -> Engine:
+def connect(url: str, *, create: bool = False, read_only: bool = False) -> Engine:
     """The engine of an xsweep database that is there, ours, writable and of this schema.
 
-    `create` makes the tables in an empty place and upgrades older ones. Raises SetupError, and has
-    changed nothing, for everything else: a wrong URL, no answer, a wrong password, a read-only or
-    damaged database, another program's, a newer schema, SQLite on a network file system.
+    `create` makes the tables in an empty place and upgrades older ones; over a `read_only` engine
+    the database itself refuses every write. Raises SetupError, and has changed nothing, for
+    everything else: a wrong URL, no answer, a wrong password, a read-only or damaged database,
+    another program's, a newer schema, SQLite on a network file system.
     """
-    engine = open_engine(url)
+    engine = open_engine(url, read_only=read_only)
     try:
         if engine.dialect.name == "sqlite":
             _check_place(engine.url, create)
-        _check_schema(engine, create)
+        _check_schema(engine, create, read_only)
     except DBAPIError as error:
         engine.dispose()
         raise setup_error(engine.url, error) from error
@@ -64,7 +66,7 @@ def redacted(url: str | URL) -> str:
     return "(not a database URL)" if "@" in (parsed.host or "") else shown(parsed)
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, *, read_only: bool = False) -> Engine:
     """An engine with our rules of connecting and beginning; nothing is opened or checked yet.
 
     Raises SetupError when the URL is not one of SQLite's or PostgreSQL's.
@@ -87,7 +89,12 @@ def open_engine(url: str) -> Engine:
         )
         # many rows as one statement: the driver would send one per row
         engine.dialect.use_insertmanyvalues_wo_returning = True
+        if read_only:
+            event.listen(engine, "begin", _begin_read_only)
         return engine
+    if read_only:
+        query = {"mode": "ro", "uri": "true"}
+        parsed = parsed.set(database=f"file:{quote(str(_file_of(parsed)))}", query=query)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, **codec)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -193,6 +200,14 @@ def _parse(url: str) -> URL:
     return parsed
 
 
+def _file_of(url: URL) -> Path:
+    """SQLite's file; a `file:` URI is percent-encoded, a path is not."""
+    name = str(url.database)
+    if name.startswith("file:"):
+        name = unquote(name.removeprefix("file:").partition("?")[0])
+    return Path(name).absolute()
+
+
 def _configure_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself; `_begin_sqlite` does
     for pragma in ("foreign_keys = ON", "synchronous = FULL"):
@@ -205,8 +220,13 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
 
 
+def _begin_read_only(connection: Connection) -> None:
+    # per transaction: the driver's own setting is reset when a connection goes back to the pool
+    connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+
+
 def _check_place(url: URL, create: bool) -> None:
-    path = Path(str(url.database).removeprefix("file:").partition("?")[0]).absolute()
+    path = _file_of(url)
     mounts = MOUNTS.read_text(errors="replace") if MOUNTS.exists() else ""
     if kind := network_file_system(path.parent.resolve(), mounts):
         raise SetupError(
@@ -229,9 +249,12 @@ def _check_place(url: URL, create: bool) -> None:
         ) from error
 
 
-def _check_schema(engine: Engine, create: bool) -> None:
-    with engine.connect() as connection:
+def _check_schema(engine: Engine, create: bool, read_only: bool) -> None:
+    options = {READING: read_only}
+    with engine.connect().execution_options(**options) as connection:
         found = _revision(connection)
+        if found == REVISION and read_only:
+            return
         if found == REVISION:
             # a write that changes nothing and is not committed: read-only ways in are of no use
             connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = version_num"))  # noqa: S608

@@ -57,6 +57,27 @@ def test_an_empty_place_stays_empty_when_not_asked(tmp_path, empty_postgresql_ur
     assert path.stat().st_size == 0
 
 
+def test_a_read_only_engine_sees_what_others_write_and_can_write_nothing(url):
+    writer = connect(url)
+    reader = connect(url, read_only=True)
+    submit(writer, study(seeds=[1]))
+    assert len(states(reader)) == 5
+    run_all(writer)
+    assert set(states(reader).values()) == {"done"}
+    with pytest.raises(SetupError, match="readonly database|read-only transaction"):
+        jobs.pause(reader, "study")
+    for engine in (writer, reader):
+        engine.dispose()
+
+
+def test_a_read_only_engine_makes_no_file_and_no_tables(tmp_path):
+    path = tmp_path / "100% mine.db"
+    assert "no such file yet" in refused(f"sqlite:///{path}", read_only=True)
+    assert not path.exists()
+    connect(f"sqlite:///{path}", create=True).dispose()
+    connect(f"sqlite:///{path}", read_only=True).dispose()
+
+
 def test_sqlite_is_safe_by_its_settings(tmp_path):
     engine = connect(f"sqlite:///{tmp_path}/x.db", create=True)
     with engine.connect() as connection:
