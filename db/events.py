@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, insert, select
 
 from db.clock import now_s
 from db.schema import Event
-from db.transactions import reading
+from db.transactions import reading, transact
 
 _APPEND = insert(Event).values(at=now_s())
 SUBJECT = ("sweep_id", "job_id", "token", "owner")
@@ -41,6 +41,11 @@ def record(connection: Connection, kind: str, *rows: Mapping[str, Any]) -> None:
             for row in rows
         ],
     )
+
+
+def note(engine: Engine, kind: str, **row: Any) -> None:
+    """Append one event of somebody who moves no job: who announced, what was decided."""
+    transact(engine, lambda connection: record(connection, kind, row))
 
 
 def history(

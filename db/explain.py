@@ -42,6 +42,8 @@ class Try:
     outcome: str | None
     failure: str | None
     reason: str | None
+    progress: dict[str, Any] | None
+    """Where it was when its controller last wrote of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,10 @@ class Explanation:
     spec: dict[str, Any]
 
 
-def explain(engine: Engine, job: str | int) -> Explanation:
+def explain(engine: Engine, job: str | int, *, compare: bool = True) -> Explanation:
     """Why the job waits, was retried, was skipped, is shared, or is no done job that looks like it.
 
+    `compare` looks for the nearest done job, which reads the specs of up to `COMPARED` others.
     Raises ConfigError for an unknown job, with the nearest names.
     """
     with reading(engine) as connection:
@@ -94,7 +97,7 @@ def explain(engine: Engine, job: str | int) -> Explanation:
         member = select(Sweep.name, Sweep.state).join(SweepJob).where(SweepJob.job_id == id_)
         sweeps = connection.execute(member.order_by(Sweep.id)).all()
         nearest = None
-        if row.state != State.DONE:
+        if compare and row.state != State.DONE:
             nearest = _nearest_done(connection, id_, row.kind, row.spec, parents)
     return Explanation(
         job_id=id_,
@@ -123,7 +126,8 @@ def _why(
         reasons += _why_unclaimed(row, sweeps)
     if row.state == State.RUNNING:
         last = attempts[-1]
-        reasons.append(f"attempt {last.token} runs on {last.node or 'a node not named yet'}")
+        node = last.node or (last.progress or {}).get("node") or "a node not named yet"
+        reasons.append(f"attempt {last.token} runs on {node}")
     if row.state == State.DONE:
         reasons.append(f"has the accepted result of attempt {attempts[-1].token}: {row.folder}")
     if row.state == State.FAILED:

@@ -13,6 +13,7 @@ from db.schema import Attempt, Definition, Job, Sweep, SweepJob
 from db.states import State
 from db.tally import read_tally
 from db.transactions import reading
+from db.troubles import Trouble, latest_troubles
 
 Q = TypeVar("Q", bound=Select)
 
@@ -82,6 +83,8 @@ class Summary:
     pace: dict[str, float] = field(default_factory=dict)
     """Measured seconds of one planned second, by kind, of the newest results: what is left of a
     sweep takes about the sum over kinds of its open `cost_s` times the kind's pace."""
+    troubles: list[Trouble] = field(default_factory=list)
+    """Attempts that failed lately, the newest first, also of jobs that are tried again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +114,16 @@ def summary(engine: Engine, sweep: str | int | None = None, *, failures: int = 1
             failures=_failures(connection, only, failures),
             mean_s=mean_s,
             pace=pace,
+            troubles=latest_troubles(connection, failures, only),
             controllers=live(engine),
             oldest_ready_s=_oldest_ready_s(connection, only),
         )
+
+
+def sweeps(engine: Engine) -> list[SweepStatus]:
+    """The counts of every sweep, and nothing else."""
+    with reading(engine) as connection:
+        return _sweeps(connection, None)
 
 
 def jobs(

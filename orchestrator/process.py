@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -28,7 +28,7 @@ GRACE_S = 120.0
 """How long jobs may take to save a checkpoint when the controller is told to leave."""
 
 
-def run(settings: Settings, *, until_idle: bool = True) -> int:
+def run(settings: Settings, *, until_idle: bool = True, metrics_port: int | None = None) -> int:
     """Run jobs until none is left (or, with `until_idle=False`, until told to leave).
 
     The first SIGTERM or Ctrl-C drains: running jobs save and go back to ready, uncharged. The
@@ -53,18 +53,21 @@ def run(settings: Settings, *, until_idle: bool = True) -> int:
             if not settings.ray_address:
                 cluster.stop_local(settings.home)
             return 1 if left.failed else 0
+        from orchestrator.watching import Watching
+
+        watching = Watching(engine, settings, metrics_port)
         log.info("connecting to Ray (starting it takes some seconds)")
         dashboard = cluster.connect(settings, namespace=namespace(settings))
         from orchestrator.controller import Controller
-
         log.info("Ray's dashboard: %s", dashboard or "not running")
         controller = Controller(engine, store, dashboard=dashboard)
         signals = _Signals()
         try:
             controller.adopt()
-            failed = _loop(controller, signals, until_idle=until_idle)
+            failed = _loop(controller, signals, watching.tick, until_idle=until_idle)
         finally:
             controller.close()
+            watching.close()
             cluster.disconnect(settings, stop=not controller.busy)
             engine.dispose()
         if signals.received:
@@ -117,7 +120,9 @@ def namespace(settings: Settings) -> str:
     return f"xsweep-{hashlib.sha256(redacted(settings.database).encode()).hexdigest()[:12]}"
 
 
-def _loop(controller: "Controller", signals: "_Signals", *, until_idle: bool) -> bool:
+def _loop(
+    controller: "Controller", signals: "_Signals", tick: Callable[[], None], *, until_idle: bool
+) -> bool:
     """Steps until idle or told to leave; whether some job has failed for good."""
     from db.outlook import outlook
 
@@ -126,6 +131,7 @@ def _loop(controller: "Controller", signals: "_Signals", *, until_idle: bool) ->
     while not signals.received:
         try:
             controller.step()
+            tick()
             if time.monotonic() - told_s > TELL_S:
                 _tell(controller)
                 told_s = time.monotonic()

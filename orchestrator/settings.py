@@ -1,7 +1,7 @@
 """Where the database, the store and the cluster are: by flag, then environment, then default."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -18,6 +18,8 @@ class Settings:
     """Address of a running Ray cluster; None lets the controller start one on this machine."""
     data_home: Path | None
     """Folder of the user's own data; grid files refer to it as `${data_home}`."""
+    webhook: str | None = field(default=None, repr=False)
+    """URL that a controller tells of finished sweeps and of failures; it may hold a secret."""
 
 
 def load_settings(
@@ -37,4 +39,5 @@ def load_settings(
         store=store or environment.get("XSWEEP_STORE") or str(home / "store"),
         ray_address=ray_address or environment.get("RAY_ADDRESS") or None,
         data_home=Path(data).absolute() if data else None,
+        webhook=environment.get("XSWEEP_WEBHOOK") or None,
     )

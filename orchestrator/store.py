@@ -16,13 +16,7 @@ def open_store(uri: str) -> Path:
 
     A path or a `file://` URL, on a disk that every node of the cluster sees at the same place.
     """
-    scheme, separator, rest = uri.partition("://")
-    if separator and scheme != "file":
-        raise SetupError(
-            f"store {uri}: the scheme {scheme!r} is not supported; give a folder that every node "
-            "sees (a path or file:// URL) with --store or XSWEEP_STORE"
-        )
-    root = Path(rest if separator else uri).absolute()
+    root = store_root(uri)
     probe = root / f".probe-{uuid.uuid4().hex}"
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -34,6 +28,17 @@ def open_store(uri: str) -> Path:
             "--store or XSWEEP_STORE"
         ) from error
     return root
+
+
+def store_root(uri: str) -> Path:
+    """The store's root, which is not looked at; SetupError for a scheme that is not supported."""
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme != "file":
+        raise SetupError(
+            f"store {uri}: the scheme {scheme!r} is not supported; give a folder that every node "
+            "sees (a path or file:// URL) with --store or XSWEEP_STORE"
+        )
+    return Path(rest if separator else uri).absolute()
 
 
 def attempt_folder(kind: str, identity: str, token: int) -> str:

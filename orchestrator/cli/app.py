@@ -20,7 +20,7 @@ GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
 ORDER = (
     *("submit", "plan", "run", "status", "report", "compare", "explain", "logs"),
-    *("cancel", "pause", "resume", "retry", "evaluate", "data"),
+    *("serve", "metrics", "cancel", "pause", "resume", "retry", "evaluate", "data"),
     *("export", "import", "gc", "db", "doctor", "version"),
 )
 """Of the commands in `--help`: as a newcomer needs them."""

@@ -5,34 +5,31 @@
 eta_s`; counts are {kind: {state: jobs}}, cost_s the seconds planned for these), `running` (`job_id
 identity kind name token owner node log progress since_s lease_left_s`), `failures` (`job_id
 identity kind name failure reason ended_at`), `mean_s` and `pace` (measured per planned second) by
-kind, `controllers` (`owner host pid dashboard_url started_at silent_s`) and `oldest_ready_s`. With
-`--jobs`, schema `xsweep.jobs/1`: `jobs` (`job_id identity kind name state token priority failure
+kind, `troubles` (failed attempts, also of jobs that are tried again: `event at job_id kind name
+token failure reason next sweeps`), `controllers` (`owner host pid dashboard_url started_at
+silent_s`) and `oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`: `jobs` (`job_id identity kind name state token priority failure
 reason`). Unknown values are null; later versions only add keys.
 """
 
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator.cli.app import app, open_database, settings_of
-from orchestrator.forecast import OPEN, count, duration, eta_s, prospect
+from orchestrator.cli.status_page import STATES, headline, page
+from orchestrator.forecast import OPEN, count, eta_s
 from xsweep import ConfigError, SetupError
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from sqlalchemy import Engine
 
-    from db.status import Summary, SweepStatus
+    from db.status import Summary
     from orchestrator.settings import Settings
 
-STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
-KINDS = ("prepare", "teach", "train", "evaluate")
-REHEARSAL = "rehearsal"
-"""How the names of all rehearsals end."""
 REFRESH_S = 2.0
 START_S = 30.0
 """How long a controller may take until `submit --watch` believes that none came up."""
@@ -77,7 +74,7 @@ def status(
         typer.echo(json.dumps(_as_json(settings_of(ctx), found), indent=1))
         return
     console = _console()
-    for part in _page(found):
+    for part in page(found):
         console.print(part)
 
 
@@ -107,10 +104,10 @@ def _watch(
             found = summary(engine, sweep)
             took_s = time.monotonic() - began_s
             if console.is_terminal:
-                live.update(Group(*_page(found)), refresh=True)
+                live.update(Group(*page(found, console.size.height)), refresh=True)
             elif told != (counts := [each.counts for each in found.sweeps]):
                 # In a log file, a line per change is all that can be followed.
-                console.print(*(_headline(each, found) for each in found.sweeps), sep="\n")
+                console.print(*(headline(each, found) for each in found.sweeps), sep="\n")
                 told = counts
             if not any(count(each, OPEN) for each in found.sweeps):
                 break
@@ -122,86 +119,8 @@ def _watch(
             # A hundredth of a core at most, however large the table.
             time.sleep(min(60.0, max(REFRESH_S, 100 * took_s)))
     if not console.is_terminal:
-        console.print(Group(*_page(found)))
+        console.print(Group(*page(found)))
     return 1 if any(count(each, ("failed",)) for each in found.sweeps) else 0
-
-
-def _page(found: "Summary") -> "Iterator[RenderableType]":
-    if not found.sweeps:
-        yield "No sweep was submitted yet: xsweep submit sweeps/quickstart.yaml"
-    for sweep in found.sweeps:
-        yield _headline(sweep, found)
-        yield _sweep_table(sweep)
-    if found.running:
-        yield _running_table(found)
-    for failure in found.failures:
-        first_line = (failure.reason or "").strip().splitlines()[:1]
-        yield f"[red]failed[/] {_plain(failure.name)}: {failure.failure}: {_plain(*first_line)}"
-    if found.failures:
-        yield "More: xsweep explain JOB, xsweep logs JOB; once repaired: xsweep retry SWEEP"
-    for controller in found.controllers:
-        dashboard = controller.dashboard_url or "no dashboard"
-        yield f"Controller {controller.pid} on {_plain(controller.host)}, Ray: {dashboard}"
-    if not found.controllers and any(count(each, OPEN) for each in found.sweeps):
-        yield "No controller is running. Next: xsweep run"
-
-
-def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
-    from rich import box
-    from rich.table import Table
-
-    shown = [state for state in STATES if count(sweep, (state,))]
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
-    table.add_column("jobs", "all")
-    for state in shown:
-        table.add_column(state, str(count(sweep, (state,))), justify="right")
-    table.add_column("all", str(sweep.total), justify="right")
-    for kind in [kind for kind in KINDS if kind in sweep.counts]:
-        counts = sweep.counts[kind]
-        numbers = [str(counts.get(state, "")) for state in shown]
-        table.add_row(kind, *numbers, str(sum(counts.values())))
-    return table
-
-
-def _headline(sweep: "SweepStatus", found: "Summary") -> str:
-    notes = [] if sweep.state == "active" else [sweep.state]
-    if sweep.name.endswith(REHEARSAL):
-        notes.append("a rehearsal: tiny random models")
-    note = f" ({', '.join(notes)})" if notes else ""
-    return f"[bold]{_plain(sweep.name)}[/]{note}: {prospect(sweep, found)}"
-
-
-def _running_table(found: "Summary") -> "RenderableType":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("running", "progress", "for", "node"):
-        table.add_column(head, overflow="fold")
-    for job in found.running:
-        progress = job.progress or {}
-        table.add_row(
-            _plain(job.name),
-            _progress(progress),
-            duration(job.since_s),
-            _plain(job.node or str(progress.get("node", ""))),
-        )
-    return table
-
-
-def _progress(progress: dict[str, Any]) -> str:
-    """`75/150 50%, loss 0.531, pairs_per_s 21.4, 45 s left`."""
-    if not progress.get("total"):
-        return ""
-    done, total = progress["done"], progress["total"]
-    figures = [
-        f"{name} {value:.4g}"
-        for name, value in progress.items()
-        if name not in ("done", "total", "left_s") and isinstance(value, int | float)
-    ]
-    if "left_s" in progress:
-        figures.append(f"{duration(progress['left_s'])} left")
-    return ", ".join([f"{done}/{total} {100 * done // total:.0f}%", *figures])
 
 
 def _print_jobs(rows: "list[Any]", as_json: bool) -> None:
@@ -225,13 +144,6 @@ def _as_json(settings: "Settings", found: "Summary") -> dict[str, Any]:
         "database": redacted(settings.database),
         **content,
     }
-
-
-def _plain(text: str = "") -> str:
-    """Text that Rich does not take for markup."""
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _console() -> "Console":

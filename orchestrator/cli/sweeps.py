@@ -69,6 +69,16 @@ def run(
     until_idle: Annotated[
         bool, typer.Option("--until-idle/--forever", help="Leave when no job is left, or never.")
     ] = True,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            envvar="XSWEEP_METRICS_PORT",
+            show_envvar=False,
+            help="Serve Prometheus metrics on this port of 127.0.0.1 [XSWEEP_METRICS_PORT].",
+        ),
+    ] = None,
 ) -> None:
     """Run the stored jobs here, in the foreground; resumes whatever is missing.
 
@@ -77,7 +87,7 @@ def run(
     \b
     Examples:
       xsweep run
-      RAY_ADDRESS=auto xsweep run --forever
+      RAY_ADDRESS=auto xsweep run --forever --metrics-port 9108
     """
     import logging
 
@@ -86,7 +96,9 @@ def run(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    raise typer.Exit(process.run(settings_of(ctx), until_idle=until_idle))
+    raise typer.Exit(
+        process.run(settings_of(ctx), until_idle=until_idle, metrics_port=metrics_port)
+    )
 
 
 def _refuse_absent(planned: "Plan") -> None:

@@ -64,7 +64,7 @@ def test_a_read_only_engine_sees_what_others_write_and_can_write_nothing(url):
     assert len(states(reader)) == 5
     run_all(writer)
     assert set(states(reader).values()) == {"done"}
-    with pytest.raises(SetupError, match="readonly database|read-only transaction"):
+    with pytest.raises(SetupError, match=r"readonly database|read-only transaction"):
         jobs.pause(reader, "study")
     for engine in (writer, reader):
         engine.dispose()

@@ -7,18 +7,13 @@ import subprocess
 
 import numpy as np
 import pytest
+from browser import browse, needs_browser
 
 from orchestrator.report.build import build_report
 from orchestrator.report.effects import with_effects
 from orchestrator.report.html import render_html
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
-OPTIONS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--hide-scrollbars", "--force-device-scale-factor=1", "--window-size=1200,900"),
-)
+pytestmark = needs_browser
 PROBE = """<script>
 const found = {};
 found.overflow = document.documentElement.scrollWidth > innerWidth;
@@ -41,14 +36,6 @@ found.sticky = (() => {
 })();
 document.title = JSON.stringify(found);
 </script></body>"""
-
-
-def browse(folder, *options):
-    profile = folder / "profile"
-    command = [BROWSER, *OPTIONS, f"--user-data-dir={profile}", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    shutil.rmtree(profile, ignore_errors=True)
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

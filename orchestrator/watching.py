@@ -1,0 +1,66 @@
+"""What a controller tells the world beside its work: metrics and announcements."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Engine
+
+from db.figures import figures
+from orchestrator.announcements import Announcer
+from orchestrator.metrics import RayGauges, serve_metrics
+from orchestrator.settings import Settings
+from orchestrator.webhook import Webhook
+from xsweep import SetupError
+
+log = logging.getLogger("xsweep")
+
+EVERY_S = 10.0
+COST = 100
+"""Looks are so many times as far apart as one takes: a hundredth of a core, however large the
+table."""
+
+
+class Watching:
+    """Tells Ray's metrics agent, whoever scrapes the port, and the webhook, as far as wanted."""
+
+    def __init__(self, engine: Engine, settings: Settings, metrics_port: int | None = None) -> None:
+        """Raises SetupError for a webhook that is no URL and for a port that is taken."""
+        self.engine = engine
+        self._due_s = 0.0
+        self._gauges = RayGauges()
+        self._webhook = Webhook(settings.webhook) if settings.webhook else None
+        self._announcer = Announcer(engine, self._webhook) if self._webhook else None
+        self._end_metrics: Callable[[], None] = lambda: None
+        if metrics_port is not None:
+            try:
+                self._end_metrics = serve_metrics(engine, metrics_port)
+            except OSError as error:
+                raise SetupError(
+                    f"metrics cannot be served on port {metrics_port} of 127.0.0.1 "
+                    f"({error.strerror}): choose another --metrics-port"
+                ) from error
+            log.info("metrics   http://127.0.0.1:%d/metrics", metrics_port)
+
+    def tick(self) -> None:
+        """Look at the job table if it is time to; SetupError while the database is away."""
+        if time.monotonic() >= self._due_s:
+            self._look()
+
+    def close(self) -> None:
+        """Look once more, let the webhook send what waits, and free the port."""
+        try:
+            self._look()
+        except SetupError as error:
+            log.warning("%s", error)
+        if self._webhook:
+            self._webhook.close()
+        self._end_metrics()
+
+    def _look(self) -> None:
+        began_s = time.monotonic()
+        self._gauges.tell(figures(self.engine))
+        if self._announcer:
+            self._announcer.look()
+        ended_s = time.monotonic()
+        self._due_s = ended_s + max(EVERY_S, COST * (ended_s - began_s))

