@@ -43,9 +43,7 @@ def troubles_since(engine: Engine, event: int) -> list[Trouble]:
     return read(engine, work)
 
 
-def latest_troubles(
-    connection: Connection, limit: int, sweep: int | None = None
-) -> list[Trouble]:
+def latest_troubles(connection: Connection, limit: int, sweep: int | None = None) -> list[Trouble]:
     """The latest failures among the last `LOOKED_AT` events, the newest first; of one sweep's jobs
     where it is named by its id."""
     newest = connection.scalar(select(func.max(Event.id))) or 0

@@ -64,7 +64,7 @@ def export_sweep(
         for job in chosen:
             result = stored.results[job.identity]
             source = resolve(store, result.folder)
-            with_files = {"train": models, "evaluate": runs}.get(job.kind, True)
+            with_files = {"train": models, "search": models, "evaluate": runs}.get(job.kind, True)
             if with_files:
                 _copy(source, out / "files" / job.kind / job.identity, result.manifest_sha256)
             line = {"identity": job.identity, **asdict(result), "files": with_files}

@@ -72,6 +72,10 @@ def check_names(refs: References) -> None:
             _check_match(refs, (block, place), match)
     for place, override in enumerate(grid.overrides):
         _check_match(refs, ("overrides", place, "match"), override.match)
+    for place, search in enumerate(grid.search):
+        _check_match(refs, ("search", place, "match"), search.match)
+        if search.apply:
+            _check_match(refs, ("search", place, "apply"), search.apply)
 
 
 def _check_match(refs: References, where: Where, match: Match) -> None:
@@ -100,7 +104,7 @@ def select_cells(
     for cell in _product(grid):
         named = objectives.teachers(cell.objective)
         listed = named is None or cell.teacher in named
-        brought = [rule for rule in grid.include if _matches(rule, cell)]
+        brought = [rule for rule in grid.include if matches(rule, cell)]
         if not listed and not any(rule.teacher for rule in brought):
             continue
         signal, usable = grid.teachers[cell.teacher].signal, objectives.signals(cell.objective)
@@ -109,7 +113,7 @@ def select_cells(
             reason = f"{cell.objective} learns from {needed}; {cell.teacher} gives {signal}"
             left_out.append(LeftOut(cell, reason))
             continue
-        rules = [i for i, rule in enumerate(grid.exclude) if _matches(rule, cell)]
+        rules = [i for i, rule in enumerate(grid.exclude) if matches(rule, cell)]
         if rules and not brought:
             line, _ = file.position(("exclude", rules[0]))
             left_out.append(LeftOut(cell, f"excluded in line {line}"))
@@ -127,7 +131,8 @@ def _product(grid: Grid) -> Iterator[Cell]:
     return map(Cell._make, product(grid.backbones, grid.objectives, grid.teachers, grid.seeds))
 
 
-def _matches(match: Match, cell: Cell) -> bool:
+def matches(match: Match, cell: Cell) -> bool:
+    """Whether a rule names the cell."""
     values: dict[str, Any] = {
         "backbone": cell.backbone.name,
         "group": cell.backbone.group,
@@ -178,19 +183,22 @@ class Layers:
                 message = f"unknown key {key!r}: {nearest(key, known)}"
                 raise self.source.error((*where, key), message, at_key=True)
 
-    def of(self, cell: Cell, step: Step) -> TrainingSettings:
+    def of(
+        self, cell: Cell, step: Step, *further: tuple[Where, dict[str, Any]]
+    ) -> TrainingSettings:
         """The settings of one training of a cell; ConfigError at the layer whose value is wrong.
 
         A stage has those of a cell with its objective and teacher, then its own; rules may name
-        it by the objective whose stage it is, too.
+        it by the objective whose stage it is, too. `further` settings win over all of these.
         """
         merged: dict[str, Any] = {}
         origin: dict[str, Where] = {}
         taught = cell._replace(teacher=step.teacher)
         names = (taught, taught._replace(objective=step.objective))
         layers = [*self.layers, (step.where, Match(), step.settings)]
+        layers += [(where, Match(), values) for where, values in further]
         for where, match, values in layers:
-            if any(_matches(match, name) for name in names):
+            if any(matches(match, name) for name in names):
                 merged |= values
                 origin |= dict.fromkeys(values, where)
         key = repr(merged)

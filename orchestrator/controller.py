@@ -22,6 +22,7 @@ from db import controllers, jobs
 from evaluator.manifest import is_finished
 from orchestrator.accept import Finished, accept_all
 from orchestrator.pool import Placement, Pool, Resources, as_ray_resources, runs_alone
+from orchestrator.pruning import Pruner
 from orchestrator.store import attempt_folder, resolve
 from orchestrator.workers import Outcome, Task
 from xsweep import DataError, SetupError
@@ -65,6 +66,7 @@ class Controller:
         self.store = store
         self.owner = uuid.uuid4().hex
         self.pool = pool or Pool()
+        self.pruner = Pruner(engine, store)
         self.assigned: list[Assignment] = []
         self.unplaced: list[jobs.Claim] = []
         """Claimed jobs whose resources are not free yet; they wait at the head of the queue."""
@@ -252,6 +254,9 @@ class Controller:
 
     def _accept(self, finished: Sequence[tuple[Job, str]]) -> set[tuple[int, int]]:
         """Accept finished folders; the (job id, token) pairs of those that count."""
+        for job, folder in finished:
+            # What a trial measured since the last look is knowledge about its peers, too.
+            self.pruner.ends(job, folder)
         folders = [Finished(*_pair(job), folder) for job, folder in finished]
         answers = accept_all(self.engine, self.store, folders, owner=self.owner)
         for (job, _), answer in zip(finished, answers, strict=True):
@@ -287,6 +292,8 @@ class Controller:
             if status and status["token"] == assignment.job.token:
                 assignment.answered = True
                 progress[_pair(assignment.job)] = {**status["progress"], "node": status["node"]}
+                if self.pruner.ends(assignment.job, assignment.folder):
+                    assignment.placement.actor.halt.remote(assignment.job.token)
             elif not assignment.answered and time.monotonic() - assignment.began_s > PLACE_S:
                 # Not an error of the job: somebody else uses what Ray believed to be free.
                 self._drop(assignment)

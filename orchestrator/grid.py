@@ -22,9 +22,9 @@ from evaluator.specs import (
     SpladeSpec,
 )
 from trainer.objectives.signals import Signal
-from trainer.specs import OptimisationSpec
+from trainer.specs import AshaSpec, OptimisationSpec
 
-Kind = Literal["prepare", "teach", "train", "evaluate"]
+Kind = Literal["prepare", "teach", "search", "train", "evaluate"]
 
 
 def _listed(value: Any) -> Any:
@@ -241,6 +241,45 @@ class Override(Spec):
     training: dict[str, Any] = Field(min_length=1)
 
 
+class Range(Spec):
+    """Values of a setting: `{choice: [1e-5, 3e-5]}`, `{uniform: [0, 0.1]}` or `{loguniform: …}`."""
+
+    choice: tuple[Any, ...] | None = Field(None, min_length=1)
+    uniform: tuple[float, float] | None = None
+    """Between two numbers, each equally likely; whole numbers where the setting has such."""
+    loguniform: tuple[float, float] | None = None
+    """Between two positive numbers, their logarithms equally likely."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _one_of(self, "choice", "uniform", "loguniform")
+        if bounds := self.uniform or self.loguniform:
+            if not bounds[0] < bounds[1]:
+                raise ValueError(f"the first bound must be below the second: {list(bounds)}")
+            if self.loguniform and bounds[0] <= 0:
+                raise ValueError(f"a loguniform bound must be positive: {list(bounds)}")
+        return self
+
+
+class Search(Spec):
+    """A search for settings: trials of one cell, whose winner's settings other cells take."""
+
+    match: Match
+    """Cells to tune: one search per backbone, objective and teacher, with the first seed."""
+    space: dict[str, Range] = Field(min_length=1)
+    """Settings of `training` and where their values come from."""
+    samples: int | None = Field(None, ge=2)
+    """Trials; None: every combination of choices."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of the drawing of samples."""
+    training: dict[str, Any] = Field(default={})
+    """Training settings of the trials alone, such as fewer steps."""
+    asha: AshaSpec | None = None
+    """When trials end early; None: never."""
+    apply: Match | None = None
+    """Cells that take the winner's settings; None: those that match, each its own."""
+
+
 class TrainingSettings(OptimisationSpec):
     """A cell's training settings, after all overrides."""
 
@@ -332,6 +371,8 @@ class Grid(Spec):
     """Cells that are left out."""
     include: tuple[Match, ...] = ()
     """Cells that are kept all the same."""
+    search: Annotated[tuple[Search, ...], BeforeValidator(_listed)] = ()
+    """Searches for settings on validation data; where several apply to a cell, the last wins."""
     validation: Validation | None = None
     evaluation: Evaluation
     resources: dict[Kind, Need] = Field(default={})

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from evaluator.specs import Bm25Spec, DenseSpec, FileSpec, ModelSpec, SpladeSpec
 from orchestrator import grid
+from trainer.specs import AshaSpec
 
 BLOCKS: dict[str, type[BaseModel]] = {
     "top level": grid.Grid,
@@ -29,6 +30,9 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "training, and training settings elsewhere": grid.TrainingSettings,
     "overrides[]": grid.Override,
     "match, exclude[], include[]": grid.Match,
+    "search[]": grid.Search,
+    "search[].space.SETTING": grid.Range,
+    "search[].asha": AshaSpec,
     "validation": grid.Validation,
     "evaluation": grid.Evaluation,
     "first_stage": grid.FirstStage,

@@ -24,6 +24,7 @@ from orchestrator.jobgraph import NO_PARENTS, JobGraph
 from orchestrator.objectives import Objectives, Step
 from orchestrator.pins import Pins
 from orchestrator.references import References
+from orchestrator.searches import Tuned, plan_searches
 from orchestrator.settings import Settings
 from orchestrator.shared import Shared, Tested
 from orchestrator.yamlfile import Where
@@ -89,13 +90,6 @@ class _Planner:
         self.objectives = Objectives(refs)
         self.cells, self.left_out = select_cells(self.grid, refs.source, self.objectives)
         layers = Layers(self.grid, refs.source)
-        self.steps = {
-            cell: [
-                (step, self._settings(layers.of(cell, step)))
-                for step in self.objectives.steps(cell.objective, cell.teacher)
-            ]
-            for cell in self.cells
-        }
         self.measures = tuple(
             self.shared.measure(("evaluation", "measures", place), name)
             for place, name in enumerate(self.grid.evaluation.measures)
@@ -104,6 +98,15 @@ class _Planner:
         self.evaluate_specs: dict[tuple[str, str, str], EvaluateSpec] = {}
         self.tests = self.shared.tests()
         self.validation = self.shared.validation()
+        measure = self.validation.spec.measure if self.validation else None
+        self.searches = plan_searches(refs, layers, self.objectives, self.cells, measure)
+        self.steps = {
+            cell: [
+                (step, self._settings(layers.of(cell, step, *self._stand_ins(cell))))
+                for step in self.objectives.steps(cell.objective, cell.teacher)
+            ]
+            for cell in self.cells
+        }
         used = {step.teacher: None for steps in self.steps.values() for step, _ in steps}
         self.teachers = {name: self.shared.teacher(name) for name in used}
         self.shared.keep_apart(self.tests, self.validation, self.teachers)
@@ -118,6 +121,10 @@ class _Planner:
         from orchestrator.rehearsal.grid import shortened
 
         return shortened(settings)
+
+    def _stand_ins(self, cell: Cell) -> list[tuple[Where, dict[str, Any]]]:
+        """What stands for settings that a search will choose."""
+        return [self.searches[cell].given] if cell in self.searches else []
 
     def _backbone(self, place: int) -> tuple[ModelSpec, ModelSpec]:
         """A pinned backbone, and its tokenizer: the same for backbones cut to fewer layers."""
@@ -161,12 +168,41 @@ class _Planner:
         is_last = step is self.steps[cell][-1][0]
         # A stage is known by what it is, so that cells which share it find it under one name.
         known = cell if is_last else cell._replace(objective=step.objective, teacher=step.teacher)
+        training = self._training(cell, step, settings)
+        if start:
+            training.parents["start"] = start
+            training.spec = training.spec.model_copy(update={"continues": True})
+        if cell in self.searches:
+            tuned = self.searches[cell]
+            training.parents["search"] = self._search(tuned)
+            training.spec = training.spec.model_copy(update={"searched": tuned.spec.settings})
+        labels = known.labels | {"order": len(self.graph.jobs)}
+        return self._add_training(f"train {known.name}", training, labels)
+
+    def _search(self, tuned: Tuned) -> str:
+        """The job that picks a search's winner, after its trials."""
+        trials = {}
+        for place, (drawn, settings) in enumerate(tuned.trials):
+            training = self._training(tuned.cell, tuned.step, self._settings(settings))
+            training.spec = training.spec.model_copy(update={"trial": tuned.trial})
+            shown = " ".join(f"{name} {value}" for name, value in drawn.items())
+            labels = tuned.cell.labels | {"order": len(self.graph.jobs), "trial": drawn}
+            name = f"trial {tuned.cell.name} {shown}"
+            trials[f"trial-{place + 1:03}"] = self._add_training(name, training, labels)
+        backbone, objective, teacher = tuned.cell.backbone.name, *tuned.cell[1:3]
+        return self.graph.add(
+            "search",
+            f"search {backbone} {objective} {teacher} {' '.join(tuned.spec.settings)}",
+            tuned.spec,
+            parents=trials,
+            labels={"backbone": backbone, "objective": objective, "teacher": teacher},
+        )
+
+    def _training(self, cell: Cell, step: Step, settings: TrainingSettings) -> "_Training":
         taught = self.teachers[step.teacher]
         backbone, tokenizer = self.backbones[cell.backbone.name]
         length = settings.document_tokens
         parents = dict(taught.parents)
-        if start:
-            parents["start"] = start
         savings = {"tokens": self.graph.tokens(taught.collection, tokenizer, length)}
         validation = None
         if self.validation:
@@ -183,21 +219,23 @@ class _Planner:
             query_tokens=settings.query_tokens,
             document_tokens=length,
             validation=validation,
-            continues=bool(start),
         )
         pairs = float(settings.steps * settings.batch_queries) * _documents_per_query(taught.spec)
         if validation:
             times = -(-settings.steps // validation.every_steps)
             queries = QUERIES * len(validation.collections)
             pairs += times * queries * validation.depth * SCORING
+        return _Training(spec, parents, savings, pairs / PAIRS_PER_S * _size(backbone))
+
+    def _add_training(self, name: str, training: "_Training", labels: Mapping[str, Any]) -> str:
         return self.graph.add(
             "train",
-            f"train {known.name}",
-            spec,
-            parents=parents,
-            savings=savings,
-            labels=known.labels | {"order": len(self.graph.jobs)},
-            cost_s=pairs / PAIRS_PER_S * _size(backbone),
+            name,
+            training.spec,
+            parents=training.parents,
+            savings=training.savings,
+            labels=labels,
+            cost_s=training.cost_s,
         )
 
     def _add_references(self) -> None:
@@ -285,6 +323,16 @@ class _Planner:
                 **(self.grid.evaluation.passages if scoring else {}),
             )
         return self.evaluate_specs[key]
+
+
+@dataclass
+class _Training:
+    """A training on its way into the graph."""
+
+    spec: TrainSpec
+    parents: dict[str, str]
+    savings: dict[str, str]
+    cost_s: float
 
 
 def _size(backbone: ModelSpec) -> float:

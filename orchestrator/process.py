@@ -59,6 +59,7 @@ def run(settings: Settings, *, until_idle: bool = True, metrics_port: int | None
         log.info("connecting to Ray (starting it takes some seconds)")
         dashboard = cluster.connect(settings, namespace=namespace(settings))
         from orchestrator.controller import Controller
+
         log.info("Ray's dashboard: %s", dashboard or "not running")
         controller = Controller(engine, store, dashboard=dashboard)
         signals = _Signals()

@@ -71,12 +71,14 @@ class Worker:
         self._progress: dict[str, Any] = {}
         self._printed_s = 0.0
         self._stop = threading.Event()
+        self._halt = threading.Event()
         self._ended = threading.Event()
 
     def run(self, task: Task) -> Outcome | None:
         """Do the task and say how it ended."""
         self._task, self._outcome, self._progress = task, None, {}
         self._stop.clear()
+        self._halt.clear()
         self._ended.clear()
         # Not in the calling thread: the caller may die, the work goes on for whoever adopts it.
         threading.Thread(target=self._run, args=(task,), name=task["name"], daemon=True).start()
@@ -104,7 +106,12 @@ class Worker:
         """Ask the task to save what it has and leave at its next report."""
         self._stop.set()
 
-    def _report(self, done: int, total: int, **figures: Any) -> None:
+    def halt(self, token: int) -> None:
+        """End the trial with this token after its next report: others of its search are better."""
+        if self._task and self._task["token"] == token:
+            self._halt.set()
+
+    def _report(self, done: int, total: int, **figures: Any) -> bool:
         self._progress = {"done": done, "total": total, **figures}
         if done == total or time.monotonic() - self._printed_s > PRINT_EVERY_S:
             self._printed_s = time.monotonic()
@@ -112,6 +119,7 @@ class Worker:
             print(f"{done}/{total}  {shown}", flush=True)
         if self._stop.is_set():
             raise Stopped("left on request")
+        return self._halt.is_set()
 
     def _run(self, task: Task) -> None:
         outcome: Outcome = {"state": "finished", "failure": None, "reason": None}
@@ -144,6 +152,10 @@ class Worker:
             from trainer.train import run_job as train
 
             train(kind, spec, inputs, out, self._report, resume_from=previous)
+        elif kind == "search":
+            from trainer.search import run_job as choose
+
+            choose(kind, spec, inputs, out)
         else:
             from evaluator.jobs import run_job as work
 

@@ -27,6 +27,8 @@ from xsweep import ConfigError, DivergenceError, Stopped
 
 log = logging.getLogger(__name__)
 
+HALT = 2.0**16
+"""One rank's wish to end a trial, above all ranks' wishes to stop together."""
 Report = Callable[..., object]
 Validate = Callable[[PreTrainedModel], float]
 
@@ -52,6 +54,8 @@ class Progress:
     """[step, ranks]: how many processes computed it from that step on."""
     halved_budgets: list[list[int]] = field(default_factory=list)
     """[step, micro_batch_tokens]: where memory ran out and the budget was halved."""
+    halted: bool = False
+    """Whether it was ended before its last step, since others of its search are better."""
 
     @property
     def pairs_per_s(self) -> float:
@@ -78,7 +82,8 @@ def train_model(
     """Trains to the last step, or until patience ends, and leaves the best weights in the model.
 
     `report(done, total, loss=, lr=, pairs_per_s=, left_s=)` is called after every step; where it
-    raises Stopped, a checkpoint is written and Stopped goes on up (every rank reports, or none).
+    raises Stopped, a checkpoint is written and Stopped goes on up; where it returns True, a trial
+    of a search ends here (every rank reports, or none).
     The furthest sound checkpoint below the folders of `resume_from` is continued: the outcome is
     that of an undisturbed training.
 
@@ -149,8 +154,10 @@ class _Training:
     def finished(self) -> bool:
         validation = self.spec.validation
         patience = validation.patience if validation else None
-        return self.progress.step >= self.spec.optimisation.steps or (
-            patience is not None and self.progress.validations_since_best >= patience
+        return (
+            self.progress.step >= self.spec.optimisation.steps
+            or self.progress.halted
+            or (patience is not None and self.progress.validations_since_best >= patience)
         )
 
     @property
@@ -222,19 +229,26 @@ class _Training:
         return value
 
     def hear(self, report: Report, record: dict[str, float]) -> None:
-        """Reports a step. Where a rank is asked to stop all save, and Stopped goes on up."""
-        stopped = None
+        """Reports a step. Where a rank is asked to stop all save, and Stopped goes on up.
+
+        Where a rank hears that its trial is to end, it ends for all, after this step.
+        """
+        stopped = halt = None
         try:
             figures = {name: record[name] for name in ("loss", "lr", "pairs_per_s")}
             progress, steps = self.progress, self.spec.optimisation.steps
             spent_s = progress.seconds + progress.validation_seconds
             left_s = round(spent_s / progress.step * (steps - progress.step), 1)
-            report(progress.step, steps, **figures, left_s=left_s)
+            halt = report(progress.step, steps, **figures, left_s=left_s) is True
         except Stopped as error:
             stopped = error
-        if self.engine.total(torch.tensor(float(bool(stopped)), device=self.model.device)):
+        # Both wishes in one exchange, which every step waits for.
+        wishes = float(bool(stopped)) + HALT * float(bool(halt and self.spec.trial))
+        heard = self.engine.total(torch.tensor(wishes, device=self.model.device))
+        if heard % HALT:
             self.save()
             raise stopped or Stopped("another rank of this training was asked to stop")
+        progress.halted = heard > 0 and progress.step < steps
 
     def weights(self) -> Weights:
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}

@@ -259,6 +259,36 @@ def validation_roles(place: int) -> tuple[str, str]:
     return f"validation{number}", f"validation_tokens{number}"
 
 
+class AshaSpec(Spec):
+    """When trials are ended early: asynchronous successive halving (Li et al. 2020, 1810.05934).
+
+    Rungs are at `grace_steps` times powers of `reduction`; a trial that comes to one and is not
+    among the best 1/`reduction` of those that were there ends.
+    """
+
+    grace_steps: int = Field(ge=1)
+    """No trial ends before so many steps."""
+    reduction: float = Field(default=4, gt=1, allow_inf_nan=False)
+
+
+class TrialSpec(Spec):
+    """What makes a training a trial of a search: it may end early, and it may diverge."""
+
+    asha: AshaSpec | None = None
+    """None: every trial is trained to its last step."""
+
+
+class SearchSpec(Spec):
+    """Which settings a search chooses: those of the trial with the best validation."""
+
+    settings: tuple[str, ...] = Field(min_length=1)
+    """Of `optimisation`."""
+    measure: str
+    """Of the trials' validation."""
+    rehearsal: bool = False
+    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
+
+
 class TrainSpec(Spec):
     """One training: what is trained, on what, how, and how its best checkpoint is chosen."""
 
@@ -276,6 +306,10 @@ class TrainSpec(Spec):
     backbone then says which one it was trained from."""
     rehearsal: bool = False
     """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
+    trial: TrialSpec | None = None
+    """Of a search; its result is figures, and a model only where it was trained to its end."""
+    searched: tuple[str, ...] = ()
+    """Settings of `optimisation` that the input `search` gives, in place of those given here."""
 
     @model_validator(mode="after")
     def _teacher_feeds_objective(self) -> Self:

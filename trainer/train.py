@@ -21,11 +21,12 @@ from evaluator.tokens import TokenStore
 from trainer.batches import Assembler
 from trainer.export import export_model
 from trainer.loop import Progress, Report, train_model
+from trainer.search import note_divergence, read_winner, settle, take_over
 from trainer.specs import TrainSpec
 from trainer.teachers import Teacher, open_teacher
 from trainer.validation import prepare_validation
 from trainer.writing import writing
-from xsweep import ConfigError
+from xsweep import ConfigError, DivergenceError
 
 
 def run_job(
@@ -53,13 +54,18 @@ def run_job(
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError(f"training specification: {'; '.join(wrong)}") from None
-    train(
-        settings,
-        {role: Path(folder) for role, folder in inputs.items()},
-        Path(out),
-        report,
-        resume_from,
-    )
+    folders = {role: Path(folder) for role, folder in inputs.items()}
+    if settings.searched:
+        winner = read_winner(folders)
+        settings = settle(settings, winner)
+        if take_over(settings, winner, Path(out)):
+            return
+    try:
+        train(settings, folders, Path(out), report, resume_from)
+    except DivergenceError as error:
+        if not settings.trial:
+            raise
+        note_divergence(settings, Path(out), error)
 
 
 def train(
@@ -97,7 +103,12 @@ def train(
     summary = summarise(spec, progress, teacher, time.perf_counter() - started)
     if spec.continues:
         summary["stage_before"] = describe_stage(inputs["start"])
-    export_model(model, tokenizer, out / "model", spec, summary, provenance)
+    if "search" in inputs:
+        summary["search"] = read_winner(inputs).pointer
+    if progress.halted:
+        summary["halted"] = True
+    else:
+        export_model(model, tokenizer, out / "model", spec, summary, provenance)
     with writing(out):
         write_json(out / "summary.json", summary)
         write_json(out / "provenance.json", provenance | {"ended": now()})

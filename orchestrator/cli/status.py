@@ -7,8 +7,9 @@ identity kind name token owner node log progress since_s lease_left_s`), `failur
 identity kind name failure reason ended_at`), `mean_s` and `pace` (measured per planned second) by
 kind, `troubles` (failed attempts, also of jobs that are tried again: `event at job_id kind name
 token failure reason next sweeps`), `controllers` (`owner host pid dashboard_url started_at
-silent_s`) and `oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`: `jobs` (`job_id identity kind name state token priority failure
-reason`). Unknown values are null; later versions only add keys.
+silent_s`) and `oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`: `jobs` (`job_id identity
+kind name state token priority failure reason`). Unknown values are null; later versions only add
+keys.
 """
 
 import json

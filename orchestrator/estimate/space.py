@@ -52,7 +52,7 @@ def gpu_memory_bytes(spec: Mapping[str, Any]) -> float:
 
 def disk_bytes(jobs: "Iterable[NewJob]") -> dict[str, float]:
     """What the store keeps when all is done, by kind of job."""
-    found = dict.fromkeys(("prepare", "teach", "train", "evaluate"), 0.0)
+    found = dict.fromkeys(("prepare", "teach", "search", "train", "evaluate"), 0.0)
     for job in jobs:
         found[job.kind] += _kept_bytes(job.kind, job.spec)
     return found
@@ -61,6 +61,8 @@ def disk_bytes(jobs: "Iterable[NewJob]") -> dict[str, float]:
 def _kept_bytes(kind: str, spec: Mapping[str, Any]) -> float:
     if kind == "train":
         return 4.0 * shape_of(spec["backbone"])[0].parameters
+    if kind == "search":
+        return 0.0  # the winner's files, under a second name
     size, _ = size_of(spec["documents" if spec.get("type") == "tokens" else "collection"])
     if spec.get("type") == "tokens":
         shape, _ = shape_of(spec["tokenizer"])

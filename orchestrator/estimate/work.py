@@ -41,6 +41,8 @@ def work_of(kind: str, spec: Mapping[str, Any], parents: Mapping[str, "Planned"]
             return _training(spec)
         case "evaluate":
             return _evaluation(spec, parents)
+        case "search":
+            return Work(cpu_s=1.0)
         case "teach":
             size, _ = size_of(spec["collection"])
             pairs = float(size.queries * _depth_of(parents, 100))
