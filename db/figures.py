@@ -43,7 +43,7 @@ def figures(engine: Engine) -> Figures:
         attempts: dict[str, int] = defaultdict(int)
         failures: dict[str, int] = defaultdict(int)
         for outcome, failure, count in connection.execute(ended):
-            attempts[outcome] += count
+            attempts[str(outcome)] += count
             if failure is not None:
                 failures[failure] += count
         running: dict[str, int] = defaultdict(int)

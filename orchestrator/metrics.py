@@ -14,7 +14,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import Engine
@@ -29,38 +29,42 @@ COST = 100
 """A text is given again for so many times the seconds that it took: a hundredth of a core."""
 
 
+Values = dict[tuple[str, ...], float]
+"""By the values of the labels."""
+
+
 class Metric(NamedTuple):
     """One metric with its values by label values."""
 
     name: str
     help: str
     labels: tuple[str, ...]
-    values: dict[tuple[str, ...], float]
+    values: Values
     counts: bool = False
     """Whether it only grows."""
 
 
 def metrics_of(found: Figures) -> Iterator[Metric]:
     """The metrics of the module's table."""
-    jobs = {key: float(count) for key, count in found.jobs.items()}
+    jobs: Values = {key: float(count) for key, count in found.jobs.items()}
     yield Metric("xsweep_jobs", "Jobs of each sweep", ("sweep", "kind", "state"), jobs)
     outcomes = _by_one(found.attempts)
     yield Metric("xsweep_attempts", "Attempts that ended", ("outcome",), outcomes, counts=True)
     failures = _by_one(found.failures)
     yield Metric("xsweep_failures", "Failed attempts", ("failure",), failures, counts=True)
-    lost = {(): float(found.attempts.get("expired", 0))}
+    lost: Values = {(): float(found.attempts.get("expired", 0))}
     yield Metric("xsweep_leases_lost", "Attempts whose lease ran out", (), lost, counts=True)
     running = _by_one(found.running)
     yield Metric("xsweep_running_attempts", "Attempts that live", ("kind",), running)
     speed = _by_one(found.pairs_per_s)
     yield Metric("xsweep_pairs_per_second", "Pairs of all live attempts", ("kind",), speed)
-    age = {(): found.queue_age_s}
+    age: Values = {(): found.queue_age_s}
     yield Metric("xsweep_queue_age_seconds", "Age of the oldest ready job", (), age)
-    alive = {(): float(found.controllers)}
+    alive: Values = {(): float(found.controllers)}
     yield Metric("xsweep_controllers", "Controllers heard of in the last minute", (), alive)
 
 
-def _by_one(values: dict[str, int] | dict[str, float]) -> dict[tuple[str, ...], float]:
+def _by_one(values: Mapping[str, float]) -> Values:
     return {(key,): float(value) for key, value in values.items()}
 
 

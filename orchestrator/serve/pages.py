@@ -99,10 +99,10 @@ class Site:
         )
 
     def _jobs(self, name: str, options: dict[str, str]) -> Answer:
-        chosen = {key: options.get(key) or None for key in ("state", "kind")}
+        state, kind = options.get("state") or None, options.get("kind") or None
         [sweep] = status.summary(self.engine, name).sweeps
-        rows = status.jobs(self.engine, sweep.id, limit=LISTED, **chosen)
-        return _page("jobs", sweep=sweep, rows=rows, limit=LISTED, **chosen)
+        rows = status.jobs(self.engine, sweep.id, limit=LISTED, state=state, kind=kind)
+        return _page("jobs", sweep=sweep, rows=rows, limit=LISTED, state=state, kind=kind)
 
     def _job(self, number: str, attempt: str | None) -> Answer:
         found = jobs.explain(self.engine, _number(number), compare=False)

@@ -88,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(Answer("Only GET and HEAD.\n", TEXT, HTTPStatus.METHOD_NOT_ALLOWED))
 
     def _is_ours(self) -> bool:
-        port = self.server.server_address[1]
+        assert isinstance(self.server, ThreadingHTTPServer)
+        port = self.server.server_port
         host = self.headers.get("Host", "").lower()
         return host in {f"{name}:{port}" for name in NAMES}
 

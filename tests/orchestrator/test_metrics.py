@@ -1,5 +1,6 @@
 """The job table as metrics: numbers by hand, the format by Prometheus' own parser."""
 
+import os
 import subprocess
 import sys
 import urllib.error
@@ -15,6 +16,7 @@ from sqlalchemy import Engine
 from db import controllers, jobs
 from db.engine import connect
 from db.figures import figures
+from orchestrator import cluster
 from orchestrator.metrics import as_text, scraper, serve_metrics
 
 
@@ -151,3 +153,53 @@ def test_the_command_prints_them_without_ray_or_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == "[]\n"
     assert parsed(done.stdout)[("xsweep_controllers", ())] == 0
+
+
+TELL = """
+import sys, time, urllib.request
+from pathlib import Path
+from db.engine import connect
+from db.figures import figures
+from orchestrator import cluster
+from orchestrator.metrics import RayGauges
+from orchestrator.settings import load_settings
+
+cluster.connect(load_settings(), namespace="test")
+import ray
+
+engine = connect(sys.argv[1])
+gauges = RayGauges()
+[node] = ray.nodes()
+url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+deadline = time.monotonic() + 60
+while time.monotonic() < deadline:
+    gauges.tell(figures(engine))
+    lines = urllib.request.urlopen(url, timeout=20).read().decode().splitlines()
+    if found := [line for line in lines if line.startswith("ray_xsweep_jobs{")]:
+        print(*found, sep="\\n")
+        break
+    time.sleep(1)
+"""
+
+
+def test_rays_own_agent_has_them_too(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'xsweep.db'}"
+    engine = connect(url, create=True)
+    submit(engine, [new_job("a"), new_job("b")])
+    engine.dispose()
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", TELL, url],
+            env={**clean, "XSWEEP_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+    finally:
+        cluster.stop_local(tmp_path)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    for label in ('kind="train"', 'state="ready"', 'sweep="study"'):
+        assert label in line.lower()
+    assert float(line.split()[-1]) == 2

@@ -48,8 +48,6 @@ def identities(plan: Plan, kind: str) -> set[str]:
         ("scaling", 6 * CORPORA + CANDIDATES, 6 * 6 * 3, (6 * 6 * 3 + 1) * 22),
         ("bm25_top100", 9 * CORPORA + CANDIDATES, 9 * 6 * 3, (9 * 6 * 3 + 1) * 22),
         ("same_negatives", 9 * CORPORA + CANDIDATES, 9 * 5 * 3, (9 * 5 * 3 + 1) * 22),
-        # 13 corpora of NanoBEIR and MS MARCO, with 2 tokenizers; 1 test collection.
-        ("tuning", 2 * 14 + 13 + 1, 2 * 4 * 2, 2 * 4 * 2 + 1),
         # NanoBEIR and MS MARCO; both two-stage rows start from the three models of InfoNCE.
         ("two_stage", 14 + 13 + 3, 4 * 3, (4 * 3 + 1) * 3),
         # NanoBEIR, MS MARCO and 5 of BEIR, with 2 tokenizers; 7 test collections.
@@ -142,19 +140,35 @@ def test_two_stages_start_from_the_models_of_the_first_row(settings: Settings) -
         assert "start" not in jobs[f"train ELECTRA-Base single_ranknet rankzephyr s{seed}"].parents
 
 
-def test_tuning_trains_each_pair_of_rate_and_batch_once(settings: Settings) -> None:
+def test_tuning_tries_each_pair_of_rate_and_batch_once_and_runs_the_winners(
+    settings: Settings,
+) -> None:
+    plan = planned("tuning", settings)
+    # 13 corpora of NanoBEIR and MS MARCO, with 2 tokenizers; 1 test collection; a search and a run
+    # for each backbone beside its trials.
+    assert plan.kinds == {
+        "prepare": 2 * 14 + 13 + 1,
+        "train": 2 * 4 * 2 + 2,
+        "search": 2,
+        "evaluate": 2 + 1,
+    }
     found = Counter(
         (
             job.spec["backbone"]["id"],
             job.spec["optimisation"]["lr"],
             job.spec["optimisation"]["batch_queries"],
         )
-        for job in planned("tuning", settings).jobs
-        if job.kind == "train"
+        for job in plan.jobs
+        if job.kind == "train" and job.spec["trial"]
     )
     backbones = ("microsoft/MiniLM-L12-H384-uncased", "bert-base-uncased")
     rates, batches = (1e-5, 7e-5, 3e-6, 7e-6), (32, 64)
     assert found == {(b, r, n): 1 for b in backbones for r in rates for n in batches}
+    searches = {job.identity: job for job in plan.jobs if job.kind == "search"}
+    for run in [job for job in plan.jobs if job.kind == "train" and not job.spec["trial"]]:
+        assert run.spec["optimisation"]["steps"] == 125_000
+        assert run.spec["searched"] == ["batch_queries", "lr"]
+        assert len(searches[run.parents["search"]].parents) == 8
 
 
 def test_a_training_has_the_candidates_and_tokens_of_all_validation_sets(

@@ -183,7 +183,7 @@ def test_another_seed_with_the_same_settings_is_trained(world, spec, search, tmp
 def test_a_winner_that_does_not_fit_the_run_is_the_users_mistake(world, spec, search, tmp_path):
     placed = with_winner(search, tmp_path / "search", settings={"warmup_steps": 50})
     run = {**spec, "searched": ["warmup_steps"]}
-    with pytest.raises(ConfigError, match="does not fit this run: .*warmup_steps 50"):
+    with pytest.raises(ConfigError, match=r"does not fit this run: .*warmup_steps 50"):
         run_job("train", run, {**world.inputs, "search": placed}, tmp_path / "out")
     with pytest.raises(ConfigError, match="name its folder as `search`"):
         run_job("train", run, world.inputs, tmp_path / "out")

@@ -1,0 +1,95 @@
+"""A search on Ray: trials end early, a crash redoes none, the winner's settings are used."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny import write_collection, write_study
+
+from db import events, jobs, status
+from db.check import check
+from db.engine import connect
+from db.overview import overview
+from orchestrator import cluster
+
+pytestmark = pytest.mark.timeout(600)
+
+STEPS = 400
+SEARCH = f"""
+search:
+  - match: {{objective: infonce}}
+    space: {{lr: {{choice: [1e-3, 3e-3, 1e-5, 1e-7, 0.9]}}}}
+    asha: {{grace_steps: 40, reduction: 2}}
+    training: {{steps: {STEPS}}}
+validation: {{collection: tiny-validation, every_steps: 20, measure: nDCG@10, depth: 5}}
+"""
+OWN = (
+    "  tiny-validation: {documents: v/documents.tsv, queries: v/queries.tsv, qrels: v/qrels.txt}\n"
+)
+
+
+@pytest.fixture
+def study(workplace):
+    grid = write_study(workplace.folder, steps=STEPS)
+    write_collection(workplace.folder / "v", seed=5)
+    text = grid.read_text().replace("backbones:", f"{OWN}backbones:", 1)
+    grid.write_text(text.replace("evaluation:", f"{SEARCH}evaluation:", 1))
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    return workplace
+
+
+@pytest.fixture
+def engine(study):
+    engine = connect(f"sqlite:///{study.home}/xsweep.db")
+    yield engine
+    engine.dispose()
+
+
+def trials(engine) -> dict[int, int]:
+    """Attempts of the trials by job."""
+    rows = {row.job_id: row for row in status.jobs(engine, kind="train")}
+    return {
+        place.job_id: rows[place.job_id].token
+        for place in overview(engine, "tiny")
+        if "trial" in place.labels
+    }
+
+
+def done(engine) -> set[int]:
+    return {row.job_id for row in status.jobs(engine, state="done", kind="train")}
+
+
+def test_a_search_that_is_killed_goes_on_and_its_winner_is_used(study, engine):
+    controller = study.start("run")
+    for line in controller.stdout:
+        if "done      trial" in line:
+            break
+    controller.kill()
+    controller.communicate()
+    cluster.stop_local(study.home)
+    finished = done(engine) & trials(engine).keys()
+    assert finished
+
+    study.xsweep("run")
+    assert check(engine) == []
+    assert {job: trials(engine)[job] for job in finished} == dict.fromkeys(finished, 1)
+
+    rungs = [event for event in events.history(engine, latest=10_000) if event.kind == "rung"]
+    per_trial = [event.job_id for event in rungs]
+    assert set(per_trial) <= trials(engine).keys()
+    # rungs at 40, 80, 160 and 320 of 400 steps, each once for a trial
+    assert max(map(per_trial.count, set(per_trial))) <= 4
+
+    search = jobs.explain(engine, "search Tiny infonce lists lr")
+    folder = Path(study.home, "store", str(search.folder))
+    rows = json.loads((folder / "trials.json").read_text())
+    assert len(rows) == 5
+    winner = json.loads((folder / "winner.json").read_text())
+    measured = [row for row in rows if row["validation"] is not None]
+    assert winner["validation"] == max(row["validation"] for row in measured)
+
+    run = jobs.explain(engine, "train Tiny infonce lists s1")
+    told = json.loads(Path(study.home, "store", str(run.folder), "summary.json").read_text())
+    assert told["search"]["settings"] == winner["settings"]
+    assert [parent.name for parent in run.parents if parent.role == "search"] == [search.name]
+    assert "infonce" in study.xsweep("report", "tiny")
