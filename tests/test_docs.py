@@ -25,6 +25,7 @@ from orchestrator.plan import plan_grid
 from orchestrator.settings import Settings
 from trainer.objectives.distill_ranknet import distill_ranknet
 from trainer.objectives.signals import SIGNALS
+from trainer.specs import AshaSpec
 
 PROJECT = Path(__file__).parent.parent
 STUDY = (PROJECT / "docs" / "study.md").read_text()
@@ -37,6 +38,9 @@ MODELS = (
     grid.Objective,
     grid.Match,
     grid.Override,
+    grid.Search,
+    grid.Range,
+    AshaSpec,
     grid.TrainingSettings,
     grid.Validation,
     grid.Evaluation,
