@@ -98,14 +98,13 @@ def heat_map(places: Sequence[Place], measure: str | None = None) -> HeatMap:
         key: [place.means[chosen] for place in group if chosen in place.means]
         for key, group in groups.items()
     }
+    ranges = {column: _range(values, column) for column in columns}
     return HeatMap(
         measure=chosen,
         measures=measures,
         columns=columns,
         rows=tuple(dict.fromkeys(row for row, _ in groups)),
-        tiles={
-            key: _tile(group, values[key], _range(values, key[1])) for key, group in groups.items()
-        },
+        tiles={key: _tile(group, values[key], ranges[key[1]]) for key, group in groups.items()},
         others={kind: tuple(map(_seed, group)) for kind, group in others.items()},
     )
 
