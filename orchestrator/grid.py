@@ -21,6 +21,7 @@ from evaluator.specs import (
     Spec,
     SpladeSpec,
 )
+from orchestrator.space import Range
 from trainer.objectives.signals import Signal
 from trainer.specs import AshaSpec, OptimisationSpec
 
@@ -239,26 +240,6 @@ class Override(Spec):
 
     match: Match
     training: dict[str, Any] = Field(min_length=1)
-
-
-class Range(Spec):
-    """Values of a setting: `{choice: [1e-5, 3e-5]}`, `{uniform: [0, 0.1]}` or `{loguniform: …}`."""
-
-    choice: tuple[Any, ...] | None = Field(None, min_length=1)
-    uniform: tuple[float, float] | None = None
-    """Between two numbers, each equally likely; whole numbers where the setting has such."""
-    loguniform: tuple[float, float] | None = None
-    """Between two positive numbers, their logarithms equally likely."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _one_of(self, "choice", "uniform", "loguniform")
-        if bounds := self.uniform or self.loguniform:
-            if not bounds[0] < bounds[1]:
-                raise ValueError(f"the first bound must be below the second: {list(bounds)}")
-            if self.loguniform and bounds[0] <= 0:
-                raise ValueError(f"a loguniform bound must be positive: {list(bounds)}")
-        return self
 
 
 class Search(Spec):

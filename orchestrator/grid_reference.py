@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from evaluator.specs import Bm25Spec, DenseSpec, FileSpec, ModelSpec, SpladeSpec
 from orchestrator import grid
+from orchestrator.space import Range
 from trainer.specs import AshaSpec
 
 BLOCKS: dict[str, type[BaseModel]] = {
@@ -31,7 +32,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "overrides[]": grid.Override,
     "match, exclude[], include[]": grid.Match,
     "search[]": grid.Search,
-    "search[].space.SETTING": grid.Range,
+    "search[].space.SETTING": Range,
     "search[].asha": AshaSpec,
     "validation": grid.Validation,
     "evaluation": grid.Evaluation,

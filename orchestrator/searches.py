@@ -10,18 +10,15 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from orchestrator.cells import Cell, Layers, matches
-from orchestrator.grid import Range, Search, TrainingSettings
+from orchestrator.grid import Search, TrainingSettings
 from orchestrator.objectives import Objectives, Step
 from orchestrator.references import References
+from orchestrator.space import draw
 from orchestrator.yamlfile import Where, nearest
 from trainer.specs import OptimisationSpec, SearchSpec, TrialSpec
 
 FIXED = ("steps", "engine", "zero_stage")
 """Settings of `optimisation` that all trials share: they are compared at equal steps."""
-DIGITS = 4
-"""Of a number that is drawn: `2.345e-05` can be read, and written into a grid file."""
-DRAWS = 1_000
-"""So many times is drawn for each sample that must differ from the others."""
 
 
 class Tuned(NamedTuple):
@@ -144,48 +141,10 @@ def _samples(refs: References, where: Where, rule: Search) -> list[dict[str, Any
         drawn = [dict(zip(names, values, strict=True)) for values in choices]
         samples = [each for i, each in enumerate(drawn) if each not in drawn[:i]]
     else:
-        samples = _draw({name: rule.space[name] for name in names}, rule.samples, rule.seed)
+        samples = draw(rule.space, rule.samples, rule.seed)
         if len(samples) < rule.samples:
             message = f"the space has only {len(samples)} combinations, not {rule.samples}"
             raise refs.source.error((*where, "samples"), message)
     if len(samples) < 2:
         raise refs.source.error((*where, "space"), "one trial is no search: give more choices")
     return samples
-
-
-def _draw(space: dict[str, Range], samples: int, seed: int) -> list[dict[str, Any]]:
-    """Draw from Ray Tune's domains until so many samples differ, or none new comes any more."""
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    domains = {name: _domain(name, values) for name, values in space.items()}
-    found: list[dict[str, Any]] = []
-    for _ in range(samples * DRAWS):
-        drawn = {
-            name: _readable(domain.sample(random_state=random)) for name, domain in domains.items()
-        }
-        if drawn not in found:
-            found.append(drawn)
-        if len(found) == samples:
-            break
-    return found
-
-
-def _domain(name: str, values: Range) -> Any:
-    """The domain of Ray Tune; whole numbers where the setting has such, both bounds included."""
-    from ray import tune
-
-    if values.choice is not None:
-        return tune.choice(list(values.choice))
-    is_whole = OptimisationSpec.model_fields[name].annotation is int
-    low, high = values.uniform or values.loguniform or (0.0, 1.0)
-    if is_whole:
-        draw_whole = tune.randint if values.uniform else tune.lograndint
-        return draw_whole(round(low), round(high) + 1)
-    return tune.uniform(low, high) if values.uniform else tune.loguniform(low, high)
-
-
-def _readable(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    return value.item() if hasattr(value, "item") else value

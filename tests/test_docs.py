@@ -23,6 +23,7 @@ from orchestrator.grid_reference import grid_reference
 from orchestrator.gridfile import read_grid
 from orchestrator.plan import plan_grid
 from orchestrator.settings import Settings
+from orchestrator.space import Range
 from trainer.objectives.distill_ranknet import distill_ranknet
 from trainer.objectives.signals import SIGNALS
 from trainer.specs import AshaSpec
@@ -39,7 +40,7 @@ MODELS = (
     grid.Match,
     grid.Override,
     grid.Search,
-    grid.Range,
+    Range,
     AshaSpec,
     grid.TrainingSettings,
     grid.Validation,

@@ -131,6 +131,8 @@ def take_over(spec: TrainSpec, winner: Winner, out: Path) -> bool:
     theirs = TrainSpec.model_validate(winner.spec).model_copy(update={"trial": None})
     if winner.folder is None or theirs != spec:
         return False
+    if _rank():
+        return True
     shutil.rmtree(out, ignore_errors=True)  # of an earlier attempt that was cut short
     for name in FILES:
         _link(winner.folder / name, out / name)
@@ -145,7 +147,7 @@ def take_over(spec: TrainSpec, winner: Winner, out: Path) -> bool:
 
 def note_divergence(spec: TrainSpec, out: Path, error: DivergenceError) -> None:
     """Make the divergence of a trial its result: settings that diverge have lost, not failed."""
-    if int(os.environ.get("RANK", "0")):
+    if _rank():
         return
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     provenance = collect(spec.model_dump(mode="json"))
@@ -153,6 +155,11 @@ def note_divergence(spec: TrainSpec, out: Path, error: DivergenceError) -> None:
         _write(out / "summary.json", {"best_validation": None, "diverged": str(error)})
         _write(out / "provenance.json", provenance | {"ended": now()})
         write_manifest(out)
+
+
+def _rank() -> int:
+    """This process's number among those that share the training; the first one writes."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def _trial(role: str, folder: Path, search: SearchSpec) -> dict[str, Any]:

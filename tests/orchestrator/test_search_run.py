@@ -14,11 +14,11 @@ from orchestrator import cluster
 
 pytestmark = pytest.mark.timeout(600)
 
-STEPS = 400
+STEPS = 200
 SEARCH = f"""
 search:
   - match: {{objective: infonce}}
-    space: {{lr: {{choice: [1e-3, 3e-3, 1e-5, 1e-7, 0.9]}}}}
+    space: {{lr: {{choice: [1e-3, 3e-3, 1e-5, 0.9]}}}}
     asha: {{grace_steps: 40, reduction: 2}}
     training: {{steps: {STEPS}}}
 validation: {{collection: tiny-validation, every_steps: 20, measure: nDCG@10, depth: 5}}
@@ -77,13 +77,13 @@ def test_a_search_that_is_killed_goes_on_and_its_winner_is_used(study, engine):
     rungs = [event for event in events.history(engine, latest=10_000) if event.kind == "rung"]
     per_trial = [event.job_id for event in rungs]
     assert set(per_trial) <= trials(engine).keys()
-    # rungs at 40, 80, 160 and 320 of 400 steps, each once for a trial
-    assert max(map(per_trial.count, set(per_trial))) <= 4
+    # rungs at 40, 80 and 160 of 200 steps, each once for a trial
+    assert max(map(per_trial.count, set(per_trial))) <= 3
 
     search = jobs.explain(engine, "search Tiny infonce lists lr")
     folder = Path(study.home, "store", str(search.folder))
     rows = json.loads((folder / "trials.json").read_text())
-    assert len(rows) == 5
+    assert len(rows) == 4
     winner = json.loads((folder / "winner.json").read_text())
     measured = [row for row in rows if row["validation"] is not None]
     assert winner["validation"] == max(row["validation"] for row in measured)
