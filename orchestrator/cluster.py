@@ -29,6 +29,9 @@ ANSWER_S = 10.0
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Jobs exchange paths, not objects: Ray's default of 30% of the memory is better left to them."""
 
+SECRETS = ("XSWEEP_DB", "XSWEEP_WEBHOOK", "PGPASSWORD")
+"""Of the controller's environment: workers, who inherit the cluster's, have no use for them."""
+
 
 @dataclass(frozen=True)
 class LocalCluster:
@@ -125,9 +128,15 @@ def _start_local(home: Path) -> LocalCluster:
     ]
     (home / "logs").mkdir(exist_ok=True)
     log = home / "logs" / "ray.log"
+    kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
     with log.open("w") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=kept,
+            stdout=out,
+            stderr=out,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
     deadline = time.monotonic() + START_TIMEOUT_S
     while "Ray runtime started" not in log.read_text(errors="replace"):

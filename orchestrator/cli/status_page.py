@@ -31,9 +31,9 @@ def page(found: "Summary", lines: int | None = None) -> "Iterator[RenderableType
         yield headline(sweep, found)
         yield _bar(sweep)
         yield _sweep_table(sweep)
-        used += 7 + len(sweep.counts)
+        used += 8 + len(sweep.counts)
     again = [each for each in found.troubles if each.next == "ready"][:AGAIN]
-    used += len(found.failures) + len(again) + len(found.controllers) + 6
+    used += len(found.failures) + len(again) + len(found.controllers) + 8
     if found.running:
         yield _running_table(found, None if lines is None else max(3, lines - used))
     for failure in found.failures:

@@ -53,7 +53,7 @@ def connect_in_a_process(home, **environment):
 
 
 def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_request(home):
-    first = connect_in_a_process(home)
+    first = connect_in_a_process(home, XSWEEP_WEBHOOK="http://127.0.0.1/secret", PGPASSWORD="p")
     assert first.returncode == 0, first.stderr
     second = connect_in_a_process(home)
     assert second.stdout == first.stdout, "the second process must find the first one's cluster"
@@ -77,6 +77,8 @@ def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_
 
     processes = psutil.Process(local.pid).children(recursive=True)
     assert processes
+    for process in processes:
+        assert not {"XSWEEP_WEBHOOK", "PGPASSWORD"} & process.environ().keys(), process.name()
     cluster.stop_local(home)
     assert not any(map(lives, processes))
     assert cluster.running_local(home) is None

@@ -1,50 +1,16 @@
 """A real HTTP server receives what the webhook sends; a bad one keeps nobody waiting."""
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from receiver import SECRET, Receiver
 
 from orchestrator.webhook import TRIES, WAITING, Webhook
 from xsweep import SetupError
-
-SECRET = "T0PSECRET"
-
-
-class Receiver:
-    """A server that answers with the given codes, the last of them for ever after."""
-
-    def __init__(self, *codes: int) -> None:
-        self.codes = list(codes)
-        self.bodies: list[Any] = []
-        self.gate = threading.Event()
-        self.gate.set()
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                assert self.headers["Content-Type"] == "application/json"
-                receiver.gate.wait(30)
-                receiver.bodies.append(json.loads(body))
-                code = receiver.codes.pop(0) if len(receiver.codes) > 1 else receiver.codes[0]
-                self.send_response(code)
-                if code == 302:
-                    self.send_header("Location", "http://127.0.0.1:9/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/hook/{SECRET}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
 
 @pytest.fixture
@@ -57,9 +23,7 @@ def receivers() -> Iterator[Any]:
 
     yield make
     for each in made:
-        each.gate.set()
-        each.server.shutdown()
-        each.server.server_close()
+        each.close()
 
 
 def fate(webhook: Webhook, content: dict[str, Any]) -> bool:

@@ -1,0 +1,90 @@
+"""A controller at work tells its metrics and, at the end, the webhook; and logs no secret."""
+
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from receiver import SECRET, Receiver
+from tiny import write_study
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def scrape(port: int) -> str | None:
+    try:
+        url = f"http://127.0.0.1:{port}/metrics"
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return answer.read().decode()
+    except urllib.error.URLError:
+        return None
+
+
+def test_a_run_serves_metrics_and_announces_failures_and_its_end(workplace):
+    grid = write_study(workplace.folder)
+    layers = "  - {folder: backbone, label: Huge, layers: 99}\nteachers:"
+    grid.write_text(grid.read_text().replace("teachers:", layers, 1))
+    receiver, port = Receiver(503, 200), free_port()
+    workplace.environment |= {
+        "XSWEEP_WEBHOOK": receiver.url,
+        "XSWEEP_METRICS_PORT": str(port),
+    }
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    controller = workplace.start("run")
+    lines, text = [], None
+    for line in controller.stdout:
+        lines.append(line)
+        text = scrape(port) or text
+    assert controller.wait(timeout=240) == 1, "one backbone has no 99 layers"
+    receiver.close()
+
+    assert text
+    values = {
+        (sample.name, sample.labels.get("kind"), sample.labels.get("state")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert ("xsweep_jobs", "train", "done") in values or (
+        "xsweep_jobs",
+        "train",
+        "running",
+    ) in values
+    assert scrape(port) is None, "the port is free again"
+
+    taken = receiver.bodies[1:]  # the first one was refused, and sent again
+    assert taken[0] == receiver.bodies[0]
+    failed = [job for body in taken if body["event"] == "failed" for job in body["jobs"]]
+    assert {job["failure"] for job in failed} == {"CONFIG"}
+    assert {job["name"].split()[1] for job in failed} == {"Huge"}
+    [finished] = [body for body in taken if body["event"] == "finished"]
+    assert finished["sweep"] == "tiny"
+    assert finished["failed"] == len(failed)
+    assert SECRET not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("XSWEEP_WEBHOOK", f"ftp://host/{SECRET}", "XSWEEP_WEBHOOK is no http:// or https:// URL"),
+        ("XSWEEP_METRICS_PORT", "taken", "choose another --metrics-port"),
+    ],
+)
+def test_what_cannot_be_told_is_said_before_ray_is_started(workplace, name, value, message):
+    write_study(workplace.folder)
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = str(other.getsockname()[1])
+        workplace.environment[name] = taken if value == "taken" else value
+        output = workplace.xsweep("run", code=3)
+    assert message in output
+    assert SECRET not in output
+    assert not (workplace.home / "ray.json").exists()
