@@ -45,12 +45,12 @@ def test_everything_is_counted(engine: Engine) -> None:
     submit(engine, [*grid, new_job("e", kind="evaluate"), new_job("f", "e", kind="evaluate")])
     submit(engine, [new_job("a")], name='tw"in\\\n')
     controllers.register(engine, owner="alice", host="h", pid=7)
-    finish(engine, take(engine))
-    fail(engine, take(engine), "DATA")
-    lost = take(engine)
+    finish(engine, take(engine, kinds=["train"]))
+    fail(engine, take(engine, kinds=["train"]), "DATA")
+    lost = take(engine, kinds=["train"])
     expire(engine, lost)
     assert jobs.requeue_expired(engine, **hold(lost), owner="alice")
-    running = [take(engine), take(engine)]
+    running = [take(engine, kinds=["train"]), take(engine, kinds=["train"])]
     jobs.renew(
         engine,
         owner="alice",
