@@ -93,9 +93,10 @@ class Pruner:
         if not _passes(bracket, job.job_id, step):
             return
         ends = _tell(bracket, job.job_id, step, validation)
-        note_rung(self.engine, Rung(job.job_id, step, validation, ends), job.token)
         if ends:
             bracket.ended.add(job.job_id)
+        note_rung(self.engine, Rung(job.job_id, step, validation, ends), job.token)
+        if ends:
             log.info("ends      %s after step %d: %.4f is too little", job.name, step, validation)
 
 
