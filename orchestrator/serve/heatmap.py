@@ -79,8 +79,9 @@ class HeatMap:
 
 
 def heat_map(places: Sequence[Place], measure: str | None = None) -> HeatMap:
-    """The map of a sweep's jobs by one measure; without one, by the first that was measured."""
-    measures = tuple(dict.fromkeys(name for place in places for name in place.means))
+    """The map of a sweep's jobs by one measure; without one, by nDCG where there is one."""
+    found = {name for place in places for name in place.means}
+    measures = tuple(sorted(found, key=lambda name: (not name.startswith("nDCG"), name)))
     chosen = measure if measure in measures else next(iter(measures), None)
     groups: dict[tuple[Row, str], list[Place]] = defaultdict(list)
     others: dict[str, list[Place]] = defaultdict(list)
