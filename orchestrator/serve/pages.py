@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -114,6 +115,7 @@ class Site:
             job=found,
             shown=shown,
             events=events.history(self.engine, job_id=found.job_id, latest=EVENTS),
+            trials=_trials(found, folder) if folder else [],
             curves=[draw(curve) for curve in read_curves(folder)] if folder else [],
             tail=self._tail(shown, TAIL_BYTES),
             spec=json.dumps(found.spec, indent=1),
@@ -171,6 +173,22 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 19):
         raise ConfigError(f"{text!r} is not the number of a job")
     return int(text)
+
+
+def _trials(found: jobs.Explanation, folder: Path) -> list[dict[str, Any]]:
+    """What a search compared, with each trial's job; empty for other jobs."""
+    try:
+        trials = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    ids = {parent.role: parent.job_id for parent in found.parents}
+    best_first = sorted(trials, key=_lost_by)
+    return [{**trial, "job_id": ids.get(trial["trial"], found.job_id)} for trial in best_first]
+
+
+def _lost_by(trial: dict[str, Any]) -> float:
+    validation = trial["validation"]
+    return math.inf if validation is None else -validation
 
 
 def _attempt(found: jobs.Explanation, token: str | None) -> Any:

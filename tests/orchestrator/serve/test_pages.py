@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+from job_table import hold
 from served_sweep import Served
 
+from db import jobs
 from db.overview import Place
 from orchestrator.serve.curves import POINTS, draw, read_curves
 from orchestrator.serve.heatmap import LEVELS, Row, heat_map
@@ -93,6 +95,40 @@ def test_a_jobs_page_tells_attempts_events_parents_and_the_end_of_the_log(served
     assert running.count("<svg") == 4
     assert "runs at 480/1000" in running
     assert "gpu-node-1" in running
+
+
+def test_a_searchs_page_lists_its_trials_the_best_first(tmp_path: Path) -> None:
+    from job_table import finish, new_job, submit, take
+
+    from db.engine import connect
+    from orchestrator.serve.pages import Site
+    from orchestrator.serve.server import Request
+
+    engine = connect(f"sqlite:///{tmp_path / 'xsweep.db'}", create=True)
+    roles = ["trial-001", "trial-002", "trial-003"]
+    submit(engine, [*(new_job(role) for role in roles), new_job("s", *roles, kind="search")])
+    for _ in roles:
+        finish(engine, take(engine))
+    search = take(engine)
+    jobs.started(engine, **hold(search), actor="a", node="n", folder="search", log="search.log")
+    (tmp_path / "search").mkdir()
+    rows = [
+        {"trial": role, "settings": {"lr": lr}, "validation": value, "best_step": 5, "ended": how}
+        for role, lr, value, how in zip(
+            roles, (0.9, 1e-5, 1e-3), (None, 0.25, 0.5), ("diverged", "halted", "complete"),
+            strict=True,
+        )
+    ]  # fmt: skip
+    (tmp_path / "search" / "trials.json").write_text(json.dumps(rows))
+    page = Site(engine, tmp_path, "").respond(Request(("job", str(search.job_id)), {})).body
+    table = page[page.index("<h2>Trials") : page.index("<h2>Attempts")]
+    assert re.findall(r'href="/job/(\d+)">(trial-\d+)', table) == [
+        ("3", "trial-003"),
+        ("2", "trial-002"),
+        ("1", "trial-001"),
+    ]
+    assert re.findall(r">(0\.\d{4})<", table) == ["0.5000", "0.2500"]
+    engine.dispose()
 
 
 def test_jobs_are_listed_by_kind_and_state(served: Served) -> None:
