@@ -1,6 +1,6 @@
 """What was measured and decided when trials of a search came to a rung; events, in their order."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, select
 
@@ -40,7 +40,7 @@ def rungs_of(engine: Engine, job_ids: list[int]) -> list[Rung]:
     """What these trials came to, in the order in which it was decided."""
 
     def work(connection: Connection) -> list[Rung]:
-        found = []
+        found: list[Any] = []
         for piece in pieces(job_ids):
             events = select(Event.id, Event.job_id, Event.detail)
             events = events.where(Event.job_id.in_(piece), Event.kind == KIND)
