@@ -48,12 +48,12 @@ class Watching:
             self._look()
 
     def close(self) -> None:
-        """Look once more, let the webhook send what waits, and free the port."""
-        try:
-            self._look()
-        except SetupError as error:
-            log.warning("%s", error)
-        if self._webhook:
+        """Announce what is new still, let the webhook send what waits, and free the port."""
+        if self._webhook and self._announcer:
+            try:
+                self._announcer.look()
+            except SetupError as error:
+                log.warning("%s", error)
             self._webhook.close()
         self._end_metrics()
 
