@@ -5,6 +5,7 @@ trial with what became of it) and, where the winner was trained to its end, `win
 trial's files: a run that is the same training takes them over and trains nothing.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -33,8 +34,8 @@ class Winner(NamedTuple):
     trial: str
     """Its role in the search: `trial-03`."""
     validation: float
-    spec: dict[str, Any]
-    """The winning trial's."""
+    fingerprint: str
+    """Of the winning trial, see `fingerprint`."""
     folder: Path | None
     """Its files, where it was trained to its end."""
 
@@ -76,7 +77,7 @@ def run_job(
     best = max(judged, key=lambda trial: trial["validation"])  # the first of equals
     folder = Path(inputs[best["trial"]])
     out.mkdir(parents=True, exist_ok=True)
-    winner = {**best, "spec": _read(folder / "provenance.json")["spec"]}
+    winner = {**best, "fingerprint": _read(folder / "summary.json")["fingerprint"]}
     if best["ended"] == "complete":
         for name in (*FILES, *TOLD):
             _link(folder / name, out / "winner" / name)
@@ -105,7 +106,7 @@ def read_winner(inputs: Mapping[str, Path]) -> Winner:
         settings=found["settings"],
         trial=found["trial"],
         validation=found["validation"],
-        spec=found["spec"],
+        fingerprint=found["fingerprint"],
         folder=folder / "winner" if found["ended"] == "complete" else None,
     )
 
@@ -126,10 +127,18 @@ def settle(spec: TrainSpec, winner: Winner) -> TrainSpec:
         ) from None
 
 
+def fingerprint(spec: TrainSpec) -> str:
+    """SHA-256 of a training's whole specification, whether it is a trial or not.
+
+    Provenance names files without their folders, so it cannot tell that two trainings are one.
+    """
+    same = spec.model_copy(update={"trial": None, "searched": ()}).model_dump(mode="json")
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+
+
 def take_over(spec: TrainSpec, winner: Winner, out: Path) -> bool:
     """Take the winning trial's files where it was this very training; False where it was not."""
-    theirs = TrainSpec.model_validate(winner.spec).model_copy(update={"trial": None})
-    if winner.folder is None or theirs != spec:
+    if winner.folder is None or winner.fingerprint != fingerprint(spec):
         return False
     if _rank():
         return True
@@ -139,7 +148,7 @@ def take_over(spec: TrainSpec, winner: Winner, out: Path) -> bool:
     summary, provenance = (_read(winner.folder / name) for name in TOLD)
     with writing(out):
         _write(out / "summary.json", summary | {"search": winner.pointer})
-        told = {"spec": spec.model_dump(mode="json"), "taken_over": now()}
+        told = {"spec": {**provenance["spec"], "trial": None}, "taken_over": now()}
         _write(out / "provenance.json", provenance | told)
         write_manifest(out)
     return True
@@ -152,7 +161,8 @@ def note_divergence(spec: TrainSpec, out: Path, error: DivergenceError) -> None:
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     provenance = collect(spec.model_dump(mode="json"))
     with writing(out):
-        _write(out / "summary.json", {"best_validation": None, "diverged": str(error)})
+        summary = {"best_validation": None, "diverged": str(error)}
+        _write(out / "summary.json", summary | {"fingerprint": fingerprint(spec)})
         _write(out / "provenance.json", provenance | {"ended": now()})
         write_manifest(out)
 

@@ -21,7 +21,7 @@ from evaluator.tokens import TokenStore
 from trainer.batches import Assembler
 from trainer.export import export_model
 from trainer.loop import Progress, Report, train_model
-from trainer.search import note_divergence, read_winner, settle, take_over
+from trainer.search import fingerprint, note_divergence, read_winner, settle, take_over
 from trainer.specs import TrainSpec
 from trainer.teachers import Teacher, open_teacher
 from trainer.validation import prepare_validation
@@ -105,6 +105,8 @@ def train(
         summary["stage_before"] = describe_stage(inputs["start"])
     if "search" in inputs:
         summary["search"] = read_winner(inputs).pointer
+    if spec.trial:
+        summary["fingerprint"] = fingerprint(spec)
     if progress.halted:
         summary["halted"] = True
     else:
