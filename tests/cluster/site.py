@@ -1,0 +1,254 @@
+"""The cluster under test: three hosts with Ray, PostgreSQL on one, a store that all of them see."""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+from tests.cluster.hosts import Host, die_with_parent, run
+from tests.tiny import write_study
+
+PROJECT = Path(__file__).resolve().parents[2]
+ENTRYPOINT = PROJECT / "docker" / "entrypoint.sh"
+STORE_MB = 400
+LEASE_S = 20.0
+"""Of the controllers under test: a third of the default, so that waiting for it is bearable."""
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120.0) -> object:
+    """The condition's first true answer; TimeoutError says what was waited for."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := condition()):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: still waiting after {timeout_s:.0f} s")
+        time.sleep(0.1)
+    return found
+
+
+class Service:
+    """A process that is started again whenever it ends, as a container engine does it."""
+
+    def __init__(
+        self, command: list[str], log: Path, environment: Mapping[str, str], *, restart: bool = True
+    ) -> None:
+        self.log, self.starts = log, 0
+        self._command, self._environment, self._restart = command, dict(environment), restart
+        self._lock = threading.Lock()
+        self._start()
+        threading.Thread(target=self._keep, daemon=True).start()
+
+    def stop(self) -> int:
+        """End it for good; its exit code."""
+        self._restart = False
+        self.process.terminate()
+        return self.process.wait()
+
+    def wait(self, timeout_s: float) -> int:
+        """Its exit code, where it is not started again."""
+        return self.process.wait(timeout_s)
+
+    def _start(self) -> None:
+        with self.log.open("ab") as out:
+            self.process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                preexec_fn=die_with_parent,
+            )
+        self.starts += 1
+
+    def _keep(self) -> None:
+        while True:
+            code = self.process.wait()
+            time.sleep(0.5)
+            if not self._restart or code == 0:
+                return
+            self._start()
+
+
+class Site:
+    """Three hosts: `head` (Ray's head, PostgreSQL, the controller), `east` and `west` (jobs)."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="xsweep-cluster-"))
+        self.folder.chmod(0o755)
+        self.shared = self.folder / "shared"
+        self.shared.mkdir()
+        run("mount", "-t", "tmpfs", "-o", f"size={STORE_MB}m", "tmpfs", str(self.shared))
+        self.head, self.east, self.west = (
+            Host(name, 11 + number, self.folder)
+            for number, name in enumerate(("head", "east", "west"))
+        )
+        token = self.folder / "ray-token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        self.password = secrets.token_hex(16)
+        kept = ("PATH", "HOME", "LANG", "HF_HOME", "TMPDIR")
+        self.environment = {
+            **{key: os.environ[key] for key in kept if key in os.environ},
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(PROJECT),
+            "OMP_NUM_THREADS": "1",
+            "RAY_ADDRESS": f"{self.head.address}:6379",
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "XSWEEP_NODE_RUNS": "1",
+            "XSWEEP_LEASE_S": str(LEASE_S),
+            "COLUMNS": "120",
+        }
+        self.nodes: dict[str, Service] = {}
+
+    def start(self) -> None:
+        """PostgreSQL, then Ray's head, then both workers; ready when all three nodes answer."""
+        self._create_database_server()
+        self.nodes["head"] = self._serve(self.head, "head", f"--node-ip-address={self.head.address}")
+        wait_for(self.answers, "Ray's head")
+        for host in (self.east, self.west):
+            self.nodes[host.name] = self._serve(
+                host, "worker", "--num-cpus=1", f"--node-ip-address={host.address}"
+            )
+        write_study(self.folder / "study", steps=600)
+
+    def close(self) -> None:
+        """End everything; what is left in folders goes, too."""
+        for service in self.nodes.values():
+            service.stop()
+        for host in (self.head, self.east, self.west):
+            host.crash()
+        run("umount", "--lazy", str(self.shared))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def answers(self) -> bool:
+        """Whether Ray's head listens."""
+        command = self.head.inside("sh", "-c", f"echo > /dev/tcp/{self.head.address}/6379")
+        command[-3] = "bash"
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def _serve(self, host: Host, *arguments: str) -> Service:
+        command = host.inside(str(ENTRYPOINT), *arguments)
+        return Service(command, self.folder / f"{host.name}.log", self.environment)
+
+    def _create_database_server(self) -> None:
+        import pgserver
+
+        programs = Path(pgserver.__file__).parent / "pginstall" / "bin"
+        self._programs = programs
+        data = self.folder / "postgresql"
+        data.mkdir()
+        secret = self.folder / "password"
+        secret.write_text(self.password)
+        for path in (data, secret):
+            shutil.chown(path, "nobody", "nogroup")
+        self._data = data
+        self._as_nobody(
+            *(str(programs / "initdb"), "--pgdata", str(data), "--username=xsweep"),
+            *("--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8", "--no-sync"),
+        )
+        with (data / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 10.231.0.0/24 scram-sha-256\n")
+        self.start_database()
+
+    def start_database(self) -> None:
+        """Start PostgreSQL on its host and wait until it answers."""
+        options = f"-h {self.head.address} -k {self._data} -c fsync=off"
+        self._as_nobody(
+            *(str(self._programs / "pg_ctl"), "--pgdata", str(self._data), "--wait"),
+            *(f"--log={self._data}/server.log", "-o", options, "start"),
+        )
+
+    def stop_database(self) -> None:
+        """Stop it as an operator in a hurry does: without waiting for its clients."""
+        self._as_nobody(
+            *(str(self._programs / "pg_ctl"), "--pgdata", str(self._data)),
+            *("--mode=immediate", "stop"),
+        )
+
+    def url(self, database: str) -> str:
+        """Of a database, as a client on any host gives it."""
+        password = quote(self.password, safe="")
+        return f"postgresql+psycopg://xsweep:{password}@{self.head.address}:5432/{database}"
+
+    def _as_nobody(self, *command: str) -> None:
+        # PostgreSQL refuses to run as root.
+        as_nobody = ("setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups")
+        done = subprocess.run(
+            self.head.inside(*as_nobody, *command),
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd="/",
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]}: {done.stderr}")
+
+
+class Sweep:
+    """One submission of the tiny study to a database and a store of its own."""
+
+    def __init__(self, site: Site, name: str, **environment: str) -> None:
+        self.site, self.name = site, name
+        self.home = site.folder / "homes" / name
+        self.store = site.shared / name
+        self.url = site.url(name)
+        self.environment = {
+            **site.environment,
+            "XSWEEP_DB": self.url,
+            "XSWEEP_HOME": str(self.home),
+            "XSWEEP_STORE": str(self.store),
+            **environment,
+        }
+        _create_database(site.url("postgres"), name)
+        # From outside: the submitter reaches the database and nothing else.
+        self.xsweep("db", "upgrade")
+        self.xsweep("submit", str(site.folder / "study" / "tiny.yaml"), "--no-start")
+
+    def xsweep(self, *arguments: str, code: int = 0) -> str:
+        """What the program prints, run outside of the cluster."""
+        environment = {k: v for k, v in self.environment.items() if not k.startswith("RAY_")}
+        done = subprocess.run(
+            ["xsweep", *arguments],
+            env=environment,
+            cwd=self.site.folder / "study",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        if done.returncode != code:
+            raise RuntimeError(f"xsweep {' '.join(arguments)}: {done.returncode}\n{done.stdout}")
+        return done.stdout
+
+    def control(self, *, restart: bool = True) -> Service:
+        """A controller on the head's host, which leaves when nothing is left to do."""
+        command = self.site.head.inside(str(ENTRYPOINT), "controller", "--until-idle")
+        log = self.site.folder / f"{self.name}.log"
+        return Service(command, log, self.environment, restart=restart)
+
+    def report(self) -> str:
+        """The final report, which must be the same to the byte whatever happened."""
+        return self.xsweep("report", "tiny", "--format", "json")
+
+    def status(self) -> dict:
+        """`xsweep status --json`."""
+        return json.loads(self.xsweep("status", "--json"))
+
+
+def _create_database(server: str, name: str) -> None:
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
