@@ -58,7 +58,13 @@ def run(settings: Settings, *, until_idle: bool = True) -> int:
         from orchestrator.controller import Controller
 
         log.info("Ray's dashboard: %s", dashboard or "not running")
-        controller = Controller(engine, store, dashboard=dashboard)
+        controller = Controller(
+            engine,
+            store,
+            dashboard=dashboard,
+            lease_s=settings.lease_s,
+            name=namespace(settings),
+        )
         signals = _Signals()
         try:
             controller.adopt()

@@ -4,6 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from xsweep import SetupError
+
+SHORTEST_LEASE_S = 10.0
+"""Shorter than a few unanswered questions, a lease would end under jobs that live."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -18,6 +23,8 @@ class Settings:
     """Address of a running Ray cluster; None lets the controller start one on this machine."""
     data_home: Path | None
     """Folder of the user's own data; grid files refer to it as `${data_home}`."""
+    lease_s: float = 60.0
+    """How long a job stays with a controller or a worker that is not heard of."""
 
 
 def load_settings(
@@ -37,4 +44,17 @@ def load_settings(
         store=store or environment.get("XSWEEP_STORE") or str(home / "store"),
         ray_address=ray_address or environment.get("RAY_ADDRESS") or None,
         data_home=Path(data).absolute() if data else None,
+        lease_s=_lease_s(environment.get("XSWEEP_LEASE_S") or "60"),
     )
+
+
+def _lease_s(given: str) -> float:
+    try:
+        lease_s = float(given)
+    except ValueError:
+        lease_s = 0.0
+    if lease_s < SHORTEST_LEASE_S:
+        raise SetupError(
+            f"XSWEEP_LEASE_S={given}: give seconds, at least {SHORTEST_LEASE_S:.0f}; 60 is usual"
+        )
+    return lease_s

@@ -37,11 +37,11 @@ def enter(module: str) -> None:
     script = "ip link add probe type bridge && mount -t tmpfs tmpfs /mnt"
     probe = subprocess.run([*APART, "sh", "-c", script], capture_output=True, text=True)
     if probe.returncode:
-        sys.exit(_refuse(f"namespaces are not permitted here ({probe.stderr.strip()}): try as root"))
+        sys.exit(
+            _refuse(f"namespaces are not permitted here ({probe.stderr.strip()}): try as root")
+        )
     command = [*APART, sys.executable, "-m", module, *sys.argv[1:]]
-    process = subprocess.Popen(
-        command, env=os.environ | {INSIDE: "1"}, preexec_fn=die_with_parent
-    )
+    process = subprocess.Popen(command, env=os.environ | {INSIDE: "1"}, preexec_fn=die_with_parent)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: process.kill())
     sys.exit(process.wait())
@@ -70,7 +70,9 @@ class Host:
         self.folder = folder / name
         (self.folder / "ray").mkdir(parents=True)
         Path("/tmp/ray").mkdir(exist_ok=True)
-        script = f"hostname {name}; mount --bind {self.folder}/ray /tmp/ray; echo up; exec sleep inf"
+        script = (
+            f"hostname {name}; mount --bind {self.folder}/ray /tmp/ray; echo up; exec sleep inf"
+        )
         self._holder = subprocess.Popen(
             [*APART, "--uts", "sh", "-c", script],
             stdout=subprocess.PIPE,

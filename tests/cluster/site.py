@@ -9,28 +9,29 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from tests.cluster.hosts import Host, die_with_parent, run
 from tests.tiny import write_study
+from tests.waiting import wait_for
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENTRYPOINT = PROJECT / "docker" / "entrypoint.sh"
 STORE_MB = 400
+STEPS = 500
+"""Enough for a training of some seconds, so that there is a middle to be hit in."""
 LEASE_S = 20.0
 """Of the controllers under test: a third of the default, so that waiting for it is bearable."""
 
+COUNT_NODES = """
+import sys
+from ray._raylet import GcsClient
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = 120.0) -> object:
-    """The condition's first true answer; TimeoutError says what was waited for."""
-    deadline = time.monotonic() + timeout_s
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: still waiting after {timeout_s:.0f} s")
-        time.sleep(0.1)
-    return found
+nodes = GcsClient(address=sys.argv[1]).get_all_node_info(timeout=5)
+print(sum(node.state == 0 for node in nodes.values()))
+"""
 
 
 class Service:
@@ -110,13 +111,16 @@ class Site:
     def start(self) -> None:
         """PostgreSQL, then Ray's head, then both workers; ready when all three nodes answer."""
         self._create_database_server()
-        self.nodes["head"] = self._serve(self.head, "head", f"--node-ip-address={self.head.address}")
-        wait_for(self.answers, "Ray's head")
+        self.nodes["head"] = self._serve(
+            self.head, "head", f"--node-ip-address={self.head.address}"
+        )
+        wait_for(self.answers, what="Ray's head")
         for host in (self.east, self.west):
             self.nodes[host.name] = self._serve(
                 host, "worker", "--num-cpus=1", f"--node-ip-address={host.address}"
             )
-        write_study(self.folder / "study", steps=600)
+        write_study(self.folder / "study", steps=STEPS)
+        wait_for(lambda: self.living() >= 3, 180, "all nodes to be in the cluster")
 
     def close(self) -> None:
         """End everything; what is left in folders goes, too."""
@@ -126,6 +130,28 @@ class Site:
             host.crash()
         run("umount", "--lazy", str(self.shared))
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def mend(self) -> None:
+        """Put all cables back and wait until every node is in the cluster."""
+        for host in (self.east, self.west):
+            host.mend()
+        wait_for(lambda: self.living() >= 3, 180, "all nodes to be in the cluster")
+
+    def living(self) -> int:
+        """How many nodes Ray's head believes to be alive; 0 while it does not answer."""
+        done = subprocess.run(
+            [sys.executable, "-c", COUNT_NODES, self.environment["RAY_ADDRESS"]],
+            env={**self.environment, "RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return int(done.stdout or 0)
+
+    def tails(self) -> str:
+        """The ends of all logs, for whoever has to find out."""
+        logs = [*self.folder.glob("*.log"), *self.folder.glob("homes/*/logs/*")]
+        return "\n".join(f"== {log}\n{log.read_text()[-2500:]}" for log in sorted(logs))
 
     def answers(self) -> bool:
         """Whether Ray's head listens."""
@@ -213,8 +239,8 @@ class Sweep:
         self.xsweep("db", "upgrade")
         self.xsweep("submit", str(site.folder / "study" / "tiny.yaml"), "--no-start")
 
-    def xsweep(self, *arguments: str, code: int = 0) -> str:
-        """What the program prints, run outside of the cluster."""
+    def xsweep(self, *arguments: str, code: int | None = 0) -> str:
+        """What the program prints, run outside of the cluster; None: whatever its exit code."""
         environment = {k: v for k, v in self.environment.items() if not k.startswith("RAY_")}
         done = subprocess.run(
             ["xsweep", *arguments],
@@ -226,7 +252,7 @@ class Sweep:
             text=True,
             timeout=120,
         )
-        if done.returncode != code:
+        if code is not None and done.returncode != code:
             raise RuntimeError(f"xsweep {' '.join(arguments)}: {done.returncode}\n{done.stdout}")
         return done.stdout
 
