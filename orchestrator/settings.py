@@ -1,11 +1,12 @@
 """Where the database, the store and the cluster are: by flag, then environment, then default."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from xsweep import SetupError
 
+KINDS = ("prepare", "teach", "train", "evaluate")
 SHORTEST_LEASE_S = 10.0
 """Shorter than a few unanswered questions, a lease would end under jobs that live."""
 
@@ -25,6 +26,10 @@ class Settings:
     """Folder of the user's own data; grid files refer to it as `${data_home}`."""
     lease_s: float = 60.0
     """How long a job stays with a controller or a worker that is not heard of."""
+    node_wait_s: float = 300.0
+    """How long jobs of a given cluster wait for a node that could run them; then they fail."""
+    limits: dict[str, int] = field(default_factory=dict)
+    """Jobs of a kind that may run at once."""
 
 
 def load_settings(
@@ -44,17 +49,33 @@ def load_settings(
         store=store or environment.get("XSWEEP_STORE") or str(home / "store"),
         ray_address=ray_address or environment.get("RAY_ADDRESS") or None,
         data_home=Path(data).absolute() if data else None,
-        lease_s=_lease_s(environment.get("XSWEEP_LEASE_S") or "60"),
+        lease_s=_seconds("XSWEEP_LEASE_S", 60.0, least=SHORTEST_LEASE_S),
+        node_wait_s=_seconds("XSWEEP_NODE_WAIT_S", 300.0, least=0.0),
+        limits=_limits(environment.get("XSWEEP_LIMITS", "")),
     )
 
 
-def _lease_s(given: str) -> float:
+def _seconds(name: str, usual: float, *, least: float) -> float:
+    given = os.environ.get(name) or str(usual)
     try:
-        lease_s = float(given)
+        seconds = float(given)
     except ValueError:
-        lease_s = 0.0
-    if lease_s < SHORTEST_LEASE_S:
+        seconds = -1.0
+    if not seconds >= least:
         raise SetupError(
-            f"XSWEEP_LEASE_S={given}: give seconds, at least {SHORTEST_LEASE_S:.0f}; 60 is usual"
+            f"{name}={given}: give seconds, at least {least:.0f}; {usual:.0f} is usual"
         )
-    return lease_s
+    return seconds
+
+
+def _limits(given: str) -> dict[str, int]:
+    """`train=4,evaluate=8` as numbers by kind."""
+    limits = {}
+    for part in filter(None, given.replace(" ", "").split(",")):
+        kind, _, number = part.partition("=")
+        if kind not in KINDS or not number.isdigit() or int(number) < 1:
+            raise SetupError(
+                f"XSWEEP_LIMITS={given}: {part!r} is no KIND=NUMBER; kinds are {', '.join(KINDS)}"
+            )
+        limits[kind] = int(number)
+    return limits
