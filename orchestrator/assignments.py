@@ -2,12 +2,14 @@
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import ray
 
 from db import jobs
 from orchestrator import gangs
 from orchestrator.pool import Placement
+from orchestrator.store import resolve
 from orchestrator.workers import Outcome, Task
 
 Job = jobs.Claim | jobs.Held
@@ -59,6 +61,22 @@ class Assignment:
             for ref in told:
                 self.hear(ref)
         return gangs.verdict(self.outcomes, len(self.placement.actors))
+
+
+def task_of(claim: jobs.Claim, store: Path, folder: str) -> Task:
+    """The attempt as a worker gets it: absolute paths, and no word of the database."""
+    out = resolve(store, folder)
+    return {
+        "job_id": claim.job_id,
+        "token": claim.token,
+        "kind": claim.kind,
+        "name": claim.name,
+        "spec": claim.spec,
+        "inputs": {role: str(resolve(store, at)) for role, at in claim.inputs.items()},
+        "out": str(out),
+        "log": f"{out}.log",
+        "previous": [str(resolve(store, at)) for at in claim.previous],
+    }
 
 
 def begin(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:

@@ -23,14 +23,13 @@ from db import controllers, jobs
 from evaluator.manifest import is_finished
 from orchestrator import gangs
 from orchestrator.accept import Finished, accept_all
-from orchestrator.assignments import Assignment, Job, begin
+from orchestrator.assignments import Assignment, Job, begin, task_of
 from orchestrator.demand import Demand
 from orchestrator.nodes import Strikes
 from orchestrator.pool import Placement, Pool
 from orchestrator.requests import Request, request_of
 from orchestrator.settings import KINDS
 from orchestrator.store import attempt_folder, resolve
-from orchestrator.workers import Task
 from xsweep import DataError, SetupError
 
 log = logging.getLogger("xsweep")
@@ -217,23 +216,9 @@ class Controller:
                 self.pool.kill(placement)
                 continue
             folder = places[_pair(claim)].folder
-            awaited = begin(placement, self._task(claim, folder))
+            awaited = begin(placement, task_of(claim, self.store, folder))
             self.assigned.append(Assignment(claim, folder, placement, awaited))
             log.info("started   %s", claim.name)
-
-    def _task(self, claim: jobs.Claim, folder: str) -> Task:
-        out = resolve(self.store, folder)
-        return {
-            "job_id": claim.job_id,
-            "token": claim.token,
-            "kind": claim.kind,
-            "name": claim.name,
-            "spec": claim.spec,
-            "inputs": {role: str(resolve(self.store, at)) for role, at in claim.inputs.items()},
-            "out": str(out),
-            "log": f"{out}.log",
-            "previous": [str(resolve(self.store, at)) for at in claim.previous],
-        }
 
     def _settle_ended(self, wait_s: float) -> None:
         """Wait for the first worker to end, at most so long, and settle all that have."""

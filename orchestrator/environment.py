@@ -168,13 +168,14 @@ def _installed(package: str) -> str | None:
 
 
 def _probe_function() -> Callable[[str, Sequence[str]], dict[str, Any]]:
-    """The probe, nested so that Ray sends its code: the node may lack ours, or have an older one."""
+    """The probe, nested so that Ray sends its code: the node may lack ours or have an older one."""
 
     def probe(path: str, packages: Sequence[str]) -> dict[str, Any]:
-        import os
         import sys
         import time
+        import uuid
         from importlib import metadata
+        from pathlib import Path
 
         def installed(package: str) -> str | None:
             try:
@@ -189,16 +190,15 @@ def _probe_function() -> Callable[[str, Sequence[str]], dict[str, Any]]:
         except ImportError:
             ours = None
         for _ in range(20):  # network file systems show a new file after a while
-            if os.path.exists(path):
+            if Path(path).exists():
                 break
             time.sleep(0.25)
-        seen, refused = os.path.exists(path), None
+        seen, refused = Path(path).exists(), None
         if seen:
-            mine = f"{path}.{os.getpid()}"
+            mine = Path(f"{path}.{uuid.uuid4().hex}")
             try:
-                with open(mine, "w") as file:
-                    file.write("x")
-                os.unlink(mine)
+                mine.write_text("x")
+                mine.unlink()
             except OSError as error:
                 refused = error.strerror or str(error)
         return {

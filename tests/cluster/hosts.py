@@ -1,4 +1,4 @@
-"""Hosts on one machine: namespaces with an address, a name, processes and a `/tmp/ray` of their own.
+"""Hosts on one machine: namespaces with address, name, processes and `/tmp/ray` of their own.
 
 Everything lives in an outer namespace that ends with this program, however that ends: no bridge,
 mount or process is left behind. A host is cut off by taking its cable's other end down.
@@ -37,9 +37,7 @@ def enter(module: str) -> None:
     script = "ip link add probe type bridge && mount -t tmpfs tmpfs /mnt"
     probe = subprocess.run([*APART, "sh", "-c", script], capture_output=True, text=True)
     if probe.returncode:
-        sys.exit(
-            _refuse(f"namespaces are not permitted here ({probe.stderr.strip()}): try as root")
-        )
+        sys.exit(_refuse(f"no namespaces here ({probe.stderr.strip()}): try as root"))
     command = [*APART, sys.executable, "-m", module, *sys.argv[1:]]
     process = subprocess.Popen(command, env=os.environ | {INSIDE: "1"}, preexec_fn=die_with_parent)
     for number in (signal.SIGINT, signal.SIGTERM):
