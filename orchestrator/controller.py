@@ -189,7 +189,7 @@ class Controller:
             claim.kind,
             f"{claim.name} #{claim.job_id}.{claim.token}",
             request,
-            model=claim.inputs.get("model"),
+            model=claim.inputs.get("run"),
             avoid=self.strikes.avoid(self.pool.nodes()),
         )
 
