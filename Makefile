@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test chaos lint clean help
+.PHONY: demo test chaos cluster-test lint clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -35,6 +35,10 @@ test: $(INSTALLED) lint ## run the whole test suite
 chaos: $(INSTALLED) ## kill, stop and cut off everything for some minutes, and say what became of it
 	XSWEEP_CHAOS=1 $(BIN)/python -m pytest -q tests/db/test_races.py tests/db/test_outages.py \
 	  tests/db/test_recovery.py tests/db/test_machine.py tests/orchestrator/test_recovery.py
+
+# As root, about a quarter of an hour; says so and stops where namespaces are not permitted.
+cluster-test: $(INSTALLED) ## three hosts as network namespaces: faults, and what became of the jobs
+	$(BIN)/python -m tests.cluster
 
 lint: $(INSTALLED) ## ruff and the type checker
 	$(BIN)/ruff check .

@@ -160,6 +160,11 @@ def _connect(address: str, namespace: str) -> str | None:
                 f"no Ray cluster answers at {address} ({error.strerror or error}): check "
                 "RAY_ADDRESS, or leave it empty to have one started here"
             ) from error
+        if not _has_a_node():
+            raise SetupError(
+                f"no Ray node runs on this machine, and a program reaches the cluster at {address} "
+                "only through one: start it, `ray start --address=... --num-cpus=0 --num-gpus=0`"
+            )
     try:
         context: Any = ray.init(
             address=address,
@@ -169,12 +174,33 @@ def _connect(address: str, namespace: str) -> str | None:
             configure_logging=False,
         )
     except Exception as error:
-        # Ray raises many kinds here (ConnectionError, RuntimeError, its own); all mean the same.
-        raise SetupError(
-            f"no Ray cluster answers at {address} ({str(error).strip().splitlines()[0]}): check "
-            "RAY_ADDRESS and the cluster's token (RAY_AUTH_TOKEN_PATH), or leave RAY_ADDRESS empty"
-        ) from error
+        # Ray raises many kinds here: ConnectionError, RuntimeError, its own.
+        raise SetupError(explain(address, error)) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def explain(address: str, error: Exception) -> str:
+    """Why Ray let nobody in, and what to do about it."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    if "Version mismatch" in told:
+        return (
+            f"the Ray cluster at {address} is of another version ({told}): install the same Ray "
+            "and Python here and there"
+        )
+    if type(error).__name__ == "AuthenticationError" or "token" in told.lower():
+        return (
+            f"no Ray cluster answers at {address}: it refuses this token; give the one that it was "
+            "started with by RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
+        )
+    return (
+        f"no Ray cluster answers at {address} ({told[:300]}): check RAY_ADDRESS and the cluster's "
+        "token (RAY_AUTH_TOKEN_PATH), or leave RAY_ADDRESS empty to have one started here"
+    )
+
+
+def _has_a_node() -> bool:
+    """Whether a Ray node runs on this machine: only through it Ray lets a program in."""
+    return any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"]))
 
 
 def _free_port() -> int:

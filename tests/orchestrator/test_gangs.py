@@ -17,6 +17,8 @@ from db import status
 from db.check import check
 from db.engine import connect
 from orchestrator import gangs
+from orchestrator.process import namespace
+from orchestrator.settings import load_settings
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -134,6 +136,28 @@ def test_after_a_killed_controller_the_next_one_adopts_the_whole_gang(workplace,
     engine = connect(f"sqlite:///{place.home}/xsweep.db")
     assert set(attempts(engine).values()) == {1}, "nothing was begun again"
     engine.dispose()
+    assert {tuple(s["ranks"][0]) for s in summaries(place).values()} == {(0, 3)}
+
+
+RESERVE = """
+import os, sys, ray
+ray.init(address=os.environ["RAY_ADDRESS"], namespace=sys.argv[1], log_to_driver=False)
+group = ray.util.placement_group([{"CPU": 1}], name=sys.argv[2], lifetime="detached")
+assert group.wait(60)
+"""
+
+
+def test_a_group_that_no_job_holds_is_removed_at_the_next_start(workplace, several_nodes):
+    place = run_with(workplace, several_nodes, 3)
+    space = namespace(load_settings(database=f"sqlite:///{place.home}/xsweep.db"))
+    subprocess.run(
+        [sys.executable, "-c", RESERVE, space, f"{space}/left by nobody"],
+        env={**place.environment, "RAY_ADDRESS": several_nodes["RAY_ADDRESS"]},
+        check=True,
+    )
+    # With one CPU reserved, no three ranks would find their nodes.
+    output = place.xsweep("run")
+    assert "removed   the placement group" in output
     assert {tuple(s["ranks"][0]) for s in summaries(place).values()} == {(0, 3)}
 
 
