@@ -109,7 +109,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     # Train's own cleaner needs the dashboard; without it groups stay.
-    ray.init(num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="error")
+    ray.init(
+        "local", num_cpus=4, include_dashboard=True, log_to_driver=False, logging_level="error"
+    )
     print("| way | first run | median of the others | CPU seconds a run | groups left |")
     print("|---|---|---|---|---|")
     for name, way in (("own actors", own), ("Ray Train V2 `TorchTrainer`", ray_train)):

@@ -58,13 +58,18 @@ class Demand:
         self._unmet.pop(job_id, None)
 
     def told(self) -> str | None:
-        """What is waited for and how long, for people; None where all could be met."""
+        """What is waited for, for people; None where all could be met."""
         if not self._unmet:
             return None
         first = min(self._unmet.values(), key=lambda unmet: unmet.since_s)
-        age_s = time.monotonic() - first.since_s
         jobs = f"{len(self._unmet)} job{'s' if len(self._unmet) > 1 else ''}"
-        return f"for a node, since {age_s:.0f} s, with {jobs}: one {first.missing}"
+        return f"for a node, with {jobs}: one {first.missing}"
+
+    @property
+    def age_s(self) -> float:
+        """How long the oldest of them has waited."""
+        now_s = time.monotonic()
+        return max((now_s - unmet.since_s for unmet in self._unmet.values()), default=0.0)
 
     def ask(self, held: Iterable[Request], unplaced: Iterable[Request]) -> None:
         """Tell the autoscaler, where there is one, all that would be used at once."""

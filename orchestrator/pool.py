@@ -127,14 +127,10 @@ class Pool:
         """Count surviving processes as ours."""
         ids = {node.name: node.id for node in self.nodes()}
         hosts = (host or "").split(", ")
-        placement = Placement(
-            name,
-            request,
-            actors,
-            [ids.get(hosts[0])] * request.ranks if len(hosts) == 1 else [None] * request.ranks,
-            hosts,
-            gangs.find_group(self.prefix + name) if request.ranks > 1 else None,
-        )
+        by_rank = hosts if len(hosts) == request.ranks else hosts[:1] * request.ranks
+        group = gangs.find_group(self.prefix + name) if request.ranks > 1 else None
+        where = [ids.get(host) for host in by_rank]
+        placement = Placement(name, request, actors, where, by_rank, group)
         self._placements[name] = placement
         return placement
 

@@ -168,7 +168,7 @@ def _loop(controller: "Controller", signals: "_Signals", *, until_idle: bool) ->
     from db.outlook import outlook
 
     waiting = ""
-    told_s = time.monotonic()
+    told_s = again_s = time.monotonic()
     while not signals.received:
         try:
             controller.step()
@@ -186,9 +186,10 @@ def _loop(controller: "Controller", signals: "_Signals", *, until_idle: bool) ->
         if left.idle and until_idle:
             break
         reason = controller.demand.told() or _waits_for(left)
-        if reason != waiting:
-            log.info("waiting   %s", reason)
-            waiting = reason
+        if reason != waiting or (controller.demand.told() and time.monotonic() > again_s):
+            age = f" (since {controller.demand.age_s:.0f} s)" if controller.demand.told() else ""
+            log.info("waiting   %s%s", reason, age)
+            waiting, again_s = reason, time.monotonic() + TELL_S
     if signals.received:
         log.info("leaving   %d running jobs save their state", len(controller.assigned))
         controller.drain(GRACE_S, hurry=lambda: len(signals.received) > 1)
