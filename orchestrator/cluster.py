@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +25,12 @@ import psutil
 from orchestrator.settings import Settings
 from xsweep import SetupError
 
+log = logging.getLogger("xsweep")
+
 START_TIMEOUT_S = 180.0
 ANSWER_S = 10.0
+AWAY_S = 45.0
+"""A head that is back before this is taken for one that was never away."""
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Jobs exchange paths, not objects: Ray's default of 30% of the memory is better left to them."""
 
@@ -64,6 +69,34 @@ def disconnect(settings: Settings, *, stop: bool) -> None:
     ray.shutdown()
     if stop and not settings.ray_address:
         stop_local(settings.home)
+
+
+def leave_without(head: str) -> None:
+    """End this process, exit code 3, once nobody has answered at the head for `AWAY_S`.
+
+    In a thread of its own: Ray's calls wait for the head, and after 60 s Ray ends the process
+    itself, without a word of ours. Nothing is lost by that: jobs are the workers', and what is
+    known of them is the database's.
+    """
+
+    def watch() -> None:
+        host, _, port = head.rpartition(":")
+        seen_s = time.monotonic()
+        while time.monotonic() - seen_s < AWAY_S:
+            time.sleep(ANSWER_S / 2)
+            with contextlib.suppress(OSError):
+                socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+                seen_s = time.monotonic()
+        log.error(
+            "leaving   no answer from Ray's head at %s for %.0f s: `xsweep run` goes on from here "
+            "when it is back",
+            head,
+            AWAY_S,
+        )
+        logging.shutdown()
+        os._exit(SetupError.exit_code)
+
+    threading.Thread(target=watch, name="watches Ray's head", daemon=True).start()
 
 
 def running_local(home: Path) -> LocalCluster | None:

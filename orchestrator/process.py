@@ -143,6 +143,7 @@ def _controller(
             demand=Demand(settings.node_wait_s if given else 0.0, scales=bool(given)),
             limits=settings.limits,
         )
+        cluster.leave_without(ray.get_runtime_context().gcs_address)
         yield controller
         controller.close()
     except (ray.exceptions.RayError, ConnectionError) as error:

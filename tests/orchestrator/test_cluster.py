@@ -119,3 +119,20 @@ def test_a_machine_without_a_node_of_the_cluster_is_told_to_start_one(monkeypatc
         address = f"127.0.0.1:{somebody.getsockname()[1]}"
         with pytest.raises(SetupError, match="no Ray node runs on this machine"):
             cluster.connect(load_settings(ray_address=address), namespace="test")
+
+
+WATCH = """
+import logging, threading
+from orchestrator import cluster
+
+logging.basicConfig(format="%(message)s")
+cluster.AWAY_S, cluster.ANSWER_S = 0.2, 0.1
+cluster.leave_without("127.0.0.1:1")
+threading.Event().wait(60)
+"""
+
+
+def test_a_controller_leaves_with_a_word_when_the_head_stays_away():
+    done = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, timeout=50)
+    assert done.returncode == SetupError.exit_code
+    assert "no answer from Ray's head at 127.0.0.1:1" in done.stderr
