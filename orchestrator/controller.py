@@ -311,6 +311,8 @@ class Controller:
                 reason = f"its worker has not answered for {assignment.silent_s:.0f} s"
                 self._fail(assignment.job, "NODE", reason)
                 self._judge(assignment, "NODE")
+                for host in set(assignment.placement.hosts):
+                    self.strikes.rest(host)
             elif not assignment.answered and time.monotonic() - assignment.began_s > PLACE_S:
                 # Not an error of the job: somebody else uses what Ray believed to be free.
                 self._drop(assignment)

@@ -1,5 +1,6 @@
 """The nodes of the cluster: what they have, what fits where, and which are left alone."""
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,7 @@ STRIKES = 3
 """So many different jobs in a row must fail on a node, none succeeding, until it is left alone."""
 SUSPICIOUS = frozenset({"NODE", "INFRA", "HANG", "OOM_HOST", "UNKNOWN"})
 """Failures that may be the machine's."""
+REST_S = 120.0
 ROUNDING = 1e-6
 """Resources are fractions of a GPU: 1 - 0.7 - 0.3 must not refuse what fits exactly."""
 
@@ -126,6 +128,11 @@ class Strikes:
 
     def __init__(self) -> None:
         self._failed: dict[str, set[int]] = {}
+        self._resting: dict[str, float] = {}
+
+    def rest(self, node: str) -> None:
+        """Leave a node alone for a while that does not answer: Ray needs longer to give it up."""
+        self._resting[node] = time.monotonic() + REST_S
 
     def count(self, node: str, job_id: int, failure: str | None) -> bool:
         """Note how a job ended on a node; whether the node is to be left alone from now on."""
@@ -141,7 +148,9 @@ class Strikes:
 
     def avoid(self, nodes: Sequence[Node]) -> set[str]:
         """Names of the nodes to leave alone; none of them where no other node would be left."""
+        now_s = time.monotonic()
         struck = {name for name, jobs in self._failed.items() if len(jobs) >= STRIKES}
+        struck |= {name for name, until_s in self._resting.items() if until_s > now_s}
         names = {node.name for node in nodes}
         return struck if names - struck else set()
 

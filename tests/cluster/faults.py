@@ -24,6 +24,9 @@ SHORT_CUT_S = 4.0
 NOTICED_S = 150.0
 """How long a loss may take to be noticed, on a machine that has much else to do."""
 
+HEAD = ("ray", "gcs_server", "raylet", "dashboard.py", "monitor.py", "log_monitor.py")
+"""Programs and modules of Ray's head."""
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -67,7 +70,7 @@ def killed_controller(scene: Scene) -> str:
 
 def killed_head(scene: Scene) -> str:
     starts = scene.site.nodes["head"].starts
-    for pid in _processes(scene.site.head, "ray", "gcs_server", "raylet"):
+    for pid in _processes(scene.site.head, *HEAD):
         _kill(pid)
     wait_for(lambda: scene.site.nodes["head"].starts > starts, what="the head's new start")
     return "Ray's head killed; it was started again and knew nothing"

@@ -1,9 +1,11 @@
 """The cluster under test: three hosts with Ray, PostgreSQL on one, a store that all of them see."""
 
+import contextlib
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,6 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
+
+import psutil
 
 from tests.cluster.hosts import Host, die_with_parent, run
 from tests.tiny import write_study
@@ -46,11 +50,22 @@ class Service:
         self._start()
         threading.Thread(target=self._keep, daemon=True).start()
 
-    def stop(self) -> int:
-        """End it for good; its exit code."""
+    def stop(self) -> None:
+        """End it for good, with all that it has started."""
         self._restart = False
-        self.process.terminate()
-        return self.process.wait()
+        # What enters a host is not the program itself, which is its child.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self.process.pid).children(recursive=True)
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                for child in children:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        child.send_signal(number)
+                psutil.wait_procs(children, timeout=10)
+        self.process.wait()
+
+    def leave(self) -> None:
+        """Let it end when it ends, without another start."""
+        self._restart = False
 
     def wait(self, timeout_s: float) -> int:
         """Its exit code, where it is not started again."""
@@ -125,16 +140,21 @@ class Site:
     def close(self) -> None:
         """End everything; what is left in folders goes, too."""
         for service in self.nodes.values():
-            service.stop()
+            service.leave()
         for host in (self.head, self.east, self.west):
             host.crash()
         run("umount", "--lazy", str(self.shared))
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def mend(self) -> None:
-        """Put all cables back and wait until every node is in the cluster."""
+    def mend(self, *, crash: bool = False) -> None:
+        """Put all cables back, and wait until every node is in the cluster.
+
+        With `crash`, what still runs there is killed before.
+        """
         for host in (self.east, self.west):
             host.mend()
+            if crash:
+                host.crash()
         wait_for(lambda: self.living() >= 3, 180, "all nodes to be in the cluster")
 
     def living(self) -> int:

@@ -66,7 +66,7 @@ def try_fault(site: Site, fault: str, inflict: Callable[[Scene], str], calm: str
         problems.append(str(error))
     finally:
         controller.stop()
-        site.mend()
+        site.mend(crash=bool(problems))
     counted = account(engine, fault)
     redone = sum(max(job.token - 1, 0) for job in status.jobs(engine))
     engine.dispose()

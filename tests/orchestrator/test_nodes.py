@@ -91,6 +91,13 @@ def test_what_is_the_jobs_own_fault_strikes_no_node_and_the_last_node_is_never_l
     assert strikes.avoid([WEST]) == set()
 
 
+def test_a_node_that_does_not_answer_rests_for_a_while():
+    strikes = Strikes()
+    strikes.rest("east")
+    assert strikes.avoid(NODES) == {"east"}
+    assert strikes.avoid([EAST]) == set(), "there is no other"
+
+
 def test_an_unmet_job_is_not_claimed_again_until_the_nodes_change_or_patience_ends():
     demand = Demand(patience_s=1000)
     request = request_of({"gpus": 8})
