@@ -14,6 +14,7 @@ STRIKES = 3
 SUSPICIOUS = frozenset({"NODE", "INFRA", "HANG", "OOM_HOST", "UNKNOWN"})
 """Failures that may be the machine's."""
 REST_S = 120.0
+"""How long a node rests that did not answer; by then Ray has given it up, or it is back."""
 ROUNDING = 1e-6
 """Resources are fractions of a GPU: 1 - 0.7 - 0.3 must not refuse what fits exactly."""
 
