@@ -38,6 +38,9 @@ def main(words: list[str]) -> int:
             for problem in trials[-1].problems:
                 print(problem)
                 print(site.tails(), flush=True)
+    except BaseException:
+        print(site.tails(), flush=True)
+        raise
     finally:
         site.close()
     print("\n".join(table(trials)))

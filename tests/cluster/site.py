@@ -127,12 +127,15 @@ class Site:
         """PostgreSQL, then Ray's head, then both workers; ready when all three nodes answer."""
         self._create_database_server()
         self.nodes["head"] = self._serve(
-            self.head, "head", f"--node-ip-address={self.head.address}"
+            *(self.head, "head", f"--node-ip-address={self.head.address}"),
+            # the dashboard is ten processes that nobody looks at here
+            *("--include-dashboard=False", "--include-log-monitor=False"),
         )
         wait_for(self.answers, what="Ray's head")
         for host in (self.east, self.west):
             self.nodes[host.name] = self._serve(
-                host, "worker", "--num-cpus=1", f"--node-ip-address={host.address}"
+                *(host, "worker", "--num-cpus=1", f"--node-ip-address={host.address}"),
+                "--include-log-monitor=False",
             )
         write_study(self.folder / "study", steps=STEPS)
         wait_for(lambda: self.living() >= 3, 180, "all nodes to be in the cluster")
@@ -158,7 +161,11 @@ class Site:
         wait_for(lambda: self.living() >= 3, 180, "all nodes to be in the cluster")
 
     def living(self) -> int:
-        """How many nodes Ray's head believes to be alive; 0 while it does not answer."""
+        """How many nodes Ray's head believes to be alive; 0 while it does not answer.
+
+        Seldom asked, since each question is a program: a head that is away ends who asks.
+        """
+        time.sleep(2.0)
         done = subprocess.run(
             [sys.executable, "-c", COUNT_NODES, self.environment["RAY_ADDRESS"]],
             env={**self.environment, "RAY_AUTH_MODE": "token"},
