@@ -27,6 +27,25 @@ class Packing(NamedTuple):
     """int64: where each sequence starts, its first token"""
     lengths: list[int]
     """Tokens of each sequence"""
+    words_TE: torch.Tensor | None = None
+    """The tokens' embeddings, where they were looked up for many packings at once"""
+
+    def words(self, table: torch.nn.Module) -> torch.Tensor:
+        """The tokens' embeddings, [T, E]."""
+        return table(self.ids_T) if self.words_TE is None else self.words_TE
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Packing":
+        """The same sequences on a device; from pinned memory the copy may overlap with work."""
+
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        return self._replace(
+            ids_T=moved(self.ids_T),
+            segments_T=None if self.segments_T is None else moved(self.segments_T),
+            positions_T=moved(self.positions_T),
+            starts_S=moved(self.starts_S),
+        )
 
 
 def pack(sequences: Sequence[PairIds], device: torch.device) -> Packing:

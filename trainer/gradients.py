@@ -8,7 +8,7 @@ from trainer.batches import Assembler, MicroBatch, dropout_seed, group_passes, p
 from trainer.engines import Engine
 from trainer.objectives.terms import build_terms, count_terms, weigh_terms
 from trainer.ranks import deal
-from trainer.scorer import Scorer
+from trainer.scorer import Scorer, slots
 from trainer.specs import TrainSpec
 from trainer.teachers import Sample
 
@@ -76,8 +76,7 @@ class Gradients:
         return loss.detach()
 
     def _groups(self, batch: MicroBatch) -> list[slice]:
-        slots = [inputs["input_ids"].numel() for inputs in batch.forwards]
-        return group_passes(slots, self.assembler.micro_batch_tokens)
+        return group_passes(list(map(slots, batch.forwards)), self.assembler.micro_batch_tokens)
 
     def _in_two_passes(
         self, batch: MicroBatch, groups: list[slice], counts: list[float], random_state: int

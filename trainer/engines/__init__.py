@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from trainer.scorer import Scorer
+from trainer.scorer import Inputs, Scorer
 from trainer.specs import OptimisationSpec
 
 
@@ -15,7 +15,7 @@ class Engine(Protocol):
     rank: int
     ranks: int
 
-    def __call__(self, forwards: list[dict[str, Tensor]]) -> Tensor:
+    def __call__(self, forwards: list[Inputs]) -> Tensor:
         """The logits of a micro-batch, see `Scorer`."""
         ...
 

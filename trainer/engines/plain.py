@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 
 from trainer.engines.adamw import build_adamw, clip, read_moments, set_lr, write_moments
 from trainer.ranks import Ranks, process_group
-from trainer.scorer import Scorer
+from trainer.scorer import Inputs, Scorer
 from trainer.specs import OptimisationSpec
 
 
@@ -29,7 +29,7 @@ class PlainEngine:
         self.optimizer = build_adamw(scorer.model, settings)
         self.parameters = [p for p in scorer.parameters() if p.requires_grad]
 
-    def __call__(self, forwards: list[dict[str, Tensor]]) -> Tensor:
+    def __call__(self, forwards: list[Inputs]) -> Tensor:
         return self.scorer(forwards)
 
     def backward(self, loss: Tensor) -> None:
