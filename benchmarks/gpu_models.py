@@ -33,7 +33,8 @@ class Pairs(NamedTuple):
     texts: list[tuple[str, str]]
     ids: list[tuple[np.ndarray, np.ndarray]]
     tokens: int
-    """The longest a pair may be."""
+    """The longest a pair may be"""
+    document_tokens: int
 
 
 class Lists(NamedTuple):
@@ -96,7 +97,7 @@ class World:
                 strict=True,
             )
         )
-        return Pairs(texts, ids, tokens)
+        return Pairs(texts, ids, tokens, tokens if fill else tokens - QUERY_TOKENS)
 
     def _lists(self, queries: list[tuple[str, list[str]]], size: int) -> Lists:
         texts = [

@@ -97,8 +97,6 @@ def score(
     rate: float | None,
 ) -> Figures:
     """Pairs per second in bf16."""
-    encoder.max_tokens = min(encoder.max_tokens, pairs.tokens)
-
     def run(count: int) -> tuple[float, float]:
         started = wait(options.device)
         scored = score_pairs(
@@ -106,7 +104,7 @@ def score(
             encoder,
             pairs.ids[:count],
             query_tokens=QUERY_TOKENS,
-            document_tokens=pairs.tokens,
+            document_tokens=pairs.document_tokens,
             batch_tokens=65536 if options.device.type == "cuda" else 4096,
             precision="bf16",
             layout=layout,  # type: ignore[arg-type]
@@ -126,7 +124,7 @@ def score(
     lengths = encoder.lengths(
         *(np.array([len(ids) for ids in side]) for side in zip(*pairs.ids[:count], strict=True)),
         QUERY_TOKENS,
-        pairs.tokens,
+        pairs.document_tokens,
     )
     flops = product_flops(model, lengths, first_token_only=layout == "unpadded") / count
     return {

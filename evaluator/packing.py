@@ -3,7 +3,7 @@
 Shapes: T tokens of all sequences, S sequences, N heads, D width of a head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -34,17 +34,13 @@ class Packing(NamedTuple):
         """The tokens' embeddings, [T, E]."""
         return table(self.ids_T) if self.words_TE is None else self.words_TE
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Packing":
-        """The same sequences on a device; from pinned memory the copy may overlap with work."""
-
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Packing":
+        """The same sequences with every tensor changed, for example moved to a device."""
         return self._replace(
-            ids_T=moved(self.ids_T),
-            segments_T=None if self.segments_T is None else moved(self.segments_T),
-            positions_T=moved(self.positions_T),
-            starts_S=moved(self.starts_S),
+            ids_T=change(self.ids_T),
+            segments_T=None if self.segments_T is None else change(self.segments_T),
+            positions_T=change(self.positions_T),
+            starts_S=change(self.starts_S),
         )
 
 

@@ -6,7 +6,7 @@ padded to the longest. The objective sees a whole micro-batch at once and sums a
 count of the global batch, so the cut changes the gradient by rounding only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -41,16 +41,23 @@ class MicroBatch(NamedTuple):
     """Token slots computed: tokens and padding."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same batch with its tensors on a device."""
+        """The same batch with its tensors on a device; from pinned memory without waiting."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "MicroBatch":
+        """The same batch in memory that a GPU can copy from while it computes."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
         return self._replace(
             forwards=[
-                inputs.to(device)
+                inputs.each(change)
                 if isinstance(inputs, Packing)
-                else {name: tensor.to(device) for name, tensor in inputs.items()}
+                else {name: change(tensor) for name, tensor in inputs.items()}
                 for inputs in self.forwards
             ],
-            places_P=self.places_P.to(device),
-            targets=Targets(*(tensor.to(device) for tensor in self.targets)),
+            places_P=change(self.places_P),
+            targets=Targets(*map(change, self.targets)),
         )
 
     def matrix(self, logits_P: Tensor) -> Tensor:

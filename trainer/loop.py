@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from trainer.ahead import Ahead
 from trainer.batches import Assembler, draw_samples
 from trainer.budgets import Budgets, is_out_of_memory
 from trainer.checkpoints import Checkpoint, Weights, load_newest, save_checkpoint
 from trainer.energy import open_meter
 from trainer.engines import Engine, open_engine
-from trainer.gradients import Gradients, Work
+from trainer.gradients import Gradients, Prepared, Work
 from trainer.metrics import MetricsLog, read_metrics
 from trainer.schedule import learning_rate
 from trainer.scorer import Scorer, attention
@@ -112,7 +113,8 @@ def train_model(
             training.resume(found)
         kept = read_metrics(resume_from, training.progress.step)
         metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
-        with metrics or nullcontext():
+        ahead = closing(training.ahead) if training.ahead else nullcontext()
+        with ahead, metrics or nullcontext():
             while not training.finished:
                 record = training.step()
                 if validate and training.validation_is_due:
@@ -129,6 +131,11 @@ def train_model(
             training.set_weights(training.best)
         training.progress.halved_budgets = budgets.halved
     return training.progress if metrics else None
+
+
+def works_ahead(device: torch.device) -> bool:
+    """Whether the next step is prepared while this one is computed: a CPU would only share time."""
+    return device.type == "cuda"
 
 
 class _Training:
@@ -152,6 +159,8 @@ class _Training:
         self.budgets = budgets
         self.progress = Progress(ranks=[[0, engine.ranks]])
         self.best: Weights = {}
+        steps = spec.optimisation.steps
+        self.ahead = Ahead(self._prepare, steps) if works_ahead(scorer.model.device) else None
         self.meter = open_meter()
 
     @property
@@ -173,9 +182,9 @@ class _Training:
     def step(self) -> dict[str, float]:
         """One global batch: forward, backward, update. The figures of the step."""
         started = time.perf_counter()
-        settings, seed, step = self.spec.optimisation, self.spec.seed, self.progress.step
-        samples = draw_samples(self.teacher, seed, step, settings.batch_queries)
-        loss, tokens, slots = self._gradients(samples)
+        settings, step = self.spec.optimisation, self.progress.step
+        samples, prepared = self.ahead.get(step) if self.ahead else self._prepare(step)
+        loss, tokens, slots = self._gradients(samples, prepared)
         if not math.isfinite(loss):
             raise _diverged("loss", loss, step, samples)
         lr = learning_rate(settings, step)
@@ -198,22 +207,44 @@ class _Training:
             "padding_waste": round(self.progress.padding_waste, 4),
         }
 
-    def _gradients(self, samples: list[Sample]) -> Work:
-        """The batch's gradient, under a smaller budget from here on where memory runs out."""
-        step = self.progress.step
+    def _prepare(self, step: int) -> tuple[list[Sample], Prepared]:
+        """The content of a step; may run in a thread of its own."""
+        settings = self.spec.optimisation
+        samples = draw_samples(self.teacher, self.spec.seed, step, settings.batch_queries)
+        pin = self.model.device.type == "cuda"
+        return samples, self.gradients.prepare(samples, self.budgets.at(step), pin=pin)
+
+    def _gradients(self, samples: list[Sample], prepared: Prepared) -> Work:
+        """The batch's gradient, under a smaller budget from here on where memory runs out.
+
+        Ranks hear of each other's failure before they exchange gradients, and all halve.
+        """
+        step, engine = self.progress.step, self.engine
         while True:
-            self.assembler.limit(self.budgets.at(step))
+            if prepared.budget != self.budgets.at(step):
+                prepared = self.gradients.prepare(samples, self.budgets.at(step))
+            part, error = None, None
             try:
-                return self.gradients.add(samples, step)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                part = self.gradients.add_part(samples, step, prepared)
+            except (RuntimeError, MemoryError) as raised:
+                if not is_out_of_memory(raised):
                     raise
-                pieces = self.assembler.cut(samples)
-                largest = max(self.assembler.tokens(piece) for piece in pieces)
-                self.budgets.halve(step, largest, error)
-                if not self.engine.discard():
-                    raise
-                # What the failed pass holds lives as long as the error, which ends with this block.
+                # What the failed pass holds lives as long as the error's traceback.
+                error = raised.with_traceback(None)
+            failed = torch.tensor(float(part is None), device=self.model.device)
+            if engine.ranks == 1 or not engine.can_agree:
+                is_whole = part is not None
+            else:
+                is_whole = engine.total(failed) == 0
+            if part is not None and is_whole:
+                return self.gradients.whole(part)
+            self.assembler.limit(self.budgets.at(step))
+            pieces = self.assembler.cut(samples)
+            largest = max(self.assembler.tokens(piece) for piece in pieces)
+            error = error or torch.OutOfMemoryError("another rank of this training ran out of it")
+            self.budgets.halve(step, largest, error)
+            if not engine.discard():
+                raise error
 
     def validate(self, measure: Validate) -> float:
         """Measures the model and keeps its weights if it is the best so far."""

@@ -1,4 +1,5 @@
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from curves import ENGINES, curve, digest
 
+from trainer.loop import _Training
 from trainer.scorer import Scorer, slots
 from trainer.train import run_job
 from xsweep import ConfigError, DivergenceError, Stopped
@@ -63,6 +65,25 @@ def test_a_training_may_continue_under_the_other_engine(world, undisturbed, tmp_
         train(world, tmp_path / "first", **ENGINES["zero-2"], report=stop_at(5))
     out = train(world, tmp_path / "second", **ENGINES["plain"], resume_from=[tmp_path / "first"])
     assert curve(out) == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
+
+
+def test_steps_prepared_in_a_thread_are_the_same_steps(world, undisturbed, tmp_path):
+    prepare, threads = _Training._prepare, []
+
+    def watched(self, step):
+        threads.append((step, threading.current_thread().name))
+        return prepare(self, step)
+
+    with (
+        patch("trainer.loop.works_ahead", lambda device: True),
+        patch.object(_Training, "_prepare", watched),
+    ):
+        with pytest.raises(Stopped):
+            train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(5))
+        out = train(world, tmp_path / "out", **ENGINES["plain"], resume_from=[tmp_path / "first"])
+    assert digest(out) == digest(undisturbed["plain"])
+    assert [step for step, _ in threads] == [0, 1, 2, 3, 4, 5, 5, 6, 7]
+    assert all(name.startswith("ahead") for _, name in threads)
 
 
 def test_the_seed_decides_everything(world, undisturbed, tmp_path):

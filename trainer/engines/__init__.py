@@ -14,6 +14,8 @@ class Engine(Protocol):
 
     rank: int
     ranks: int
+    can_agree: bool
+    """Whether ranks exchange gradients in `step` alone, so that all hear of one that failed."""
 
     def __call__(self, forwards: list[Inputs]) -> Tensor:
         """The logits of a micro-batch, see `Scorer`."""
@@ -26,7 +28,7 @@ class Engine(Protocol):
     def discard(self) -> bool:
         """Drops the gradient after a backward pass that failed; False where it cannot go on.
 
-        With several ranks the others wait in an exchange that never comes.
+        Where ranks cannot agree the others wait in an exchange that never comes.
         """
         ...
 

@@ -22,6 +22,8 @@ def open_plain(scorer: Scorer, settings: OptimisationSpec) -> Iterator["PlainEng
 class PlainEngine:
     """AdamW on whole replicas; gradients are summed over the ranks before a step."""
 
+    can_agree = True
+
     def __init__(self, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks) -> None:
         self.rank, self.ranks = ranks
         self.scorer = scorer
@@ -37,7 +39,7 @@ class PlainEngine:
 
     def discard(self) -> bool:
         self.optimizer.zero_grad()
-        return self.ranks == 1
+        return True
 
     def step(self, lr: float) -> float:
         if self.ranks > 1:

@@ -50,6 +50,8 @@ def load_deepspeed() -> Any:
 class ZeroEngine:
     """Moves the weights by DeepSpeed; see `trainer.engines.Engine`."""
 
+    can_agree = False
+
     def __init__(
         self, deepspeed: Any, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks
     ) -> None:
