@@ -97,6 +97,7 @@ def score(
     rate: float | None,
 ) -> Figures:
     """Pairs per second in bf16."""
+
     def run(count: int) -> tuple[float, float]:
         started = wait(options.device)
         scored = score_pairs(
