@@ -201,7 +201,7 @@ class OptimisationSpec(Spec):
     layout: Layout = "auto"
     """Pairs end to end or padded; auto: without padding on a CPU where the family can."""
     dropout: bool = True
-    """Whether the backbone's own dropout is on; off is a quarter faster on a CPU."""
+    """Whether the backbone's own dropout is on; off is faster on a CPU."""
     gradient_checkpointing: bool = False
     """Computes activations twice to keep fewer; transformers offers it with dropout only."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)
