@@ -64,10 +64,9 @@ def peak_flops(model: PreTrainedModel, dtype: torch.dtype, tokens: int = 2048) -
 
     The faster of `F.linear` and of weights that were laid out beforehand.
     """
-    hidden, inner, _ = _shape(model)
     best = 0.0
     with torch.inference_mode():
-        for rows, columns in ((hidden, hidden), (hidden, inner), (inner, hidden)):
+        for rows, columns in product_shapes(model):
             states, weights = (
                 torch.randn(tokens, rows, dtype=dtype),
                 torch.randn(columns, rows, dtype=dtype),
@@ -79,6 +78,12 @@ def peak_flops(model: PreTrainedModel, dtype: torch.dtype, tokens: int = 2048) -
                 spent_s = time.process_time() - started
                 best = max(best, 2 * tokens * rows * columns / spent_s)
     return best
+
+
+def product_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """Rows and columns of the weights that a model multiplies with."""
+    hidden, inner, _ = _shape(model)
+    return [(hidden, hidden), (hidden, inner), (inner, hidden)]
 
 
 def _shape(model: PreTrainedModel) -> tuple[int, int, int]:

@@ -3,7 +3,7 @@
 Shapes: T tokens of all sequences, S sequences, N heads, D width of a head.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -27,6 +27,21 @@ class Packing(NamedTuple):
     """int64: where each sequence starts, its first token"""
     lengths: list[int]
     """Tokens of each sequence"""
+    words_TE: torch.Tensor | None = None
+    """The tokens' embeddings, where they were looked up for many packings at once"""
+
+    def words(self, table: torch.nn.Module) -> torch.Tensor:
+        """The tokens' embeddings, [T, E]."""
+        return table(self.ids_T) if self.words_TE is None else self.words_TE
+
+    def each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Packing":
+        """The same sequences with every tensor changed, for example moved to a device."""
+        return self._replace(
+            ids_T=change(self.ids_T),
+            segments_T=None if self.segments_T is None else change(self.segments_T),
+            positions_T=change(self.positions_T),
+            starts_S=change(self.starts_S),
+        )
 
 
 def pack(sequences: Sequence[PairIds], device: torch.device) -> Packing:

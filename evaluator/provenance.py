@@ -35,6 +35,7 @@ def collect(spec: dict[str, Any]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": _packages(),
         "hardware": hardware(),
+        "fp32_products": fp32_products(),
         "host": socket.gethostname(),
         "started": now(),
         "spec": without_places(spec),
@@ -99,6 +100,18 @@ def hardware() -> dict[str, Any]:
     except ImportError:
         pass
     return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus}
+
+
+def fp32_products() -> dict[str, Any] | None:
+    """How exactly PyTorch multiplies fp32: `highest` is fp32, `high` and `medium` allow TF32."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    return {
+        "precision": torch.get_float32_matmul_precision(),
+        "convolutions_in_tf32": torch.backends.cudnn.allow_tf32,
+    }
 
 
 def _cpu_model() -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from evaluator.kernels import Kernels, ScoringKernels
 from evaluator.packing import Packing
 from evaluator.unpadded_bert import bert_encoder
 from evaluator.unpadded_modernbert import modernbert_encoder
@@ -20,7 +21,7 @@ from evaluator.unpadded_modernbert import modernbert_encoder
 Encoder = Callable[[Packing, bool], torch.Tensor]
 """Last hidden states, fp32: [T, H] of all tokens, or with True [S, H] of each first token."""
 
-ENCODERS: dict[str, Callable[[Any, torch.dtype], Encoder]] = {
+ENCODERS: dict[str, Callable[[Any, Kernels], Encoder]] = {
     "bert": bert_encoder,
     "electra": bert_encoder,
     "roberta": bert_encoder,
@@ -30,26 +31,34 @@ ENCODERS: dict[str, Callable[[Any, torch.dtype], Encoder]] = {
 """By the `model_type` of transformers; DeBERTa's attention needs relative positions."""
 
 
+def has_unpadded(model: PreTrainedModel) -> bool:
+    """Whether a model's family can run on packed tokens; it must have fp32 weights."""
+    config = model.config
+    if config.model_type not in ENCODERS or getattr(config, "is_decoder", False):
+        return False
+    return all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
 def unpadded_encoder(model: PreTrainedModel, dtype: torch.dtype) -> Encoder | None:
-    """The encoder of a model on packed tokens; None where its family runs padded only.
+    """The encoder of a model on packed tokens, for scoring; None where it runs padded only.
 
     Weights are copied in `dtype`; the model is left as it is.
     """
-    config = model.config
-    if config.model_type not in ENCODERS or getattr(config, "is_decoder", False):
+    if not has_unpadded(model):
         return None
-    if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
-        return None
-    return ENCODERS[config.model_type](model.base_model, dtype)
+    return ENCODERS[model.config.model_type](model.base_model, ScoringKernels(dtype))
 
 
 def unpadded_scorer(
     model: PreTrainedModel, dtype: torch.dtype
 ) -> Callable[[Packing], torch.Tensor] | None:
     """Logits, fp32[S], of a cross-encoder on packed pairs; None where its family runs padded."""
-    encoder = unpadded_encoder(model, dtype)
-    if encoder is None:
-        return None
+    return build_scorer(model, ScoringKernels(dtype)) if has_unpadded(model) else None
+
+
+def build_scorer(model: PreTrainedModel, kernels: Kernels) -> Callable[[Packing], torch.Tensor]:
+    """Logits, fp32[S], of a cross-encoder that `has_unpadded`, made of the kernels given."""
+    encoder = ENCODERS[model.config.model_type](model.base_model, kernels)
     head, reads_first = _head(model)
 
     def score(packing: Packing) -> torch.Tensor:
@@ -63,13 +72,13 @@ def _head(model: Any) -> tuple[Callable[[torch.Tensor, Packing], torch.Tensor], 
     if model.config.model_type == "modernbert":
         if model.config.classifier_pooling == "mean":
             return lambda states, packing: model.classifier(
-                model.head(means(states, packing))
+                model.drop(model.head(means(states, packing)))
             ), False
-        return lambda states, packing: model.classifier(model.head(states)), True
+        return lambda states, packing: model.classifier(model.drop(model.head(states))), True
     pooler = getattr(model.base_model, "pooler", None)
     if pooler is None:
         return lambda states, packing: model.classifier(states[:, None]), True
-    return lambda states, packing: model.classifier(pooler(states[:, None])), True
+    return lambda states, packing: model.classifier(model.dropout(pooler(states[:, None]))), True
 
 
 def means(states_TH: torch.Tensor, packing: Packing) -> torch.Tensor:

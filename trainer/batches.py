@@ -1,12 +1,12 @@
 """The content of every global batch, a pure function of (seed, step), and its cut into pieces.
 
 A global batch is cut into micro-batches (one backward each) of whole queries under a token
-budget; a micro-batch is computed in forward passes over pairs of like length, so that little is
-padded. The objective sees a whole micro-batch at once and sums are divided by the count of the
-global batch, so the cut changes the gradient by rounding only.
+budget; a micro-batch is computed in forward passes over pairs of like length, end to end or
+padded to the longest. The objective sees a whole micro-batch at once and sums are divided by the
+count of the global batch, so the cut changes the gradient by rounding only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,10 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evaluator.pairs import PairEncoder
+from evaluator.packing import Packing, pack
+from evaluator.pairs import PairEncoder, PairIds
 from evaluator.scoring import batches as cut_by_length
+from evaluator.scoring import batches_without_padding
 from evaluator.tokens import TokenStore
 from trainer.objectives.terms import Targets
+from trainer.scorer import Inputs, slots
 from trainer.specs import TrainSpec
 from trainer.teachers import Sample, Teacher
 
@@ -27,8 +30,8 @@ _ORDER, _SAMPLE, _DROPOUT = range(3)
 class MicroBatch(NamedTuple):
     """Q whole queries by at most D documents: P pairs, ready for the model."""
 
-    forwards: list[dict[str, Tensor]]
-    """Model inputs of each forward pass, longest pairs first."""
+    forwards: list[Inputs]
+    """Of each forward pass, longest pairs first."""
     places_P: Tensor
     """Where the pair behind each logit stands in the flattened Q by D matrix."""
     targets: Targets
@@ -38,12 +41,23 @@ class MicroBatch(NamedTuple):
     """Token slots computed: tokens and padding."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same batch with its tensors on a device."""
-        forwards = [{name: t.to(device) for name, t in inputs.items()} for inputs in self.forwards]
+        """The same batch with its tensors on a device; from pinned memory without waiting."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "MicroBatch":
+        """The same batch in memory that a GPU can copy from while it computes."""
+        return self._each(torch.Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
         return self._replace(
-            forwards=forwards,
-            places_P=self.places_P.to(device),
-            targets=Targets(*(tensor.to(device) for tensor in self.targets)),
+            forwards=[
+                inputs.each(change)
+                if isinstance(inputs, Packing)
+                else {name: change(tensor) for name, tensor in inputs.items()}
+                for inputs in self.forwards
+            ],
+            places_P=change(self.places_P),
+            targets=Targets(*map(change, self.targets)),
         )
 
     def matrix(self, logits_P: Tensor) -> Tensor:
@@ -115,7 +129,11 @@ class Assembler:
         encoder: PairEncoder,
         documents: TokenStore,
         queries: Mapping[str, np.ndarray],
+        *,
+        packed: bool = False,
     ) -> None:
+        """`packed` puts the pairs of a forward pass end to end instead of padding them."""
+        self.packed = packed
         self.encoder, self.documents, self.queries = encoder, documents, queries
         self.sides_tokens = spec.query_tokens, spec.document_tokens
         self.settings = spec.optimisation
@@ -151,8 +169,11 @@ class Assembler:
         lengths_P = np.concatenate([self._lengths(sample) for sample in samples])
         if lengths_P.sum() <= self.micro_batch_tokens:
             return 1
-        slots = [len(rows) * int(lengths_P[rows].max()) for rows in self._rows(lengths_P)]
-        return len(group_passes(slots, self.micro_batch_tokens))
+        used = [
+            int(lengths_P[rows].sum() if self.packed else len(rows) * lengths_P[rows].max())
+            for rows in self._rows(lengths_P)
+        ]
+        return len(group_passes(used, self.micro_batch_tokens))
 
     def assemble(self, samples: Sequence[Sample]) -> MicroBatch:
         """The model inputs of one micro-batch."""
@@ -166,20 +187,24 @@ class Assembler:
         ]
         lengths_P = np.array([len(pair.input_ids) for pair in pairs])
         rows_of_passes = self._rows(lengths_P)
-        forwards = [self.encoder.collate([pairs[row] for row in rows]) for rows in rows_of_passes]
+        forwards = [self._inputs([pairs[row] for row in rows]) for rows in rows_of_passes]
         order_P = torch.from_numpy(np.concatenate(rows_of_passes))
         return MicroBatch(
             forwards,
             targets.mask_QD.flatten().nonzero()[:, 0][order_P],
             targets,
             tokens=int(lengths_P.sum()),
-            slots=sum(inputs["input_ids"].numel() for inputs in forwards),
+            slots=sum(map(slots, forwards)),
         )
+
+    def _inputs(self, pairs: Sequence[PairIds]) -> Inputs:
+        return pack(pairs, torch.device("cpu")) if self.packed else self.encoder.collate(pairs)
 
     def _rows(self, lengths_P: np.ndarray) -> list[np.ndarray]:
         """The pairs of each forward pass, longest first."""
         longest_first = np.argsort(-lengths_P, kind="stable")
-        return list(cut_by_length(lengths_P, longest_first, self.forward_tokens))
+        cut = batches_without_padding if self.packed else cut_by_length
+        return list(cut(lengths_P, longest_first, self.forward_tokens))
 
     def _lengths(self, sample: Sample) -> np.ndarray:
         query = np.array([len(self.queries[sample.query_id])])

@@ -36,7 +36,7 @@ class Budgets:
         """The budget in tokens of a step."""
         return min((tokens for first, tokens in self.halved if first <= step), default=self.tokens)
 
-    def halve(self, step: int, largest: int, error: RuntimeError) -> None:
+    def halve(self, step: int, largest: int, error: Exception) -> None:
         """Halves the budget from a step on, to below its largest micro-batch.
 
         Raises the error again where nothing is left to halve.
@@ -55,5 +55,6 @@ class Budgets:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU's allocator, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether a device, or one of the CPU's allocators, had no memory left."""
+    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_named or "DefaultCPUAllocator" in str(error)

@@ -1,5 +1,6 @@
 """The gradient of a global batch: pieces dealt to the ranks, long lists in two passes."""
 
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from trainer.batches import Assembler, MicroBatch, dropout_seed, group_passes, p
 from trainer.engines import Engine
 from trainer.objectives.terms import build_terms, count_terms, weigh_terms
 from trainer.ranks import deal
-from trainer.scorer import Scorer
+from trainer.scorer import Scorer, slots
 from trainer.specs import TrainSpec
 from trainer.teachers import Sample
 
@@ -24,6 +25,30 @@ class Work(NamedTuple):
     """Token slots that it computed for them: tokens and padding."""
 
 
+class Part(NamedTuple):
+    """What one rank's part of a global batch came to, before the ranks hear of each other."""
+
+    loss: torch.Tensor
+    """Of this rank's micro-batches, on the device"""
+    tokens: int
+    slots: int
+
+
+class Prepared(NamedTuple):
+    """This rank's micro-batches of one step, on the host."""
+
+    budget: int
+    """The tokens of a backward pass that they were cut for"""
+    numbers: list[int]
+    """Of each micro-batch among all ranks'"""
+    batches: list[MicroBatch]
+    """In the order of `numbers`, and one more where passes are missing"""
+    passes: list[int]
+    """Backward passes that each takes"""
+    missing_passes: int
+    """That other ranks take more than this one"""
+
+
 class Gradients:
     """Adds up the gradient of global batches in an engine, under a token budget."""
 
@@ -34,37 +59,63 @@ class Gradients:
         self.terms = build_terms(spec.objective)
         self.seed = spec.seed
 
+    def prepare(self, samples: list[Sample], budget: int, *, pin: bool = False) -> Prepared:
+        """What a step of these samples computes under a budget: no work of the device.
+
+        A function of its arguments, which may be called in another thread. Pinned batches are
+        copied to the device while it computes.
+        """
+        assembler = copy(self.assembler)
+        assembler.limit(budget)
+        pieces = assembler.cut(samples)
+        passes = [assembler.backward_passes(piece) for piece in pieces]
+        hands = deal([assembler.tokens(piece) for piece in pieces], self.engine.ranks)
+        hand = hands[self.engine.rank]
+        taken = [sum(passes[number] for number in hand) for hand in hands]
+        missing = max(taken) - taken[self.engine.rank]
+        idle = [assembler.assemble(pieces[0])] if missing else []
+        batches = [*(assembler.assemble(pieces[number]) for number in hand), *idle]
+        if pin:
+            batches = [batch.pinned() for batch in batches]
+        return Prepared(budget, hand, batches, [passes[number] for number in hand], missing)
+
     def add(self, samples: list[Sample], step: int) -> Work:
-        """The gradient of a step's samples: this rank's pieces, which make the whole with others'.
+        """The gradient of a step's samples: this rank's pieces; with others' they are the whole."""
+        prepared = self.prepare(samples, self.assembler.micro_batch_tokens)
+        return self.whole(self.add_part(samples, step, prepared))
+
+    def add_part(self, samples: list[Sample], step: int, prepared: Prepared) -> Part:
+        """This rank's pieces of the gradient; others know nothing of it yet.
 
         Every micro-batch draws its dropout from (seed, step, micro-batch), whoever computes it.
         """
         counts = count_terms(self.terms, pad_targets(samples))
-        pieces = self.assembler.cut(samples)
-        passes = [self.assembler.backward_passes(piece) for piece in pieces]
-        hands = deal([self.assembler.tokens(piece) for piece in pieces], self.engine.ranks)
         device = self.scorer.model.device
         loss = torch.zeros((), device=device)
         tokens = slots = 0
-        for number in hands[self.engine.rank]:
-            batch = self.assembler.assemble(pieces[number]).to(device)
+        for number, batch, passes in zip(
+            prepared.numbers, prepared.batches, prepared.passes, strict=False
+        ):
+            batch = batch.to(device)
             random_state = dropout_seed(self.seed, step, number)
-            if passes[number] == 1:
+            if passes == 1:
                 loss += self._in_one_pass(batch, counts, random_state)
             else:
-                groups = self._groups(batch)
-                assert len(groups) == passes[number], "other ranks count on this many passes"
+                groups = self._groups(batch, prepared.budget)
+                assert len(groups) == passes, "other ranks count on this many passes"
                 loss += self._in_two_passes(batch, groups, counts, random_state)
             tokens += batch.tokens
             slots += batch.slots
-        taken = [sum(passes[number] for number in hand) for hand in hands]
-        if taken[self.engine.rank] < max(taken):
-            # ZeRO-2 exchanges gradients in every backward pass, so that a rank with nothing left
-            # computes something at no weight while others go on.
-            idle = self.assembler.assemble(pieces[0]).to(device).forwards[:1]
-            for _ in range(max(taken) - taken[self.engine.rank]):
-                self.engine.backward(self.engine(idle).sum() * 0)
-        return Work(self.engine.total(loss), tokens, slots)
+        # ZeRO-2 exchanges gradients in every backward pass, so that a rank with nothing left
+        # computes something at no weight while others go on.
+        for _ in range(prepared.missing_passes):
+            idle = prepared.batches[-1].to(device).forwards[:1]
+            self.engine.backward(self.engine(idle).sum() * 0)
+        return Part(loss, tokens, slots)
+
+    def whole(self, part: Part) -> Work:
+        """What all ranks' parts come to."""
+        return Work(self.engine.total(part.loss), part.tokens, part.slots)
 
     def _in_one_pass(
         self, batch: MicroBatch, counts: list[float], random_state: int
@@ -75,9 +126,8 @@ class Gradients:
         self.engine.backward(loss)
         return loss.detach()
 
-    def _groups(self, batch: MicroBatch) -> list[slice]:
-        slots = [inputs["input_ids"].numel() for inputs in batch.forwards]
-        return group_passes(slots, self.assembler.micro_batch_tokens)
+    def _groups(self, batch: MicroBatch, budget: int) -> list[slice]:
+        return group_passes(list(map(slots, batch.forwards)), budget)
 
     def _in_two_passes(
         self, batch: MicroBatch, groups: list[slice], counts: list[float], random_state: int

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from trainer.ahead import Ahead
 from trainer.batches import Assembler, draw_samples
 from trainer.budgets import Budgets, is_out_of_memory
 from trainer.checkpoints import Checkpoint, Weights, load_newest, save_checkpoint
 from trainer.energy import open_meter
 from trainer.engines import Engine, open_engine
-from trainer.gradients import Gradients, Work
+from trainer.gradients import Gradients, Prepared, Work
 from trainer.metrics import MetricsLog, read_metrics
 from trainer.schedule import learning_rate
 from trainer.scorer import Scorer, attention
@@ -94,10 +95,14 @@ def train_model(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     found = load_newest(folder / "checkpoints" for folder in resume_from)
-    scorer = Scorer(model.train(settings.dropout), bf16=settings.precision == "bf16")
+    scorer = Scorer(
+        model.train(settings.dropout),
+        bf16=settings.precision == "bf16",
+        recompute=settings.gradient_checkpointing,
+    )
     usual_attention = model.config._attn_implementation
-    # The CPU's fused attention has no dropout, and its backward pass in bf16 is slow: a step of
-    # MiniLM-L6 on 64 pairs of 86 tokens takes one core 2.4 s with it and 1.7 s without.
+    # Of padded passes. The CPU's fused attention has no dropout, and its backward pass in bf16 is
+    # slow: a step of MiniLM-L6 on 64 pairs of 86 tokens takes a core 2.4 s with it, 1.7 s without.
     fastest = "eager" if model.device.type == "cpu" else usual_attention
     with attention(model, fastest), open_engine(scorer, settings) as engine:
         budgets = Budgets(settings.micro_batch_tokens, out, resume_from)
@@ -109,7 +114,8 @@ def train_model(
         agree(engine, training.progress.step, model.device)
         kept = read_metrics(resume_from, training.progress.step)
         metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
-        with metrics or nullcontext():
+        ahead = closing(training.ahead) if training.ahead else nullcontext()
+        with ahead, metrics or nullcontext():
             while not training.finished:
                 record = training.step()
                 if validate and training.validation_is_due:
@@ -126,6 +132,11 @@ def train_model(
             training.set_weights(training.best)
         training.progress.halved_budgets = budgets.halved
     return training.progress if metrics else None
+
+
+def works_ahead(device: torch.device) -> bool:
+    """Whether the next step is prepared while this one is computed: a CPU would only share time."""
+    return device.type == "cuda"
 
 
 class _Training:
@@ -149,6 +160,8 @@ class _Training:
         self.budgets = budgets
         self.progress = Progress(ranks=[[0, engine.ranks]])
         self.best: Weights = {}
+        steps = spec.optimisation.steps
+        self.ahead = Ahead(self._prepare, steps) if works_ahead(scorer.model.device) else None
         self.meter = open_meter()
 
     @property
@@ -170,9 +183,9 @@ class _Training:
     def step(self) -> dict[str, float]:
         """One global batch: forward, backward, update. The figures of the step."""
         started = time.perf_counter()
-        settings, seed, step = self.spec.optimisation, self.spec.seed, self.progress.step
-        samples = draw_samples(self.teacher, seed, step, settings.batch_queries)
-        loss, tokens, slots = self._gradients(samples)
+        settings, step = self.spec.optimisation, self.progress.step
+        samples, prepared = self.ahead.get(step) if self.ahead else self._prepare(step)
+        loss, tokens, slots = self._gradients(samples, prepared)
         if not math.isfinite(loss):
             raise _diverged("loss", loss, step, samples)
         lr = learning_rate(settings, step)
@@ -195,22 +208,44 @@ class _Training:
             "padding_waste": round(self.progress.padding_waste, 4),
         }
 
-    def _gradients(self, samples: list[Sample]) -> Work:
-        """The batch's gradient, under a smaller budget from here on where memory runs out."""
-        step = self.progress.step
+    def _prepare(self, step: int) -> tuple[list[Sample], Prepared]:
+        """The content of a step; may run in a thread of its own."""
+        settings = self.spec.optimisation
+        samples = draw_samples(self.teacher, self.spec.seed, step, settings.batch_queries)
+        pin = self.model.device.type == "cuda"
+        return samples, self.gradients.prepare(samples, self.budgets.at(step), pin=pin)
+
+    def _gradients(self, samples: list[Sample], prepared: Prepared) -> Work:
+        """The batch's gradient, under a smaller budget from here on where memory runs out.
+
+        Ranks hear of each other's failure before they exchange gradients, and all halve.
+        """
+        step, engine = self.progress.step, self.engine
         while True:
-            self.assembler.limit(self.budgets.at(step))
+            if prepared.budget != self.budgets.at(step):
+                prepared = self.gradients.prepare(samples, self.budgets.at(step))
+            part, error = None, None
             try:
-                return self.gradients.add(samples, step)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
+                part = self.gradients.add_part(samples, step, prepared)
+            except (RuntimeError, MemoryError) as raised:
+                if not is_out_of_memory(raised):
                     raise
-                pieces = self.assembler.cut(samples)
-                largest = max(self.assembler.tokens(piece) for piece in pieces)
-                self.budgets.halve(step, largest, error)
-                if not self.engine.discard():
-                    raise
-                # What the failed pass holds lives as long as the error, which ends with this block.
+                # What the failed pass holds lives as long as the error's traceback.
+                error = raised.with_traceback(None)
+            failed = torch.tensor(float(part is None), device=self.model.device)
+            if engine.ranks == 1 or not engine.can_agree:
+                is_whole = part is not None
+            else:
+                is_whole = engine.total(failed) == 0
+            if part is not None and is_whole:
+                return self.gradients.whole(part)
+            self.assembler.limit(self.budgets.at(step))
+            pieces = self.assembler.cut(samples)
+            largest = max(self.assembler.tokens(piece) for piece in pieces)
+            error = error or torch.OutOfMemoryError("another rank of this training ran out of it")
+            self.budgets.halve(step, largest, error)
+            if not engine.discard():
+                raise error
 
     def validate(self, measure: Validate) -> float:
         """Measures the model and keeps its weights if it is the best so far."""
@@ -299,9 +334,10 @@ def agree(engine: Engine, step: int, device: torch.device) -> None:
 
 
 def _essentials(spec: TrainSpec) -> dict[str, Any]:
-    """What two attempts at one training share; locations may differ, and the engine too."""
+    """What two attempts at one training share; locations, engine and layout may differ."""
     same = spec.model_dump(mode="json", include={"objective", "seed", "optimisation"})
-    del same["optimisation"]["engine"], same["optimisation"]["zero_stage"]
+    for name in ("engine", "zero_stage", "layout"):
+        del same["optimisation"][name]
     return same
 
 

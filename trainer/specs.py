@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from evaluator.measure_names import parse_measure
-from evaluator.specs import CollectionSpec, FileSpec, ModelSpec, Spec
+from evaluator.specs import CollectionSpec, FileSpec, Layout, ModelSpec, Spec
 from trainer.objectives.signals import PARAMETERS, SIGNALS, Signal, labels_only
 
 
@@ -198,8 +198,10 @@ class OptimisationSpec(Spec):
     """Tokens of one backward pass, without padding: whole queries, at least one."""
     forward_tokens: int = Field(default=2048, ge=1)
     """Token slots, with padding, of one forward pass inside it: pairs of like length."""
+    layout: Layout = "auto"
+    """Pairs end to end or padded; auto: without padding on a CPU where the family can."""
     dropout: bool = True
-    """Whether the backbone's own dropout is on; off is a quarter faster on a CPU."""
+    """Whether the backbone's own dropout is on; off is faster on a CPU."""
     gradient_checkpointing: bool = False
     """Computes activations twice to keep fewer; transformers offers it with dropout only."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)

@@ -21,6 +21,8 @@ from evaluator.tokens import TokenStore
 from trainer.batches import Assembler
 from trainer.export import export_model
 from trainer.loop import Progress, Report, train_model
+from trainer.memory import keep_freed_memory
+from trainer.scorer import runs_packed
 from trainer.search import fingerprint, note_divergence, read_winner, settle, take_over
 from trainer.specs import TrainSpec
 from trainer.teachers import Teacher, open_teacher
@@ -86,13 +88,16 @@ def train(
     teacher = open_teacher(spec.teacher, collection, documents, inputs)
     model, tokenizer = load_start(spec, inputs)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    if model.device.type == "cpu":
+        keep_freed_memory()
+    packed = runs_packed(model, spec.optimisation.layout)
     query_ids = tokenize(tokenizer, list(teacher.queries.values()), spec.query_tokens)
     queries = dict(zip(teacher.queries, query_ids, strict=True))
     progress = train_model(
         spec,
         model,
         teacher,
-        Assembler(spec, PairEncoder(tokenizer), documents, queries),
+        Assembler(spec, PairEncoder(tokenizer), documents, queries, packed=packed),
         out,
         validate=prepare_validation(spec, inputs, tokenizer),
         report=report,

@@ -64,6 +64,7 @@ def raw_tasks(folder: Path, count: int, slots: int) -> None:
 
 
 def tune(folder: Path, count: int, slots: int, *, reuse: bool = False) -> None:
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its progress is not for our table
     from ray import tune
 
     def nothing(config: dict) -> None:

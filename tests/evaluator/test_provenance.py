@@ -2,6 +2,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from evaluator import provenance
 
@@ -12,6 +13,7 @@ def test_provenance_names_code_packages_hardware_and_settings() -> None:
     assert found["packages"]["torch"].startswith("2.")
     assert found["hardware"]["cores"] >= 1
     assert found["started"].endswith("+00:00")
+    assert found["fp32_products"]["precision"] == torch.get_float32_matmul_precision()
 
 
 def test_commit_and_dirty_flag_are_those_of_the_source_tree(

@@ -102,7 +102,7 @@ class World:
             "validation": {"collection": self.collection, "every_steps": 4, "depth": 10},
         }
 
-    def prepared(self, **settings: object) -> tuple:
+    def prepared(self, *, packed: bool = False, **settings: object) -> tuple:
         """A model in `eval`, its tokenizer, an assembler and five lists of 2 to 6 documents."""
         from evaluator.collections import read_texts
         from evaluator.cross_encoder import load_cross_encoder
@@ -119,7 +119,8 @@ class World:
         texts = dict(read_texts(Path(self.collection["queries"]["path"])))
         ids = tokenize(tokenizer, list(texts.values()), spec.query_tokens)
         queries = dict(zip(texts, ids, strict=True))
-        assembler = Assembler(spec, PairEncoder(tokenizer), documents, queries)
+        encoder = PairEncoder(tokenizer)
+        assembler = Assembler(spec, encoder, documents, queries, packed=packed)
         random = np.random.default_rng(4)
         samples = []
         for query, size in enumerate([3, 6, 2, 5, 4]):

@@ -15,14 +15,27 @@ pytestmark = pytest.mark.timeout(600)
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
+import torch
 from torch import distributed
 from trainer.engines.zero import load_deepspeed
+from trainer.scorer import Scorer, slots
 from trainer.train import run_job
+
+def small_device():
+    # From now on a backward pass of more than 200 tokens finds no memory.
+    forward = Scorer.forward
+    def limited(self, forwards):
+        if torch.is_grad_enabled() and sum(map(slots, forwards)) > 200:
+            raise torch.OutOfMemoryError("a device of 200 tokens")
+        return forward(self, forwards)
+    Scorer.forward = limited
 
 def work(phase, rank, size, jobs):
     rendezvous = f"file://{home}/rendezvous-{phase}"
     distributed.init_process_group("gloo", rendezvous, rank=rank, world_size=size)
     for name, spec, earlier, killed_at in jobs:
+        if "memory" in name and rank == 1:
+            small_device()
         def report(done, total, **_):
             if done == killed_at:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -53,8 +66,8 @@ def home(world, tmp_path_factory):
     """Folders of one training, named by ranks and engine; `killed` at step 5 and `again` after."""
     home = tmp_path_factory.mktemp("ranks")
 
-    def job(name, engine, earlier=(), killed_at=None):
-        spec = world.spec(**ENGINES[engine], checkpoint_every_steps=3)
+    def job(name, engine, earlier=(), killed_at=None, **settings):
+        spec = world.spec(**ENGINES[engine] | settings, checkpoint_every_steps=3)
         return name, spec, earlier, killed_at
 
     phases, expected = [], []
@@ -70,6 +83,8 @@ def home(world, tmp_path_factory):
         again = job(f"{size} plain again", "plain", [f"{size} plain killed"])
         phase(size, again, job(f"{size} zero-1 killed", "zero-1", killed_at=5), code=KILLED)
         phase(size, job(f"{size} zero-1 again", "zero-1", [f"{size} zero-1 killed"]))
+    whole = {"dropout": False, "micro_batch_tokens": 500}
+    phase(2, job("2 no dropout", "plain", **whole), job("2 memory", "plain", **whole))
     phase(3, job("3 plain", "plain"), job("3 zero-2", "zero-2"))
     fewer = [job(f"fewer {name}", name, [f"2 {name} killed"]) for name in ("plain", "zero-1")]
     phase(1, *fewer)
@@ -114,3 +129,13 @@ def test_killed_processes_go_on_to_the_same_weights(home, ranks, name):
 def test_a_training_of_two_ranks_may_go_on_with_one_and_says_so(home, name):
     assert curve(home / f"fewer {name}") == pytest.approx(curve(home / "1 plain"), rel=1e-5)
     assert summary(home / f"fewer {name}")["ranks"] == [[0, 2], [3, 1]]
+
+
+def test_ranks_halve_together_where_one_of_them_has_no_memory(home):
+    for figure in ("loss", "grad_norm", "validation"):
+        expected = curve(home / "2 no dropout", figure)
+        assert curve(home / "2 memory", figure) == pytest.approx(expected, rel=1e-4)
+    assert summary(home / "2 no dropout")["halved_budgets"] == []
+    halved = summary(home / "2 memory")["halved_budgets"]
+    assert halved[0][0] == 0
+    assert halved[-1][1] <= 250

@@ -34,9 +34,11 @@ class PlainBackward:
         return value.item()
 
 
-def gradient(world, objective, budget, *, dropout, labels=False):
+def gradient(world, objective, budget, *, dropout, labels=False, packed=False):
     """Loss and gradient of five lists of 2 to 6 documents, and the number of backward passes."""
-    model, _, assembler, samples = world.prepared(micro_batch_tokens=budget, forward_tokens=60)
+    model, _, assembler, samples = world.prepared(
+        packed=packed, micro_batch_tokens=budget, forward_tokens=60
+    )
     if labels:
         samples = [
             s._replace(targets_D=np.eye(1, len(s.doc_ids), dtype=np.float32)[0]) for s in samples
@@ -54,18 +56,22 @@ def gradient(world, objective, budget, *, dropout, labels=False):
 def test_lists_in_two_passes_have_the_gradient_of_whole_lists(world, name):
     settings = {"dropout": False, "labels": labels_only(name)}
     whole, expected, one = gradient(world, {"name": name}, 100_000, **settings)
-    loss, found, several = gradient(world, {"name": name}, 70, **settings)
-    assert one == 1
-    assert several > 5
-    assert loss == pytest.approx(whole, rel=1e-5)
-    for parameter, value in expected.items():
-        torch.testing.assert_close(found[parameter], value, rtol=1e-4, atol=1e-5)
+    for packed in (False, True):
+        loss, found, several = gradient(world, {"name": name}, 70, **settings, packed=packed)
+        assert one == 1
+        assert several > 5
+        assert loss == pytest.approx(whole, rel=1e-5)
+        for parameter, value in expected.items():
+            torch.testing.assert_close(found[parameter], value, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_is_the_same_in_both_passes(world):
+@pytest.mark.parametrize("packed", [False, True])
+def test_dropout_is_the_same_in_both_passes(world, packed):
     # With a budget of one list each list is a micro-batch with a random state of its own,
     # whether it takes one pass or, just above the budget, two.
-    model, _, assembler, samples = world.prepared(micro_batch_tokens=100_000, forward_tokens=60)
+    model, _, assembler, samples = world.prepared(
+        packed=packed, micro_batch_tokens=100_000, forward_tokens=60
+    )
     scorer = Scorer(model.train(), bf16=False)
     spec = SimpleNamespace(objective=ObjectiveSpec(name="distill_ranknet"), seed=3)
     found = []

@@ -1,4 +1,5 @@
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
@@ -6,7 +7,8 @@ import pytest
 import torch
 from curves import ENGINES, curve, digest
 
-from trainer.scorer import Scorer
+from trainer.loop import _Training
+from trainer.scorer import Scorer, slots
 from trainer.train import run_job
 from xsweep import ConfigError, DivergenceError, Stopped
 
@@ -65,6 +67,25 @@ def test_a_training_may_continue_under_the_other_engine(world, undisturbed, tmp_
     assert curve(out) == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
 
 
+def test_steps_prepared_in_a_thread_are_the_same_steps(world, undisturbed, tmp_path):
+    prepare, threads = _Training._prepare, []
+
+    def watched(self, step):
+        threads.append((step, threading.current_thread().name))
+        return prepare(self, step)
+
+    with (
+        patch("trainer.loop.works_ahead", lambda device: True),
+        patch.object(_Training, "_prepare", watched),
+    ):
+        with pytest.raises(Stopped):
+            train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(5))
+        out = train(world, tmp_path / "out", **ENGINES["plain"], resume_from=[tmp_path / "first"])
+    assert digest(out) == digest(undisturbed["plain"])
+    assert [step for step, _ in threads] == [0, 1, 2, 3, 4, 5, 5, 6, 7]
+    assert all(name.startswith("ahead") for _, name in threads)
+
+
 def test_the_seed_decides_everything(world, undisturbed, tmp_path):
     again = train(world, tmp_path / "again", **ENGINES["plain"])
     assert digest(again) == digest(undisturbed["plain"])
@@ -85,6 +106,26 @@ def test_without_dropout_the_cut_into_micro_batches_changes_nothing(world, tmp_p
         for budget in (100, 100_000)
     ]
     assert curve(outs[0]) == pytest.approx(curve(outs[1]), rel=1e-5)
+
+
+def test_without_dropout_padding_changes_nothing(world, tmp_path):
+    outs = [
+        train(world, tmp_path / layout, dropout=False, layout=layout)
+        for layout in ("padded", "unpadded")
+    ]
+    for figure in ("loss", "grad_norm", "validation"):
+        assert curve(outs[1], figure) == pytest.approx(curve(outs[0], figure), rel=1e-5, abs=1e-6)
+    waste = [json.loads((out / "summary.json").read_text())["padding_waste"] for out in outs]
+    assert waste[0] > waste[1] == 0
+
+
+@pytest.mark.parametrize("layout", ["padded", "unpadded"])
+def test_activations_computed_twice_change_no_number(world, tmp_path, layout):
+    outs = [
+        train(world, tmp_path / str(twice), layout=layout, gradient_checkpointing=twice)
+        for twice in (False, True)
+    ]
+    assert curve(outs[1]) == pytest.approx(curve(outs[0]), rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["bce", "hinge", "margin_mse", "distill_ranknet", "adr_mse"])
@@ -124,11 +165,6 @@ def test_checkpoints_of_another_training_are_refused(world, tmp_path):
         train(world, tmp_path / "second", lr=2e-3, resume_from=[tmp_path / "first"])
 
 
-def test_gradient_checkpointing_changes_no_number(world, undisturbed, tmp_path):
-    out = train(world, tmp_path / "out", gradient_checkpointing=True)
-    assert curve(out) == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
-
-
 @pytest.mark.parametrize("engine", ["plain", "zero-0"])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_a_device_without_memory_gets_smaller_micro_batches_of_the_same_batch(
@@ -141,7 +177,7 @@ def test_a_device_without_memory_gets_smaller_micro_batches_of_the_same_batch(
         raise torch.OutOfMemoryError("a device of 200 tokens")
 
     def small_device(self, forwards):
-        tokens = sum(inputs["attention_mask"].sum().item() for inputs in forwards)
+        tokens = sum(slots(inputs) for inputs in forwards)
         is_too_large = torch.is_grad_enabled() and tokens > 200
         if is_too_large and where == "forward":
             run_out()

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from trainer.scorer import Scorer
+from trainer.scorer import Inputs, Scorer
 from trainer.specs import OptimisationSpec
 
 
@@ -14,8 +14,10 @@ class Engine(Protocol):
 
     rank: int
     ranks: int
+    can_agree: bool
+    """Whether ranks exchange gradients in `step` alone, so that all hear of one that failed."""
 
-    def __call__(self, forwards: list[dict[str, Tensor]]) -> Tensor:
+    def __call__(self, forwards: list[Inputs]) -> Tensor:
         """The logits of a micro-batch, see `Scorer`."""
         ...
 
@@ -26,7 +28,7 @@ class Engine(Protocol):
     def discard(self) -> bool:
         """Drops the gradient after a backward pass that failed; False where it cannot go on.
 
-        With several ranks the others wait in an exchange that never comes.
+        Where ranks cannot agree the others wait in an exchange that never comes.
         """
         ...
 

@@ -8,7 +8,7 @@ from torch import Tensor, distributed
 
 from trainer.engines.adamw import build_adamw, clip, read_moments, set_lr, write_moments
 from trainer.ranks import Ranks, process_group
-from trainer.scorer import Scorer
+from trainer.scorer import Inputs, Scorer
 from trainer.specs import OptimisationSpec
 
 
@@ -22,6 +22,8 @@ def open_plain(scorer: Scorer, settings: OptimisationSpec) -> Iterator["PlainEng
 class PlainEngine:
     """AdamW on whole replicas; gradients are summed over the ranks before a step."""
 
+    can_agree = True
+
     def __init__(self, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks) -> None:
         self.rank, self.ranks = ranks
         self.scorer = scorer
@@ -29,7 +31,7 @@ class PlainEngine:
         self.optimizer = build_adamw(scorer.model, settings)
         self.parameters = [p for p in scorer.parameters() if p.requires_grad]
 
-    def __call__(self, forwards: list[dict[str, Tensor]]) -> Tensor:
+    def __call__(self, forwards: list[Inputs]) -> Tensor:
         return self.scorer(forwards)
 
     def backward(self, loss: Tensor) -> None:
@@ -37,7 +39,7 @@ class PlainEngine:
 
     def discard(self) -> bool:
         self.optimizer.zero_grad()
-        return self.ranks == 1
+        return True
 
     def step(self, lr: float) -> float:
         if self.ranks > 1:

@@ -16,7 +16,7 @@ from torch import Tensor, distributed
 
 from trainer.engines.adamw import MOMENTS, build_adamw, clip, read_moments, set_lr, write_moments
 from trainer.ranks import Ranks, process_group
-from trainer.scorer import Scorer
+from trainer.scorer import Inputs, Scorer
 from trainer.specs import OptimisationSpec
 
 
@@ -49,6 +49,8 @@ def load_deepspeed() -> Any:
 
 class ZeroEngine:
     """Moves the weights by DeepSpeed; see `trainer.engines.Engine`."""
+
+    can_agree = False
 
     def __init__(
         self, deepspeed: Any, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks
@@ -89,7 +91,7 @@ class ZeroEngine:
             # It would flatten, exchange with nobody and copy back: 5 times AdamW's own time.
             self.inner.enable_backward_allreduce = False
 
-    def __call__(self, forwards: list[dict[str, Tensor]]) -> Tensor:
+    def __call__(self, forwards: list[Inputs]) -> Tensor:
         return self.inner(forwards)
 
     def backward(self, loss: Tensor) -> None:
