@@ -19,9 +19,9 @@ import ray
 from sqlalchemy import Engine
 
 from db import controllers, jobs
-from evaluator.manifest import is_finished
 from orchestrator.accept import Finished, accept_all
 from orchestrator.pool import Placement, Pool, Resources, as_ray_resources, runs_alone
+from orchestrator.remote import is_published, url_of
 from orchestrator.store import attempt_folder, resolve
 from orchestrator.workers import Outcome, Task
 from xsweep import DataError, SetupError
@@ -103,7 +103,7 @@ class Controller:
                 continue
             if worker is not None:
                 self._go_on(held, worker)
-            elif held.folder and is_finished(resolve(self.store, held.folder)):
+            elif held.folder and is_published(self.store, held.folder):
                 if self._accept([(held, held.folder)]):
                     log.info("done      %s (found finished)", held.name)
             else:
@@ -206,6 +206,8 @@ class Controller:
             "out": str(out),
             "log": f"{out}.log",
             "previous": [str(resolve(self.store, at)) for at in claim.previous],
+            "root": str(self.store),
+            "remote": url_of(self.store),
         }
 
     def _settle_ended(self, wait_s: float) -> None:

@@ -16,12 +16,14 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from evaluator.files import checksum
 from evaluator.manifest import NAME as MANIFEST
+from evaluator.manifest import read_manifest
 from xsweep import DataError, SetupError
 
 if TYPE_CHECKING:
@@ -42,10 +44,10 @@ def mirror(url: str) -> Path:
     written.
     """
     url = url.rstrip("/")
+    if url.startswith("memory:"):
+        raise SetupError(f"store {url}: what it holds is lost with the process that wrote it")
     root = _copies_of(url)
-    draft = root / f"{URL_FILE}.{uuid.uuid4().hex}"
-    draft.write_text(url)
-    draft.replace(root / URL_FILE)
+    attach(root, url)
     probe = f".probe-{uuid.uuid4().hex}"
     try:
         files, base = _open(url)
@@ -62,6 +64,15 @@ def mirror(url: str) -> Path:
             "and the credentials in the environment"
         ) from error
     return root
+
+
+def attach(root: Path, url: str | None) -> None:
+    """Makes a root that another host named a place for copies of a store; None: it is the store."""
+    if url is not None and url_of(root) != url:
+        root.mkdir(parents=True, exist_ok=True)
+        draft = root / f"{URL_FILE}.{uuid.uuid4().hex}"
+        draft.write_text(url)
+        draft.replace(root / URL_FILE)
 
 
 def _copies_of(url: str) -> Path:
@@ -107,14 +118,14 @@ def fetch(root: Path, folder: str) -> Path:
 
 
 def fetch_results(root: Path, folder: str) -> Path:
-    """A folder with the manifest and the results of a finished folder, without what is large.
+    """A folder with the manifest and the results of a finished folder, perhaps without the rest.
 
-    Every file that the manifest lists is in the store with its size; what came down is compared
-    with its checksum by whoever reads it. Raises DataError where the folder is unfinished or a file
-    is missing.
+    Every file that the manifest lists is there with its size, and with its checksum where its bytes
+    are at hand. Raises DataError where the folder is unfinished or a file is missing or damaged.
     """
     url = url_of(root)
     if url is None:
+        read_manifest(root / folder)
         return root / folder
     files, base = _open(url)
     place = f"{base}/{folder}"
@@ -133,7 +144,11 @@ def fetch_results(root: Path, folder: str) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         for name in (MANIFEST, *RESULTS):
             if name in sizes:
-                (path / name).write_bytes(files.cat_file(f"{place}/{name}"))
+                _get(files, f"{place}/{name}", path / name)
+    for name in RESULTS:
+        listed = manifest["files"].get(name)
+        if listed and checksum(path / name) != listed["sha256"]:
+            raise DataError(f"{url}/{folder}/{name}: damaged: run the job again")
     return path
 
 
@@ -212,7 +227,8 @@ class Uploads:
             except FileNotFoundError:  # a checkpoint that was replaced meanwhile
                 seen.pop(name, None)
         for gone in self._known.keys() - seen.keys():
-            self._files.rm_file(f"{self._base}/{gone}")
+            with suppress(FileNotFoundError):
+                self._files.rm_file(f"{self._base}/{gone}")
         self._known = seen
 
     def finish(self) -> None:
@@ -223,7 +239,7 @@ class Uploads:
             self._files.put_file(str(self._root / manifest), f"{self._base}/{manifest}")
 
     def _names(self) -> Iterator[str]:
-        if (self._root / self._log_file).exists():
+        if self._log_file and (self._root / self._log_file).exists():
             yield self._log_file
         folder = self._root / self._folder
         inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -236,6 +252,13 @@ class Uploads:
         for name in sorted(whole, key=_manifests_last):
             if name != MANIFEST:
                 yield f"{self._folder}/{name}"
+
+
+def publish(root: Path, folder: str) -> None:
+    """Takes a finished folder to the store."""
+    if url := url_of(root):
+        with _asking(f"{url}/{folder}"):
+            Uploads(root, folder, "").finish()
 
 
 @contextmanager

@@ -13,9 +13,10 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from orchestrator.failures import classify
+from orchestrator.remote import attach, fetch, uploading
 from xsweep import Stopped
 
 PRINT_EVERY_S = 10.0
@@ -35,6 +36,10 @@ class Task(TypedDict):
     log: str
     previous: list[str]
     """Folders of earlier attempts at the same job, newest first: what they saved to resume from."""
+    root: str
+    """The store's, in which all these folders lie."""
+    remote: str | None
+    """Where the store is, if the root has copies only, see `orchestrator.remote`."""
 
 
 class Outcome(TypedDict):
@@ -118,7 +123,11 @@ class Worker:
         began_s = time.monotonic()
         try:
             Path(task["out"]).mkdir(parents=True, exist_ok=True)
-            with _output_to(Path(task["log"])):
+            attach(Path(task["root"]), task["remote"])
+            with (
+                uploading(Path(task["root"]), _inside(task, "out"), _inside(task, "log")),
+                _output_to(Path(task["log"])),
+            ):
                 attempt = f"job {task['job_id']}, token {task['token']}, pid {os.getpid()}"
                 print(f"{task['name']} [{attempt}]", flush=True)
                 try:
@@ -137,9 +146,9 @@ class Worker:
         self._ended.set()
 
     def _work(self, task: Task) -> None:
-        inputs = {role: Path(folder) for role, folder in task["inputs"].items()}
+        inputs = {role: _at_hand(task, folder) for role, folder in task["inputs"].items()}
         kind, spec, out = task["kind"], task["spec"], Path(task["out"])
-        previous = [Path(folder) for folder in task["previous"]]
+        previous = [_at_hand(task, folder) for folder in task["previous"]]
         if kind == "train":
             from trainer.train import run_job as train
 
@@ -148,6 +157,15 @@ class Worker:
             from evaluator.jobs import run_job as work
 
             work(kind, spec, inputs, out, self._report, resume_from=previous)
+
+
+def _at_hand(task: Task, folder: str) -> Path:
+    root = Path(task["root"])
+    return fetch(root, Path(folder).relative_to(root).as_posix())
+
+
+def _inside(task: Task, path: Literal["out", "log"]) -> str:
+    return Path(task[path]).relative_to(task["root"]).as_posix()
 
 
 @contextlib.contextmanager
