@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 
 from db import jobs
 from evaluator.files import checksum
-from evaluator.manifest import read_manifest
+from orchestrator.remote import fetch_results
 from orchestrator.store import resolve
 from xsweep import DataError
 
@@ -42,8 +42,8 @@ def accept_all(
 
 
 def _result(store: Path, finished: Finished) -> jobs.NewResult:
-    path = resolve(store, finished.folder)
-    read_manifest(path)
+    resolve(store, finished.folder)
+    path = fetch_results(store, finished.folder)
     return jobs.NewResult(
         **finished._asdict(),
         manifest_sha256=checksum(path / "manifest.json"),

@@ -19,6 +19,7 @@ from evaluator.files import checksum
 from evaluator.manifest import NAME as MANIFEST
 from evaluator.manifest import read_manifest, write_manifest
 from evaluator.provenance import without_places
+from orchestrator.remote import fetch, publish
 from orchestrator.store import resolve
 from xsweep import ConfigError, DataError
 
@@ -63,7 +64,8 @@ def export_sweep(
     with gzip.open(out / "results.jsonl.gz", "wt", encoding="utf-8") as lines:
         for job in chosen:
             result = stored.results[job.identity]
-            source = resolve(store, result.folder)
+            resolve(store, result.folder)
+            source = fetch(store, result.folder)
             with_files = {"train": models, "search": models, "evaluate": runs}.get(job.kind, True)
             if with_files:
                 _copy(source, out / "files" / job.kind / job.identity, result.manifest_sha256)
@@ -112,6 +114,7 @@ def import_sweep(
         if line.pop("files"):
             source = archive / "files" / job.kind / job.identity
             _copy(source, resolve(store, folder), line["manifest_sha256"])
+            publish(store, folder)
         del line["identity"]
         results[job.identity] = Imported(**{**line, "folder": folder})
     owner = f"import of {archive.name} ({seal})"

@@ -9,6 +9,7 @@ import ray
 from db import jobs
 from orchestrator import gangs
 from orchestrator.pool import Placement
+from orchestrator.remote import url_of
 from orchestrator.store import resolve
 from orchestrator.workers import Outcome, Task
 
@@ -76,6 +77,8 @@ def task_of(claim: jobs.Claim, store: Path, folder: str) -> Task:
         "out": str(out),
         "log": f"{out}.log",
         "previous": [str(resolve(store, at)) for at in claim.previous],
+        "root": str(store),
+        "remote": url_of(store),
     }
 
 

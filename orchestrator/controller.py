@@ -20,7 +20,6 @@ import ray
 from sqlalchemy import Engine
 
 from db import controllers, jobs
-from evaluator.manifest import is_finished
 from orchestrator import gangs
 from orchestrator.accept import Finished, accept_all
 from orchestrator.assignments import Assignment, Job, begin, task_of
@@ -28,9 +27,10 @@ from orchestrator.demand import Demand
 from orchestrator.nodes import Strikes
 from orchestrator.pool import Placement, Pool, runs_alone
 from orchestrator.pruning import Pruner
+from orchestrator.remote import is_published
 from orchestrator.requests import Request, request_of
 from orchestrator.settings import KINDS
-from orchestrator.store import attempt_folder, resolve
+from orchestrator.store import attempt_folder
 from xsweep import DataError, SetupError
 
 log = logging.getLogger("xsweep")
@@ -104,7 +104,7 @@ class Controller:
             if actors := _actors_of(held, workers):
                 kept |= _names_of(held)
                 self._go_on(held, actors)
-            elif held.folder and is_finished(resolve(self.store, held.folder)):
+            elif held.folder and is_published(self.store, held.folder):
                 if self._accept([(held, held.folder)]):
                     log.info("done      %s (found finished)", held.name)
             else:

@@ -13,10 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict
 
+import fsspec
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.nodes import Node
+from orchestrator.remote import url_of
 from xsweep import SetupError, __version__
 
 log = logging.getLogger("xsweep")
@@ -46,7 +48,7 @@ class Gate:
 
     def __init__(self, store: Path) -> None:
         self._store = store
-        self._probe = store / f".probe-{uuid.uuid4().hex}"
+        self._probe = f"{url_of(store) or store}/.probe-{uuid.uuid4().hex}"
         self._asked: dict[str, tuple[Node, ray.ObjectRef, float]] = {}
         self._fit: set[str] = set()
         self.unfit: dict[str, str] = {}
@@ -75,17 +77,20 @@ class Gate:
 
     def close(self) -> None:
         """Remove the probe file."""
-        self._probe.unlink(missing_ok=True)
+        files, place = fsspec.url_to_fs(self._probe)
+        if files.exists(place):
+            files.rm_file(place)
 
     def _ask(self, node: Node) -> None:
-        self._probe.touch()
+        with fsspec.open(self._probe, "wb"):
+            pass
         task = ray.remote(_probe_function()).options(
             num_cpus=0,
             max_retries=0,
             name=f"xsweep: is {node.name} fit?",
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         )
-        answer = task.remote(str(self._probe), PACKAGES)
+        answer = task.remote(self._probe, PACKAGES)
         self._asked[node.id] = (node, answer, time.time())
 
     def _hear(self) -> None:
@@ -145,8 +150,9 @@ def judge(name: str, told: Answer, here: Answer, between_s: tuple[float, float])
         return f"{name} has Python {told['python']}, here it is {here['python']}"
     if not told["sees_probe"]:
         return (
-            f"{name} does not see the store: a file written here is not there. Give a folder that "
-            "all nodes share, at the same path, with --store or XSWEEP_STORE"
+            f"{name} does not see the store: a file written here is not there"
+            f"{' (' + told['writes'] + ')' if told['writes'] else ''}. Give a folder that "
+            "all nodes share, at the same path, or an object store, with --store or XSWEEP_STORE"
         )
     if told["writes"]:
         return f"{name} cannot write the store ({told['writes']}): see to its rights there"
@@ -175,7 +181,6 @@ def _probe_function() -> Callable[[str, Sequence[str]], dict[str, Any]]:
         import time
         import uuid
         from importlib import metadata
-        from pathlib import Path
 
         def installed(package: str) -> str | None:
             try:
@@ -189,18 +194,24 @@ def _probe_function() -> Callable[[str, Sequence[str]], dict[str, Any]]:
             ours = xsweep.__version__
         except ImportError:
             ours = None
-        for _ in range(20):  # network file systems show a new file after a while
-            if Path(path).exists():
-                break
-            time.sleep(0.25)
-        seen, refused = Path(path).exists(), None
-        if seen:
-            mine = Path(f"{path}.{uuid.uuid4().hex}")
-            try:
-                mine.write_text("x")
-                mine.unlink()
-            except OSError as error:
-                refused = error.strerror or str(error)
+        seen, refused = False, None
+        try:
+            import fsspec
+
+            files, place = fsspec.url_to_fs(path)
+            for _ in range(20):  # network file systems show a new file after a while
+                files.invalidate_cache()
+                if seen := files.exists(place):
+                    break
+                time.sleep(0.25)
+            if seen:
+                mine = f"{place}.{uuid.uuid4().hex}"
+                files.pipe_file(mine, b"x")
+                files.rm_file(mine)
+        except OSError as error:
+            refused = error.strerror or str(error)
+        except Exception as error:  # every object store has errors of its own
+            refused = str(error)
         return {
             "python": "{}.{}".format(*sys.version_info),
             "xsweep": ours,

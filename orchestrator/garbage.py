@@ -1,10 +1,13 @@
 """What the store holds that no result needs: folders of attempts that were superseded."""
 
-import shutil
+import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from orchestrator.remote import listing
+from orchestrator.remote import remove as remove_folder
 from orchestrator.store import resolve
 
 if TYPE_CHECKING:
@@ -13,11 +16,13 @@ if TYPE_CHECKING:
 KEPT_CHECKPOINTS = 2
 """Of a job that is not done: the furthest, and one more in case that one is unsound."""
 
+CHECKPOINT = re.compile(r"(?P<folder>.*/checkpoints/step-(?P<step>\d+))/")
+
 
 class Garbage(NamedTuple):
-    """Something that can be removed."""
+    """A folder of the store that can be removed."""
 
-    path: Path
+    folder: str
     size_bytes: int
     why: str
 
@@ -40,44 +45,40 @@ def find_garbage(
     for tries in by_job.values():
         if any(attempt.live for attempt in tries):
             continue
-        candidates = _superseded(store, tries) if tries[0].job_done else _behind(store, tries)
-        for path, why in candidates:
-            inside = path.relative_to(store).as_posix()
-            assert not any(each == inside or each.startswith(f"{inside}/") for each in needed)
-            size_bytes, written_at = _stat(path)
-            if time.time() - written_at >= older_than_s:
-                found.append(Garbage(path, size_bytes, why))
+        files = {
+            f"{attempt.folder}/{name}": stat
+            for attempt in tries
+            if not attempt.accepted and resolve(store, attempt.folder)
+            for name, stat in listing(store, attempt.folder).items()
+        }
+        candidates = _superseded(tries) if tries[0].job_done else _behind(tries, files)
+        for folder, why in candidates:
+            assert not any(each == folder or each.startswith(f"{folder}/") for each in needed)
+            stats = [stat for name, stat in files.items() if name.startswith(f"{folder}/")]
+            if stats and time.time() - max(at for _, at in stats) >= older_than_s:
+                found.append(Garbage(folder, sum(size for size, _ in stats), why))
     return found
 
 
-def remove(garbage: list[Garbage]) -> int:
+def remove(store: Path, garbage: list[Garbage]) -> int:
     """Remove it; returns the bytes that are free again."""
     for each in garbage:
-        shutil.rmtree(each.path)
+        remove_folder(store, each.folder)
     return sum(each.size_bytes for each in garbage)
 
 
-def _superseded(store: Path, tries: "list[AttemptFolder]") -> list[tuple[Path, str]]:
-    accepted = {attempt.folder for attempt in tries if attempt.accepted}
+def _superseded(tries: "list[AttemptFolder]") -> list[tuple[str, str]]:
     return [
-        (path, f"another attempt at {attempt.name} was accepted")
+        (attempt.folder, f"another attempt at {attempt.name} was accepted")
         for attempt in tries
-        if attempt.folder not in accepted and (path := resolve(store, attempt.folder)).is_dir()
+        if not attempt.accepted
     ]
 
 
-def _behind(store: Path, tries: "list[AttemptFolder]") -> list[tuple[Path, str]]:
-    steps = [
-        (int(path.name.removeprefix("step-")), path)
-        for attempt in tries
-        for path in resolve(store, attempt.folder).glob("checkpoints/step-*")
-        if path.name.removeprefix("step-").isdigit()
-    ]
+def _behind(tries: "list[AttemptFolder]", files: Iterable[str]) -> list[tuple[str, str]]:
+    """All checkpoints but the furthest, by their step."""
+    steps = {
+        (int(found["step"]), found["folder"]) for name in files if (found := CHECKPOINT.match(name))
+    }
     why = f"{tries[0].name} goes on from a later checkpoint"
-    return [(path, why) for _, path in sorted(steps, reverse=True)[KEPT_CHECKPOINTS:]]
-
-
-def _stat(folder: Path) -> tuple[int, float]:
-    """Bytes below a folder and when something in it was written last."""
-    stats = [path.stat() for path in (folder, *folder.rglob("*"))]
-    return sum(stat.st_size for stat in stats), max(stat.st_mtime for stat in stats)
+    return [(folder, why) for _, folder in sorted(steps, reverse=True)[KEPT_CHECKPOINTS:]]

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 
 from db.jobs import Claim, Held
 from db.rungs import Rung, note_rung, peers_of, rungs_of
-from orchestrator.store import resolve
+from orchestrator.remote import fetch_file
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import AsyncHyperBandScheduler
@@ -78,7 +78,7 @@ class Pruner:
         """The validations that were written since the last look, whole lines only."""
         attempt = (job.job_id, job.token)
         try:
-            with (resolve(self.store, folder) / "metrics.jsonl").open("rb") as file:
+            with fetch_file(self.store, f"{folder}/metrics.jsonl").open("rb") as file:
                 file.seek(self._read.get(attempt, 0))
                 text = file.read()
         except OSError:

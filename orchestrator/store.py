@@ -1,7 +1,8 @@
 """The store: one folder per attempt below one root, so that no attempt can touch another's files.
 
 The database keeps folders relative to the root, so that a store can be moved. Results count only
-once the database has accepted them; a folder by itself proves nothing.
+once the database has accepted them; a folder by itself proves nothing. The root of an object store
+is that of this host's copies, see `orchestrator.remote`.
 """
 
 import os
@@ -14,8 +15,13 @@ from xsweep import SetupError
 def open_store(uri: str) -> Path:
     """The store's root, created if need be; SetupError if it cannot be written.
 
-    A path or a `file://` URL, on a disk that every node of the cluster sees at the same place.
+    A path or a `file://` URL, on a disk that every node of the cluster sees at the same place; or a
+    URL that fsspec knows, such as `s3://bucket/folder`.
     """
+    if is_remote(uri):
+        from orchestrator.remote import mirror
+
+        return mirror(uri)
     root = store_root(uri)
     probe = root / f".probe-{uuid.uuid4().hex}"
     try:
@@ -31,14 +37,18 @@ def open_store(uri: str) -> Path:
 
 
 def store_root(uri: str) -> Path:
-    """The store's root, which is not looked at; SetupError for a scheme that is not supported."""
-    scheme, separator, rest = uri.partition("://")
-    if separator and scheme != "file":
-        raise SetupError(
-            f"store {uri}: the scheme {scheme!r} is not supported; give a folder that every node "
-            "sees (a path or file:// URL) with --store or XSWEEP_STORE"
-        )
-    return Path(rest if separator else uri).absolute()
+    """The store's root, which is not looked at."""
+    if is_remote(uri):
+        from orchestrator.remote import attach, copies_of
+
+        attach(root := copies_of(uri), uri.rstrip("/"))
+        return root
+    return Path(uri.removeprefix("file://")).absolute()
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a store is in an object store, not in a folder."""
+    return "://" in uri and not uri.startswith("file://")
 
 
 def attempt_folder(kind: str, identity: str, token: int) -> str:

@@ -14,9 +14,10 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from orchestrator.failures import classify
+from orchestrator.remote import attach, fetch, uploading
 from xsweep import Stopped
 
 PRINT_EVERY_S = 10.0
@@ -36,6 +37,10 @@ class Task(TypedDict):
     log: str
     previous: list[str]
     """Folders of earlier attempts at the same job, newest first: what they saved to resume from."""
+    root: str
+    """The store's, in which all these folders lie."""
+    remote: str | None
+    """Where the store is, if the root has copies only, see `orchestrator.remote`."""
 
 
 class Outcome(TypedDict):
@@ -72,6 +77,7 @@ class Worker:
         self._task: Task | None = None
         self._outcome: Outcome | None = None
         self._progress: dict[str, Any] = {}
+        self._rank = 0
         self._printed_s = 0.0
         self._stop = threading.Event()
         self._halt = threading.Event()
@@ -93,7 +99,7 @@ class Worker:
         if rank:
             # Ranks share the folder; each tells its own story.
             task = {**task, "log": f"{task['out']}.rank-{rank}.log"}
-        self._task, self._outcome, self._progress = task, None, {}
+        self._task, self._outcome, self._progress, self._rank = task, None, {}, rank
         self._stop.clear()
         self._halt.clear()
         self._ended.clear()
@@ -146,7 +152,11 @@ class Worker:
         began_s = time.monotonic()
         try:
             Path(task["out"]).mkdir(parents=True, exist_ok=True)
-            with _output_to(Path(task["log"])):
+            attach(Path(task["root"]), task["remote"])
+            with (
+                uploading(Path(task["root"]), self._uploads(task), _inside(task, "log")),
+                _output_to(Path(task["log"])),
+            ):
                 attempt = f"job {task['job_id']}, token {task['token']}, pid {os.getpid()}"
                 print(f"{task['name']} [{attempt}]", flush=True)
                 try:
@@ -164,10 +174,14 @@ class Worker:
         self._outcome = outcome
         self._ended.set()
 
+    def _uploads(self, task: Task) -> str | None:
+        """The folder that this process takes to a remote store: the first rank's affair."""
+        return None if self._rank else _inside(task, "out")
+
     def _work(self, task: Task) -> None:
-        inputs = {role: Path(folder) for role, folder in task["inputs"].items()}
+        inputs = {role: _at_hand(task, folder) for role, folder in task["inputs"].items()}
         kind, spec, out = task["kind"], task["spec"], Path(task["out"])
-        previous = [Path(folder) for folder in task["previous"]]
+        previous = [_at_hand(task, folder) for folder in task["previous"]]
         if kind == "train":
             from trainer.train import run_job as train
 
@@ -216,6 +230,15 @@ def interface_of(address: str) -> str | None:
         if any(each.address == address for each in bound):
             return name
     return None
+
+
+def _at_hand(task: Task, folder: str) -> Path:
+    root = Path(task["root"])
+    return fetch(root, Path(folder).relative_to(root).as_posix())
+
+
+def _inside(task: Task, path: Literal["out", "log"]) -> str:
+    return Path(task[path]).relative_to(task["root"]).as_posix()
 
 
 @contextlib.contextmanager

@@ -99,12 +99,12 @@ def gc(
     attempts = load_folders(open_database(ctx))
     garbage = find_garbage(store, attempts, older_than_s=3600 * older_than_hours)
     for each in garbage:
-        typer.echo(f"{each.size_bytes / 1e6:10.1f} MB  {each.path.relative_to(store)}: {each.why}")
+        typer.echo(f"{each.size_bytes / 1e6:10.1f} MB  {each.folder}: {each.why}")
     total = f"{sum(each.size_bytes for each in garbage) / 1e6:.1f} MB in {len(garbage)} folders"
     if not garbage:
         typer.echo("Nothing to remove.")
     elif yes:
-        remove(garbage)
+        remove(store, garbage)
         typer.echo(f"Removed {total}.")
     else:
         typer.echo(f"Would remove {total}. Nothing was removed; next: xsweep gc --yes")

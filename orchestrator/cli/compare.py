@@ -76,14 +76,16 @@ def compare(
 def _query_texts(store: str, cell: "Cell") -> dict[str, str]:
     """From the candidates' folder; none where the store is not at hand, and a word about it."""
     from evaluator.collections import read_texts
-    from orchestrator.store import resolve
+    from orchestrator.remote import fetch_file
+    from orchestrator.store import open_store, resolve
 
     candidates = cell.parents_summary.get("candidates")
     if candidates is None or not candidates.folder:
         return {}
     try:
-        folder = resolve(Path(store.removeprefix("file://")).absolute(), candidates.folder)
-        return dict(read_texts(folder / "queries.jsonl.gz"))
+        root = open_store(store)
+        resolve(root, candidates.folder)
+        return dict(read_texts(fetch_file(root, f"{candidates.folder}/queries.jsonl.gz")))
     except (XsweepError, OSError) as error:
         typer.echo(f"no query texts of {cell.labels['collection']}: {error}", err=True)
         return {}

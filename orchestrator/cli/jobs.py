@@ -64,16 +64,18 @@ def logs(
       xsweep logs 17 --rank 3
     """
     from db import jobs
+    from orchestrator.remote import fetch_file
     from orchestrator.store import open_store
 
     engine = open_database(ctx)
     job_id = jobs.find_job(engine, job)
-    path = _log_of(engine, open_store(settings_of(ctx).store), job_id, attempt, rank)
+    store = open_store(settings_of(ctx).store)
+    name = _log_of(engine, store, job_id, attempt, rank)
     position = 0
     while True:
         # Asked before reading: what is written while the job ends is still shown.
         running = follow and any(held.job_id == job_id for held in jobs.running(engine))
-        with path.open("rb") as file:
+        with fetch_file(store, name).open("rb") as file:
             file.seek(position)
             while piece := file.read(1 << 16):
                 position += len(piece)
@@ -83,8 +85,10 @@ def logs(
         time.sleep(0.5)
 
 
-def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: int = 0) -> Path:
+def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: int = 0) -> str:
+    """The log's place in the store."""
     from db import jobs
+    from orchestrator.remote import fetch_file
     from orchestrator.store import resolve
 
     found = jobs.explain(engine, job)
@@ -93,12 +97,13 @@ def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: 
         number = f"attempt {attempt}" if attempt is not None else "attempt"
         why = f": {found.why[0]}" if found.why else ""
         raise ConfigError(f"{found.name!r} has no {number} with a log yet{why}")
-    path = resolve(store, tries[-1].log)
+    name = tries[-1].log
     if rank:
-        path = path.with_name(f"{path.stem}.rank-{rank}.log")
-    if not path.exists():
+        name = f"{name.removesuffix('.log')}.rank-{rank}.log"
+    resolve(store, name)
+    if not (path := fetch_file(store, name)).exists():
         raise ConfigError(f"the log {path} is gone, or not written yet")
-    return path
+    return name
 
 
 @app.command()

@@ -18,6 +18,7 @@ from db.figures import figures
 from db.overview import overview
 from orchestrator.forecast import OPEN, count, duration, prospect
 from orchestrator.metrics import PROMETHEUS, as_text
+from orchestrator.remote import fetch_file
 from orchestrator.serve.curves import draw, read_curves
 from orchestrator.serve.heatmap import MARKS, heat_map
 from orchestrator.serve.server import TEXT, Answer, Request
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 TAIL_BYTES = 32_000
+SHOWN = ("metrics.jsonl", "trials.json")
+"""What a job's page reads of an attempt's folder."""
 WHOLE_LOG_BYTES = 5_000_000
 LISTED = 1_000
 EVENTS = 200
@@ -108,7 +111,7 @@ class Site:
     def _job(self, number: str, attempt: str | None) -> Answer:
         found = jobs.explain(self.engine, _number(number), compare=False)
         shown = _attempt(found, attempt)
-        folder = resolve(self.store, shown.folder) if shown and shown.folder else None
+        folder = self._results(shown.folder) if shown and shown.folder else None
         return _page(
             "job",
             refresh=found.state == "running",
@@ -125,6 +128,12 @@ class Site:
         found = jobs.explain(self.engine, _number(number), compare=False)
         return Answer(self._tail(_attempt(found, attempt), WHOLE_LOG_BYTES) or "", TEXT)
 
+    def _results(self, name: str) -> Path:
+        """A folder that has what a page shows of an attempt's."""
+        folder = resolve(self.store, name)
+        copies = [fetch_file(self.store, f"{name}/{each}") for each in SHOWN]
+        return next((copy.parent for copy in copies if copy.exists()), folder)
+
     def _tail(self, shown: Any, size_bytes: int) -> str | None:
         """The end of an attempt's log, from the beginning of a line on; None where there is none.
 
@@ -132,7 +141,8 @@ class Site:
         """
         if shown is None or not shown.log:
             return None
-        path = resolve(self.store, shown.log)
+        resolve(self.store, shown.log)
+        path = fetch_file(self.store, shown.log)
         if not path.resolve().is_relative_to(self.store.resolve()) or not path.is_file():
             return None
         with path.open("rb") as file:

@@ -1,9 +1,12 @@
 """Processes are killed while a sweep runs; afterwards the report must be that of a calm run."""
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 
+import object_store
 import pytest
 from chaos import account
 from proxy import Line
@@ -102,6 +105,36 @@ def test_after_a_crash_of_the_whole_machine_the_next_run_does_the_rest(study, en
     study.xsweep("run")
     assert attempts(engine)[job] == 2
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_a_study_in_an_object_store_is_drained_on_one_host_and_finished_on_another(
+    workplace, calm_report
+):
+    def checkpoint():
+        assert controller.poll() is None, controller.communicate()[0]
+        return any(
+            workplace.folder.glob("one/stores/*/jobs/train/*/*/attempt-1/checkpoints/step-*")
+        )
+
+    with contextlib.contextmanager(object_store.serve)() as url:
+        write_study(workplace.folder, steps=STEPS)
+        workplace.environment |= {name: os.environ[name] for name in os.environ if "AWS_" in name}
+        workplace.environment |= {"XSWEEP_STORE": f"{url}/study", "XSWEEP_CACHE": "one"}
+        workplace.xsweep("submit", "tiny.yaml", "--no-start")
+        controller = workplace.start("run")
+        wait_for(checkpoint)
+        controller.terminate()
+        controller.communicate(timeout=120)
+        cluster.stop_local(workplace.home)
+        shutil.rmtree(workplace.folder / "one")
+
+        workplace.environment["XSWEEP_CACHE"] = "two"
+        workplace.xsweep("run")
+        engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+        again = [job for job, tries in attempts(engine).items() if tries > 1]
+        assert any("resuming after step" in workplace.xsweep("logs", str(job)) for job in again)
+        assert check(engine) == []
+        assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
 
 
 def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(

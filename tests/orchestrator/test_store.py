@@ -11,8 +11,10 @@ def test_a_store_is_a_path_or_a_file_url(tmp_path):
 
 
 def test_an_unsupported_scheme_is_refused_with_what_to_do():
-    with pytest.raises(SetupError, match=r"'ftp' is not supported.*XSWEEP_STORE"):
-        open_store("ftp://host/folder")
+    with pytest.raises(SetupError, match=r"store nowhere://x: .*or give a folder"):
+        open_store("nowhere://x")
+    with pytest.raises(SetupError, match="lost with the process"):
+        open_store("memory://x")
 
 
 def test_a_store_below_a_file_is_refused(tmp_path):
