@@ -272,8 +272,8 @@ def uploading(
 ) -> Iterator[None]:
     """Takes a job's files to the store while it works, and all of them however it ends.
 
-    Without a folder the log alone. The manifest goes up only where the job wrote one. An upload that fails while the job works is
-    tried again; one that fails at its end raises.
+    Without a folder the log alone. The manifest goes up only where the job wrote one. An upload
+    that fails while the job works is tried again; one that fails at its end raises.
     """
     if url_of(root) is None:
         yield
