@@ -1,8 +1,10 @@
 """A job that a worker, or a gang of them, has in hand: what is awaited, and how it ended."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -10,6 +12,7 @@ from db import jobs
 from orchestrator import gangs
 from orchestrator.pool import Placement
 from orchestrator.remote import url_of
+from orchestrator.requests import request_of
 from orchestrator.store import resolve
 from orchestrator.workers import Outcome, Task
 
@@ -93,6 +96,17 @@ def begin(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:
         title = name if ranks == 1 else f"{name} (rank {rank} of {ranks})"
         refs[actor.run.options(name=title).remote(task, rank, ranks, meeting)] = rank
     return refs
+
+
+def actors_of(held: jobs.Held, workers: Mapping[str, Any]) -> list[Any] | None:
+    """The living processes of an attempt by rank; None where one of them is gone."""
+    return gangs.survivors(workers, held.actor or "", request_of(held.resources).ranks)
+
+
+def names_of(held: jobs.Held) -> set[str]:
+    """The names of an attempt's processes."""
+    ranks = request_of(held.resources).ranks
+    return {gangs.rank_name(held.actor or "", rank) for rank in range(ranks)}
 
 
 def _first_line(error: Exception) -> str:

@@ -20,9 +20,8 @@ import ray
 from sqlalchemy import Engine
 
 from db import controllers, jobs
-from orchestrator import gangs
 from orchestrator.accept import Finished, accept_all
-from orchestrator.assignments import Assignment, Job, begin, task_of
+from orchestrator.assignments import Assignment, Job, actors_of, begin, names_of, task_of
 from orchestrator.demand import Demand
 from orchestrator.nodes import Strikes
 from orchestrator.pool import Placement, Pool, runs_alone
@@ -101,8 +100,8 @@ class Controller:
         for held in jobs.running(self.engine):
             if held.owner in alive or not self._take_over(held):
                 continue
-            if actors := _actors_of(held, workers):
-                kept |= _names_of(held)
+            if actors := actors_of(held, workers):
+                kept |= names_of(held)
                 self._go_on(held, actors)
             elif held.folder and is_published(self.store, held.folder):
                 if self._accept([(held, held.folder)]):
@@ -352,7 +351,7 @@ class Controller:
         overdue = jobs.expired(self.engine)
         workers = self.pool.survivors() if overdue else {}
         for held in overdue:
-            if actors := _actors_of(held, workers):
+            if actors := actors_of(held, workers):
                 if self._take_over(held):
                     self._go_on(held, actors)
             elif jobs.requeue_expired(
@@ -389,13 +388,3 @@ def _may_live(controller: controllers.LiveController) -> bool:
 
 def _pair(job: Job) -> tuple[int, int]:
     return job.job_id, job.token
-
-
-def _actors_of(held: jobs.Held, workers: Mapping[str, Any]) -> list[Any] | None:
-    """The living processes of an attempt by rank; None where one of them is gone."""
-    return gangs.survivors(workers, held.actor or "", request_of(held.resources).ranks)
-
-
-def _names_of(held: jobs.Held) -> set[str]:
-    ranks = request_of(held.resources).ranks
-    return {gangs.rank_name(held.actor or "", rank) for rank in range(ranks)}

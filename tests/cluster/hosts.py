@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 NETWORK = "10.231.0"
 OUTSIDE = f"{NETWORK}.1"
 INSIDE = "XSWEEP_CLUSTER_INSIDE"
+"""Set inside: the folder for all that the test writes."""
 TOOLS = ("ip", "unshare", "nsenter", "setpriv", "mount")
 APART = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 PR_SET_PDEATHSIG = 1
@@ -38,11 +40,17 @@ def enter(module: str) -> None:
     probe = subprocess.run([*APART, "sh", "-c", script], capture_output=True, text=True)
     if probe.returncode:
         sys.exit(_refuse(f"no namespaces here ({probe.stderr.strip()}): try as root"))
-    command = [*APART, sys.executable, "-m", module, *sys.argv[1:]]
-    process = subprocess.Popen(command, env=os.environ | {INSIDE: "1"}, preexec_fn=die_with_parent)
+    folder = tempfile.mkdtemp(prefix="xsweep-cluster-")
+    process = subprocess.Popen(
+        [*APART, sys.executable, "-m", module, *sys.argv[1:]],
+        env=os.environ | {INSIDE: folder},
+        preexec_fn=die_with_parent,
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: process.kill())
-    sys.exit(process.wait())
+    code = process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(code)
 
 
 def _refuse(reason: str) -> int:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -17,14 +16,14 @@ from urllib.parse import quote
 
 import psutil
 
-from tests.cluster.hosts import Host, die_with_parent, run
+from tests.cluster.hosts import INSIDE, Host, die_with_parent, run
 from tests.tiny import write_study
 from tests.waiting import wait_for
 
 PROJECT = Path(__file__).resolve().parents[2]
 ENTRYPOINT = PROJECT / "docker" / "entrypoint.sh"
 STORE_MB = 400
-STEPS = 500
+STEPS = 300
 """Enough for a training of some seconds, so that there is a middle to be hit in."""
 LEASE_S = 20.0
 """Of the controllers under test: a third of the default, so that waiting for it is bearable."""
@@ -96,7 +95,7 @@ class Site:
     """Three hosts: `head` (Ray's head, PostgreSQL, the controller), `east` and `west` (jobs)."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="xsweep-cluster-"))
+        self.folder = Path(os.environ[INSIDE])
         self.folder.chmod(0o755)
         self.shared = self.folder / "shared"
         self.shared.mkdir()
@@ -141,13 +140,12 @@ class Site:
         wait_for(lambda: self.living() >= 3, 180, "all nodes to be in the cluster")
 
     def close(self) -> None:
-        """End everything; what is left in folders goes, too."""
+        """End everything; the folder goes with this program."""
         for service in self.nodes.values():
             service.leave()
         for host in (self.head, self.east, self.west):
             host.crash()
         run("umount", "--lazy", str(self.shared))
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def mend(self, *, crash: bool = False) -> None:
         """Put all cables back, and wait until every node is in the cluster.
