@@ -14,7 +14,6 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from evaluator import bi_encoder, passages
-from evaluator.cross_encoder import load_cross_encoder
 from evaluator.devices import score_on, visible_devices
 from evaluator.files import tree_sha256
 from evaluator.pairs import PairEncoder
@@ -24,6 +23,7 @@ from evaluator.sources import Sources, TextTokens
 from evaluator.specs import ModelSpec, ScoringSpec, TeacherModelSpec
 from evaluator.tokenizers import locate
 from evaluator.trec import Run, sort_docs
+from evaluator.warm import load_warm
 
 __all__ = ["Reranked", "Sources", "ToRerank", "rerank"]
 
@@ -128,7 +128,7 @@ def _cross_encode(
     name: str,
 ) -> tuple[ScoredPairs, int]:
     """One cross-encoder's scores of all lists' pairs, and the number of inputs that it read."""
-    model, tokenizer = load_cross_encoder(spec)
+    model, tokenizer = load_warm(spec)
     encoder = PairEncoder(tokenizer)
     pairs = _token_pairs(tokenizer, lists, settings)
     window = settings.document_tokens
