@@ -24,7 +24,7 @@ from trainer.schedule import learning_rate
 from trainer.scorer import Scorer, attention
 from trainer.specs import TrainSpec
 from trainer.teachers import Sample, Teacher
-from xsweep import ConfigError, DivergenceError, Stopped
+from xsweep import ConfigError, DivergenceError, SetupError, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ def train_model(
         )
         if found:
             training.resume(found)
+        agree(engine, training.progress.step, model.device)
         kept = read_metrics(resume_from, training.progress.step)
         metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
         ahead = closing(training.ahead) if training.ahead else nullcontext()
@@ -320,6 +321,16 @@ class _Training:
         self.progress.ranks = ranks
         log.info("resuming after step %d of %d", self.progress.step, self.spec.optimisation.steps)
         self.engine.restore(checkpoint.weights, checkpoint.moments, self.progress.step)
+
+
+def agree(engine: Engine, step: int, device: torch.device) -> None:
+    """Raises SetupError where the ranks would go on from different steps, all of them alike."""
+    total = engine.total(torch.tensor(float(step), dtype=torch.float64, device=device))
+    if total != step * engine.ranks:
+        raise SetupError(
+            f"the ranks of this training found different checkpoints (this one step {step}): its "
+            "folder must be the same on all nodes; look at the store there"
+        )
 
 
 def _essentials(spec: TrainSpec) -> dict[str, Any]:

@@ -1,7 +1,11 @@
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer.loop import agree
 from trainer.ranks import deal
+from xsweep import SetupError
 
 
 def test_the_dearest_pieces_go_to_whoever_has_least():
@@ -14,3 +18,21 @@ def test_every_piece_is_dealt_once_and_nobody_is_far_ahead(costs, ranks):
     assert sorted(piece for hand in hands for piece in hand) == list(range(len(costs)))
     loads = [sum(costs[piece] for piece in hand) for hand in hands]
     assert max(loads) - min(loads) <= max(costs)
+
+
+class WithAPeer:
+    """An engine of two ranks, the other one at a given step."""
+
+    ranks = 2
+
+    def __init__(self, peers_step):
+        self.peers_step = peers_step
+
+    def total(self, value):
+        return value.item() + self.peers_step
+
+
+def test_ranks_that_found_different_checkpoints_do_not_go_on():
+    agree(WithAPeer(40), 40, torch.device("cpu"))
+    with pytest.raises(SetupError, match=r"different checkpoints \(this one step 40\)"):
+        agree(WithAPeer(20), 40, torch.device("cpu"))
