@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +25,12 @@ import psutil
 from orchestrator.settings import Settings
 from xsweep import SetupError
 
+log = logging.getLogger("xsweep")
+
 START_TIMEOUT_S = 180.0
 ANSWER_S = 10.0
+AWAY_S = 45.0
+"""A head that is back before this is taken for one that was never away."""
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Jobs exchange paths, not objects: Ray's default of 30% of the memory is better left to them."""
 
@@ -67,6 +72,34 @@ def disconnect(settings: Settings, *, stop: bool) -> None:
     ray.shutdown()
     if stop and not settings.ray_address:
         stop_local(settings.home)
+
+
+def leave_without(head: str) -> None:
+    """End this process, exit code 3, once nobody has answered at the head for `AWAY_S`.
+
+    In a thread of its own: Ray's calls wait for the head, and after 60 s Ray ends the process
+    itself, without a word of ours. Nothing is lost by that: jobs are the workers', and what is
+    known of them is the database's.
+    """
+
+    def watch() -> None:
+        host, _, port = head.rpartition(":")
+        seen_s = time.monotonic()
+        while time.monotonic() - seen_s < AWAY_S:
+            time.sleep(ANSWER_S / 2)
+            with contextlib.suppress(OSError):
+                socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+                seen_s = time.monotonic()
+        log.error(
+            "leaving   no answer from Ray's head at %s for %.0f s: `xsweep run` goes on from here "
+            "when it is back",
+            head,
+            AWAY_S,
+        )
+        logging.shutdown()
+        os._exit(SetupError.exit_code)
+
+    threading.Thread(target=watch, name="watches Ray's head", daemon=True).start()
 
 
 def running_local(home: Path) -> LocalCluster | None:
@@ -169,6 +202,11 @@ def _connect(address: str, namespace: str) -> str | None:
                 f"no Ray cluster answers at {address} ({error.strerror or error}): check "
                 "RAY_ADDRESS, or leave it empty to have one started here"
             ) from error
+        if not _has_a_node():
+            raise SetupError(
+                f"no Ray node runs on this machine, and a program reaches the cluster at {address} "
+                "only through one: start it, `ray start --address=... --num-cpus=0 --num-gpus=0`"
+            )
     try:
         context: Any = ray.init(
             address=address,
@@ -178,12 +216,33 @@ def _connect(address: str, namespace: str) -> str | None:
             configure_logging=False,
         )
     except Exception as error:
-        # Ray raises many kinds here (ConnectionError, RuntimeError, its own); all mean the same.
-        raise SetupError(
-            f"no Ray cluster answers at {address} ({str(error).strip().splitlines()[0]}): check "
-            "RAY_ADDRESS and the cluster's token (RAY_AUTH_TOKEN_PATH), or leave RAY_ADDRESS empty"
-        ) from error
+        # Ray raises many kinds here: ConnectionError, RuntimeError, its own.
+        raise SetupError(explain(address, error)) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def explain(address: str, error: Exception) -> str:
+    """Why Ray let nobody in, and what to do about it."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    if "Version mismatch" in told:
+        return (
+            f"the Ray cluster at {address} is of another version ({told}): install the same Ray "
+            "and Python here and there"
+        )
+    if type(error).__name__ == "AuthenticationError" or "token" in told.lower():
+        return (
+            f"no Ray cluster answers at {address}: it refuses this token; give the one that it was "
+            "started with by RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token"
+        )
+    return (
+        f"no Ray cluster answers at {address} ({told[:300]}): check RAY_ADDRESS and the cluster's "
+        "token (RAY_AUTH_TOKEN_PATH), or leave RAY_ADDRESS empty to have one started here"
+    )
+
+
+def _has_a_node() -> bool:
+    """Whether a Ray node runs on this machine: only through it Ray lets a program in."""
+    return any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"]))
 
 
 def _free_port() -> int:

@@ -5,12 +5,13 @@ actors, and the next controller adopts those that live and the folders that are 
 """
 
 import logging
+import math
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +22,22 @@ from sqlalchemy import Engine
 from db import controllers, jobs
 from evaluator.manifest import is_finished
 from orchestrator.accept import Finished, accept_all
-from orchestrator.pool import Placement, Pool, Resources, as_ray_resources, runs_alone
+from orchestrator.assignments import Assignment, Job, actors_of, begin, names_of, task_of
+from orchestrator.demand import Demand
+from orchestrator.nodes import Strikes
+from orchestrator.pool import Placement, Pool, runs_alone
 from orchestrator.pruning import Pruner
+from orchestrator.requests import Request, request_of
+from orchestrator.settings import KINDS
 from orchestrator.store import attempt_folder, resolve
-from orchestrator.workers import Outcome, Task
 from xsweep import DataError, SetupError
 
 log = logging.getLogger("xsweep")
 
-LEASE_S = 60.0
 REFRESH_S = 3.0
 """How often progress and leases are written; a lease survives many that fail."""
 PLACE_S = 120.0
 """How long a worker may take to answer for the first time before its job goes back."""
-
-Job = jobs.Claim | jobs.Held
-"""An attempt under way: claimed by this controller, or adopted from another."""
-
-
-@dataclass
-class Assignment:
-    """A job that a worker of this controller has in hand."""
-
-    job: Job
-    folder: str
-    placement: Placement
-    outcome: ray.ObjectRef
-    answered: bool = False
-    began_s: float = field(default_factory=time.monotonic)
 
 
 class Controller:
@@ -61,16 +50,24 @@ class Controller:
         *,
         dashboard: str | None = None,
         pool: Pool | None = None,
+        lease_s: float = 60.0,
+        demand: Demand | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
         self.engine = engine
         self.store = store
+        self.lease_s = lease_s
+        self.demand = demand or Demand(patience_s=0.0)
+        self.limits = dict(limits or {})
+        """Jobs of a kind that may run at once."""
         self.owner = uuid.uuid4().hex
         self.pool = pool or Pool()
         self.pruner = Pruner(engine, store)
         self.assigned: list[Assignment] = []
         self.unplaced: list[jobs.Claim] = []
         """Claimed jobs whose resources are not free yet; they wait at the head of the queue."""
-        self._usual: Resources | None = None
+        self.strikes = Strikes()
+        self._usual: Request | None = None
         """What the latest job needed: the next ones are likely to need the same."""
         self._refreshed_s = 0.0
         controllers.register(
@@ -99,20 +96,24 @@ class Controller:
         others = [each for each in controllers.live(self.engine) if _may_live(each)]
         alive = {each.owner for each in others} - {self.owner}
         workers = self.pool.survivors()
+        kept: set[str] = set()
         for held in jobs.running(self.engine):
-            worker = workers.pop(held.actor or "", None)
             if held.owner in alive or not self._take_over(held):
                 continue
-            if worker is not None:
-                self._go_on(held, worker)
+            if actors := actors_of(held, workers):
+                kept |= names_of(held)
+                self._go_on(held, actors)
             elif held.folder and is_finished(resolve(self.store, held.folder)):
                 if self._accept([(held, held.folder)]):
                     log.info("done      %s (found finished)", held.name)
             else:
                 self._fail(held, "NODE", "its worker and its controller are gone")
-        if not alive:
-            for worker in workers.values():
-                ray.kill(worker)
+        if alive:
+            return
+        for name in workers.keys() - kept:
+            ray.kill(workers[name])
+        for name in self.pool.remove_leaked_groups(kept):
+            log.warning("removed   the placement group %s, which no job holds", name)
 
     def drain(self, grace_s: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
         """Ask every worker to save and leave; jobs go back to ready and are not charged.
@@ -120,7 +121,8 @@ class Controller:
         After `grace_s`, or as soon as `hurry` says so, those that are left are killed.
         """
         for assignment in self.assigned:
-            assignment.placement.actor.stop.remote()
+            for actor in assignment.placement.actors:
+                actor.stop.remote()
         deadline = time.monotonic() + grace_s
         while self.assigned and time.monotonic() < deadline and not hurry():
             self._settle_ended(0.5)
@@ -148,15 +150,16 @@ class Controller:
             placed: list[tuple[jobs.Claim, Placement]] = []
             while self.unplaced:
                 claim = self.unplaced[0]
-                resources = as_ray_resources(claim.resources)
-                unique = f"{claim.name} #{claim.job_id}.{claim.token}"
-                if missing := self.pool.never_fits(resources):
-                    self._fail(claim, "CONFIG", missing)
-                elif placement := self.pool.take(
-                    unique, resources, alone=runs_alone(claim.kind, claim.spec, resources)
-                ):
+                request = request_of(claim.resources)
+                if missing := self.pool.never_fits(request):
+                    if self.demand.unmet(claim.job_id, request, missing):
+                        self._fail(claim, "CONFIG", missing)
+                    else:
+                        self._release(claim, missing)
+                elif placement := self._place(claim, request):
                     placed.append((claim, placement))
-                    self._usual = resources
+                    self.demand.met(claim.job_id)
+                    self._usual = request
                 else:
                     break
                 self.unplaced.pop(0)
@@ -167,14 +170,36 @@ class Controller:
 
     def _claim(self) -> bool:
         room = self.pool.room(self._usual) or self.pool.room(None)
-        self.unplaced = jobs.claim(self.engine, owner=self.owner, limit=room, lease_s=LEASE_S)
+        kinds = None
+        if self.limits:
+            running = Counter(assignment.job.kind for assignment in self.assigned)
+            kinds = [kind for kind in KINDS if running[kind] < self.limits.get(kind, math.inf)]
+            room = min(room, 1)
+        self.unplaced = jobs.claim(
+            self.engine,
+            owner=self.owner,
+            limit=room,
+            lease_s=self.lease_s,
+            kinds=kinds,
+            exclude=self.demand.waiting(self.pool.nodes()),
+        )
         return bool(self.unplaced)
+
+    def _place(self, claim: jobs.Claim, request: Request) -> Placement | None:
+        return self.pool.take(
+            f"{claim.name} #{claim.job_id}.{claim.token}",
+            request,
+            alone=runs_alone(claim.kind, claim.spec, request),
+            model=claim.inputs.get("run"),
+            avoid=self.strikes.avoid(self.pool.nodes()),
+        )
 
     def _start(self, placed: list[tuple[jobs.Claim, Placement]]) -> None:
         """Let workers begin, and drop those whose job is another's by now."""
         places = {
             _pair(claim): jobs.Place(
-                *(claim.job_id, claim.token, placement.name, ""), folder, f"{folder}.log"
+                *(claim.job_id, claim.token, placement.name, placement.node),
+                *(folder, f"{folder}.log"),
             )
             for claim, placement in placed
             for folder in [attempt_folder(claim.kind, claim.identity, claim.token)]
@@ -192,42 +217,30 @@ class Controller:
                 self.pool.kill(placement)
                 continue
             folder = places[_pair(claim)].folder
-            outcome = placement.actor.run.options(name=claim.name).remote(self._task(claim, folder))
-            self.assigned.append(Assignment(claim, folder, placement, outcome))
+            awaited = begin(placement, task_of(claim, self.store, folder))
+            self.assigned.append(Assignment(claim, folder, placement, awaited))
             log.info("started   %s", claim.name)
-
-    def _task(self, claim: jobs.Claim, folder: str) -> Task:
-        out = resolve(self.store, folder)
-        return {
-            "job_id": claim.job_id,
-            "token": claim.token,
-            "kind": claim.kind,
-            "name": claim.name,
-            "spec": claim.spec,
-            "inputs": {role: str(resolve(self.store, at)) for role, at in claim.inputs.items()},
-            "out": str(out),
-            "log": f"{out}.log",
-            "previous": [str(resolve(self.store, at)) for at in claim.previous],
-        }
 
     def _settle_ended(self, wait_s: float) -> None:
         """Wait for the first worker to end, at most so long, and settle all that have."""
-        refs = [assignment.outcome for assignment in self.assigned]
+        refs = {ref: assignment for assignment in self.assigned for ref in assignment.awaited}
         if not refs:
             time.sleep(wait_s / 4)
-            return
-        ended = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
-        if not ended:
-            ended = set(ray.wait(refs, num_returns=1, timeout=wait_s)[0])
-        self._settle([each for each in self.assigned if each.outcome in ended])
+        else:
+            ended, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
+            if not ended:
+                ended, _ = ray.wait(list(refs), num_returns=1, timeout=wait_s)
+            for ref in ended:
+                refs[ref].hear(ref)
+        self._settle([each for each in self.assigned if each.ended])
 
     def _settle(self, ended: list[Assignment]) -> None:
         """Write how attempts ended: all results at once, then the rest one by one."""
         # Forgotten only once it is written: a database that is away for a while loses nothing.
-        outcomes = [(assignment, *self._outcome(assignment)) for assignment in ended]
-        finished = [each for each, outcome, _ in outcomes if outcome["state"] == "finished"]
+        outcomes = [(assignment, assignment.verdict()) for assignment in ended]
+        finished = [each for each, outcome in outcomes if outcome["state"] == "finished"]
         accepted = self._accept([(each.job, each.folder) for each in finished])
-        for assignment, outcome, lives in outcomes:
+        for assignment, outcome in outcomes:
             job = assignment.job
             if outcome["state"] == "finished":
                 if _pair(job) in accepted:
@@ -239,18 +252,16 @@ class Controller:
             else:
                 self._fail(job, outcome["failure"] or "UNKNOWN", outcome["reason"] or "")
             self.assigned.remove(assignment)
+            self._judge(assignment, outcome["failure"])
             placement = assignment.placement
-            self.pool.give_back(placement, reusable=lives and placement.shared)
+            reusable = outcome["failure"] != "NODE" and placement.shared
+            self.pool.give_back(placement, reusable=reusable)
 
-    def _outcome(self, assignment: Assignment) -> tuple[Outcome, bool]:
-        """How the attempt ended, and whether its worker lives."""
-        try:
-            outcome: Outcome | None = ray.get(assignment.outcome)
-        except ray.exceptions.RayError as error:
-            reason = f"the worker died: {_first_line(error)}"
-            return {"state": "failed", "failure": "NODE", "reason": reason}, False
-        # None: adopted from a controller that was killed between starting the worker and calling it
-        return outcome or {"state": "stopped", "failure": None, "reason": "it had not begun"}, True
+    def _judge(self, assignment: Assignment, failure: str | None) -> None:
+        """Leave a node alone where job after job fails."""
+        for host in set(assignment.placement.hosts):
+            if self.strikes.count(host, assignment.job.job_id, failure):
+                log.warning("excluded  node %s: jobs fail there one after the other", host)
 
     def _accept(self, finished: Sequence[tuple[Job, str]]) -> set[tuple[int, int]]:
         """Accept finished folders; the (job id, token) pairs of those that count."""
@@ -284,16 +295,31 @@ class Controller:
 
     def _refresh(self) -> None:
         """Ask the workers how they are, renew the leases, stop those whose lease is lost."""
-        self._refreshed_s = time.monotonic()
+        now_s = time.monotonic()
+        # Of a time in which this process itself was stopped, nobody else was silent.
+        since_s = min(now_s - self._refreshed_s, 2 * REFRESH_S)
+        self._refreshed_s = now_s
         statuses = self.pool.statuses([assignment.placement for assignment in self.assigned])
         progress: dict[tuple[int, int], dict[str, Any]] = {}
         for assignment in list(self.assigned):
-            status = statuses.get(assignment.placement.name)
-            if status and status["token"] == assignment.job.token:
-                assignment.answered = True
-                progress[_pair(assignment.job)] = {**status["progress"], "node": status["node"]}
+            heard = statuses.get(assignment.placement.name)
+            if heard and all(status["token"] == assignment.job.token for status in heard):
+                assignment.answered, assignment.silent_s = True, 0.0
+                where = {"node": assignment.placement.node}
+                progress[_pair(assignment.job)] = {**heard[0]["progress"], **where}
                 if self.pruner.ends(assignment.job, assignment.folder):
-                    assignment.placement.actor.halt.remote(assignment.job.token)
+                    for actor in assignment.placement.actors:
+                        actor.halt.remote(assignment.job.token)
+                continue
+            assignment.silent_s += since_s
+            if assignment.answered and assignment.silent_s > self.lease_s:
+                # Stopped or stuck, or out of sight: somebody else does it meanwhile.
+                self._drop(assignment)
+                reason = f"its worker has not answered for {assignment.silent_s:.0f} s"
+                self._fail(assignment.job, "NODE", reason)
+                self._judge(assignment, "NODE")
+                for host in set(assignment.placement.hosts):
+                    self.strikes.rest(host)
             elif not assignment.answered and time.monotonic() - assignment.began_s > PLACE_S:
                 # Not an error of the job: somebody else uses what Ray believed to be free.
                 self._drop(assignment)
@@ -303,13 +329,17 @@ class Controller:
             self.engine,
             owner=self.owner,
             held=[_pair(job) for job in held],
-            lease_s=LEASE_S,
+            lease_s=self.lease_s,
             progress=progress,
         )
         for assignment in [each for each in self.assigned if _pair(each.job) not in still]:
             log.warning("lost      %s: its lease is gone; stopping it", assignment.job.name)
             self._drop(assignment)
         self.unplaced = [claim for claim in self.unplaced if _pair(claim) in still]
+        self.demand.ask(
+            (assignment.placement.request for assignment in self.assigned),
+            (request_of(claim.resources) for claim in self.unplaced),
+        )
         controllers.beat(self.engine, self.owner)
 
     def _drop(self, assignment: Assignment) -> None:
@@ -321,10 +351,9 @@ class Controller:
         overdue = jobs.expired(self.engine)
         workers = self.pool.survivors() if overdue else {}
         for held in overdue:
-            worker = workers.get(held.actor or "")
-            if worker is not None:
+            if actors := actors_of(held, workers):
                 if self._take_over(held):
-                    self._go_on(held, worker)
+                    self._go_on(held, actors)
             elif jobs.requeue_expired(
                 self.engine, job_id=held.job_id, token=held.token, owner=held.owner
             ):
@@ -337,13 +366,17 @@ class Controller:
             token=held.token,
             old_owner=held.owner,
             new_owner=self.owner,
-            lease_s=LEASE_S,
+            lease_s=self.lease_s,
         )
 
-    def _go_on(self, held: jobs.Held, worker: Any) -> None:
-        placement = self.pool.adopt(held.actor or "", worker, as_ray_resources(held.resources))
-        outcome = worker.outcome.options(name=held.name).remote(held.token)
-        self.assigned.append(Assignment(held, held.folder or "", placement, outcome, True))
+    def _go_on(self, held: jobs.Held, actors: list[Any]) -> None:
+        request = request_of(held.resources)
+        placement = self.pool.adopt(held.actor or "", request, actors, held.node)
+        awaited = {
+            actor.outcome.options(name=held.name).remote(held.token): rank
+            for rank, actor in enumerate(actors)
+        }
+        self.assigned.append(Assignment(held, held.folder or "", placement, awaited, answered=True))
         log.info("adopted   %s", held.name)
 
 
@@ -355,8 +388,3 @@ def _may_live(controller: controllers.LiveController) -> bool:
 
 def _pair(job: Job) -> tuple[int, int]:
     return job.job_id, job.token
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

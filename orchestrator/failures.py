@@ -11,6 +11,9 @@ from xsweep import XsweepError
 
 _INFRA_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE}
 
+_LOST_PEER = ("gloo/transport", "Connection closed by peer", "NCCL", "DistBackendError")
+"""What an exchange between ranks says when another rank is gone."""
+
 
 def classify(error: BaseException) -> tuple[str, str]:
     """The failure class of an exception and one line that says what happened."""
@@ -21,6 +24,8 @@ def classify(error: BaseException) -> tuple[str, str]:
     names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     if any(name.startswith("torch") and name.endswith("OutOfMemoryError") for name in names):
         return "OOM_GPU", reason
+    if any(sign in reason for sign in _LOST_PEER):
+        return "NODE", reason
     # The CPU's allocator has no exception of its own.
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in reason:
         return "OOM_HOST", reason

@@ -316,12 +316,28 @@ class Evaluation(Spec):
 
 
 class Need(Spec):
-    """What Ray reserves for one job."""
+    """What Ray reserves for one job, or for each rank of it."""
 
     cpus: float = Field(default=1, ge=0)
     gpus: float = Field(default=0, ge=0)
     memory: ByteSize | None = None
     """Such as `8 GB`."""
+    ranks: int = Field(default=1, ge=1)
+    """Processes that share one training, on one node or several; the result is the same."""
+    spread: bool = False
+    """Whether every rank needs a node of its own."""
+    gpu_type: str | None = None
+    """As Ray names it, such as `H100`; `A100|H100` takes either."""
+    labels: dict[str, str] = Field(default={})
+    """Of the nodes (`ray start --labels`); `eu|us` takes either."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ranks > 1 and 0 < self.gpus < 1:
+            raise ValueError("ranks share no card: give `gpus` as a whole number")
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus: {self.gpus:g}: give a fraction of one card, or whole cards")
+        return self
 
 
 class Grid(Spec):
@@ -357,3 +373,10 @@ class Grid(Spec):
     validation: Validation | None = None
     evaluation: Evaluation
     resources: dict[Kind, Need] = Field(default={})
+
+    @model_validator(mode="after")
+    def _only_trainings_have_ranks(self) -> Self:
+        for kind, need in self.resources.items():
+            if need.ranks > 1 and kind != "train":
+                raise ValueError(f"resources.{kind}.ranks: only a training can have several")
+        return self

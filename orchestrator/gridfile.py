@@ -6,13 +6,13 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.grid import FirstStage, Grid, Teacher, TrainingSettings
+from orchestrator.grid import FirstStage, Grid, Need, Teacher, TrainingSettings
 from orchestrator.yamlfile import Where, YamlFile, nearest, read_yaml
 from xsweep import ConfigError
 
 _SWITCHES = {
     name
-    for block in (Grid, Teacher, FirstStage, TrainingSettings)
+    for block in (Grid, Teacher, FirstStage, TrainingSettings, Need)
     for name, field in block.model_fields.items()
     if field.annotation is bool
 }

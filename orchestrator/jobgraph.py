@@ -155,7 +155,19 @@ def model_name(model: ModelSpec) -> str:
     return (model.id or model.package or model.folder or "").rstrip("/").rpartition("/")[2]
 
 
-def _resources(need: Need) -> dict[str, float]:
-    """CPUs, GPUs and bytes of memory as the controller reserves them."""
-    memory = {"memory_bytes": float(need.memory)} if need.memory else {}
-    return {"cpus": need.cpus, "gpus": need.gpus, **memory}
+def _resources(need: Need) -> dict[str, Any]:
+    """What the controller reserves, see `orchestrator.requests`; defaults are left out."""
+    labels = dict(need.labels)
+    if need.gpu_type:
+        labels["ray.io/accelerator-type"] = need.gpu_type
+    others = {
+        "memory_bytes": float(need.memory or 0),
+        "ranks": need.ranks if need.ranks > 1 else 0,
+        "spread": need.spread,
+        "labels": labels,
+    }
+    return {
+        "cpus": need.cpus,
+        "gpus": need.gpus,
+        **{key: value for key, value in others.items() if value},
+    }

@@ -2,12 +2,21 @@
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import (
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+)
 
+from orchestrator import gangs, nodes
+from orchestrator.environment import Gate
+from orchestrator.nodes import Node, Share
+from orchestrator.requests import Request
 from orchestrator.workers import Status, Worker
 
 IDLE_S = 3.0
@@ -18,47 +27,88 @@ ANSWER_S = 2.0
 SHARED = "worker "
 """How the names of warm workers begin."""
 
-Resources = dict[str, float]
-
 
 @dataclass
 class Placement:
-    """One worker and what it holds."""
+    """The worker of a job, or the ranks of its gang, and what they hold."""
 
     name: str
-    actor: Any
-    resources: Resources
+    request: Request
+    actors: list[Any]
+    """By rank."""
+    nodes: list[str | None]
+    """Ids of the nodes, by rank."""
+    hosts: list[str] = field(default_factory=list)
+    """Names of the nodes, by rank."""
+    group: PlacementGroup | None = None
     idle_since_s: float | None = None
+    model: str | None = None
+    """What an evaluation has loaded here last."""
 
     @property
     def shared(self) -> bool:
         """Whether it takes one job after the other; else it is named as its only one."""
         return self.name.startswith(SHARED)
 
+    @property
+    def node(self) -> str:
+        """Names of the nodes, each once."""
+        return ", ".join(dict.fromkeys(self.hosts))
+
 
 class Pool:
     """The workers of one controller; an evaluation's worker is kept warm for the next one."""
 
-    def __init__(self, worker: type[Worker] = Worker) -> None:
+    def __init__(
+        self, worker: type = Worker, *, prefix: str = "", gate: Gate | None = None
+    ) -> None:
+        self.prefix = prefix
+        """Begins the names of our placement groups, which tells them from those of others."""
         self._worker = worker
+        self._gate = gate
         self._placements: dict[str, Placement] = {}
+        self._nodes: list[Node] = []
+        self._looked_s = 0.0
 
-    def take(self, name: str, resources: Resources, *, alone: bool) -> Placement | None:
+    def nodes(self) -> list[Node]:
+        """The living nodes that are fit for work, as they were a moment ago."""
+        if time.monotonic() - self._looked_s > 1.0:
+            found = nodes.living()
+            self._nodes = self._gate.let_in(found) if self._gate else found
+            self._looked_s = time.monotonic()
+        return self._nodes
+
+    def take(
+        self,
+        name: str,
+        request: Request,
+        *,
+        alone: bool,
+        model: str | None = None,
+        avoid: Collection[str] = (),
+    ) -> Placement | None:
         """A worker for the job: a warm one, else a new one; None while its resources are taken.
 
-        A job that runs `alone` gets a new process under its name, which ends with it.
+        A job that runs `alone` gets a new process under its name, which ends with it. Among warm
+        ones, one that has `model` loaded comes first. `avoid` names nodes to leave alone.
         """
         if not alone:
-            for placement in self._idle():
-                if placement.resources == resources:
-                    placement.idle_since_s = None
-                    return placement
-        if not self._fits(resources):
+            warm = [p for p in self._idle() if p.request == request and p.hosts[0] not in avoid]
+            for placement in sorted(warm, key=lambda p: p.model != model):
+                placement.idle_since_s, placement.model = None, model
+                return placement
+        chosen = self._choose(request, avoid)
+        if chosen is None:
             for placement in self._idle():
                 self.kill(placement)
-            if not self._fits(resources):
+            chosen = self._choose(request, avoid)
+            if chosen is None:
                 return None
-        return self._new(name if alone else f"{SHARED}{uuid.uuid4().hex[:8]}", resources)
+        unique = name if alone else f"{SHARED}{uuid.uuid4().hex[:8]}"
+        fresh = self._new(unique, request, chosen)
+        if fresh:
+            fresh.model = model
+        return fresh
 
     def give_back(self, placement: Placement, *, reusable: bool) -> None:
         """The worker has ended its job: keep it warm or free its resources."""
@@ -74,108 +124,144 @@ class Pool:
                 self.kill(placement)
 
     def kill(self, placement: Placement) -> None:
-        """End the worker's process at once."""
+        """End the processes at once, all ranks together, and free what they reserved."""
         self._placements.pop(placement.name, None)
-        ray.kill(placement.actor)
+        for actor in placement.actors:
+            ray.kill(actor)
+        if placement.group:
+            ray.util.remove_placement_group(placement.group)
 
-    def adopt(self, name: str, actor: Any, resources: Resources) -> Placement:
-        """Count a surviving worker as ours."""
-        placement = Placement(name, actor, resources)
+    def adopt(self, name: str, request: Request, actors: list[Any], host: str | None) -> Placement:
+        """Count surviving processes as ours."""
+        ids = {node.name: node.id for node in self.nodes()}
+        hosts = (host or "").split(", ")
+        by_rank = hosts if len(hosts) == request.ranks else hosts[:1] * request.ranks
+        group = gangs.find_group(self.prefix + name) if request.ranks > 1 else None
+        where = [ids.get(host) for host in by_rank]
+        placement = Placement(name, request, actors, where, by_rank, group)
         self._placements[name] = placement
         return placement
 
     def survivors(self) -> dict[str, Any]:
         """Every worker that lives in this namespace, by name."""
-        return {name: ray.get_actor(name) for name in ray.util.list_named_actors()}
-
-    def statuses(self, placements: Sequence[Placement]) -> dict[str, Status]:
-        """The answers of those workers that gave one in time."""
-        asked = {placement.actor.status.remote(): placement.name for placement in placements}
-        if not asked:
-            return {}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_S)
-        statuses = {}
-        for ref in answered:
+        found = {}
+        for name in ray.util.list_named_actors():
             try:
-                statuses[asked[ref]] = ray.get(ref)
+                found[name] = ray.get_actor(name)
+            except ValueError:
+                continue  # it died between the two questions
+        return found
+
+    def remove_leaked_groups(self, owned: Collection[str]) -> list[str]:
+        """Remove the placement groups that belong to none of these gangs; their names."""
+        names = gangs.leaked(self.prefix, {self.prefix + name for name in owned})
+        for name in names:
+            if group := gangs.find_group(name):
+                ray.util.remove_placement_group(group)
+        return names
+
+    def statuses(self, placements: Sequence[Placement]) -> dict[str, list[Status]]:
+        """The answers of those workers that gave one in time, by rank; all ranks or none."""
+        asked = [(p, [actor.status.remote() for actor in p.actors]) for p in placements]
+        refs = [ref for _, of_ranks in asked for ref in of_ranks]
+        if not refs:
+            return {}
+        answered = set(ray.wait(refs, num_returns=len(refs), timeout=ANSWER_S)[0])
+        statuses = {}
+        for placement, of_ranks in asked:
+            if not answered.issuperset(of_ranks):
+                continue
+            try:
+                heard: list[Status] = ray.get(of_ranks)
             except ray.exceptions.RayError:
                 # Its outcome fails too, and is settled from there.
                 continue
+            placement.nodes = [status["node_id"] for status in heard]
+            placement.hosts = [status["node"] for status in heard]
+            statuses[placement.name] = heard
         return statuses
 
-    def room(self, resources: Resources | None) -> int:
-        """How many jobs of such resources could be placed now, idle workers' room included.
+    def room(self, request: Request | None) -> int:
+        """How many jobs of such a request could be placed now, idle workers' room included.
 
-        Without resources: 1 if anything at all could be placed, else 0.
+        Without a request: 1 if anything at all could be placed, else 0.
         """
-        free = self._free()
-        for placement in self._idle():
-            for key, held in placement.resources.items():
-                free[key] += held
-        if resources is None:
-            return int(free.get("CPU", 0.0) > 0)
-        counts = (free.get(key, 0.0) / need + 1e-6 for key, need in resources.items() if need)
-        return max(0, int(min(counts, default=1.0)))
+        free = self._free(idle=True)
+        if request is None:
+            return int(any(amounts.get("CPU", 0.0) > nodes.ROUNDING for amounts in free.values()))
+        counts = [
+            int(
+                min(
+                    (
+                        amounts.get(key, 0.0) / need + nodes.ROUNDING
+                        for key, need in request.resources.items()
+                        if need
+                    ),
+                    default=1.0,
+                )
+            )
+            for amounts in free.values()
+        ]
+        return sum(max(0, count) for count in counts) // request.ranks
 
-    def never_fits(self, resources: Resources) -> str | None:
-        """What no node of the cluster could ever give, in words; None if one could."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        wants = resources.items()
-        if any(all(node.get(key, 0.0) >= need for key, need in wants) for node in nodes):
-            return None
-        largest = {key: max((node.get(key, 0.0) for node in nodes), default=0) for key in resources}
-        needs = ", ".join(f"{need:g} {key}" for key, need in sorted(resources.items()))
-        has = ", ".join(f"{has:g} {key}" for key, has in sorted(largest.items()))
-        return f"asks for {needs}; the largest node has {has}: change `resources:` or add a node"
+    def never_fits(self, request: Request) -> str | None:
+        """What the cluster could never give, in words; None if it could."""
+        return nodes.never_fits(request, self.nodes())
 
     def _idle(self) -> list[Placement]:
         return [p for p in self._placements.values() if p.idle_since_s is not None]
 
-    def _free(self) -> Resources:
-        free = dict(ray.cluster_resources())
-        for placement in self._placements.values():
-            for key, need in placement.resources.items():
-                free[key] = free.get(key, 0.0) - need
-        return free
+    def _free(self, *, idle: bool = False) -> dict[str, dict[str, float]]:
+        """What is free on each node; with `idle`, what warm workers hold counts as free, too."""
+        shares = [
+            Share(node_id, placement.request.resources)
+            for placement in self._placements.values()
+            for node_id in placement.nodes
+            if not (idle and placement.idle_since_s is not None)
+        ]
+        return nodes.free_of(self.nodes(), shares)
 
-    def _fits(self, resources: Resources) -> bool:
-        free = self._free()
-        # Resources are fractions of a GPU: 1 - 0.7 - 0.3 must not refuse what fits exactly.
-        return all(free.get(key, 0.0) >= need - 1e-6 for key, need in resources.items())
+    def _choose(self, request: Request, avoid: Collection[str]) -> list[Node] | None:
+        return nodes.choose(request, self.nodes(), self._free(), avoid)
 
-    def _new(self, name: str, resources: Resources) -> Placement:
-        remaining = {key: need for key, need in resources.items() if key not in _BUILT_IN}
-        actor = (
-            ray.remote(self._worker)
-            .options(
-                name=name,
-                lifetime="detached",
-                max_restarts=0,
-                max_task_retries=0,
-                # run, status, stop and outcome may all be under way at once.
-                max_concurrency=6,
-                num_cpus=resources.get("CPU", 0),
-                num_gpus=resources.get("GPU", 0),
-                memory=resources.get("memory"),
-                resources=remaining or None,
+    def _new(self, name: str, request: Request, chosen: list[Node]) -> Placement | None:
+        ids: list[str | None] = [node.id for node in chosen]
+        placement = Placement(name, request, [], ids, [node.name for node in chosen])
+        if request.ranks > 1:
+            placement.group = gangs.reserve(
+                self.prefix + name,
+                [request.resources] * request.ranks,
+                spread=request.spread,
+                labels=[{"ray.io/node-id": node.id} for node in chosen],
             )
-            .remote(resources.get("GPU", 0))
-        )
-        return self.adopt(name, actor, resources)
+            if placement.group is None:
+                return None
+        for rank, node in enumerate(chosen):
+            strategy: Any
+            if placement.group:
+                strategy = PlacementGroupSchedulingStrategy(placement.group, rank)
+            else:
+                strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            placement.actors.append(
+                ray.remote(self._worker)
+                .options(
+                    name=gangs.rank_name(name, rank),
+                    lifetime="detached",
+                    max_restarts=0,
+                    max_task_retries=0,
+                    # run, status, stop and outcome may all be under way at once.
+                    max_concurrency=6,
+                    scheduling_strategy=strategy,
+                    **request.options,
+                )
+                .remote(request.resources.get("GPU", 0))
+            )
+        self._placements[name] = placement
+        return placement
 
 
-def runs_alone(kind: str, spec: Mapping[str, Any], resources: Resources) -> bool:
-    """Whether a job needs a process of its own: trainings do, which leave memory and process
-    groups behind, unless they are plain ones on a CPU."""
-    plain = spec.get("optimisation", {}).get("engine") == "plain"
-    return kind == "train" and not (plain and not resources.get("GPU"))
-
-
-_BUILT_IN = {"CPU", "GPU", "memory"}
-
-
-def as_ray_resources(requested: Mapping[str, Any]) -> Resources:
-    """A job's `resources` under Ray's names; one CPU where nothing is said."""
-    names = {"cpus": "CPU", "gpus": "GPU", "memory_bytes": "memory"}
-    asked = {names.get(key, key): float(value) for key, value in requested.items() if value}
-    return {"CPU": 1.0, **asked}
+def runs_alone(kind: str, spec: Mapping[str, Any], request: Request) -> bool:
+    """Whether a job needs processes of its own: trainings do, which leave memory and process
+    groups behind, unless they are plain ones of one rank on a CPU."""
+    plain = spec.get("optimisation", {}).get("engine") == "plain" and request.ranks == 1
+    return kind == "train" and not (plain and not request.resources.get("GPU"))

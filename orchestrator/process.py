@@ -17,8 +17,11 @@ from orchestrator.settings import Settings
 from xsweep import SetupError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from db.outlook import Outlook
     from orchestrator.controller import Controller
+    from orchestrator.watching import Watching
 
 log = logging.getLogger("xsweep")
 
@@ -58,19 +61,11 @@ def run(settings: Settings, *, until_idle: bool = True, metrics_port: int | None
         watching = Watching(engine, settings, metrics_port)
         log.info("connecting to Ray (starting it takes some seconds)")
         dashboard = cluster.connect(settings, namespace=namespace(settings))
-        from orchestrator.controller import Controller
-
         log.info("Ray's dashboard: %s", dashboard or "not running")
-        controller = Controller(engine, store, dashboard=dashboard)
         signals = _Signals()
-        try:
+        with _controller(settings, engine, store, dashboard, watching) as controller:
             controller.adopt()
             failed = _loop(controller, signals, watching.tick, until_idle=until_idle)
-        finally:
-            controller.close()
-            watching.close()
-            cluster.disconnect(settings, stop=not controller.busy)
-            engine.dispose()
         if signals.received:
             return 128 + signals.received[0]
         return 1 if failed else 0
@@ -121,6 +116,63 @@ def namespace(settings: Settings) -> str:
     return f"xsweep-{hashlib.sha256(redacted(settings.database).encode()).hexdigest()[:12]}"
 
 
+@contextmanager
+def _controller(
+    settings: Settings,
+    engine: "Engine",
+    store: Path,
+    dashboard: str | None,
+    watching: "Watching",
+) -> Iterator["Controller"]:
+    """A controller on the cluster that this process is connected to, and the end of both.
+
+    Raises SetupError where a node is not fit for work, or where the cluster goes away.
+    """
+    import ray
+
+    from orchestrator import cluster, nodes
+    from orchestrator.controller import Controller
+    from orchestrator.demand import Demand
+    from orchestrator.environment import Gate
+    from orchestrator.pool import Pool
+
+    given = settings.ray_address
+    gate = Gate(store) if given else None
+    controller = None
+    try:
+        if gate:
+            gate.require(nodes.living)
+        controller = Controller(
+            engine,
+            store,
+            dashboard=dashboard,
+            pool=Pool(prefix=f"{namespace(settings)}/", gate=gate),
+            lease_s=settings.lease_s,
+            demand=Demand(settings.node_wait_s if given else 0.0, scales=bool(given)),
+            limits=settings.limits,
+        )
+        cluster.leave_without(ray.get_runtime_context().gcs_address)
+        yield controller
+        controller.close()
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        # What still runs there is adopted by the next controller; what does not is begun again.
+        raise SetupError(
+            f"the Ray cluster at {given or 'this machine'} went away ({_first_line(error)}): "
+            "`xsweep run` goes on from here when it is back"
+        ) from error
+    finally:
+        watching.close()
+        if gate:
+            gate.close()
+        busy = controller is not None and controller.busy
+        cluster.disconnect(settings, stop=not busy)
+        engine.dispose()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _loop(
     controller: "Controller", signals: "_Signals", tick: Callable[[], None], *, until_idle: bool
 ) -> bool:
@@ -128,7 +180,7 @@ def _loop(
     from db.outlook import outlook
 
     waiting = ""
-    told_s = time.monotonic()
+    told_s = again_s = time.monotonic()
     while not signals.received:
         try:
             controller.step()
@@ -146,10 +198,11 @@ def _loop(
             continue
         if left.idle and until_idle:
             break
-        reason = _waits_for(left)
-        if reason != waiting:
-            log.info("waiting   %s", reason)
-            waiting = reason
+        reason = controller.demand.told() or _waits_for(left)
+        if reason != waiting or (controller.demand.told() and time.monotonic() > again_s):
+            age = f" (since {controller.demand.age_s:.0f} s)" if controller.demand.told() else ""
+            log.info("waiting   %s%s", reason, age)
+            waiting, again_s = reason, time.monotonic() + TELL_S
     if signals.received:
         log.info("leaving   %d running jobs save their state", len(controller.assigned))
         controller.drain(GRACE_S, hurry=lambda: len(signals.received) > 1)

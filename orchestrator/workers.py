@@ -7,6 +7,7 @@ job and token it runs, and classifies a failure itself, where the exception stil
 import contextlib
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -52,6 +53,8 @@ class Status(TypedDict):
     job_id: int | None
     token: int | None
     node: str
+    node_id: str
+    """Ray's name of the node."""
     pid: int
     progress: dict[str, Any]
 
@@ -74,8 +77,22 @@ class Worker:
         self._halt = threading.Event()
         self._ended = threading.Event()
 
-    def run(self, task: Task) -> Outcome | None:
-        """Do the task and say how it ended."""
+    def meeting_point(self) -> tuple[str, int]:
+        """Address of this node and a free port of it, where the ranks of a gang can meet."""
+        address = ray_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            return address, probe.getsockname()[1]
+
+    def run(
+        self, task: Task, rank: int = 0, ranks: int = 1, meeting: tuple[str, int] | None = None
+    ) -> Outcome | None:
+        """Do the task, or this rank's part of it, and say how it ended."""
+        if meeting:
+            join(rank, ranks, meeting)
+        if rank:
+            # Ranks share the folder; each tells its own story.
+            task = {**task, "log": f"{task['out']}.rank-{rank}.log"}
         self._task, self._outcome, self._progress = task, None, {}
         self._stop.clear()
         self._halt.clear()
@@ -93,11 +110,14 @@ class Worker:
 
     def status(self) -> Status:
         """The task in hand, where it runs and how far it is."""
+        import ray
+
         task = self._task
         return {
             "job_id": task["job_id"] if task else None,
             "token": task["token"] if task else None,
             "node": os.uname().nodename,
+            "node_id": ray.get_runtime_context().get_node_id(),
             "pid": os.getpid(),
             "progress": dict(self._progress),
         }
@@ -162,6 +182,42 @@ class Worker:
             work(kind, spec, inputs, out, self._report, resume_from=previous)
 
 
+def join(rank: int, ranks: int, meeting: tuple[str, int]) -> None:
+    """Describe a gang to the trainer in torchrun's variables."""
+    address, port = meeting
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        # Ray shows each rank its own cards only, so that the first one it sees is the right one.
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+    # Where a host's own name leads to its loopback, the ranks would look for each other there.
+    interface = interface_of(ray_address())
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+
+
+def ray_address() -> str:
+    """The address under which the other nodes know this one."""
+    import ray
+
+    return ray.util.get_node_ip_address()
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network interface that has the address; None where none has."""
+    import psutil
+
+    for name, bound in psutil.net_if_addrs().items():
+        if any(each.address == address for each in bound):
+            return name
+    return None
+
+
 @contextlib.contextmanager
 def _output_to(log: Path) -> Iterator[None]:
     """Send everything this process prints, native libraries included, to the attempt's log."""
@@ -173,8 +229,9 @@ def _output_to(log: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(OSError):  # of a full disk: the job has told already
+                    stream.flush()
             for number, copy in enumerate(kept, start=1):
                 os.dup2(copy, number)
                 os.close(copy)

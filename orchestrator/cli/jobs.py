@@ -52,6 +52,7 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
     ] = False,
     attempt: Annotated[int | None, typer.Option(help="Not the last attempt but this one.")] = None,
+    rank: Annotated[int, typer.Option(help="Of a training of several ranks.", min=0)] = 0,
 ) -> None:
     """The output of a job's last attempt.
 
@@ -60,13 +61,14 @@ def logs(
       xsweep logs 17
       xsweep logs 17 -f
       xsweep logs 17 --attempt 1
+      xsweep logs 17 --rank 3
     """
     from db import jobs
     from orchestrator.store import open_store
 
     engine = open_database(ctx)
     job_id = jobs.find_job(engine, job)
-    path = _log_of(engine, open_store(settings_of(ctx).store), job_id, attempt)
+    path = _log_of(engine, open_store(settings_of(ctx).store), job_id, attempt, rank)
     position = 0
     while True:
         # Asked before reading: what is written while the job ends is still shown.
@@ -81,7 +83,7 @@ def logs(
         time.sleep(0.5)
 
 
-def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None) -> Path:
+def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: int = 0) -> Path:
     from db import jobs
     from orchestrator.store import resolve
 
@@ -92,6 +94,8 @@ def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None) -> Pat
         why = f": {found.why[0]}" if found.why else ""
         raise ConfigError(f"{found.name!r} has no {number} with a log yet{why}")
     path = resolve(store, tries[-1].log)
+    if rank:
+        path = path.with_name(f"{path.stem}.rank-{rank}.log")
     if not path.exists():
         raise ConfigError(f"the log {path} is gone, or not written yet")
     return path

@@ -1,6 +1,7 @@
 """A Ray cluster of our own, started and stopped for real (some seconds)."""
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -97,3 +98,43 @@ def test_an_address_without_a_cluster_is_a_message(monkeypatch, tmp_path):
     monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
     with pytest.raises(SetupError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
         cluster.connect(load_settings(ray_address="127.0.0.1:1"), namespace="test")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("Version mismatch: Ray: 2.59.0 here\n  Ray: 2.60.0"), "of another version"),
+        (RuntimeError("Unauthenticated: Invalid or missing auth token"), "refuses this token"),
+        (ConnectionError("ran out of time"), r"answers at host:6379 \(ran out of time\)"),
+    ],
+)
+def test_what_ray_says_is_told_with_what_to_do(error, words):
+    import re
+
+    assert re.search(words, cluster.explain("host:6379", error))
+
+
+def test_a_machine_without_a_node_of_the_cluster_is_told_to_start_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    monkeypatch.setattr(psutil, "process_iter", lambda attributes: iter(()))
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"127.0.0.1:{somebody.getsockname()[1]}"
+        with pytest.raises(SetupError, match="no Ray node runs on this machine"):
+            cluster.connect(load_settings(ray_address=address), namespace="test")
+
+
+WATCH = """
+import logging, threading
+from orchestrator import cluster
+
+logging.basicConfig(format="%(message)s")
+cluster.AWAY_S, cluster.ANSWER_S = 0.2, 0.1
+cluster.leave_without("127.0.0.1:1")
+threading.Event().wait(60)
+"""
+
+
+def test_a_controller_leaves_with_a_word_when_the_head_stays_away():
+    done = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, timeout=50)
+    assert done.returncode == SetupError.exit_code
+    assert "no answer from Ray's head at 127.0.0.1:1" in done.stderr

@@ -3,13 +3,12 @@
 import os
 import re
 import signal
-import time
-from collections.abc import Callable
 
 import pytest
 from chaos import account
 from proxy import Line
 from tiny import write_study
+from waiting import wait_for
 
 from db import events, status
 from db.check import check
@@ -46,16 +45,6 @@ def engine(study):
     engine = connect(f"sqlite:///{study.home}/xsweep.db")
     yield engine
     engine.dispose()
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 120):
-    """Poll something outside this process until it holds."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise TimeoutError(f"still waiting after {timeout_s} s")
 
 
 def training(study) -> tuple[int, int]:

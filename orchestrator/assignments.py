@@ -1,0 +1,111 @@
+"""A job that a worker, or a gang of them, has in hand: what is awaited, and how it ended."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from db import jobs
+from orchestrator import gangs
+from orchestrator.pool import Placement
+from orchestrator.requests import request_of
+from orchestrator.store import resolve
+from orchestrator.workers import Outcome, Task
+
+Job = jobs.Claim | jobs.Held
+"""An attempt under way: claimed by this controller, or adopted from another."""
+
+
+@dataclass
+class Assignment:
+    """A job in hand; `awaited` are the answers of those ranks that have not ended."""
+
+    job: Job
+    folder: str
+    placement: Placement
+    awaited: dict[ray.ObjectRef, int]
+    """Rank by the reference to its outcome."""
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    answered: bool = False
+    silent_s: float = 0.0
+    """How long its workers have been asked how they are and did not answer."""
+    began_s: float = field(default_factory=time.monotonic)
+
+    def hear(self, ref: ray.ObjectRef) -> None:
+        """Take in how a rank ended."""
+        rank = self.awaited.pop(ref)
+        try:
+            outcome: Outcome | None = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            reason = f"the worker died: {_first_line(error)}"
+            outcome = {"state": "failed", "failure": "NODE", "reason": reason}
+        # None: adopted from a controller that was killed between starting the worker and calling it
+        self.outcomes[rank] = outcome or {
+            "state": "stopped",
+            "failure": None,
+            "reason": "it had not begun",
+        }
+
+    @property
+    def ended(self) -> bool:
+        """Whether the first rank has ended, or any has failed: the others only follow."""
+        return 0 in self.outcomes or any(
+            each["state"] != "finished" for each in self.outcomes.values()
+        )
+
+    def verdict(self) -> Outcome:
+        """How the attempt ended; waits a moment for the other ranks to tell their side."""
+        if self.awaited:
+            refs = list(self.awaited)
+            told, _ = ray.wait(refs, num_returns=len(refs), timeout=gangs.TELL_S)
+            for ref in told:
+                self.hear(ref)
+        return gangs.verdict(self.outcomes, len(self.placement.actors))
+
+
+def task_of(claim: jobs.Claim, store: Path, folder: str) -> Task:
+    """The attempt as a worker gets it: absolute paths, and no word of the database."""
+    out = resolve(store, folder)
+    return {
+        "job_id": claim.job_id,
+        "token": claim.token,
+        "kind": claim.kind,
+        "name": claim.name,
+        "spec": claim.spec,
+        "inputs": {role: str(resolve(store, at)) for role, at in claim.inputs.items()},
+        "out": str(out),
+        "log": f"{out}.log",
+        "previous": [str(resolve(store, at)) for at in claim.previous],
+    }
+
+
+def begin(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:
+    """Set the workers to the task: one, or all ranks, which meet where the first one says."""
+    actors, name = placement.actors, task["name"]
+    ranks = len(actors)
+    # Passed on unread: Ray hands it to the others when the first one is up.
+    meeting = actors[0].meeting_point.remote() if ranks > 1 else None
+    refs = {}
+    for rank, actor in enumerate(actors):
+        title = name if ranks == 1 else f"{name} (rank {rank} of {ranks})"
+        refs[actor.run.options(name=title).remote(task, rank, ranks, meeting)] = rank
+    return refs
+
+
+def actors_of(held: jobs.Held, workers: Mapping[str, Any]) -> list[Any] | None:
+    """The living processes of an attempt by rank; None where one of them is gone."""
+    return gangs.survivors(workers, held.actor or "", request_of(held.resources).ranks)
+
+
+def names_of(held: jobs.Held) -> set[str]:
+    """The names of an attempt's processes."""
+    ranks = request_of(held.resources).ranks
+    return {gangs.rank_name(held.actor or "", rank) for rank in range(ranks)}
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,187 @@
+"""Trainings of several ranks on the nodes of a real Ray cluster; one of the ranks is killed."""
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import write_study
+from waiting import wait_for
+
+from db import status
+from db.check import check
+from db.engine import connect
+from orchestrator import gangs
+from orchestrator.process import namespace
+from orchestrator.settings import load_settings
+
+pytestmark = pytest.mark.timeout(600)
+
+NODES = ("1", "1", "1")
+"""CPUs of each: too few for two ranks on one node."""
+STEPS = 400
+"""Enough for a training of some seconds, so that there is a middle to be killed in."""
+
+
+@pytest.fixture(scope="module")
+def several_nodes(tmp_path_factory):
+    """Environment for a program that uses a cluster of three nodes with one CPU each."""
+    token = tmp_path_factory.mktemp("several") / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("several_nodes.py")), *NODES],
+        env={**os.environ, **ours, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    told = next((line for line in process.stdout if line.startswith("address ")), "")
+    assert told, "the nodes did not come up"
+    yield {**ours, "RAY_ADDRESS": told.split()[1]}
+    process.stdin.close()
+    process.wait(60)
+
+
+def run_with(workplace, environment, ranks, steps=40):
+    """The tiny study, its trainings cut over so many ranks, submitted and ready to run."""
+    workplace.environment |= environment
+    grid = write_study(workplace.folder, steps=steps)
+    needs = f"resources: {{train: {{cpus: 1, ranks: {ranks}, spread: true}}}}\n"
+    grid.write_text(grid.read_text() + needs)
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    return workplace
+
+
+def first_checkpoint(workplace):
+    """Folder of the attempt that has written one first."""
+    pattern = "store/jobs/train/*/*/attempt-1/checkpoints/step-*"
+    return wait_for(lambda: next(workplace.home.glob(pattern), None)).parent.parent
+
+
+def attempts(engine):
+    """Number of attempts of every training."""
+    return {job.job_id: job.token for job in status.jobs(engine, kind="train")}
+
+
+def summaries(workplace):
+    """Of each training, by objective."""
+    found = {}
+    for path in workplace.home.glob("store/jobs/train/*/*/attempt-*/provenance.json"):
+        objective = json.loads(path.read_text())["spec"]["objective"]["name"]
+        found[objective] = json.loads(path.with_name("summary.json").read_text())
+    return found
+
+
+def means(workplace):
+    """What the report tells, numbers only."""
+    return [float(n) for n in re.findall(r"\d\.\d+", workplace.xsweep("report", "tiny"))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, workplace_in, several_nodes):
+    """The study with one rank."""
+    place = run_with(workplace_in(tmp_path_factory.mktemp("alone")), several_nodes, 1)
+    place.xsweep("run")
+    return place
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_on_as_many_nodes_give_what_one_gives(alone, workplace, several_nodes, ranks):
+    place = run_with(workplace, several_nodes, ranks)
+    place.xsweep("run")
+    several, one = summaries(place), summaries(alone)
+    assert several.keys() == one.keys() == {"infonce", "bce"}
+    for objective, summary in several.items():
+        assert summary["ranks"] == [[0, ranks]]
+        assert summary["final_loss"] == pytest.approx(one[objective]["final_loss"], rel=1e-4)
+    assert means(place) == pytest.approx(means(alone), abs=1e-3)
+
+
+def test_a_killed_rank_costs_its_gang_the_attempt_and_the_next_gang_resumes(
+    workplace, several_nodes
+):
+    place = run_with(workplace, several_nodes, 2, steps=STEPS)
+    controller = place.start("run")
+    folder = first_checkpoint(place)
+    log = Path(f"{folder}.rank-1.log").read_text()
+    job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
+    os.kill(pid, signal.SIGKILL)
+    output, _ = controller.communicate(timeout=300)
+    assert controller.returncode == 0, output
+    assert "NODE: rank " in output
+    engine = connect(f"sqlite:///{place.home}/xsweep.db")
+    assert attempts(engine)[job] == 2
+    assert check(engine) == []
+    engine.dispose()
+    for rank in ("0", "1"):
+        assert "resuming after step" in place.xsweep("logs", str(job), "--rank", rank)
+    assert "is gone, or not written" in place.xsweep("logs", str(job), "--rank", "2", code=2)
+
+
+def test_after_a_killed_controller_the_next_one_adopts_the_whole_gang(workplace, several_nodes):
+    place = run_with(workplace, several_nodes, 3, steps=STEPS)
+    controller = place.start("run")
+    first_checkpoint(place)
+    controller.kill()
+    controller.communicate()
+    output = place.xsweep("run")
+    assert "adopted   train" in output
+    engine = connect(f"sqlite:///{place.home}/xsweep.db")
+    assert set(attempts(engine).values()) == {1}, "nothing was begun again"
+    engine.dispose()
+    assert {tuple(s["ranks"][0]) for s in summaries(place).values()} == {(0, 3)}
+
+
+RESERVE = """
+import os, sys, ray
+ray.init(address=os.environ["RAY_ADDRESS"], namespace=sys.argv[1], log_to_driver=False)
+group = ray.util.placement_group([{"CPU": 1}], name=sys.argv[2], lifetime="detached")
+assert group.wait(60)
+"""
+
+
+def test_a_group_that_no_job_holds_is_removed_at_the_next_start(workplace, several_nodes):
+    place = run_with(workplace, several_nodes, 3)
+    space = namespace(load_settings(database=f"sqlite:///{place.home}/xsweep.db"))
+    subprocess.run(
+        [sys.executable, "-c", RESERVE, space, f"{space}/left by nobody"],
+        env={**place.environment, "RAY_ADDRESS": several_nodes["RAY_ADDRESS"]},
+        check=True,
+    )
+    # With one CPU reserved, no three ranks would find their nodes.
+    output = place.xsweep("run")
+    assert "removed   the placement group" in output
+    assert {tuple(s["ranks"][0]) for s in summaries(place).values()} == {(0, 3)}
+
+
+OUT_OF_MEMORY = {"state": "failed", "failure": "OOM_GPU", "reason": "out of memory"}
+LOST_PEER = {"state": "failed", "failure": "NODE", "reason": "Connection closed by peer"}
+UNKNOWN = {"state": "failed", "failure": "UNKNOWN", "reason": "RuntimeError"}
+FINISHED = {"state": "finished", "failure": None, "reason": None}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "failure", "rank"),
+    [
+        ({0: LOST_PEER, 1: OUT_OF_MEMORY}, "OOM_GPU", 1),  # the victim tells the peer's fault
+        ({0: UNKNOWN, 1: LOST_PEER}, "NODE", 1),  # a peer is gone: nobody's program is wrong
+        ({1: FINISHED, 0: UNKNOWN}, "UNKNOWN", 0),
+    ],
+)
+def test_of_a_gangs_failures_the_one_with_a_cause_counts(outcomes, failure, rank):
+    told = gangs.verdict(outcomes, 2)
+    assert told["failure"] == failure
+    assert told["reason"].startswith(f"rank {rank} of 2: ")
+
+
+def test_a_gang_has_finished_when_its_first_rank_has():
+    assert gangs.verdict({0: FINISHED}, 3) == FINISHED
