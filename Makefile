@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test chaos rehearsal rehearsal-postgresql lint clean help
+.PHONY: demo test chaos rehearsal rehearsal-postgresql lint clean help cluster-test
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -41,6 +41,10 @@ rehearsal: $(INSTALLED) ## all 4,080 jobs of the study with tiny models, while t
 
 rehearsal-postgresql: $(INSTALLED) ## the same with PostgreSQL, which is killed too
 	$(BIN)/python benchmarks/rehearsal.py --database postgresql
+
+# As root, about a quarter of an hour; says so and stops where namespaces are not permitted.
+cluster-test: $(INSTALLED) ## three hosts as network namespaces: faults, and what became of the jobs
+	$(BIN)/python -m tests.cluster
 
 lint: $(INSTALLED) ## ruff and the type checker
 	$(BIN)/ruff check .
