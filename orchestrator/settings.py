@@ -6,7 +6,7 @@ from pathlib import Path
 
 from xsweep import SetupError
 
-KINDS = ("prepare", "teach", "train", "evaluate")
+KINDS = ("prepare", "teach", "search", "train", "evaluate")
 SHORTEST_LEASE_S = 10.0
 """Shorter than a few unanswered questions, a lease would end under jobs that live."""
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.forecast import OPEN, count, duration, prospect
+from orchestrator.settings import KINDS
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -12,7 +13,6 @@ if TYPE_CHECKING:
     from db.troubles import Trouble
 
 STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
-KINDS = ("prepare", "teach", "search", "train", "evaluate")
 REHEARSAL = "rehearsal"
 """How the names of all rehearsals end."""
 BAR_WIDTH = 40

@@ -21,6 +21,8 @@ from orchestrator.report.report import Report, Section
 from orchestrator.report.table import Row
 
 FIELDS = {"backbone": "model", "objective": "objective", "teacher": "teacher"}
+MOST_NAMED = 6
+"""Columns that can bear names; more are numbered."""
 
 
 class Contrast(NamedTuple):
@@ -128,18 +130,22 @@ def wins_section(report: Report, data: Measured) -> Section:
             held[winner] += 1
             won[winner] += own > 0
             clearly[winner] += own > 0 and p < report.alpha
+    # Many names side by side would be wider than any page: then they are numbered.
+    numbered = len(kinds) > MOST_NAMED
+    names = [f"{n} {kind}" for n, kind in enumerate(kinds, 1)] if numbered else kinds
+    heads = [str(n) for n in range(1, len(kinds) + 1)] if numbered else kinds
     return Section(
         title,
-        ("", *kinds),
+        ("", *heads),
         [
             (
-                a,
+                name,
                 *(
                     f"{won[a, b]}/{held[a, b]} ({clearly[a, b]})" if held[a, b] else ""
                     for b in kinds
                 ),
             )
-            for a in kinds
+            for name, a in zip(names, kinds, strict=True)
         ],
         "n/m (k): the better mean in n of m pairs of the same backbone and collection, k of them "
         f"significantly (paired t-test, p < {report.alpha:g} "

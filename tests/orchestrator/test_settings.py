@@ -22,7 +22,7 @@ def test_leases_waits_and_limits_come_from_the_environment(monkeypatch):
         ("XSWEEP_LEASE_S", "soon", "give seconds"),
         ("XSWEEP_NODE_WAIT_S", "nan", "give seconds"),
         ("XSWEEP_LIMITS", "train", "no KIND=NUMBER"),
-        ("XSWEEP_LIMITS", "report=2", "kinds are prepare, teach, train, evaluate"),
+        ("XSWEEP_LIMITS", "report=2", "kinds are prepare, teach, search, train, evaluate"),
     ],
 )
 def test_a_setting_that_means_nothing_is_told_with_what_would(monkeypatch, name, value, words):

@@ -80,3 +80,15 @@ def test_wins_are_tested_as_one_family(confounded):
     lines = {line[0]: dict(zip(section.heads, line, strict=True)) for line in section.lines}
     assert lines["infonce (colbert)"]["hinge (bm25)"] == "2/2 (2)"
     assert lines["hinge (bm25)"]["infonce (colbert)"] == "0/2 (0)"
+
+
+def test_the_wins_of_many_systems_have_numbered_columns(confounded, monkeypatch):
+    monkeypatch.setattr("orchestrator.report.contrasts.MOST_NAMED", 2)
+    (data,) = measured(confounded)
+    section = wins_section(confounded, data)
+    names = [line[0] for line in section.lines]
+    assert section.heads == ("", "1", "2", "3")
+    assert [name.partition(" ")[0] for name in names] == ["1", "2", "3"]
+    place = next(name for name in names if name.endswith("hinge (bm25)")).partition(" ")[0]
+    (line,) = [line for line in section.lines if line[0].endswith("infonce (colbert)")]
+    assert line[int(place)] == "2/2 (2)"
