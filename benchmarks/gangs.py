@@ -65,6 +65,8 @@ def own(number: int) -> None:
         "out": folder,
         "log": f"{folder}.log",
         "previous": [],
+        "root": tempfile.gettempdir(),
+        "remote": None,
     }
     outcomes = ray.get(list(begin(placement, task)))
     pool.kill(placement)

@@ -59,7 +59,8 @@ from orchestrator.workers import Worker
 fill()
 worker = Worker(gpus=0)
 task = {"job_id": 1, "token": 1, "kind": "train", "name": "train", "spec": {}, "inputs": {}}
-outcome = worker.run({**task, "out": f"{disk}/out", "log": f"{disk}/out.log", "previous": []})
+task |= {"out": f"{disk}/out", "log": f"{disk}/out.log", "previous": []}
+outcome = worker.run({**task, "root": str(disk), "remote": None})
 print(outcome["state"], outcome["failure"], outcome["reason"])
 """
 
