@@ -30,7 +30,7 @@ class Settings:
     """How long a job stays with a controller or a worker that is not heard of."""
     node_wait_s: float = 300.0
     """How long jobs of a given cluster wait for a node that could run them; then they fail."""
-    limits: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict, hash=False)
     """Jobs of a kind that may run at once."""
 
 

@@ -24,7 +24,7 @@ def serve() -> Iterator[str]:
         environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         # File systems of an earlier server in this process are still remembered.
         fsspec.get_filesystem_class("s3").clear_instance_cache()
-        fsspec.filesystem("s3").mkdir("results", exist_ok=True)
+        fsspec.filesystem("s3").makedirs("results", exist_ok=True)
         yield "s3://results"
         fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
