@@ -77,13 +77,13 @@ def _query_texts(store: str, cell: "Cell") -> dict[str, str]:
     """From the candidates' folder; none where the store is not at hand, and a word about it."""
     from evaluator.collections import read_texts
     from orchestrator.remote import fetch_file
-    from orchestrator.store import open_store, resolve
+    from orchestrator.store import resolve, store_root
 
     candidates = cell.parents_summary.get("candidates")
     if candidates is None or not candidates.folder:
         return {}
     try:
-        root = open_store(store)
+        root = store_root(store)
         resolve(root, candidates.folder)
         return dict(read_texts(fetch_file(root, f"{candidates.folder}/queries.jsonl.gz")))
     except (XsweepError, OSError) as error:
