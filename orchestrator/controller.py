@@ -106,6 +106,8 @@ class Controller:
             elif held.folder and is_published(self.store, held.folder):
                 if self._accept([(held, held.folder)]):
                     log.info("done      %s (found finished)", held.name)
+            elif held.folder is None:
+                self._release(held, "its controller was gone before it began")
             else:
                 self._fail(held, "NODE", "its worker and its controller are gone")
         if alive:
