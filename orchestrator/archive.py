@@ -19,8 +19,9 @@ from evaluator.files import checksum
 from evaluator.manifest import NAME as MANIFEST
 from evaluator.manifest import read_manifest, write_manifest
 from evaluator.provenance import without_places
-from orchestrator.remote import fetch, publish
+from orchestrator.remote import fetch
 from orchestrator.store import resolve
+from orchestrator.uploads import publish
 from xsweep import ConfigError, DataError
 
 if TYPE_CHECKING:

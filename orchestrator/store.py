@@ -39,10 +39,9 @@ def open_store(uri: str) -> Path:
 def store_root(uri: str) -> Path:
     """The store's root, which is not looked at."""
     if is_remote(uri):
-        from orchestrator.remote import attach, copies_of
+        from orchestrator.remote import copies_of
 
-        attach(root := copies_of(uri), uri.rstrip("/"))
-        return root
+        return copies_of(uri)
     return Path(uri.removeprefix("file://")).absolute()
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from orchestrator.failures import classify
-from orchestrator.remote import attach, fetch, uploading
+from orchestrator.remote import attach, fetch
+from orchestrator.uploads import uploading
 from xsweep import Stopped
 
 PRINT_EVERY_S = 10.0

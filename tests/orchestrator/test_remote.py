@@ -10,6 +10,7 @@ from object_store import serve
 from evaluator.manifest import read_manifest, write_manifest
 from orchestrator import remote
 from orchestrator.store import open_store
+from orchestrator.uploads import Uploads, uploading
 from xsweep import DataError, SetupError
 
 FOLDER, LOG = "jobs/train/ab/abc/attempt-1", "jobs/train/ab/abc/attempt-1.log"
@@ -17,9 +18,9 @@ FOLDER, LOG = "jobs/train/ab/abc/attempt-1", "jobs/train/ab/abc/attempt-1.log"
 
 @pytest.fixture(scope="module")
 def server():
-    remote._open.cache_clear()
+    remote.open_remote.cache_clear()
     yield from serve()
-    remote._open.cache_clear()
+    remote.open_remote.cache_clear()
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def _names(bucket: str) -> set[str]:
 
 def test_what_one_host_finished_another_one_gets_whole(hosts: list[Path]) -> None:
     one, two = hosts
-    with remote.uploading(one, FOLDER, LOG):
+    with uploading(one, FOLDER, LOG):
         write_manifest(_write(one, summary_json='{"a": 1}', model__weights="w" * 1000))
         (one / LOG).write_text("step 1\n")
     assert not remote.is_published(two, "jobs/other")
@@ -66,7 +67,7 @@ def test_what_one_host_finished_another_one_gets_whole(hosts: list[Path]) -> Non
 
 def test_the_manifest_is_the_last_object(hosts: list[Path], bucket: str) -> None:
     folder = _write(hosts[0], summary_json="{}", model__weights="w")
-    uploads = remote.Uploads(hosts[0], FOLDER, LOG)
+    uploads = Uploads(hosts[0], FOLDER, LOG)
     write_manifest(folder)
     uploads.sync()
     assert _names(bucket) == {f"{FOLDER}/summary.json", f"{FOLDER}/model/weights"}
@@ -78,7 +79,7 @@ def test_the_manifest_is_the_last_object(hosts: list[Path], bucket: str) -> None
 
 def test_results_come_without_the_weights(hosts: list[Path]) -> None:
     one, two = hosts
-    with remote.uploading(one, FOLDER, LOG):
+    with uploading(one, FOLDER, LOG):
         write_manifest(_write(one, summary_json='{"a": 1}', model__weights="w" * 1000))
     found = remote.fetch_results(two, FOLDER)
     assert json.loads((found / "summary.json").read_text()) == {"a": 1}
@@ -88,7 +89,7 @@ def test_results_come_without_the_weights(hosts: list[Path]) -> None:
 
 def test_a_file_that_the_store_lost_is_noticed(hosts: list[Path], bucket: str) -> None:
     one, two = hosts
-    with remote.uploading(one, FOLDER, LOG):
+    with uploading(one, FOLDER, LOG):
         write_manifest(_write(one, summary_json="{}", model__weights="w"))
     fsspec.filesystem("s3").rm(f"{bucket}/{FOLDER}/model/weights")
     with pytest.raises(DataError, match="weights: missing where the manifest lists 1 bytes"):
@@ -99,7 +100,7 @@ def test_another_host_goes_on_from_the_checkpoints_of_a_killed_attempt(
     hosts: list[Path], bucket: str
 ) -> None:
     one, two = hosts
-    uploads = remote.Uploads(one, FOLDER, LOG)
+    uploads = Uploads(one, FOLDER, LOG)
     first = {"checkpoints__step-1__weights": "1", "checkpoints__step-1__manifest_json": "{}"}
     _write(one, **first, **{"checkpoints__.step-2.part__weights": "half"})
     uploads.sync()
@@ -124,7 +125,7 @@ def test_an_attempt_that_fails_leaves_its_files_and_no_manifest(hosts: list[Path
     one, two = hosts
 
     def work() -> None:
-        with remote.uploading(one, FOLDER, LOG):
+        with uploading(one, FOLDER, LOG):
             _write(one, metrics="1\n")
             raise ZeroDivisionError
 
@@ -136,7 +137,7 @@ def test_an_attempt_that_fails_leaves_its_files_and_no_manifest(hosts: list[Path
 
 def test_files_are_listed_with_sizes_and_removed_everywhere(hosts: list[Path], bucket: str) -> None:
     one, two = hosts
-    with remote.uploading(one, FOLDER, LOG):
+    with uploading(one, FOLDER, LOG):
         _write(one, model__weights="www")
     ((name, (size_bytes, written_at)),) = remote.listing(two, FOLDER).items()
     assert (name, size_bytes) == ("model/weights", 3)
@@ -148,7 +149,7 @@ def test_files_are_listed_with_sizes_and_removed_everywhere(hosts: list[Path], b
 
 def test_a_shared_folder_needs_none_of_this(tmp_path: Path) -> None:
     root = open_store(str(tmp_path / "store"))
-    with remote.uploading(root, FOLDER, LOG):
+    with uploading(root, FOLDER, LOG):
         write_manifest(_write(root, summary_json="{}"))
     assert remote.url_of(root) is None
     assert remote.is_published(root, FOLDER)
@@ -162,3 +163,9 @@ def test_a_bucket_that_is_not_there_is_said(
     monkeypatch.setenv("XSWEEP_CACHE", str(tmp_path))
     with pytest.raises(SetupError, match=r"store s3://other/x cannot be written"):
         open_store("s3://other/x")
+
+
+def test_a_password_in_a_stores_url_is_refused_and_not_shown() -> None:
+    with pytest.raises(SetupError, match="holds a password") as refused:
+        open_store("sftp://me:hush@host/study")
+    assert "hush" not in str(refused.value)
