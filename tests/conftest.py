@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from chaos import CHAOS, Account, table
 from postgresql import administer
+from sqlalchemy import Engine
 
 from db.engine import connect
 
@@ -67,3 +68,28 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
     administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE model")
     yield postgresql_server.replace("/postgres?", f"/{name}?")
     administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def sqlite_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file that holds the empty tables."""
+    path = tmp_path_factory.mktemp("model") / "model.db"
+    connect(f"sqlite:///{path}", create=True).dispose()
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database with the empty tables, once per kind."""
+    if request.param == "postgresql":
+        return request.getfixturevalue("postgresql_url")
+    shutil.copy(request.getfixturevalue("sqlite_model"), tmp_path / "xsweep.db")
+    return f"sqlite:///{tmp_path / 'xsweep.db'}"
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    """An open, empty database, once per kind."""
+    engine = connect(url)
+    yield engine
+    engine.dispose()

@@ -1,16 +1,12 @@
 """What is announced, and when: each end of a sweep once, each failure for good once."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 from job_table import fail, finish, new_job, study, submit, take
 from sqlalchemy import Engine
 
 from db import jobs
 from db.check import check
-from db.engine import connect
 from db.events import history
 from orchestrator.announcements import NAMED, Announcer
 from orchestrator.webhook import Done
@@ -32,17 +28,6 @@ class Outbox:
     @property
     def texts(self) -> list[str]:
         return [message["text"] for message in self.messages]
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    else:
-        url = f"sqlite:///{tmp_path / 'xsweep.db'}"
-    engine = connect(url, create=True)
-    yield engine
-    engine.dispose()
 
 
 def announcer(engine: Engine, outbox: Outbox) -> Announcer:

@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from job_table import identity, new_job, submit, take
 from sqlalchemy import Engine
 
 from db.check import check
-from db.engine import connect
 from db.events import history
 from db.jobs import Claim, NewJob
 from db.rungs import peers_of
@@ -18,17 +16,6 @@ from orchestrator.pruning import Pruner
 
 TRIALS = 8
 ASHA = {"grace_steps": 10, "reduction": 2.0}
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql_url")
-    else:
-        url = f"sqlite:///{tmp_path / 'xsweep.db'}"
-    engine = connect(url, create=True)
-    yield engine
-    engine.dispose()
 
 
 def trial(name: str) -> NewJob:

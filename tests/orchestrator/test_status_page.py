@@ -1,5 +1,7 @@
 """What `status --watch` shows, at the size that a terminal has."""
 
+from io import StringIO
+
 from rich.console import Console, Group
 
 from db.status import FailedJob, RunningJob, Summary, SweepStatus
@@ -8,7 +10,7 @@ from orchestrator.cli.status_page import page
 
 
 def shown(found: Summary, lines: int | None = None) -> str:
-    console = Console(width=120, record=True, highlight=False, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    console = Console(width=120, record=True, highlight=False, file=StringIO())
     console.print(Group(*page(found, lines)))
     return console.export_text()
 
