@@ -5,11 +5,9 @@ is never used, and says why; one that joins later is asked when it joins.
 """
 
 import logging
-import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -19,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.nodes import Node
 from orchestrator.remote import url_of
-from xsweep import SetupError, __version__
+from xsweep import SetupError
 
 log = logging.getLogger("xsweep")
 
@@ -84,7 +82,8 @@ class Gate:
     def _ask(self, node: Node) -> None:
         with fsspec.open(self._probe, "wb"):
             pass
-        task = ray.remote(_probe_function()).options(
+        _, probe = _questions()
+        task = ray.remote(probe).options(
             num_cpus=0,
             max_retries=0,
             name=f"xsweep: is {node.name} fit?",
@@ -121,14 +120,9 @@ def runs_jobs(node: Node) -> bool:
 
 def expected() -> Answer:
     """This process's own answer, which the nodes' are compared with."""
-    return {
-        "python": "{}.{}".format(*sys.version_info),
-        "xsweep": __version__,
-        "packages": {name: _installed(name) for name in PACKAGES},
-        "sees_probe": True,
-        "writes": None,
-        "clock_s": time.time(),
-    }
+    versions, _ = _questions()
+    answer: Answer = versions(PACKAGES) | {"sees_probe": True, "writes": None}
+    return answer
 
 
 def judge(name: str, told: Answer, here: Answer, between_s: tuple[float, float]) -> str | None:
@@ -166,20 +160,15 @@ def judge(name: str, told: Answer, here: Answer, between_s: tuple[float, float])
     return None
 
 
-def _installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def _questions() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What is asked: which versions there are; these and whether the probe is seen.
 
+    Nested so that Ray sends their code: a node may lack ours or have an older one.
+    """
 
-def _probe_function() -> Callable[[str, Sequence[str]], dict[str, Any]]:
-    """The probe, nested so that Ray sends its code: the node may lack ours or have an older one."""
-
-    def probe(path: str, packages: Sequence[str]) -> dict[str, Any]:
+    def versions(packages: Sequence[str]) -> dict[str, Any]:
         import sys
         import time
-        import uuid
         from importlib import metadata
 
         def installed(package: str) -> str | None:
@@ -194,6 +183,17 @@ def _probe_function() -> Callable[[str, Sequence[str]], dict[str, Any]]:
             ours = xsweep.__version__
         except ImportError:
             ours = None
+        return {
+            "python": "{}.{}".format(*sys.version_info),
+            "xsweep": ours,
+            "packages": {name: installed(name) for name in packages},
+            "clock_s": time.time(),
+        }
+
+    def probe(path: str, packages: Sequence[str]) -> dict[str, Any]:
+        import time
+        import uuid
+
         seen, refused = False, None
         try:
             import fsspec
@@ -212,13 +212,6 @@ def _probe_function() -> Callable[[str, Sequence[str]], dict[str, Any]]:
             refused = error.strerror or str(error)
         except Exception as error:  # every object store has errors of its own
             refused = str(error)
-        return {
-            "python": "{}.{}".format(*sys.version_info),
-            "xsweep": ours,
-            "packages": {name: installed(name) for name in packages},
-            "sees_probe": seen,
-            "writes": refused,
-            "clock_s": time.time(),
-        }
+        return {**versions(packages), "sees_probe": seen, "writes": refused}
 
-    return probe
+    return versions, probe
