@@ -5,13 +5,14 @@ lets only root read the processors' counters unless told otherwise; a virtual ma
 """
 
 import logging
-import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import distributed
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +50,18 @@ class EnergyMeter:
 
 
 def open_meter() -> EnergyMeter:
-    """A meter for this process: its GPU; the processors too, for the first process of a machine."""
-    first = os.environ.get("LOCAL_RANK", "0") == "0"
-    return EnergyMeter((processors() if first else []) + gpu())
+    """A meter for this rank: its GPU, and the processors where it is the first rank of a host."""
+    hosts, rank = [socket.gethostname()], 0
+    if distributed.is_initialized():
+        rank = distributed.get_rank()
+        hosts *= distributed.get_world_size()
+        distributed.all_gather_object(hosts, socket.gethostname())
+    return EnergyMeter((processors() if is_first(hosts, rank) else []) + gpu())
+
+
+def is_first(hosts: Sequence[str], rank: int) -> bool:
+    """Whether no lower rank runs on the same host; of hosts a, b, a, b ranks 0 and 1 are."""
+    return hosts.index(hosts[rank]) == rank
 
 
 def processors(folder: Path = POWERCAP) -> list[Counter]:

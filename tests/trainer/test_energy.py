@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from trainer.energy import EnergyMeter, open_meter, processors
+from trainer.energy import EnergyMeter, is_first, processors
 
 
 def _zone(folder: Path, name: str, microjoules: int) -> Path:
@@ -35,8 +35,6 @@ def test_a_machine_without_counters_measures_nothing(tmp_path: Path) -> None:
     assert EnergyMeter([]).spent() == 0
 
 
-def test_only_the_first_process_of_a_machine_counts_its_processors(monkeypatch) -> None:
-    monkeypatch.setattr("trainer.energy.processors", lambda: 1 / 0)
-    monkeypatch.setattr("trainer.energy.gpu", lambda: [])
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert open_meter().spent() == 0
+def test_a_hosts_processors_are_counted_by_its_first_rank_alone() -> None:
+    hosts = ["a", "b", "a", "b", "c"]
+    assert [is_first(hosts, rank) for rank in range(5)] == [True, True, False, False, True]
