@@ -19,7 +19,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from trainer.specs import TeacherSpec
 
 from generated import PASSAGES, write_jsonl, write_passages, write_run, write_triples
 
@@ -69,7 +72,7 @@ class Texts(dict):
         return True
 
 
-def _list_spec(folder: Path) -> "TeacherSpec":  # noqa: F821
+def _list_spec(folder: Path) -> "TeacherSpec":
     from trainer.specs import TeacherSpec
 
     file = {"path": str(folder / "a.run")}
