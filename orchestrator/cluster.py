@@ -207,6 +207,11 @@ def _connect(address: str, namespace: str) -> str | None:
                 f"no Ray node runs on this machine, and a program reaches the cluster at {address} "
                 "only through one: start it, `ray start --address=... --num-cpus=0 --num-gpus=0`"
             )
+        if not _speaks_grpc(address):
+            raise SetupError(
+                f"what answers at {address} is no Ray head: check RAY_ADDRESS (a head's port is "
+                "6379 unless it was started with another)"
+            )
     try:
         context: Any = ray.init(
             address=address,
@@ -238,6 +243,20 @@ def explain(address: str, error: Exception) -> str:
         f"no Ray cluster answers at {address} ({told[:300]}): check RAY_ADDRESS and the cluster's "
         "token (RAY_AUTH_TOKEN_PATH), or leave RAY_ADDRESS empty to have one started here"
     )
+
+
+def _speaks_grpc(address: str) -> bool:
+    """Whether the protocol of Ray's head is spoken there; Ray would try for five minutes."""
+    import grpc
+
+    if os.environ.get("RAY_USE_TLS") == "1":
+        return True  # asked with certificates only, which Ray itself knows
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
+        except grpc.FutureTimeoutError:
+            return False
+    return True
 
 
 def _has_a_node() -> bool:

@@ -94,10 +94,28 @@ def test_a_pid_that_belongs_to_somebody_else_is_not_our_cluster(tmp_path):
     assert psutil.Process().is_running()
 
 
-def test_an_address_without_a_cluster_is_a_message(monkeypatch, tmp_path):
+@pytest.fixture
+def nobody():
+    """An address at which nobody answers: it is taken, but nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_an_address_without_a_cluster_is_a_message(monkeypatch, tmp_path, nobody):
     monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
-    with pytest.raises(SetupError, match=r"no Ray cluster answers at 127\.0\.0\.1:1"):
-        cluster.connect(load_settings(ray_address="127.0.0.1:1"), namespace="test")
+    with pytest.raises(SetupError, match=f"no Ray cluster answers at {nobody}"):
+        cluster.connect(load_settings(ray_address=nobody), namespace="test")
+
+
+def test_a_server_that_is_no_ray_head_is_told_from_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    monkeypatch.setattr(cluster, "ANSWER_S", 1.0)
+    monkeypatch.setattr(cluster, "_has_a_node", lambda: True)
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"127.0.0.1:{somebody.getsockname()[1]}"
+        with pytest.raises(SetupError, match=f"what answers at {address} is no Ray head"):
+            cluster.connect(load_settings(ray_address=address), namespace="test")
 
 
 @pytest.mark.parametrize(
@@ -124,17 +142,18 @@ def test_a_machine_without_a_node_of_the_cluster_is_told_to_start_one(monkeypatc
 
 
 WATCH = """
-import logging, threading
+import logging, sys, threading
 from orchestrator import cluster
 
 logging.basicConfig(format="%(message)s")
 cluster.AWAY_S, cluster.ANSWER_S = 0.2, 0.1
-cluster.leave_without("127.0.0.1:1")
+cluster.leave_without(sys.argv[1])
 threading.Event().wait(60)
 """
 
 
-def test_a_controller_leaves_with_a_word_when_the_head_stays_away():
-    done = subprocess.run([sys.executable, "-c", WATCH], capture_output=True, text=True, timeout=50)
+def test_a_controller_leaves_with_a_word_when_the_head_stays_away(nobody):
+    command = [sys.executable, "-c", WATCH, nobody]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert done.returncode == SetupError.exit_code
-    assert "no answer from Ray's head at 127.0.0.1:1" in done.stderr
+    assert f"no answer from Ray's head at {nobody}" in done.stderr

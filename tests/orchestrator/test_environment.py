@@ -1,26 +1,25 @@
 """What is wrong with a node is told in words, and on real nodes that are wrong it is found."""
 
-import time
-
 import pytest
 
 from orchestrator.environment import Gate, expected, judge, runs_jobs
 from orchestrator.nodes import Node
 from xsweep import SetupError
 
+NOW_S = 1_800_000_000.0
+
 
 def told(**changes):
-    """What a fit node answers, with changes."""
-    return {**expected(), **changes}
+    """What a fit node answers at `NOW_S`, with changes."""
+    return {**expected(), "clock_s": NOW_S, **changes}
 
 
 def packages(**changes):
     return {**expected()["packages"], **changes}
 
 
-def verdict(answer, between_s=None):
-    now_s = time.time()
-    return judge("east", answer, expected(), between_s or (now_s - 1, now_s + 1))
+def verdict(answer, between_s=(NOW_S - 1, NOW_S + 1)):
+    return judge("east", answer, expected(), between_s)
 
 
 def test_a_node_like_this_one_is_fit():
@@ -37,8 +36,8 @@ def test_a_node_like_this_one_is_fit():
         (told(python="3.9"), r"east has Python 3\.9"),
         (told(sees_probe=False), "east does not see the store"),
         (told(writes="Read-only file system"), r"cannot write the store \(Read-only"),
-        (told(clock_s=time.time() - 600), "east's clock is .* behind"),
-        (told(clock_s=time.time() + 600), "east's clock is .* ahead"),
+        (told(clock_s=NOW_S - 600), "east's clock is .* behind"),
+        (told(clock_s=NOW_S + 600), "east's clock is .* ahead"),
     ],
 )
 def test_what_is_wrong_with_a_node_is_said_with_its_name_and_what_to_do(answer, words):
@@ -48,8 +47,7 @@ def test_what_is_wrong_with_a_node_is_said_with_its_name_and_what_to_do(answer, 
 
 
 def test_a_slow_answer_is_no_skew():
-    now_s = time.time()
-    assert verdict(told(clock_s=now_s - 40), (now_s - 80, now_s)) is None
+    assert verdict(told(clock_s=NOW_S - 40), (NOW_S - 80, NOW_S)) is None
 
 
 def test_a_node_that_offers_nothing_is_not_asked(tmp_path):
