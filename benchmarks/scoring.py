@@ -14,7 +14,8 @@ Ways take turns, and each line is a way's best repeat. CPU seconds count all thr
 comparable on a machine that others use too; `ratio` is of CPU seconds. `of peak` is the rate of
 the products that were computed for real tokens, per CPU second, by the best rate that bare
 products of the model's own shapes reach in the same run. The peak of memory is above what was there
-before the call. `nDCG` is nDCG@10 on the sampled lists, minus that of `predict`'s default.
+before the call. `nDCG` is nDCG@10 on the sampled lists, minus that of `predict`'s default. On a
+CPU without units for bf16 its ways are left out: there PyTorch takes ten times as long as in fp32.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from transformers.utils import logging
 from evaluator.cross_encoder import load_cross_encoder
 from evaluator.measures import evaluate_run, mean
 from evaluator.pairs import PairEncoder
-from evaluator.scoring import score_pairs
+from evaluator.scoring import choose_precision, score_pairs
 from evaluator.specs import IrdsSpec, ModelSpec
 from evaluator.tokenizers import load_tokenizer, tokenize
 from evaluator.trec import Qrels, read_run
@@ -98,6 +99,8 @@ def compare(name: str, folder: Path, collection: str, options: argparse.Namespac
     keys, texts, qrels = sample(options.data, collection, options.queries, options.depth)
     model, tokenizer = load_cross_encoder(folder)
     lengths, ways = ways_of_scoring(model, tokenizer, folder, texts)
+    dtypes = {torch.float32, choose_precision("auto")[0]}
+    ways = {way: score for way, score in ways.items() if dtype_of(way) in dtypes}
     best: dict[str, Timing] = {}
     for _ in range(options.repeats):
         for way, score in ways.items():
@@ -106,7 +109,7 @@ def compare(name: str, folder: Path, collection: str, options: argparse.Namespac
                 best[way] = timing
     if options.lightning_ir and name != "modernbert":
         best["lightning-ir, batch 16"] = lightning_ir(options, folder, texts)
-    peaks = {dtype: peak_flops(model, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    peaks = {dtype: peak_flops(model, dtype) for dtype in sorted(dtypes, key=str, reverse=True)}
     print(
         f"\n{name} on {collection}: {len(texts)} pairs, {lengths.mean():.0f} tokens on average, "
         f"{options.threads} threads; products reach "
@@ -119,7 +122,7 @@ def compare(name: str, folder: Path, collection: str, options: argparse.Namespac
     reference = best["predict, its default"]
     expected = ndcg(keys, reference.scores, qrels)
     for way, timing in best.items():
-        peak = peaks[torch.bfloat16 if "bf16" in way else torch.float32]
+        peak = peaks[dtype_of(way)]
         skips = way.startswith("ours") and "padded" not in way
         done = product_flops(model, lengths, first_token_only=skips) / timing.cpu_s / peak
         line = (
@@ -133,6 +136,11 @@ def compare(name: str, folder: Path, collection: str, options: argparse.Namespac
                 f"{ndcg(keys, timing.scores, qrels) - expected:+9.4f}"
             )
         print(line, flush=True)
+
+
+def dtype_of(way: str) -> torch.dtype:
+    """What a way of scoring computes in."""
+    return torch.bfloat16 if "bf16" in way else torch.float32
 
 
 def sample(

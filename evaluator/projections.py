@@ -29,16 +29,32 @@ def prepare(
     weight = weight.detach().to(dtype)
     bias = None if bias is None else bias.detach().to(dtype)
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+        inner = computed_in(dtype)
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to(inner), TYPICAL_ROWS)
+        bias = None if bias is None else bias.to(inner)
         after, algorithm = ("gelu", "none") if with_gelu else ("none", "")
 
         def project(states: torch.Tensor) -> torch.Tensor:
-            return torch.ops.mkldnn._linear_pointwise(states, packed, bias, after, [], algorithm)
+            made = torch.ops.mkldnn._linear_pointwise(
+                states.to(inner), packed, bias, after, [], algorithm
+            )
+            return made.to(dtype)
 
         return project
     if with_gelu:
         return lambda states: gelu(linear(states, weight, bias))
     return lambda states: linear(states, weight, bias)
+
+
+def computed_in(dtype: torch.dtype) -> torch.dtype:
+    """What a CPU multiplies numbers of this type in: fp32 for bf16 where it has no units for that.
+
+    Such units sum products of bf16 numbers in fp32, so the results are the same but for the order
+    of sums; PyTorch's own bf16 products without them are ten times slower than fp32 (AMD Zen 3).
+    """
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.float32
+    return dtype
 
 
 def prepare_linear(

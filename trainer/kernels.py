@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from evaluator.kernels import Layer, Weights, rotated, side_by_side
 from evaluator.packing import Packing
-from evaluator.projections import Projection, prepare
+from evaluator.projections import Projection, computed_in, prepare
 from trainer.attention import attend_with_gradients
 from trainer.dropout import dropped
 
@@ -132,7 +132,8 @@ class _Linear(torch.autograd.Function):
         before = ctx.prepared.backward(slopes) if ctx.needs_input_grad[0] else None
         parts = ctx.prepared.parts
         sizes = [len(weight) for weight, _ in parts]
-        of_weights = (slopes.t() @ states).float().split(sizes)
+        inner = computed_in(slopes.dtype) if slopes.device.type == "cpu" else slopes.dtype
+        of_weights = (slopes.to(inner).t() @ states.to(inner)).float().split(sizes)
         of_biases: tuple[Tensor, ...] = ()
         if parts[0][1] is not None:
             of_biases = slopes.sum(0, dtype=torch.float32).split(sizes)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from evaluator import projections
 from evaluator.projections import prepare, prepare_linear
 
 
@@ -22,6 +23,22 @@ def test_a_prepared_layer_is_the_layer_and_its_activation(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), expected, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("cpu", ["this one", "one without bf16 units"])
+def test_bf16_products_are_sums_of_exact_products_rounded_once(
+    cpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cpu != "this one":
+        monkeypatch.setattr(projections, "computed_in", lambda dtype: torch.float32)
+    torch.manual_seed(0)
+    weight, bias, states = (torch.randn(*shape).bfloat16() for shape in [(80, 48), (80,), (9, 48)])
+    with torch.inference_mode():
+        found = prepare(weight, bias, torch.bfloat16)(states)
+        exact = states.double() @ weight.double().t() + bias.double()
+    assert found.dtype == torch.bfloat16
+    # Eight significant bits: half a step of rounding, and a little for the order of the sums.
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-4)
 
 
 def test_weights_are_copied() -> None:
