@@ -23,6 +23,10 @@ from xsweep import ConfigError
 
 TokenPair = tuple[np.ndarray, np.ndarray]
 
+CPU_TOKENS = 2048
+"""Of one pass without padding on a CPU: its activations stay in the cache. With 4,096 MiniLM-L6
+scores 31 instead of 36 pairs a second (AMD Zen 3)."""
+
 
 class ScoredPairs(NamedTuple):
     """Raw logits in the order of the pairs, and what computing them took."""
@@ -136,7 +140,11 @@ def _way(
         packing = pack(encoded, device)
         return scorer(packing), packing.ids_T.numel()
 
-    return unpadded, batches_without_padding
+    def cut(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
+        limit = CPU_TOKENS if device.type == "cpu" else batch_tokens
+        return batches_without_padding(lengths, order, min(limit, batch_tokens))
+
+    return unpadded, cut
 
 
 def batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

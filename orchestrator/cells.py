@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from orchestrator.grid import Backbone, Grid, Match, Objective, Stage, TrainingSettings
+from orchestrator.entries import Backbone, Objective, Stage
+from orchestrator.grid import Grid, Match, TrainingSettings
 from orchestrator.gridfile import located
 from orchestrator.objectives import Objectives, Step
 from orchestrator.references import References

@@ -11,26 +11,25 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from sqlalchemy import Engine
 
 from db import controllers, jobs
-from orchestrator.accept import Finished, accept_all
-from orchestrator.assignments import Assignment, Job, actors_of, begin, names_of, task_of
+from orchestrator.adoption import adopt, recover
+from orchestrator.assignments import Assignment, begin, task_of
 from orchestrator.demand import Demand
+from orchestrator.ledger import Ledger, pair
 from orchestrator.nodes import Strikes
 from orchestrator.pool import Placement, Pool, runs_alone
 from orchestrator.pruning import Pruner
-from orchestrator.remote import is_published
 from orchestrator.requests import Request, request_of
 from orchestrator.settings import KINDS
 from orchestrator.store import attempt_folder
-from xsweep import DataError, SetupError
+from xsweep import SetupError
 
 log = logging.getLogger("xsweep")
 
@@ -62,7 +61,7 @@ class Controller:
         """Jobs of a kind that may run at once."""
         self.owner = uuid.uuid4().hex
         self.pool = pool or Pool()
-        self.pruner = Pruner(engine, store)
+        self.ledger = Ledger(engine, store, self.owner, Pruner(engine, store), lease_s)
         self.assigned: list[Assignment] = []
         self.unplaced: list[jobs.Claim] = []
         """Claimed jobs whose resources are not free yet; they wait at the head of the queue."""
@@ -89,33 +88,11 @@ class Controller:
         self._settle_ended(wait_s)
         if time.monotonic() - self._refreshed_s > REFRESH_S:
             self._refresh()
-            self._recover()
+            self.assigned += recover(self.ledger, self.pool)
 
     def adopt(self) -> None:
         """Take over what dead controllers left: live workers, finished folders, lost jobs."""
-        others = [each for each in controllers.live(self.engine) if _may_live(each)]
-        alive = {each.owner for each in others} - {self.owner}
-        workers = self.pool.survivors()
-        kept: set[str] = set()
-        for held in jobs.running(self.engine):
-            if held.owner in alive or not self._take_over(held):
-                continue
-            if actors := actors_of(held, workers):
-                kept |= names_of(held)
-                self._go_on(held, actors)
-            elif held.folder and is_published(self.store, held.folder):
-                if self._accept([(held, held.folder)]):
-                    log.info("done      %s (found finished)", held.name)
-            elif held.folder is None:
-                self._release(held, "its controller was gone before it began")
-            else:
-                self._fail(held, "NODE", "its worker and its controller are gone")
-        if alive:
-            return
-        for name in workers.keys() - kept:
-            ray.kill(workers[name])
-        for name in self.pool.remove_leaked_groups(kept):
-            log.warning("removed   the placement group %s, which no job holds", name)
+        self.assigned += adopt(self.ledger, self.pool)
 
     def drain(self, grace_s: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
         """Ask every worker to save and leave; jobs go back to ready and are not charged.
@@ -135,10 +112,10 @@ class Controller:
         """Kill every worker at once and give its job back uncharged."""
         for assignment in self.assigned:
             self.pool.kill(assignment.placement)
-            self._release(assignment.job, reason)
+            self.ledger.release(assignment.job, reason)
         self.assigned.clear()
         for claim in self.unplaced:
-            self._release(claim, reason)
+            self.ledger.release(claim, reason)
         self.unplaced.clear()
 
     def close(self) -> None:
@@ -155,9 +132,9 @@ class Controller:
                 request = request_of(claim.resources)
                 if missing := self.pool.never_fits(request):
                     if self.demand.unmet(claim.job_id, request, missing):
-                        self._fail(claim, "CONFIG", missing)
+                        self.ledger.fail(claim, "CONFIG", missing)
                     else:
-                        self._release(claim, missing)
+                        self.ledger.release(claim, missing)
                 elif placement := self._place(claim, request):
                     placed.append((claim, placement))
                     self.demand.met(claim.job_id)
@@ -199,7 +176,7 @@ class Controller:
     def _start(self, placed: list[tuple[jobs.Claim, Placement]]) -> None:
         """Let workers begin, and drop those whose job is another's by now."""
         places = {
-            _pair(claim): jobs.Place(
+            pair(claim): jobs.Place(
                 *(claim.job_id, claim.token, placement.name, placement.node),
                 *(folder, f"{folder}.log"),
             )
@@ -215,10 +192,10 @@ class Controller:
             self.unplaced[:0] = [claim for claim, _ in placed]
             raise
         for claim, placement in placed:
-            if _pair(claim) not in held:
+            if pair(claim) not in held:
                 self.pool.kill(placement)
                 continue
-            folder = places[_pair(claim)].folder
+            folder = places[pair(claim)].folder
             awaited = begin(placement, task_of(claim, self.store, folder))
             self.assigned.append(Assignment(claim, folder, placement, awaited))
             log.info("started   %s", claim.name)
@@ -241,18 +218,18 @@ class Controller:
         # Forgotten only once it is written: a database that is away for a while loses nothing.
         outcomes = [(assignment, assignment.verdict()) for assignment in ended]
         finished = [each for each, outcome in outcomes if outcome["state"] == "finished"]
-        accepted = self._accept([(each.job, each.folder) for each in finished])
+        accepted = self.ledger.accept([(each.job, each.folder) for each in finished])
         for assignment, outcome in outcomes:
             job = assignment.job
             if outcome["state"] == "finished":
-                if _pair(job) in accepted:
+                if pair(job) in accepted:
                     taken_s = time.monotonic() - assignment.began_s
                     log.info("done      %s (%.1f s)", job.name, taken_s)
             elif outcome["state"] == "stopped":
-                self._release(job, outcome["reason"] or "stopped")
+                self.ledger.release(job, outcome["reason"] or "stopped")
                 log.info("stopped   %s", job.name)
             else:
-                self._fail(job, outcome["failure"] or "UNKNOWN", outcome["reason"] or "")
+                self.ledger.fail(job, outcome["failure"] or "UNKNOWN", outcome["reason"] or "")
             self.assigned.remove(assignment)
             self._judge(assignment, outcome["failure"])
             placement = assignment.placement
@@ -264,36 +241,6 @@ class Controller:
         for host in set(assignment.placement.hosts):
             if self.strikes.count(host, assignment.job.job_id, failure):
                 log.warning("excluded  node %s: jobs fail there one after the other", host)
-
-    def _accept(self, finished: Sequence[tuple[Job, str]]) -> set[tuple[int, int]]:
-        """Accept finished folders; the (job id, token) pairs of those that count."""
-        for job, folder in finished:
-            # What a trial measured since the last look is knowledge about its peers, too.
-            self.pruner.ends(job, folder)
-        folders = [Finished(*_pair(job), folder) for job, folder in finished]
-        answers = accept_all(self.engine, self.store, folders, owner=self.owner)
-        for (job, _), answer in zip(finished, answers, strict=True):
-            if isinstance(answer, DataError):
-                self._fail(job, "INFRA", str(answer))
-            elif not answer:
-                log.warning("refused   %s: its lease is another's by now", job.name)
-        return {_pair(job) for (job, _), ok in zip(finished, answers, strict=True) if ok is True}
-
-    def _fail(self, job: Job, failure: str, reason: str) -> None:
-        state = jobs.fail(
-            self.engine,
-            job_id=job.job_id,
-            token=job.token,
-            owner=self.owner,
-            failure=failure,
-            reason=reason,
-        )
-        log.warning("%-9s %s: %s: %s", state or "refused", job.name, failure, reason)
-
-    def _release(self, job: Job, reason: str) -> None:
-        jobs.release(
-            self.engine, job_id=job.job_id, token=job.token, owner=self.owner, reason=reason
-        )
 
     def _refresh(self) -> None:
         """Ask the workers how they are, renew the leases, stop those whose lease is lost."""
@@ -308,8 +255,8 @@ class Controller:
             if heard and all(status["token"] == assignment.job.token for status in heard):
                 assignment.answered, assignment.silent_s = True, 0.0
                 where = {"node": assignment.placement.node}
-                progress[_pair(assignment.job)] = {**heard[0]["progress"], **where}
-                if self.pruner.ends(assignment.job, assignment.folder):
+                progress[pair(assignment.job)] = {**heard[0]["progress"], **where}
+                if self.ledger.pruner.ends(assignment.job, assignment.folder):
                     for actor in assignment.placement.actors:
                         actor.halt.remote(assignment.job.token)
                 continue
@@ -318,26 +265,26 @@ class Controller:
                 # Stopped or stuck, or out of sight: somebody else does it meanwhile.
                 self._drop(assignment)
                 reason = f"its worker has not answered for {assignment.silent_s:.0f} s"
-                self._fail(assignment.job, "NODE", reason)
+                self.ledger.fail(assignment.job, "NODE", reason)
                 self._judge(assignment, "NODE")
                 for host in set(assignment.placement.hosts):
                     self.strikes.rest(host)
             elif not assignment.answered and time.monotonic() - assignment.began_s > PLACE_S:
                 # Not an error of the job: somebody else uses what Ray believed to be free.
                 self._drop(assignment)
-                self._release(assignment.job, f"no worker came up within {PLACE_S:.0f} s")
+                self.ledger.release(assignment.job, f"no worker came up within {PLACE_S:.0f} s")
         held = [*(assignment.job for assignment in self.assigned), *self.unplaced]
         still = jobs.renew(
             self.engine,
             owner=self.owner,
-            held=[_pair(job) for job in held],
+            held=[pair(job) for job in held],
             lease_s=self.lease_s,
             progress=progress,
         )
-        for assignment in [each for each in self.assigned if _pair(each.job) not in still]:
+        for assignment in [each for each in self.assigned if pair(each.job) not in still]:
             log.warning("lost      %s: its lease is gone; stopping it", assignment.job.name)
             self._drop(assignment)
-        self.unplaced = [claim for claim in self.unplaced if _pair(claim) in still]
+        self.unplaced = [claim for claim in self.unplaced if pair(claim) in still]
         self.demand.ask(
             (assignment.placement.request for assignment in self.assigned),
             (request_of(claim.resources) for claim in self.unplaced),
@@ -347,46 +294,3 @@ class Controller:
     def _drop(self, assignment: Assignment) -> None:
         self.assigned.remove(assignment)
         self.pool.kill(assignment.placement)
-
-    def _recover(self) -> None:
-        """See to the jobs whose lease ran out: adopt what lives, requeue the rest."""
-        overdue = jobs.expired(self.engine)
-        workers = self.pool.survivors() if overdue else {}
-        for held in overdue:
-            if actors := actors_of(held, workers):
-                if self._take_over(held):
-                    self._go_on(held, actors)
-            elif jobs.requeue_expired(
-                self.engine, job_id=held.job_id, token=held.token, owner=held.owner
-            ):
-                log.warning("requeued  %s: its lease ran out and its worker is gone", held.name)
-
-    def _take_over(self, held: jobs.Held) -> bool:
-        return jobs.adopt(
-            self.engine,
-            job_id=held.job_id,
-            token=held.token,
-            old_owner=held.owner,
-            new_owner=self.owner,
-            lease_s=self.lease_s,
-        )
-
-    def _go_on(self, held: jobs.Held, actors: list[Any]) -> None:
-        request = request_of(held.resources)
-        placement = self.pool.adopt(held.actor or "", request, actors, held.node)
-        awaited = {
-            actor.outcome.options(name=held.name).remote(held.token): rank
-            for rank, actor in enumerate(actors)
-        }
-        self.assigned.append(Assignment(held, held.folder or "", placement, awaited, answered=True))
-        log.info("adopted   %s", held.name)
-
-
-def _may_live(controller: controllers.LiveController) -> bool:
-    """False only where its process is surely gone: it was on this machine and is no more."""
-    here = controller.host == socket.gethostname()
-    return not here or (controller.pid != os.getpid() and psutil.pid_exists(controller.pid))
-
-
-def _pair(job: Job) -> tuple[int, int]:
-    return job.job_id, job.token

@@ -16,18 +16,18 @@ from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from evaluator.specs import Bm25Spec, DenseSpec, FileSpec, ModelSpec, SpladeSpec
-from orchestrator import grid
+from orchestrator import entries, grid
 from orchestrator.space import Range
 from trainer.specs import AshaSpec
 
 BLOCKS: dict[str, type[BaseModel]] = {
     "top level": grid.Grid,
-    "collections.NAME": grid.Collection,
-    "backbones[]": grid.Backbone,
-    "teachers.NAME": grid.Teacher,
-    "objectives.NAME": grid.Objective,
-    "objectives.NAME.plus.LOSS": grid.Term,
-    "objectives.NAME.stages[]": grid.Stage,
+    "collections.NAME": entries.Collection,
+    "backbones[]": entries.Backbone,
+    "teachers.NAME": entries.Teacher,
+    "objectives.NAME": entries.Objective,
+    "objectives.NAME.plus.LOSS": entries.Term,
+    "objectives.NAME.stages[]": entries.Stage,
     "training, and training settings elsewhere": grid.TrainingSettings,
     "overrides[]": grid.Override,
     "match, exclude[], include[]": grid.Match,
@@ -36,7 +36,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "search[].asha": AshaSpec,
     "validation": grid.Validation,
     "evaluation": grid.Evaluation,
-    "first_stage": grid.FirstStage,
+    "first_stage": entries.FirstStage,
     "first_stage.bm25": Bm25Spec,
     "first_stage.dense": DenseSpec,
     "first_stage.splade": SpladeSpec,

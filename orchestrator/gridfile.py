@@ -6,7 +6,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.grid import FirstStage, Grid, Need, Teacher, TrainingSettings
+from orchestrator.entries import FirstStage, Teacher
+from orchestrator.grid import Grid, Need, TrainingSettings
 from orchestrator.yamlfile import Where, YamlFile, nearest, read_yaml
 from xsweep import ConfigError
 

@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from orchestrator.grid import Objective, Stage
+from orchestrator.entries import Objective, Stage
 from orchestrator.references import References
 from orchestrator.yamlfile import Where, nearest
 from trainer.objectives.signals import PARAMETERS, SIGNALS, Signal

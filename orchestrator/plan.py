@@ -7,34 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from db.jobs import NewJob
-from evaluator.specs import (
-    EvaluateSpec,
-    FirstStageScorer,
-    ModelScorer,
-    ModelSpec,
-    RunScorer,
-    ScorerSpec,
-    ScoringSpec,
-    TeacherModelSpec,
-)
+from evaluator.specs import ModelSpec
 from orchestrator.cells import Cell, Layers, LeftOut, check_names, select_cells
+from orchestrator.evaluations import Evaluations
 from orchestrator.grid import TrainingSettings
 from orchestrator.gridfile import read_grid
-from orchestrator.jobgraph import NO_PARENTS, JobGraph
+from orchestrator.jobgraph import JobGraph
 from orchestrator.objectives import Objectives, Step
 from orchestrator.pins import Pins
+from orchestrator.proportions import training_s
 from orchestrator.references import References
 from orchestrator.searches import Tuned, plan_searches
 from orchestrator.settings import Settings
-from orchestrator.shared import Shared, Tested
+from orchestrator.shared import Shared
 from orchestrator.yamlfile import Where
-from trainer.specs import TeacherSpec, TrainSpec
-
-PAIRS_PER_S = 20.0
-QUERIES = 200
-SCORING = 1 / 3
-"""Rough speed of a small machine, size of a collection, and what scoring a pair costs of training
-on it: only proportions between jobs count."""
+from trainer.specs import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -90,13 +77,7 @@ class _Planner:
         self.objectives = Objectives(refs)
         self.cells, self.left_out = select_cells(self.grid, refs.source, self.objectives)
         layers = Layers(self.grid, refs.source)
-        self.measures = tuple(
-            self.shared.measure(("evaluation", "measures", place), name)
-            for place, name in enumerate(self.grid.evaluation.measures)
-        )
-        self.readings: dict[tuple[int, int], ScoringSpec] = {}
-        self.evaluate_specs: dict[tuple[str, str, str], EvaluateSpec] = {}
-        self.tests = self.shared.tests()
+        self.evaluations = Evaluations(refs, self.shared, self.graph)
         self.validation = self.shared.validation()
         measure = self.validation.spec.measure if self.validation else None
         self.searches = plan_searches(refs, layers, self.objectives, self.cells, measure)
@@ -109,7 +90,7 @@ class _Planner:
         }
         used = {step.teacher: None for steps in self.steps.values() for step, _ in steps}
         self.teachers = {name: self.shared.teacher(name) for name in used}
-        self.shared.keep_apart(self.tests, self.validation, self.teachers)
+        self.shared.keep_apart(self.evaluations.tests, self.validation, self.teachers)
         self.backbones = {
             backbone.name: self._backbone(place)
             for place, backbone in enumerate(self.grid.backbones)
@@ -134,7 +115,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         """All jobs; the reference rows of the report come first."""
-        self._add_references()
+        self.evaluations.add_references(self.teachers.values())
         trained: dict[str, Cell] = {}
         for cell in self.cells:
             run = self._train(cell)
@@ -142,8 +123,8 @@ class _Planner:
             if first is not cell:
                 self.left_out.append(LeftOut(cell, f"it is the same training as {first.name}"))
                 continue
-            for test in self.tests:
-                self._evaluate_run(cell, test, run)
+            _, settings = self.steps[cell][-1]
+            self.evaluations.add_run(cell, run, settings, *self.backbones[cell.backbone.name])
         return Plan(
             name=self.grid.name,
             grid=self.refs.source.text,
@@ -220,12 +201,7 @@ class _Planner:
             document_tokens=length,
             validation=validation,
         )
-        pairs = float(settings.steps * settings.batch_queries) * _documents_per_query(taught.spec)
-        if validation:
-            times = -(-settings.steps // validation.every_steps)
-            queries = QUERIES * len(validation.collections)
-            pairs += times * queries * validation.depth * SCORING
-        return _Training(spec, parents, savings, pairs / PAIRS_PER_S * _size(backbone))
+        return _Training(spec, parents, savings)
 
     def _add_training(self, name: str, training: "_Training", labels: Mapping[str, Any]) -> str:
         return self.graph.add(
@@ -235,94 +211,8 @@ class _Planner:
             parents=training.parents,
             savings=training.savings,
             labels=labels,
-            cost_s=training.cost_s,
+            cost_s=training_s(training.spec),
         )
-
-    def _add_references(self) -> None:
-        """The rows that runs are compared with: first stages, and the models that teach."""
-        models: dict[str, tuple[str, TeacherModelSpec]] = {}
-        for taught in self.teachers.values():
-            if taught.model:
-                models.setdefault(taught.model.model_dump_json(), (taught.label, taught.model))
-        for test in self.tests:
-            name = self.refs.first_stage_label(test.collection.name)
-            self._evaluate(test, name, FirstStageScorer(), {"system": "first_stage"})
-        for label, model in models.values():
-            labels = {"system": "teacher", "teacher": label}
-            for test in self.tests:
-                scoring = self.shared.scoring()
-                self._evaluate(test, label, ModelScorer(model=model), labels, **scoring)
-
-    def _evaluate_run(self, cell: Cell, test: Tested, run: str) -> None:
-        _, settings = self.steps[cell][-1]
-        _, tokenizer = self.backbones[cell.backbone.name]
-        lengths = settings.query_tokens, settings.document_tokens
-        scoring = self.shared.scoring(query_tokens=lengths[0], document_tokens=lengths[1])
-        if lengths not in self.readings:
-            self.readings[lengths] = self.refs.build(
-                ("evaluation",), ScoringSpec, **scoring, **self.grid.evaluation.passages
-            )
-        read = self.readings[lengths]
-        tokens = self.graph.tokens(test.collection, tokenizer, read.read_tokens)
-        self._evaluate(
-            test,
-            cell.name,
-            RunScorer(),
-            {"system": "run", **cell.labels},
-            parents={"run": run},
-            savings={"tokens": tokens},
-            size=_size(self.backbones[cell.backbone.name][0]),
-            **scoring,
-        )
-
-    def _evaluate(
-        self,
-        test: Tested,
-        name: str,
-        scorer: ScorerSpec,
-        labels: Mapping[str, Any],
-        *,
-        parents: Mapping[str, str] = NO_PARENTS,
-        savings: Mapping[str, str] = NO_PARENTS,
-        size: float = 1.0,
-        **scoring: Any,
-    ) -> None:
-        depth = self.grid.evaluation.depth
-        spec = self._evaluate_spec(test, scorer, scoring)
-        place = {
-            "collection": test.collection.name,
-            "first_stage": self.refs.first_stage_label(test.collection.name),
-            "depth": depth,
-            "order": len(self.graph.jobs),
-        }
-        is_free = isinstance(scorer, FirstStageScorer)
-        self.graph.add(
-            "evaluate",
-            f"evaluate {name} [{test.collection.name}]",
-            spec,
-            parents={"candidates": test.candidates, **parents},
-            savings=savings,
-            labels={**labels, **place},
-            cost_s=5 if is_free else QUERIES * depth * SCORING / PAIRS_PER_S * size,
-        )
-
-    def _evaluate_spec(
-        self, test: Tested, scorer: ScorerSpec, scoring: Mapping[str, Any]
-    ) -> EvaluateSpec:
-        """The spec, which is the same for all runs that read a collection alike."""
-        key = test.collection.name, scorer.model_dump_json(), repr(scoring)
-        if key not in self.evaluate_specs:
-            self.evaluate_specs[key] = self.refs.build(
-                ("evaluation",),
-                EvaluateSpec,
-                collection=test.collection,
-                scorer=scorer,
-                depth=self.grid.evaluation.depth,
-                measures=self.measures,
-                **scoring,
-                **(self.grid.evaluation.passages if scoring else {}),
-            )
-        return self.evaluate_specs[key]
 
 
 @dataclass
@@ -332,15 +222,3 @@ class _Training:
     spec: TrainSpec
     parents: dict[str, str]
     savings: dict[str, str]
-    cost_s: float
-
-
-def _size(backbone: ModelSpec) -> float:
-    """What a pair costs, with as many layers as are kept, next to a backbone of six layers."""
-    return backbone.layers / 6 if backbone.layers else 1.0
-
-
-def _documents_per_query(teacher: TeacherSpec) -> int:
-    if teacher.negatives:
-        return teacher.negatives + 1
-    return teacher.list_size or teacher.depth or 2

@@ -22,7 +22,8 @@ from evaluator.specs import (
     ScoredDocsSpec,
 )
 from evaluator.suites import SUITES, suite
-from orchestrator.grid import Collection, FirstStage, Grid, Teacher
+from orchestrator.entries import Collection, FirstStage, Teacher
+from orchestrator.grid import Grid
 from orchestrator.gridfile import located
 from orchestrator.yamlfile import Where, YamlFile, nearest
 from trainer.specs import TeacherSpec

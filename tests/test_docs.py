@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from typer.core import TyperGroup
 
-from orchestrator import grid
+from orchestrator import entries, grid
 from orchestrator.cli import app
 from orchestrator.cli.app import _global_options_first
 from orchestrator.grid_reference import grid_reference
@@ -33,10 +33,10 @@ STUDY = (PROJECT / "docs" / "study.md").read_text()
 REFERENCE = (PROJECT / "docs" / "grid.md").read_text()
 MODELS = (
     grid.Grid,
-    grid.Collection,
-    grid.Backbone,
-    grid.Teacher,
-    grid.Objective,
+    entries.Collection,
+    entries.Backbone,
+    entries.Teacher,
+    entries.Objective,
     grid.Match,
     grid.Override,
     grid.Search,

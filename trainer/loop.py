@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from trainer.energy import open_meter
 from trainer.engines import Engine, open_engine
 from trainer.gradients import Gradients, Prepared, Work
 from trainer.metrics import MetricsLog, read_metrics
+from trainer.progress import Progress
 from trainer.schedule import learning_rate
 from trainer.scorer import Scorer, attention
 from trainer.specs import TrainSpec
@@ -32,41 +33,6 @@ HALT = 2.0**16
 """One rank's wish to end a trial, above all ranks' wishes to stop together."""
 Report = Callable[..., object]
 Validate = Callable[[PreTrainedModel], float]
-
-
-@dataclass
-class Progress:
-    """What has been done so far; `step` counts finished steps."""
-
-    step: int = 0
-    loss: float = math.nan
-    pairs: int = 0
-    tokens: int = 0
-    slots: int = 0
-    seconds: float = 0.0
-    """Of training steps alone."""
-    validation_seconds: float = 0.0
-    joules: float = 0.0
-    """By the counters of the machines, see `trainer.energy`; 0 where nothing counts."""
-    best_step: int = 0
-    best_validation: float | None = None
-    validations_since_best: int = 0
-    ranks: list[list[int]] = field(default_factory=list)
-    """[step, ranks]: how many processes computed it from that step on."""
-    halved_budgets: list[list[int]] = field(default_factory=list)
-    """[step, micro_batch_tokens]: where memory ran out and the budget was halved."""
-    halted: bool = False
-    """Whether it was ended before its last step, since others of its search are better."""
-
-    @property
-    def pairs_per_s(self) -> float:
-        """Query-document pairs trained on in a second, by all ranks together."""
-        return self.pairs / self.seconds if self.seconds else 0.0
-
-    @property
-    def padding_waste(self) -> float:
-        """Share of the computed token slots that were padding."""
-        return 1 - self.tokens / self.slots if self.slots else 0.0
 
 
 def train_model(

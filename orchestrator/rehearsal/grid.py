@@ -10,15 +10,8 @@ from typing import TypeVar
 
 from evaluator.specs import Bm25Spec, ModelSpec
 from evaluator.suites import suite
-from orchestrator.grid import (
-    Backbone,
-    Collection,
-    FirstStage,
-    Grid,
-    Need,
-    Teacher,
-    TrainingSettings,
-)
+from orchestrator.entries import Backbone, Collection, FirstStage, Teacher
+from orchestrator.grid import Grid, Need, TrainingSettings
 from orchestrator.rehearsal.datasets import write_datasets
 from orchestrator.rehearsal.models import Head, write_model
 from orchestrator.rehearsal.teachers import write_teacher
