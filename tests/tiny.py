@@ -75,9 +75,7 @@ backbones:
   - {{folder: backbone, label: Tiny}}
 teachers:
   lists: {{signal: labels, run: bm25, depth: 10, negatives: 3, add_positives: true}}
-objectives:
-  infonce: {{teachers: lists}}
-  bce: {{teachers: lists}}
+objectives: {{{objectives}}}
 seeds: [1]
 training:
   {{collection: tiny-train, steps: {steps}, warmup_steps: 2, lr: 1e-3, batch_queries: 2,
@@ -86,11 +84,14 @@ evaluation: {{collections: tiny-test, first_stage: bm25, depth: 5, measures: [nD
 """
 
 
-def write_study(folder: Path, *, steps: int = 4) -> Path:
-    """A grid file with two trainings and three evaluations over files beside it."""
+def write_study(
+    folder: Path, *, steps: int = 4, objectives: tuple[str, ...] = ("infonce", "bce")
+) -> Path:
+    """A grid file over files beside it: a training per objective, and one evaluation more."""
     write_backbone(folder / "backbone")
     write_collection(folder / "train", seed=3)
     write_collection(folder / "test", seed=4)
     grid = folder / "tiny.yaml"
-    grid.write_text(GRID.format(steps=steps))
+    entries = ", ".join(f"{name}: {{teachers: lists}}" for name in objectives)
+    grid.write_text(GRID.format(steps=steps, objectives=entries))
     return grid
