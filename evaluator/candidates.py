@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from evaluator import provenance
 from evaluator.analysis import lucene_words, snowball_words
 from evaluator.collections import Collection, load_collection, read_texts
 from evaluator.files import checked, write_text
@@ -53,8 +54,10 @@ def prepare_candidates(
 ) -> None:
     """Job prepare/candidates: the run of the judged queries, cut at `depth`, and its recall.
 
+    provenance.json has the first stage's settings and the versions of the packages behind it.
     Raises DataError where a given run names documents that the collection does not have.
     """
+    origin = provenance.collect(spec.model_dump(mode="json"))
     collection = load_collection(spec.collection)
     queries, qrels = collection.queries, collection.qrels
     judged = {query_id: text for query_id, text in queries.items() if query_id in qrels}
@@ -79,6 +82,7 @@ def prepare_candidates(
         "queries_without_candidates": len(judged.keys() - run.keys()),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    provenance.seal(origin, out)
 
 
 def bm25(

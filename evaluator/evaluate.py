@@ -98,8 +98,7 @@ def _write(
         **figures,
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    origin |= {"ended": provenance.now(), "precision": figures["precision"]}
-    (out / "provenance.json").write_text(json.dumps(origin, indent=1) + "\n")
+    provenance.seal(origin, out, precision=figures["precision"])
 
 
 def _scored(

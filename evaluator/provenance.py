@@ -1,6 +1,7 @@
 """Where a result came from: code, packages, hardware, settings."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import socket
@@ -28,7 +29,7 @@ PACKAGES = [
 
 
 def collect(spec: dict[str, Any]) -> dict[str, Any]:
-    """Provenance of a job that starts now; its end is for the caller to add as `ended`."""
+    """Provenance of a job that starts now; `seal` adds its end."""
     return {
         "xsweep": xsweep.__version__,
         "source": _source(),
@@ -40,6 +41,12 @@ def collect(spec: dict[str, Any]) -> dict[str, Any]:
         "started": now(),
         "spec": without_places(spec),
     }
+
+
+def seal(origin: dict[str, Any], out: Path, **found: Any) -> None:
+    """Writes provenance.json: what `collect` gave, what was found since, and the end: now."""
+    told = origin | {"ended": now()} | found
+    (out / "provenance.json").write_text(json.dumps(told, indent=1) + "\n")
 
 
 def without_places(value: Any) -> Any:

@@ -57,8 +57,7 @@ def teach(
         **result.figures(),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    origin |= {"ended": provenance.now(), "precision": result.precision}
-    (out / "provenance.json").write_text(json.dumps(origin, indent=1) + "\n")
+    provenance.seal(origin, out, precision=result.precision)
 
 
 def _missed(candidates: Candidates) -> dict[str, list[str]]:

@@ -138,11 +138,17 @@ class _Numbers(Mapping[str, int]):
 
 
 def prepare_tokens(spec: TokensSpec, inputs: Mapping[str, Path], out: Path) -> None:
-    """Job prepare/tokens: the token store of a collection's documents, for one tokenizer."""
+    """Job prepare/tokens: the token store of a collection's documents, for one tokenizer.
+
+    provenance.json names the tokenizer and the versions of the packages behind it.
+    """
+    from evaluator import provenance
     from evaluator.collections import load_collection
     from evaluator.tokenizers import load_tokenizer
 
+    origin = provenance.collect(spec.model_dump(mode="json"))
     documents = load_collection(spec.documents).documents()
     store = TokenStore.build(out, documents, load_tokenizer(spec.tokenizer), spec.max_tokens)
     summary = {"documents": len(store), "tokens": int(store.lengths.sum())}
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    provenance.seal(origin, out)

@@ -37,12 +37,13 @@ def describe_queries(cells: Iterable["Cell"]) -> list[str]:
 
 
 def describe_candidates(cells: Iterable["Cell"]) -> list[str]:
-    """Which first stage was re-ranked, to which depth."""
+    """Which first stage was re-ranked, with its settings and program, to which depth."""
     found = defaultdict(set)
     for cell in cells:
         if cell.state == "done":
-            spec = _spec(cell.parents_summary["candidates"].provenance).get("first_stage", {})
-            stage = cell.labels["first_stage"] + _details(spec)
+            stage = cell.labels["first_stage"]
+            if details := _details(cell.parents_summary["candidates"].provenance):
+                stage += f" ({', '.join(details)})"
             found[f"{stage}, top {cell.labels['depth']}"].add(cell.labels["collection"])
     return _sentences("Candidates", found)
 
@@ -115,9 +116,27 @@ def _spec(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return provenance.get("spec", {})
 
 
-def _details(spec: Mapping[str, Any]) -> str:
-    if spec.get("type") == "bm25":
-        return f" (k1 = {spec['k1']:g}, b = {spec['b']:g})"
-    if spec.get("type") == "run":
-        return f" ({PurePath(spec['file']['path']).name}, ordered by {spec['order']})"
-    return ""
+def _details(provenance: Mapping[str, Any]) -> list[str]:
+    """What decides a first stage's ranking, as far as its job has told."""
+    spec = _spec(provenance).get("first_stage", {})
+    kind = spec.get("type")
+    if kind == "bm25":
+        version = provenance.get("packages", {}).get("bm25s")
+        program = [f"bm25s {version}"] if version else []
+        return [*program, f"k1 = {spec['k1']:g}", f"b = {spec['b']:g}", *_analysis(spec)]
+    if kind == "run":
+        return [PurePath(spec["file"]["path"]).name, f"ordered by {spec['order']}"]
+    if kind in ("dense", "splade"):
+        model = spec["model"]
+        name = next(name for key in ("id", "package", "folder") if (name := model.get(key)))
+        lengths = f"query {spec['query_tokens']}, document {spec['document_tokens']} tokens"
+        return [name, *filter(None, [spec.get("similarity")]), lengths]
+    return []
+
+
+def _analysis(spec: Mapping[str, Any]) -> list[str]:
+    if spec.get("analyzer") == "lucene":
+        return ["Lucene's English analysis"]
+    if "stemmer" not in spec:
+        return []
+    return [f"Snowball {spec['stemmer']}" if spec["stemmer"] else "words as they are"]

@@ -1,5 +1,6 @@
 import json
 import math
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,20 @@ def test_prepared_bm25_candidates_hold_the_judged_queries_and_their_recall(tmp_p
         "order": "score",
         "queries_without_candidates": 0,
     }
+
+
+def test_candidates_keep_by_what_they_were_found(tmp_path: Path) -> None:
+    out = _prepare(tmp_path, first_stage={"type": "bm25", "k1": 1.2, "b": 0.75}, depth=1)
+    origin = json.loads((out / "provenance.json").read_text())
+    assert origin["spec"]["first_stage"] == {
+        **{"type": "bm25", "k1": 1.2, "b": 0.75},
+        **{"stemmer": "english", "analyzer": "snowball"},
+    }
+    assert origin["spec"]["depth"] == 1
+    assert origin["spec"]["collection"]["documents"]["path"] == "docs.tsv"
+    for package in ("bm25s", "PyStemmer"):
+        assert origin["packages"][package] == version(package)
+    assert origin["started"] <= origin["ended"]
 
 
 @pytest.mark.parametrize(("order", "expected"), [("score", ["d2", "d1"]), ("rank", ["d1", "d3"])])

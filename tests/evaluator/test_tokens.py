@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,9 @@ def test_prepare_tokens_stores_a_collections_documents(
     prepare_tokens(spec, {}, out)
     summary = json.loads((out / "summary.json").read_text())
     assert summary == {"documents": 1, "tokens": len(TokenStore(out)["d1"])}
+    origin = json.loads((out / "provenance.json").read_text())
+    assert origin["spec"]["tokenizer"]["folder"] == make_model_folder("bert").name
+    assert origin["packages"]["tokenizers"] == version("tokenizers")
 
 
 def test_ids_that_are_the_numbers_from_0_need_no_dictionary_and_are_found_alike(

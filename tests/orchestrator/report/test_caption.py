@@ -87,6 +87,36 @@ def test_collections_that_differ_in_their_candidates_are_told_apart(make_cell):
     assert "Candidates of web: SPLADE (splade.run.gz, ordered by rank), top 20." in text
 
 
+BM25 = {"type": "bm25", "k1": 0.9, "b": 0.4, "stemmer": "english", "analyzer": "snowball"}
+LENGTHS = {"query_tokens": 32, "document_tokens": 256}
+
+
+@pytest.mark.parametrize(
+    ("stage", "says"),
+    [
+        (BM25, "bm25s 0.3.16, k1 = 0.9, b = 0.4, Snowball english"),
+        (BM25 | {"stemmer": None}, "bm25s 0.3.16, k1 = 0.9, b = 0.4, words as they are"),
+        (
+            BM25 | {"analyzer": "lucene"},
+            "bm25s 0.3.16, k1 = 0.9, b = 0.4, Lucene's English analysis",
+        ),
+        (
+            {"type": "splade", "model": {"id": "naver/splade-v3", "package": None}} | LENGTHS,
+            "naver/splade-v3, query 32, document 256 tokens",
+        ),
+        (
+            {"type": "dense", "model": {"id": None, "folder": "e5"}, "similarity": "dot"} | LENGTHS,
+            "e5, dot, query 32, document 256 tokens",
+        ),
+    ],
+)
+def test_the_first_stage_is_named_with_what_decides_its_ranking(make_cell, stage, says):
+    cell = make_cell(0, system="first_stage", AP=[0.1, 0.2])
+    told = {"spec": {"first_stage": stage}, "packages": {"bm25s": "0.3.16"}}
+    cell.parents_summary["candidates"] = ParentResult("2" * 64, {}, told)
+    assert f"Candidates: BM25 ({says}), top 20." in sentences([cell], measures=["AP"])
+
+
 def test_the_recall_of_the_candidates_is_told(make_cell):
     cell = make_cell(0, system="first_stage", AP=[0.1, 0.2])
     stage = cell.parents_summary["candidates"]
