@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,6 +36,13 @@ def timed(score: Callable[[], tuple[np.ndarray, float]]) -> Timing:
     scores, waste = score()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
     return Timing(wall_s, cpu_s, resident_bytes("VmHWM") - before, scores, waste)
+
+
+def cut_text(tokenizer: Any, text: str, tokens: int) -> str:
+    """A text's first tokens, so that ways of truncating pairs make no difference."""
+    settings = {"add_special_tokens": False, "truncation": True, "max_length": tokens}
+    places = tokenizer(text, return_offsets_mapping=True, **settings)["offset_mapping"]
+    return text[: places[-1][1]] if places else ""
 
 
 def resident_bytes(key: str) -> int:

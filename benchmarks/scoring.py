@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import Timing, peak_flops, product_flops, timed
+from measuring import Timing, cut_text, peak_flops, product_flops, timed
 from sentence_transformers import CrossEncoder
 from transformers import (
     AutoModelForSequenceClassification,
@@ -98,6 +98,10 @@ def compare(name: str, folder: Path, collection: str, options: argparse.Namespac
     """One model on one collection, all ways."""
     keys, texts, qrels = sample(options.data, collection, options.queries, options.depth)
     model, tokenizer = load_cross_encoder(folder)
+    texts = [
+        (cut_text(tokenizer, query, QUERY_TOKENS), cut_text(tokenizer, document, DOCUMENT_TOKENS))
+        for query, document in texts
+    ]
     lengths, ways = ways_of_scoring(model, tokenizer, folder, texts)
     dtypes = {torch.float32, choose_precision("auto")[0]}
     ways = {way: score for way, score in ways.items() if dtype_of(way) in dtypes}

@@ -9,7 +9,8 @@ the peers' trainers (sentence-transformers[train]; lightning-ir); without them t
 out. lightning-ir has no pointwise loss, so that its row trains RankNet on the same pairs, and its
 loss is another number. `overhead` is the share of CPU time outside forward, backward and update,
 `of products` the share of the fastest matrix products of the model's shapes, 3 forward passes a
-pair. Pairs are counted per CPU second too, which holds on a machine that others use.
+pair. Pairs are counted per CPU second too, which holds on a machine that others use. On a CPU
+without units for bf16 the rows that leave it to PyTorch are left out: ten times as slow as fp32.
 """
 
 import argparse
@@ -83,16 +84,13 @@ def draw_pairs(count: int, tokens: int) -> tuple[Texts, np.ndarray]:
 
     Texts are cut beforehand, so that no way of truncating makes a difference.
     """
+    from measuring import cut_text
+
     from evaluator.collections import load_collection
     from evaluator.specs import ApidocsSpec, ModelSpec
     from evaluator.tokenizers import load_tokenizer
 
     tokenizer = load_tokenizer(ModelSpec(package=PACKAGE))
-
-    def cut(text: str, most: int) -> str:
-        settings = {"add_special_tokens": False, "truncation": True, "max_length": most}
-        places = tokenizer(text, return_offsets_mapping=True, **settings)["offset_mapping"]
-        return text[: places[-1][1]]
 
     collection = load_collection(ApidocsSpec(name="train", split="train"))
     documents = dict(collection.documents())
@@ -101,7 +99,8 @@ def draw_pairs(count: int, tokens: int) -> tuple[Texts, np.ndarray]:
     for query in random.choice(list(collection.queries), count // 2):
         for document in (query, random.choice(names)):
             text = " ".join(documents[document].split())
-            pairs.append((cut(collection.queries[query], 32), cut(text, tokens - 36)))
+            query_text = cut_text(tokenizer, collection.queries[query], 32)
+            pairs.append((query_text, cut_text(tokenizer, text, tokens - 36)))
     encoded = tokenizer([q for q, _ in pairs], [d for _, d in pairs])["input_ids"]
     return pairs, np.array([len(ids) for ids in encoded])
 
@@ -259,13 +258,20 @@ def main() -> None:
             f"{figures['peak_mib']:9.0f}"
         )
         return
+    import torch
+
+    from evaluator.projections import computed_in
+
     columns = ("pairs/s", "pairs/CPU s", "padding", "overhead", "of products", "loss", "peak MiB")
     print(
         f"{'':36} {columns[0]:>8} {columns[1]:>12} {columns[2]:>8} {columns[3]:>9} "
         f"{columns[4]:>12} {columns[5]:>9} {columns[6]:>9}"
     )
+    has_bf16 = computed_in(torch.bfloat16) == torch.bfloat16
     for name, row in ROWS.items():
         if "peer" in row and not getattr(options, row["peer"].replace("-", "_")):
+            continue
+        if row["bf16"] and not has_bf16 and ("peer" in row or row.get("layout") == "padded"):
             continue
         done = subprocess.run(
             [sys.executable, __file__, *sys.argv[1:], "--row", name],
