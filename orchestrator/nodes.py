@@ -158,3 +158,14 @@ class Strikes:
 
 def _bears(node: Node, labels: Mapping[str, str]) -> bool:
     return all(node.labels.get(key) in value.split("|") for key, value in labels.items())
+
+
+def count_fits(request: Request, free: Mapping[str, Mapping[str, float]]) -> int:
+    """How many such requests the free resources of nodes would hold, about: labels, the spreading
+    of ranks and what a gang leaves over are not looked at."""
+
+    def fits(amounts: Mapping[str, float]) -> int:
+        shares = (amounts.get(key, 0.0) / need for key, need in request.resources.items() if need)
+        return max(0, int(min(shares, default=1.0) + ROUNDING))
+
+    return sum(fits(amounts) for amounts in free.values()) // request.ranks

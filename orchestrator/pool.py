@@ -189,20 +189,7 @@ class Pool:
         free = self._free(idle=True)
         if request is None:
             return int(any(amounts.get("CPU", 0.0) > nodes.ROUNDING for amounts in free.values()))
-        counts = [
-            int(
-                min(
-                    (
-                        amounts.get(key, 0.0) / need + nodes.ROUNDING
-                        for key, need in request.resources.items()
-                        if need
-                    ),
-                    default=1.0,
-                )
-            )
-            for amounts in free.values()
-        ]
-        return sum(max(0, count) for count in counts) // request.ranks
+        return nodes.count_fits(request, free)
 
     def never_fits(self, request: Request) -> str | None:
         """What the cluster could never give, in words; None if it could."""

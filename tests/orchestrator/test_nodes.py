@@ -3,7 +3,7 @@
 import pytest
 
 from orchestrator.demand import Demand
-from orchestrator.nodes import Node, Share, Strikes, choose, free_of, never_fits
+from orchestrator.nodes import Node, Share, Strikes, choose, count_fits, free_of, never_fits
 from orchestrator.requests import request_of
 
 
@@ -45,6 +45,23 @@ def test_ranks_are_placed_all_or_none():
     apart = request_of({"gpus": 1, "ranks": 2, "spread": True})
     assert names(choose(apart, NODES, idle())) == ["east", "west"]
     assert choose(request_of({"gpus": 1, "ranks": 3, "spread": True}), NODES, idle()) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "taken", "count"),
+    [
+        ({"cpus": 1}, [], 12),  # three nodes of 4
+        ({"cpus": 3}, [], 3),  # one CPU of each node is left over
+        ({"cpus": 1, "gpus": 0.3}, [], 8),  # east and west by their CPUs, north has no GPU
+        ({"cpus": 1, "gpus": 1}, [Share("west", {"CPU": 4, "GPU": 1})], 2),
+        ({"cpus": 1, "gpus": 0.3}, [Share("east", {"GPU": 1.7}), Share("west", {"CPU": 4})], 1),
+        ({"cpus": 1, "gpus": 1, "ranks": 4}, [], 1),  # 2 and 4 places, in fours
+        ({"cpus": 5}, [], 0),
+        ({"cpus": 1}, [Share("north", {"CPU": 6})], 8),  # a node of which too much was given
+    ],
+)
+def test_as_many_jobs_are_claimed_as_the_free_resources_would_hold(asked, taken, count):
+    assert count_fits(request_of(asked), idle(*taken)) == count
 
 
 def test_labels_and_nodes_to_avoid_are_heeded():
