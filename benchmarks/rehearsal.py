@@ -140,7 +140,7 @@ class Faults:
         print(f"{time.strftime('%H:%M:%S')} killed: {kind}", flush=True)
 
     def _workers(self) -> Iterator[psutil.Process]:
-        from orchestrator.cluster import running_local
+        from orchestrator.head import running_local
 
         cluster = running_local(self.place.home)
         if cluster is None:

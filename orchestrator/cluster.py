@@ -1,51 +1,24 @@
-"""The Ray cluster: the one that `RAY_ADDRESS` names, else one started here that outlives us.
-
-A cluster of our own runs as `ray start --block` in a session of its own, so that killing the
-controller kills no job; the next controller finds it by `ray.json`. It listens with token
-authentication, its dashboard on loopback only.
-"""
+"""The Ray cluster: the one that `RAY_ADDRESS` names, else one started here that outlives us."""
 
 import contextlib
-import json
 import logging
 import os
-import secrets
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from orchestrator.head import ensure_local, stop_local
 from orchestrator.settings import Settings
 from xsweep import SetupError
 
 log = logging.getLogger("xsweep")
 
-START_TIMEOUT_S = 180.0
 ANSWER_S = 10.0
 AWAY_S = 45.0
 """A head that is back before this is taken for one that was never away."""
-OBJECT_STORE_BYTES = 128 * 1024**2
-"""Jobs exchange paths, not objects: Ray's default of 30% of the memory is better left to them."""
-
-SECRETS = ("XSWEEP_DB", "XSWEEP_WEBHOOK", "PGPASSWORD")
-"""Of the controller's environment: workers, who inherit the cluster's, have no use for them."""
-
-
-@dataclass(frozen=True)
-class LocalCluster:
-    """A cluster that xsweep started on this machine."""
-
-    address: str
-    dashboard: str
-    pid: int
-    started: float
 
 
 def connect(settings: Settings, *, namespace: str) -> str | None:
@@ -58,11 +31,7 @@ def connect(settings: Settings, *, namespace: str) -> str | None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     if settings.ray_address:
         return _connect(settings.ray_address, namespace)
-    _use_own_token(settings.home)
-    local = running_local(settings.home)
-    if local is None:
-        local = _start_local(settings.home)
-    return _connect(local.address, namespace)
+    return _connect(ensure_local(settings.home).address, namespace)
 
 
 def disconnect(settings: Settings, *, stop: bool) -> None:
@@ -100,93 +69,6 @@ def leave_without(head: str) -> None:
         os._exit(SetupError.exit_code)
 
     threading.Thread(target=watch, name="watches Ray's head", daemon=True).start()
-
-
-def running_local(home: Path) -> LocalCluster | None:
-    """The cluster that xsweep started here earlier, if it still runs."""
-    try:
-        local = LocalCluster(**json.loads((home / "ray.json").read_text()))
-        process = psutil.Process(local.pid)
-        same = abs(process.create_time() - local.started) < 2  # pids are used again
-        return local if same and _lives(process) else None
-    except (OSError, ValueError, TypeError, psutil.Error):
-        return None
-
-
-def stop_local(home: Path, *, grace_s: float = 2.0) -> None:
-    """End the cluster that xsweep started here, with everything that it runs."""
-    local = running_local(home)
-    if local is None:
-        return
-    head = psutil.Process(local.pid)
-    processes = [*head.children(recursive=True), head]
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-        deadline = time.monotonic() + grace_s
-        while any(map(_lives, processes)) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    (home / "ray.json").unlink(missing_ok=True)
-
-
-def _lives(process: psutil.Process) -> bool:
-    # Where nobody reaps orphans (a container without an init), the dead stay listed as zombies.
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _use_own_token(home: Path) -> None:
-    token = home / "ray-token"
-    home.mkdir(parents=True, exist_ok=True)
-    if not token.exists():
-        # Written under another name first: a reader never sees half a token.
-        draft = home / f"ray-token.{os.getpid()}"
-        draft.touch(mode=0o600)
-        draft.write_text(secrets.token_hex(32))
-        draft.rename(token)
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-
-
-def _start_local(home: Path) -> LocalCluster:
-    port, dashboard_port = _free_port(), _free_port()
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-        *("--port", str(port), "--dashboard-host", "127.0.0.1"),
-        *("--dashboard-port", str(dashboard_port), "--include-log-monitor", "False"),
-        *("--object-store-memory", str(OBJECT_STORE_BYTES), "--disable-usage-stats"),
-    ]
-    (home / "logs").mkdir(exist_ok=True)
-    log = home / "logs" / "ray.log"
-    kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command,
-            env=kept,
-            stdout=out,
-            stderr=out,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while "Ray runtime started" not in log.read_text(errors="replace"):
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise SetupError(f"Ray did not start; its output is in {log}. Try: xsweep doctor")
-        time.sleep(0.1)
-    local = LocalCluster(
-        address=f"127.0.0.1:{port}",
-        dashboard=f"http://127.0.0.1:{dashboard_port}",
-        pid=process.pid,
-        started=psutil.Process(process.pid).create_time(),
-    )
-    draft = home / f"ray.json.{os.getpid()}"
-    draft.write_text(json.dumps(asdict(local)))
-    draft.rename(home / "ray.json")
-    return local
 
 
 def _connect(address: str, namespace: str) -> str | None:
@@ -262,9 +144,3 @@ def _speaks_grpc(address: str) -> bool:
 def _has_a_node() -> bool:
     """Whether a Ray node runs on this machine: only through it Ray lets a program in."""
     return any(process.info["name"] == "raylet" for process in psutil.process_iter(["name"]))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

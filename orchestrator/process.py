@@ -43,6 +43,7 @@ def run(settings: Settings, *, until_idle: bool = True, metrics_port: int | None
     from db.engine import connect
     from db.outlook import outlook
     from orchestrator import cluster
+    from orchestrator.head import stop_local
     from orchestrator.store import open_store
 
     settings.home.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def run(settings: Settings, *, until_idle: bool = True, metrics_port: int | None
         if left.idle and until_idle:
             log.info("nothing to do: %d of %d jobs are done", left.finished, left.total)
             if not settings.ray_address:
-                cluster.stop_local(settings.home)
+                stop_local(settings.home)
             return 1 if left.failed else 0
         from orchestrator.watching import Watching
 

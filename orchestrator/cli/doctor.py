@@ -125,7 +125,7 @@ def _devices(settings: Settings) -> str:
 
 
 def _ray(settings: Settings) -> str:
-    from orchestrator import cluster
+    from orchestrator import cluster, head
 
     _installed("ray")
     if settings.ray_address:
@@ -138,7 +138,7 @@ def _ray(settings: Settings) -> str:
         token = os.environ.get("RAY_AUTH_MODE") == "token"
         lock = "token authentication" if token else "no token: set RAY_AUTH_MODE=token there"
         return f"{settings.ray_address}: {sizes}, dashboard {dashboard}, {lock}"
-    local = cluster.running_local(settings.home)
+    local = head.running_local(settings.home)
     if local is None:
         return "no cluster runs; `xsweep run` starts one here, with token authentication"
     token_file = settings.home / "ray-token"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cluster
+from orchestrator import head
 
 
 class Workplace:
@@ -56,10 +56,10 @@ def workplace_in() -> Iterator[Callable[[Path], Workplace]]:
 
     yield make
     for place in places:
-        cluster.stop_local(place.home)
+        head.stop_local(place.home)
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Iterator[Workplace]:
     yield (place := Workplace(tmp_path))
-    cluster.stop_local(place.home)
+    head.stop_local(place.home)

@@ -1,30 +1,34 @@
 """A Ray cluster of our own, started and stopped for real (some seconds)."""
 
 import os
+import signal
 import socket
 import stat
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import psutil
 import pytest
+from sessions import lives, session
+from waiting import wait_for
 
-from orchestrator import cluster
+from orchestrator import cluster, head
 from orchestrator.settings import load_settings
 from xsweep import SetupError
 
 CONNECT = """
 import sys
 from pathlib import Path
-from orchestrator import cluster
+from orchestrator import cluster, head
 from orchestrator.settings import load_settings
 
 cluster.connect(load_settings(), namespace="test")
 import ray
 
-print(cluster.running_local(Path(sys.argv[1])).address)
+print(head.running_local(Path(sys.argv[1])).address)
 print(ray.is_initialized(), int(ray.cluster_resources()["CPU"]))
 """
 
@@ -32,25 +36,25 @@ print(ray.is_initialized(), int(ray.cluster_resources()["CPU"]))
 @pytest.fixture
 def home(tmp_path):
     yield tmp_path
-    cluster.stop_local(tmp_path)
+    head.stop_local(tmp_path)
 
 
-def lives(process):
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def start(program, home, **environment):
+    """A Python program, running, that takes `home` for its working place."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(home)],
+        env={**clean, "XSWEEP_HOME": str(home), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def connect_in_a_process(home, **environment):
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return subprocess.run(
-        [sys.executable, "-c", CONNECT, str(home)],
-        env={**clean, "XSWEEP_HOME": str(home), **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    process = start(CONNECT, home, **environment)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_request(home):
@@ -60,7 +64,7 @@ def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_
     assert second.stdout == first.stdout, "the second process must find the first one's cluster"
 
     assert stat.S_IMODE((home / "ray-token").stat().st_mode) == 0o600
-    local = cluster.running_local(home)
+    local = head.running_local(home)
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{local.dashboard}/api/jobs/", timeout=30)
     assert refused.value.code in (401, 403)
@@ -80,17 +84,73 @@ def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_
     assert processes
     for process in processes:
         assert not {"XSWEEP_WEBHOOK", "PGPASSWORD"} & process.environ().keys(), process.name()
-    cluster.stop_local(home)
+    head.stop_local(home)
     assert not any(map(lives, processes))
-    assert cluster.running_local(home) is None
+    assert head.running_local(home) is None
+
+
+def test_a_cluster_whose_starter_was_killed_before_it_came_up_is_found_by_the_next(home):
+    starter = start(CONNECT, home)
+    begun = wait_for(lambda: head.running_local(home))
+    starter.kill()
+    starter.communicate()
+    assert not begun.up
+    following = connect_in_a_process(home)
+    assert following.returncode == 0, following.stderr
+    assert following.stdout.startswith(begun.address)
+    assert head.running_local(home) == replace(begun, up=True)
+
+    # What its head leaves behind when it is killed has an owner, too.
+    psutil.Process(begun.pid).kill()
+    assert wait_for(lambda: head.running_local(home) is None)
+    assert session(begun.pid)
+    head.stop_local(home)
+    assert session(begun.pid) == []
+
+
+BEGIN_AND_DIE = """
+import os
+from pathlib import Path
+from orchestrator import head
+from orchestrator.settings import load_settings
+
+def die(home, local):
+    print(local.pid, flush=True)
+    os.kill(os.getpid(), 9)
+
+head._note = die
+head.ensure_local(load_settings().home)
+"""
+
+
+def test_a_starter_that_is_killed_before_it_has_noted_its_cluster_leaves_none(home):
+    starter = start(BEGIN_AND_DIE, home)
+    out, _ = starter.communicate(timeout=120)
+    assert starter.returncode == -signal.SIGKILL
+    wait_for(lambda: not session(int(out)))
+    assert (home / "logs" / "ray.log").read_text() == "", "Ray itself never began"
+
+
+def test_a_cluster_that_was_begun_and_does_not_come_up_is_replaced(monkeypatch, home):
+    monkeypatch.setattr(head, "START_TIMEOUT_S", 0.0)
+    with pytest.raises(SetupError, match=r"Ray did not start; its output is in .*ray\.log"):
+        head.ensure_local(home)
+    assert head.running_local(home) is None
+    begun = start(CONNECT, home)
+    first = wait_for(lambda: head.running_local(home))
+    begun.kill()
+    begun.communicate()
+    with pytest.raises(SetupError, match="Ray did not start"):
+        head.ensure_local(home)
+    assert session(first.pid) == []
 
 
 def test_a_pid_that_belongs_to_somebody_else_is_not_our_cluster(tmp_path):
     (tmp_path / "ray.json").write_text(
         f'{{"address": "a", "dashboard": "b", "pid": {os.getpid()}, "started": 1.0}}'
     )
-    assert cluster.running_local(tmp_path) is None
-    cluster.stop_local(tmp_path)
+    assert head.running_local(tmp_path) is None
+    head.stop_local(tmp_path)
     assert psutil.Process().is_running()
 
 

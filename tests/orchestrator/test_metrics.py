@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from db import controllers, jobs
 from db.engine import connect
 from db.figures import figures
-from orchestrator import cluster
+from orchestrator import head
 from orchestrator.metrics import as_text, scraper, serve_metrics
 
 
@@ -185,7 +185,7 @@ def test_rays_own_agent_has_them_too(tmp_path: Path) -> None:
             timeout=240,
         )
     finally:
-        cluster.stop_local(tmp_path)
+        head.stop_local(tmp_path)
     assert done.returncode == 0, done.stderr
     [line] = done.stdout.splitlines()
     for label in ('kind="train"', 'state="ready"', 'sweep="study"'):

@@ -17,7 +17,7 @@ from db import events, status
 from db.check import check
 from db.engine import connect
 from db.outlook import outlook
-from orchestrator import cluster
+from orchestrator import head
 
 # a calm run is made first, and on a busy machine each run takes minutes
 pytestmark = pytest.mark.timeout(600)
@@ -100,7 +100,7 @@ def test_after_a_crash_of_the_whole_machine_the_next_run_does_the_rest(study, en
     job, _ = training(study)
     controller.kill()
     controller.communicate()
-    cluster.stop_local(study.home)
+    head.stop_local(study.home)
 
     study.xsweep("run")
     assert attempts(engine)[job] == 2
@@ -125,7 +125,7 @@ def test_a_study_in_an_object_store_is_drained_on_one_host_and_finished_on_anoth
         wait_for(checkpoint)
         controller.terminate()
         controller.communicate(timeout=120)
-        cluster.stop_local(workplace.home)
+        head.stop_local(workplace.home)
         shutil.rmtree(workplace.folder / "one")
 
         workplace.environment["XSWEEP_CACHE"] = "two"
@@ -147,7 +147,7 @@ def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(
     assert controller.returncode == 128 + signal.SIGTERM, output
     assert kinds_of_events(engine, job)[-1] == "released"
     assert status.summary(engine).running == []
-    assert cluster.running_local(study.home) is None
+    assert head.running_local(study.home) is None
 
     study.xsweep("run")
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report

@@ -10,7 +10,7 @@ from db import events, jobs, status
 from db.check import check
 from db.engine import connect
 from db.overview import overview
-from orchestrator import cluster
+from orchestrator import head
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -66,7 +66,7 @@ def test_a_search_that_is_killed_goes_on_and_its_winner_is_used(study, engine):
             break
     controller.kill()
     controller.communicate()
-    cluster.stop_local(study.home)
+    head.stop_local(study.home)
     finished = done(engine) & trials(engine).keys()
     assert finished
 
