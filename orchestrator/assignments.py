@@ -1,5 +1,6 @@
 """A job that a worker, or a gang of them, has in hand: what is awaited, and how it ended."""
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from orchestrator.remote import url_of
 from orchestrator.requests import request_of
 from orchestrator.store import resolve
 from orchestrator.workers import Outcome, Task
+
+log = logging.getLogger("xsweep")
 
 Job = jobs.Claim | jobs.Held
 """An attempt under way: claimed by this controller, or adopted from another."""
@@ -33,7 +36,22 @@ class Assignment:
     answered: bool = False
     silent_s: float = 0.0
     """How long its workers have been asked how they are and did not answer."""
+    leaving: bool = False
+    """Whether it was told to save and leave, because its node will be taken away."""
     began_s: float = field(default_factory=time.monotonic)
+
+    def stop(self) -> None:
+        """Ask all ranks to save what they have and leave."""
+        for actor in self.placement.actors:
+            actor.stop.remote()
+
+    def leave(self) -> None:
+        """Save and leave, because the node will be taken away."""
+        if not self.leaving:
+            log.info("leaving   %s: its node will be taken away", self.job.name)
+        self.leaving = True
+        # Each time that it is said: a word that comes before the work has begun is lost.
+        self.stop()
 
     def hear(self, ref: ray.ObjectRef) -> None:
         """Take in how a rank ended."""
@@ -42,7 +60,9 @@ class Assignment:
             outcome: Outcome | None = ray.get(ref)
         except ray.exceptions.RayError as error:
             reason = f"the worker died: {_first_line(error)}"
-            outcome = {"state": "failed", "failure": "NODE", "reason": reason}
+            taken = self.leaving or was_preempted(error)
+            failure = "PREEMPTED" if taken else "NODE"
+            outcome = {"state": "failed", "failure": failure, "reason": reason}
         # None: adopted from a controller that was killed between starting the worker and calling it
         self.outcomes[rank] = outcome or {
             "state": "stopped",
@@ -64,7 +84,10 @@ class Assignment:
             told, _ = ray.wait(refs, num_returns=len(refs), timeout=gangs.TELL_S)
             for ref in told:
                 self.hear(ref)
-        return gangs.verdict(self.outcomes, len(self.placement.actors))
+        outcome = gangs.verdict(self.outcomes, len(self.placement.actors))
+        if self.leaving and outcome["state"] == "stopped":
+            return {**outcome, "reason": "its node will be taken away"}
+        return outcome
 
 
 def task_of(claim: jobs.Claim, store: Path, folder: str) -> Task:
@@ -107,6 +130,11 @@ def names_of(held: jobs.Held) -> set[str]:
     """The names of an attempt's processes."""
     ranks = request_of(held.resources).ranks
     return {gangs.rank_name(held.actor or "", rank) for rank in range(ranks)}
+
+
+def was_preempted(error: ray.exceptions.RayError) -> bool:
+    """Whether Ray says that an actor died because its node was taken away."""
+    return isinstance(error, ray.exceptions.RayActorError) and error.preempted
 
 
 def _first_line(error: Exception) -> str:

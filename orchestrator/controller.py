@@ -100,8 +100,7 @@ class Controller:
         After `grace_s`, or as soon as `hurry` says so, those that are left are killed.
         """
         for assignment in self.assigned:
-            for actor in assignment.placement.actors:
-                actor.stop.remote()
+            assignment.stop()
         deadline = time.monotonic() + grace_s
         while self.assigned and time.monotonic() < deadline and not hurry():
             self._settle_ended(0.5)
@@ -233,7 +232,7 @@ class Controller:
             self.assigned.remove(assignment)
             self._judge(assignment, outcome["failure"])
             placement = assignment.placement
-            reusable = outcome["failure"] != "NODE" and placement.shared
+            reusable = outcome["failure"] not in ("NODE", "PREEMPTED") and placement.shared
             self.pool.give_back(placement, reusable=reusable)
 
     def _judge(self, assignment: Assignment, failure: str | None) -> None:
@@ -251,6 +250,8 @@ class Controller:
         statuses = self.pool.statuses([assignment.placement for assignment in self.assigned])
         progress: dict[tuple[int, int], dict[str, Any]] = {}
         for assignment in list(self.assigned):
+            if self.pool.leaves(assignment.placement):
+                assignment.leave()
             heard = statuses.get(assignment.placement.name)
             if heard and all(status["token"] == assignment.job.token for status in heard):
                 assignment.answered, assignment.silent_s = True, 0.0

@@ -52,6 +52,14 @@ def living() -> list[Node]:
     ]
 
 
+def leaving() -> set[str]:
+    """Ids of the nodes that will be taken away: whoever does it has told them to drain.
+
+    Ray has no public name for this question; its own Train asks it in the same words.
+    """
+    return set(ray._private.state.state.get_draining_nodes())
+
+
 def never_fits(request: Request, nodes: Sequence[Node]) -> str | None:
     """What these nodes could not give even if all were idle, in words; None if they could."""
     idle = {node.id: dict(node.resources) for node in nodes}

@@ -68,15 +68,26 @@ class Pool:
         self._gate = gate
         self._placements: dict[str, Placement] = {}
         self._nodes: list[Node] = []
+        self._leaving: list[Node] = []
         self._looked_s = 0.0
 
     def nodes(self) -> list[Node]:
-        """The living nodes that are fit for work, as they were a moment ago."""
+        """The living nodes that are fit for work and stay, as they were a moment ago."""
         if time.monotonic() - self._looked_s > 1.0:
-            found = nodes.living()
+            going, found = nodes.leaving(), nodes.living()
+            self._leaving = [node for node in found if node.id in going]
+            found = [node for node in found if node.id not in going]
             self._nodes = self._gate.let_in(found) if self._gate else found
             self._looked_s = time.monotonic()
+            for placement in self._idle():
+                if self._is_leaving(placement):
+                    self.kill(placement)
         return self._nodes
+
+    def leaves(self, placement: Placement) -> bool:
+        """Whether a node of the placement will be taken away."""
+        self.nodes()
+        return self._is_leaving(placement)
 
     def take(
         self,
@@ -112,7 +123,7 @@ class Pool:
 
     def give_back(self, placement: Placement, *, reusable: bool) -> None:
         """The worker has ended its job: keep it warm or free its resources."""
-        if reusable:
+        if reusable and not self._is_leaving(placement):
             placement.idle_since_s = time.monotonic()
         else:
             self.kill(placement)
@@ -193,7 +204,11 @@ class Pool:
 
     def never_fits(self, request: Request) -> str | None:
         """What the cluster could never give, in words; None if it could."""
-        return nodes.never_fits(request, self.nodes())
+        # Where all nodes leave, jobs wait for what comes after them.
+        return nodes.never_fits(request, self.nodes() or self._leaving)
+
+    def _is_leaving(self, placement: Placement) -> bool:
+        return any(node.id in placement.nodes for node in self._leaving)
 
     def _idle(self) -> list[Placement]:
         return [p for p in self._placements.values() if p.idle_since_s is not None]

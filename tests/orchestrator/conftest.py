@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -63,3 +64,28 @@ def workplace_in() -> Iterator[Callable[[Path], Workplace]]:
 def workplace(tmp_path: Path) -> Iterator[Workplace]:
     yield (place := Workplace(tmp_path))
     head.stop_local(place.home)
+
+
+@pytest.fixture(scope="module")
+def several_nodes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """Environment for a program that uses a cluster of nodes with the module's NODES as CPUs."""
+    token = tmp_path_factory.mktemp("several") / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("several_nodes.py")), *request.module.NODES],
+        env={**os.environ, **ours, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    told = next((line for line in process.stdout if line.startswith("address ")), "")
+    assert told, "the nodes did not come up"
+    yield {**ours, "RAY_ADDRESS": told.split()[1]}
+    process.stdin.close()
+    process.wait(60)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import secrets
 import signal
 import subprocess
 import sys
@@ -26,29 +25,6 @@ NODES = ("1", "1", "1")
 """CPUs of each: too few for two ranks on one node."""
 STEPS = 400
 """Enough for a training of some seconds, so that there is a middle to be killed in."""
-
-
-@pytest.fixture(scope="module")
-def several_nodes(tmp_path_factory):
-    """Environment for a program that uses a cluster of three nodes with one CPU each."""
-    token = tmp_path_factory.mktemp("several") / "token"
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
-    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("several_nodes.py")), *NODES],
-        env={**os.environ, **ours, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdin
-    assert process.stdout
-    told = next((line for line in process.stdout if line.startswith("address ")), "")
-    assert told, "the nodes did not come up"
-    yield {**ours, "RAY_ADDRESS": told.split()[1]}
-    process.stdin.close()
-    process.wait(60)
 
 
 def run_with(workplace, environment, ranks, steps=40):
