@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from evaluator.memory import is_out_of_memory
 from evaluator.packing import pack
 from evaluator.pairs import PairEncoder, PairIds
 from evaluator.partial import Done, Keep
@@ -90,8 +91,8 @@ def score_pairs(
                 try:
                     logits, used = score(encoded)
                     scores[rows] = logits.float().cpu().numpy()
-                except torch.OutOfMemoryError:
-                    if len(rows) == 1:
+                except (RuntimeError, MemoryError) as error:
+                    if len(rows) == 1 or not is_out_of_memory(error):
                         raise
                     batch_tokens //= 2
                     torch.cuda.empty_cache()

@@ -5,8 +5,6 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 log = logging.getLogger(__name__)
 
 NAME = "budgets.json"
@@ -52,9 +50,3 @@ class Budgets:
 
     def _write(self) -> None:
         self.path.write_text(json.dumps(self.halved) + "\n", encoding="utf-8")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or one of the CPU's allocators, had no memory left."""
-    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_named or "DefaultCPUAllocator" in str(error)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from evaluator.memory import is_out_of_memory
 from trainer.ahead import Ahead
 from trainer.batches import Assembler, draw_samples
-from trainer.budgets import Budgets, is_out_of_memory
+from trainer.budgets import Budgets
 from trainer.checkpoints import Checkpoint, Weights, load_newest, save_checkpoint
 from trainer.energy import open_meter
 from trainer.engines import Engine, open_engine

@@ -97,7 +97,18 @@ def test_dropout_is_off_while_scoring_and_the_models_mode_is_given_back(
     assert model.training
 
 
-def test_out_of_memory_halves_the_budget_and_loses_no_pair(make_model_folder: Callable) -> None:
+def _no_memory_of_a_device() -> None:
+    raise torch.OutOfMemoryError("no memory for more than 150 slots")
+
+
+def _no_memory_of_the_host() -> None:
+    torch.empty(2**60)  # PyTorch's own error of a CPU, which is a RuntimeError
+
+
+@pytest.mark.parametrize("run_out", [_no_memory_of_a_device, _no_memory_of_the_host])
+def test_out_of_memory_halves_the_budget_and_loses_no_pair(
+    make_model_folder: Callable, run_out: Callable
+) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder("bert"))
     pairs, encoder = _pairs(tokenizer), PairEncoder(tokenizer)
     expected = score_pairs(model, encoder, pairs, **LENGTHS, layout="padded").scores
@@ -106,7 +117,7 @@ def test_out_of_memory_halves_the_budget_and_loses_no_pair(make_model_folder: Ca
     def refuse_large(module, arguments, named):
         sizes.append(named["input_ids"].numel())
         if sizes[-1] > 150:
-            raise torch.OutOfMemoryError("no memory for more than 150 slots")
+            run_out()
 
     handle = model.register_forward_pre_hook(refuse_large, with_kwargs=True)
     scored = score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=1000, layout="padded")
