@@ -1,9 +1,12 @@
+from itertools import pairwise
+from unittest.mock import patch
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluator.packing import attend, attend_from_first, pack
+from evaluator.packing import _attend_varlen, attend, attend_from_first, pack
 from evaluator.pairs import PairIds
 
 CPU = torch.device("cpu")
@@ -41,6 +44,41 @@ def test_tokens_see_their_own_sequence_and_window_only(
     torch.testing.assert_close(attend(*sides, packing, window), expected)
     first = attend_from_first(sides[0][packing.starts_S], *sides[1:], packing, window)
     torch.testing.assert_close(first, expected[packing.starts_S])
+
+
+def _documented_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size):
+    """What PyTorch documents of `varlen_attn`: query i of a sequence sees the keys from i - left
+    to i + right; -1 is no limit. The kernel itself runs on GPUs alone."""
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    left, right = window_size
+    mixed = torch.empty_like(query)
+    ends_q, ends_k = cu_seq_q.tolist(), cu_seq_k.tolist()
+    assert (ends_q[0], ends_q[-1], ends_k[-1]) == (0, len(query), len(key))
+    for (start, end), (first, last) in zip(pairwise(ends_q), pairwise(ends_k), strict=True):
+        assert end - start <= max_q
+        assert last - first <= max_k
+        for place in range(end - start):
+            since = first if left < 0 else max(first, first + place - left)
+            until = last if right < 0 else min(last, first + place + right + 1)
+            keys, values = key[since:until], value[since:until]
+            logits_KN = (keys * query[start + place]).sum(-1) / query.shape[-1] ** 0.5
+            mixed[start + place] = (logits_KN.softmax(0)[..., None] * values).sum(0)
+    return mixed
+
+
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    window=st.one_of(st.none(), st.integers(1, 5)),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_gpus_kernel_is_asked_for_the_same_attention(
+    lengths: list[int], window: int | None
+) -> None:
+    torch.manual_seed(len(lengths))
+    sides = torch.randn(3, sum(lengths), 2, 4)
+    with patch("torch.nn.attention.varlen.varlen_attn", _documented_varlen):
+        found = _attend_varlen(*sides, _packed(lengths), window)
+    torch.testing.assert_close(found, _plain_attention(sides, lengths, window))
 
 
 def test_positions_restart_with_every_sequence() -> None:

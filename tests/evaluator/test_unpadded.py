@@ -3,6 +3,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
 from evaluator.cross_encoder import load_cross_encoder
@@ -75,6 +77,25 @@ def test_packed_pairs_equal_one_row_under_a_block_diagonal_mask(
     found = scorer(pack(pairs, CPU))
     assert found.std() > 0.05, "scores that hardly differ would prove nothing"
     torch.testing.assert_close(found, _flattened_logits(model, pairs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", UNPADDED)
+@given(lengths=st.lists(st.integers(1, 80), min_size=1, max_size=6))
+@settings(max_examples=20, deadline=None)
+@torch.no_grad()
+def test_packed_pairs_equal_the_padded_model_whatever_their_lengths(
+    make_model_folder: Callable, family: str, lengths: list[int]
+) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder(family))
+    encoder, random = PairEncoder(tokenizer), np.random.default_rng(sum(lengths))
+    pairs = [
+        encoder.encode(random.integers(10, 60, 5), random.integers(10, 60, length), 8, 80)
+        for length in lengths
+    ]
+    scorer = unpadded_scorer(model, torch.float32)
+    assert scorer is not None
+    expected = model(**encoder.collate(pairs)).logits[:, 0]
+    torch.testing.assert_close(scorer(pack(pairs, CPU)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", UNPADDED)
