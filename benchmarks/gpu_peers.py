@@ -1,8 +1,10 @@
 """What `gpu.py` measures of sentence-transformers, in an environment that has it.
 
-Reads a job as JSON on stdin, prints a line of JSON for every row. bf16, PyTorch's
-scaled-dot-product attention where the family has it, flash-attention too where it is installed;
-the best batch size of some for `predict`.
+    python benchmarks/gpu_peers.py JOB.json
+
+Prints a line of JSON for every row. PyTorch's scaled-dot-product attention where the family has
+it, flash-attention too where it is installed: the better one counts, for `predict` also the best
+batch size of some. Weights of `predict` are in the job's precision, trainings use autocast.
 """
 
 import importlib.util
@@ -14,16 +16,18 @@ from pathlib import Path
 
 import torch
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
 
 def main():
     """All rows within the time limit."""
-    job = json.load(sys.stdin)
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     until = time.perf_counter() + job["limit_s"]
     for shape, folder in job["models"].items():
         for length, texts in job["pairs"].items():
             show(f"predict: {shape}, {length}", until, predict, job, folder, texts, length)
         for objective, lists in job["lists"].items():
-            show(f"trainer: {shape}, {objective}", until, train, job, folder, lists, objective)
+            show(f"trainer: {shape}, {objective}", until, trainer, job, folder, lists, objective)
 
 
 def show(row, until, measure, *arguments):
@@ -46,10 +50,11 @@ def attentions(folder):
     return ["sdpa", *(["flash_attention_2"] if flash else [])]
 
 
-def wait():
-    """The time, once the device has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def clock(job):
+    """Seconds, as `gpu_rates.clock` has them: of CPU time on a CPU."""
+    if job["device"] == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
     return time.perf_counter()
 
 
@@ -64,26 +69,32 @@ def predict(job, folder, texts, length):
             folder,
             device=job["device"],
             max_length=job["tokens"][length],
-            model_kwargs={"attn_implementation": attention, "dtype": torch.bfloat16},
+            model_kwargs={"attn_implementation": attention, "dtype": DTYPES[job["precision"]]},
         )
         for size in (64, 256) if on_gpu else (8,):
             few = min(len(texts), 256 if on_gpu else 4)
             settings = {"batch_size": size, "show_progress_bar": False}
             model.predict(texts[:few], **settings)
-            started = wait()
+            started = clock(job)
             model.predict(texts[:few], **settings)
-            count = int(few / (wait() - started) * job["seconds"])
+            count = int(few / (clock(job) - started) * job["seconds"])
             count = min(len(texts), max(few, count))
-            started = wait()
+            started = clock(job)
             model.predict(texts[:count], **settings)
-            rate = count / (wait() - started)
+            rate = count / (clock(job) - started)
             if rate > best["pairs_per_s"]:
                 best = {"pairs_per_s": round(rate, 2), "batch": size, "attention": attention}
     return best
 
 
-def train(job, folder, lists, objective):
-    """Pairs per second of CrossEncoderTrainer's steps, bf16 autocast, dropout on.
+def trainer(job, folder, lists, objective):
+    """The better attention's figures of `train`."""
+    tried = (train(job, folder, lists, objective, attention) for attention in attentions(folder))
+    return max(tried, key=lambda figures: figures["pairs_per_s"])
+
+
+def train(job, folder, lists, objective, attention):
+    """Pairs per second of CrossEncoderTrainer's steps, tokenising included, dropout on.
 
     ListNetLoss with one relevant document is infonce's work, RankNetLoss distill_ranknet's.
     """
@@ -100,8 +111,8 @@ def train(job, folder, lists, objective):
 
     class Clock(TrainerCallback):
         def on_step_end(self, args, state, control, **_):
-            marks.append(wait())
-            if len(marks) > 2 and marks[-1] - marks[0] > job["seconds"]:
+            marks.append(clock(job))
+            if len(marks) > 1 and marks[-1] - marks[0] > job["seconds"]:
                 control.should_training_stop = True
             return control
 
@@ -109,7 +120,7 @@ def train(job, folder, lists, objective):
         folder,
         device=job["device"],
         max_length=288,
-        model_kwargs={"attn_implementation": attentions(folder)[0]},
+        model_kwargs={"attn_implementation": attention},
     )
     batch = job["batch_queries"][objective]
     size = len(lists[0][1])
@@ -131,24 +142,23 @@ def train(job, folder, lists, objective):
             output_dir=out,
             max_steps=500,
             per_device_train_batch_size=batch,
-            bf16=True,
+            bf16=job["precision"] == "bf16",
             use_cpu=job["device"] == "cpu",
             report_to="none",
             save_strategy="no",
             logging_strategy="no",
             disable_tqdm=True,
         )
-        trainer = CrossEncoderTrainer(
-            model=model, args=arguments, train_dataset=rows, loss=loss, callbacks=[Clock()]
-        )
-        if torch.cuda.is_available():
+        if job["device"] == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        trainer.train()
+        CrossEncoderTrainer(
+            model=model, args=arguments, train_dataset=rows, loss=loss, callbacks=[Clock()]
+        ).train()
     steps = len(marks) - 1
     figures = {"pairs_per_s": round(steps * batch * size / (marks[-1] - marks[0]), 2)}
-    if torch.cuda.is_available():
+    if job["device"] == "cuda":
         figures["peak_mib"] = round(torch.cuda.max_memory_allocated() / 2**20)
-    return figures | {"steps": steps, "attention": attentions(folder)[0]}
+    return figures | {"steps": steps, "attention": attention}
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 import ctypes
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +32,11 @@ def timed(score: Callable[[], tuple[np.ndarray, float]]) -> Timing:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak of resident memory anew
-    before = resident_bytes("VmRSS")
+    before = memory_bytes("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()
     scores, waste = score()
     wall_s, cpu_s = time.perf_counter() - wall, time.process_time() - cpu
-    return Timing(wall_s, cpu_s, resident_bytes("VmHWM") - before, scores, waste)
+    return Timing(wall_s, cpu_s, memory_bytes("VmHWM") - before, scores, waste)
 
 
 def cut_text(tokenizer: Any, text: str, tokens: int) -> str:
@@ -45,8 +46,8 @@ def cut_text(tokenizer: Any, text: str, tokens: int) -> str:
     return text[: places[-1][1]] if places else ""
 
 
-def resident_bytes(key: str) -> int:
-    """`VmRSS`, the resident memory of this process, or `VmHWM`, its peak."""
+def memory_bytes(key: str) -> int:
+    """Of this process: `VmRSS` is resident, `VmHWM` its peak, `VmSize` mapped."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{key}:"))
     return int(line.split()[1]) * 1024
@@ -55,15 +56,34 @@ def resident_bytes(key: str) -> int:
 def product_flops(model: PreTrainedModel, lengths: np.ndarray, *, first_token_only: bool) -> float:
     """Multiply-adds times two of all pairs without padding: linear layers and attention.
 
-    With `first_token_only` the last layer has keys and values of all tokens, and the rest of one.
+    Of a layer with a window counts what its tokens see. DeBERTa's products with relative positions
+    are not counted. With `first_token_only` the last layer has keys and values of all tokens, and
+    the rest of one.
     """
     hidden, inner, per_layer = _shape(model)
     per_token = 2 * (4 * hidden * hidden + per_layer * hidden * inner)
-    layer = lengths * per_token + 4.0 * lengths**2 * hidden
-    last = layer
-    if first_token_only:
-        last = lengths * 4 * hidden * hidden + per_token + 4.0 * lengths * hidden
-    return float(((model.config.num_hidden_layers - 1) * layer + last).sum())
+    flops = np.zeros(len(lengths))
+    seen = list(_seen_tokens(model, lengths))
+    for row, seen_by_all in enumerate(seen):
+        if first_token_only and row == len(seen) - 1:
+            flops += lengths * 4 * hidden * hidden + per_token + 4.0 * lengths * hidden
+        else:
+            flops += lengths * per_token + 4.0 * seen_by_all * hidden
+    return float(flops.sum())
+
+
+def _seen_tokens(model: PreTrainedModel, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """How many tokens all tokens of a pair see, for every layer and pair."""
+    config = model.config
+    if config.model_type != "modernbert":
+        yield from repeat(lengths.astype(float) ** 2, config.num_hidden_layers)
+        return
+    reach = config.local_attention // 2
+    # Each place sees `reach` to both sides, but for what the two ends cut off.
+    outside = np.maximum(lengths - 1.0 - reach, 0)
+    near = lengths.astype(float) ** 2 - outside * (outside + 1)
+    for kind in config.layer_types:
+        yield near if kind == "sliding_attention" else lengths.astype(float) ** 2
 
 
 def peak_flops(model: PreTrainedModel, dtype: torch.dtype, tokens: int = 2048) -> float:

@@ -1,0 +1,210 @@
+"""Whole trainings in processes of their own: one that is killed, one that runs out of memory.
+
+    python benchmarks/gpu_trainings.py JOB.json OUT [--kill-after STEP] [--room BYTES]
+
+As a program it trains what JOB.json says into the folder OUT. It ends itself with SIGKILL after a
+step, or caps its memory, where asked to, and says in OUT.json how much memory it took on top.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu_models import QUERY_TOKENS, World
+from gpu_report import Figures
+from measuring import memory_bytes
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from evaluator.tokens import TokenStore
+from trainer.checkpoints import list_checkpoints
+from trainer.train import run_job
+
+STEPS, KILLED_AFTER, CHECKPOINT_EVERY = 6, 5, 2
+"""Of the training that is killed: one step after its second checkpoint."""
+
+
+def resume(home: Path, world: World, options: argparse.Namespace) -> Figures:
+    """Whether a training that was killed and continued ends with the weights of another."""
+    few = {"steps": STEPS, "batch_queries": 4 if options.device.type == "cpu" else 64}
+    job = write_job(home, world, options, **few, checkpoint_every_steps=CHECKPOINT_EVERY)
+    undisturbed, killed = home / "undisturbed", home / "killed"
+    run(job, undisturbed, options)
+    kill = ("--kill-after", str(KILLED_AFTER))
+    run(job, killed, options, *kill, ends_with=-signal.SIGKILL)
+    newest, *_ = list_checkpoints([killed / "checkpoints"])
+    run(job, killed, options)
+    digests = [_digest(undisturbed), _digest(killed)]
+    return {
+        "killed_after_step": KILLED_AFTER,
+        "continued_from": newest.name,
+        "digests": digests,
+        "equal": digests[0] == digests[1],
+    }
+
+
+def capped(home: Path, world: World, options: argparse.Namespace) -> Figures:
+    """How a training goes on with half of the memory that its micro-batches take.
+
+    A first training without a cap says what they take: what comes on top from its first forward
+    pass on, less gradient and moments (what is freed is kept, so the end of a step tells). Smaller
+    micro-batches need a second gradient, which is added to the first. Both trainings compute the
+    same two steps without dropout, so their losses agree.
+    """
+    pairs = 256 if options.device.type == "cpu" else 2048
+    whole = {"steps": 2, "batch_queries": pairs // 2, "micro_batch_tokens": 10**6}
+    job = write_job(home, world, options, **whole, dropout=False)
+    run(job, home / "roomy", options)
+    taken = json.loads((home / "roomy.json").read_text())["taken_bytes"]
+    weights = (world.folder(options.shapes[0]) / "model.safetensors").stat().st_size
+    activations = taken - 3 * weights
+    room = 4 * weights + activations // 2
+    if room > taken:
+        raise ValueError("gradients take more than micro-batches: this shape has too few layers")
+    run(job, home / "capped", options, "--room", str(room))
+    roomy, tight = (
+        json.loads((home / name / "summary.json").read_text()) for name in ("roomy", "capped")
+    )
+    return {
+        "pairs_per_step": pairs,
+        "taken_mib": taken >> 20,
+        "activations_mib": activations >> 20,
+        "room_mib": room >> 20,
+        "steps": tight["steps"],
+        "halved_budgets": tight["halved_budgets"],
+        "final_losses": [roomy["final_loss"], tight["final_loss"]],
+    }
+
+
+def write_job(home: Path, world: World, options: argparse.Namespace, **optimisation: Any) -> Path:
+    """A training on triples in files, of the first shape asked for, as the trainer reads it."""
+    triples = home / "triples"
+    if not triples.exists():
+        _write_triples(triples, world)
+    files = {
+        name: {"path": str(triples / f"{name}{suffix}")}
+        for name, suffix in (("documents", ".tsv"), ("queries", ".tsv"), ("qrels", ".txt"))
+    }
+    source = {"type": "triples", "file": {"path": str(triples / "triples.tsv")}}
+    settings = {"lr": 5e-5, "precision": options.precision, "engine": "plain"}
+    spec = {
+        "backbone": {"folder": str(world.folder(options.shapes[0]))},
+        "objective": {"name": "bce"},
+        "teacher": {"signal": "labels", "source": source},
+        "collection": {"name": "texts", "source": "files", **files},
+        "optimisation": settings | optimisation,
+        "seed": 1,
+        "query_tokens": QUERY_TOKENS,
+        "document_tokens": 256,
+    }
+    job = home / "job.json"
+    job.write_text(json.dumps({"spec": spec, "inputs": {"tokens": str(triples / "tokens")}}))
+    return job
+
+
+def _write_triples(folder: Path, world: World) -> None:
+    """The first document of each list is the relevant one, against each of the next eight."""
+    (folder / "tokens").mkdir(parents=True)
+    lists = [
+        (" ".join(query.split()), [" ".join(text.split()) for text in documents])
+        for query, documents in world.queries[:40]
+    ]
+    documents = [
+        (f"d{n}-{place}", text)
+        for n, (_, texts) in enumerate(lists)
+        for place, text in enumerate(texts)
+    ]
+    content = {
+        "documents.tsv": [f"{name}\t{text}" for name, text in documents],
+        "queries.tsv": [f"q{n}\t{query}" for n, (query, _) in enumerate(lists)],
+        "qrels.txt": [f"q{n} 0 d{n}-0 1" for n in range(len(lists))],
+        "triples.tsv": [
+            f"q{n}\td{n}-0\td{n}-{other}" for n in range(len(lists)) for other in range(1, 9)
+        ],
+    }
+    for name, lines in content.items():
+        (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    TokenStore.build(folder / "tokens", documents, world.tokenizer, 256)
+
+
+def run(job: Path, out: Path, options: argparse.Namespace, *more: str, ends_with: int = 0) -> None:
+    """A training in a process of its own. Raises RuntimeError where it ends in another way."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""} if options.device.type == "cpu" else {}
+    done = subprocess.run(
+        [sys.executable, __file__, job, out, *more],
+        env=os.environ | hidden,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode != ends_with:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise RuntimeError(f"the training {out.name} ended with {done.returncode}: {reason}")
+
+
+def _digest(out: Path) -> str:
+    return hashlib.sha256((out / "model/model.safetensors").read_bytes()).hexdigest()
+
+
+def at_first_pass(call: Callable[[], object]) -> None:
+    """Calls a function once, when a training has all but its gradients and activations."""
+
+    def hook(*_: object) -> None:
+        handle.remove()
+        call()
+
+    handle = register_module_forward_pre_hook(hook)
+
+
+def taken_bytes() -> int:
+    """Memory of the GPU that PyTorch holds, or the address space of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_reserved()
+    return memory_bytes("VmSize")
+
+
+def cap_memory(room_bytes: int) -> None:
+    """Lets this process take so much more than it has."""
+    most = taken_bytes() + room_bytes
+    if torch.cuda.is_available():
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(most / whole)
+    else:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def main() -> None:
+    """Runs a training; kills it after a step or caps its memory where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kill-after", type=int, metavar="STEP")
+    parser.add_argument("--room", type=int, help="bytes above those before the first pass")
+    options = parser.parse_args()
+    job = json.loads(options.job.read_text())
+
+    taken: list[int] = []
+
+    def report(done: int, total: int, **_: object) -> None:
+        taken.append(taken_bytes())
+        if done == options.kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    at_first_pass(lambda: taken.append(taken_bytes()))
+    if options.room:
+        at_first_pass(lambda: cap_memory(options.room))
+    inputs = {role: Path(folder) for role, folder in job["inputs"].items()}
+    run_job("train", job["spec"], inputs, options.out, report, resume_from=[options.out])
+    said = json.dumps({"taken_bytes": max(taken) - taken[0]})
+    options.out.with_suffix(".json").write_text(said)
+
+
+if __name__ == "__main__":
+    main()
