@@ -1,10 +1,12 @@
 """Many rows at once, by each database's quickest way, and lists of keys in pieces it can take."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select
+from sqlalchemy import ColumnElement, Connection, Select, cast, func, select
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import InstrumentedAttribute
 
 from db.schema import Base
 from db.transactions import setup_error
@@ -58,6 +60,21 @@ def in_binary(
         raise setup_error(connection.engine.url, error) from error
     finally:
         cursor.close()
+
+
+def among(
+    connection: Connection, column: InstrumentedAttribute[T], values: Collection[T]
+) -> ColumnElement[bool]:
+    """Whether a column (of texts or integers) is one of the values, all of them one parameter.
+
+    Unlike a list of parameters it has no limit, and the database sees how many there are: it
+    reads the table once for many, where for each piece of a list it might read all of it again.
+    """
+    if connection.dialect.name == "postgresql":
+        return column.in_(select(func.unnest(cast(list(values), ARRAY(column.type)))))
+    return column.in_(
+        select(func.json_each(json.dumps(list(values))).table_valued("value").c.value)
+    )
 
 
 def pieces(values: Sequence[T], size: int = PIECE) -> Iterator[list[T]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Text, cast, func, insert, select, text, update
 
-from db.bulk import insert_rows, pieces, to_json
+from db.bulk import among, insert_rows, pieces, to_json
 from db.clock import now_s
 from db.events import record
 from db.schema import Definition, Edge, Job, Sweep, SweepJob
@@ -78,9 +78,8 @@ def add_in(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> 
     new = [job for job in jobs if job.identity not in known]
     _add_jobs(connection, jobs, new, known)
     ids = {identity: row.id for identity, row in known.items()}
-    for piece in pieces([job.identity for job in new]):
-        found = select(Job.identity, Job.id).where(Job.identity.in_(piece))
-        ids |= dict(connection.execute(found).tuples().all())
+    added = among(connection, Job.identity, [job.identity for job in new])
+    ids |= dict(connection.execute(select(Job.identity, Job.id).where(added)).tuples().all())
     insert_rows(
         connection,
         Definition,
@@ -195,10 +194,11 @@ def _submission(
     connection: Connection, sweep: int | None, jobs: Sequence[NewJob], known: dict[str, Row]
 ) -> Submission:
     old = [known[job.identity] for job in jobs if job.identity in known]
-    shared = 0
-    for piece in pieces([row.id for row in old]):
-        elsewhere = select(func.count(SweepJob.job_id.distinct())).where(SweepJob.job_id.in_(piece))
-        shared += connection.scalar(elsewhere.where(SweepJob.sweep_id != (sweep or 0))) or 0
+    ours = among(connection, SweepJob.job_id, [row.id for row in old])
+    elsewhere = select(func.count(SweepJob.job_id.distinct())).where(
+        ours, SweepJob.sweep_id != (sweep or 0)
+    )
+    shared = connection.scalar(elsewhere) or 0
     return Submission(
         sweep_id=sweep,
         new=len(jobs) - len(old),
@@ -212,10 +212,8 @@ def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[str, Row]:
     """Which of the jobs and their parents the database has, by identity."""
     columns = (Job.identity, Job.id, Job.state, Job.priority, Job.critical_s)
     given = {job.identity for job in jobs}
-    rows: dict[str, Row] = {}
-    for piece in pieces(sorted(given.union(*(job.parents.values() for job in jobs)))):
-        found = connection.execute(select(*columns).where(Job.identity.in_(piece)))
-        rows |= {row.identity: row for row in found}
+    asked = among(connection, Job.identity, given.union(*(job.parents.values() for job in jobs)))
+    rows = {row.identity: row for row in connection.execute(select(*columns).where(asked))}
     for job in jobs:
         for role, parent in job.parents.items():
             if parent not in rows and parent not in given:
