@@ -31,7 +31,7 @@ demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluation and the
 test: $(INSTALLED) lint ## run the whole test suite
 	$(BIN)/python -m pytest
 
-# Each test has a time limit of its own; on two busy cores the part of the job table took 28 minutes.
+# About eleven minutes; each test has a time limit of its own.
 chaos: $(INSTALLED) ## kill, stop and cut off everything for some minutes, and say what became of it
 	XSWEEP_CHAOS=1 $(BIN)/python -m pytest -q tests/db/test_races.py tests/db/test_outages.py \
 	  tests/db/test_recovery.py tests/db/test_machine.py tests/orchestrator/test_recovery.py
