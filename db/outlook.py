@@ -1,13 +1,30 @@
 """What is left to do, for a controller that must know whether to go on, wait or end."""
 
+import json
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, case, exists, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Text,
+    case,
+    cast,
+    exists,
+    func,
+    or_,
+    select,
+)
 
 from db.clock import now_s
-from db.schema import Attempt, Job, Sweep, SweepJob, Tally
+from db.schema import Attempt, Definition, Job, Sweep, SweepJob, Tally
 from db.states import State
 from db.transactions import read
+
+_ACTIVE = exists().where(
+    SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,21 +49,39 @@ class Outlook:
         return not (self.claimable or self.running or self.resting)
 
 
+class Want(NamedTuple):
+    """So many jobs of a kind may begin, and each asks for this."""
+
+    kind: str
+    resources: dict[str, Any]
+    jobs: int
+
+
+def wanted(engine: Engine) -> list[Want]:
+    """What the jobs that may be claimed now ask for, counted; the most important ones first."""
+    # As text: PostgreSQL tells no two values of its JSON apart.
+    resources = cast(Definition.resources, Text)
+    counted = (
+        select(Job.kind, resources.label("resources"), func.count().label("jobs"))
+        .join(Definition, Definition.job_id == Job.id)
+        .where(Job.state == State.READY, _ACTIVE, _may_run())
+        .group_by(Job.kind, resources)
+        .order_by(func.max(Job.priority).desc(), func.max(Job.critical_s).desc(), func.min(Job.id))
+    )
+    rows = read(engine, lambda connection: connection.execute(counted).all())
+    return [Want(row.kind, json.loads(row.resources), row.jobs) for row in rows]
+
+
 def outlook(engine: Engine) -> Outlook:
     """Count what is left, by indexes of the jobs that something can happen to."""
-
     rests = Job.retry_at > now_s()
-    may_run = or_(Job.retry_at.is_(None), Job.retry_at <= now_s())
-    active = exists().where(
-        SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
-    )
     held = select(Attempt.job_id).where(Attempt.outcome.is_(None))
     ready = select(
-        func.count(case((may_run, 1))).label("claimable"),
+        func.count(case((_may_run(), 1))).label("claimable"),
         func.count(case((rests, 1))).label("resting"),
         (func.min(case((rests, Job.retry_at))) - now_s()).label("next_retry_s"),
-    ).where(Job.state == State.READY, active)
-    counted = select(func.count()).select_from(Job).where(active)
+    ).where(Job.state == State.READY, _ACTIVE)
+    counted = select(func.count()).select_from(Job).where(_ACTIVE)
     done = func.sum(case((Tally.state == State.DONE, Tally.jobs), else_=0))
     tallied = (
         select(done.label("finished"), func.sum(Tally.jobs).label("total"))
@@ -65,3 +100,7 @@ def outlook(engine: Engine) -> Outlook:
         )
 
     return read(engine, work)
+
+
+def _may_run() -> ColumnElement[bool]:
+    return or_(Job.retry_at.is_(None), Job.retry_at <= now_s())

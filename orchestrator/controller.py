@@ -19,9 +19,10 @@ import ray
 from sqlalchemy import Engine
 
 from db import controllers, jobs
+from db.outlook import wanted
 from orchestrator.adoption import adopt, recover
 from orchestrator.assignments import Assignment, begin, task_of
-from orchestrator.demand import Demand
+from orchestrator.demand import Demand, within
 from orchestrator.ledger import Ledger, pair
 from orchestrator.nodes import Strikes
 from orchestrator.pool import Placement, Pool, runs_alone
@@ -120,6 +121,7 @@ class Controller:
     def close(self) -> None:
         """Free the warm workers and leave the list of controllers; what still works goes on."""
         self.pool.free_idle(after_s=0.0)
+        self.demand.ask((), ())
         controllers.unregister(self.engine, self.owner)
 
     def _place_ready(self) -> None:
@@ -147,10 +149,13 @@ class Controller:
         self.pool.free_idle()
 
     def _claim(self) -> bool:
+        waiting = self.demand.waiting(self.pool.nodes())
         room = self.pool.room(self._usual) or self.pool.room(None)
+        if not (room or waiting or self.pool.has_workplaces()):
+            room = 1  # to say what is missing, and in the end to refuse it
         kinds = None
         if self.limits:
-            running = Counter(assignment.job.kind for assignment in self.assigned)
+            running = Counter(each.job.kind for each in self.assigned)
             kinds = [kind for kind in KINDS if running[kind] < self.limits.get(kind, math.inf)]
             room = min(room, 1)
         self.unplaced = jobs.claim(
@@ -159,7 +164,7 @@ class Controller:
             limit=room,
             lease_s=self.lease_s,
             kinds=kinds,
-            exclude=self.demand.waiting(self.pool.nodes()),
+            exclude=waiting,
         )
         return bool(self.unplaced)
 
@@ -286,10 +291,11 @@ class Controller:
             log.warning("lost      %s: its lease is gone; stopping it", assignment.job.name)
             self._drop(assignment)
         self.unplaced = [claim for claim in self.unplaced if pair(claim) in still]
-        self.demand.ask(
-            (assignment.placement.request for assignment in self.assigned),
-            (request_of(claim.resources) for claim in self.unplaced),
-        )
+        if self.demand.scales:
+            running = Counter(each.job.kind for each in self.assigned)
+            waiting = [request_of(claim.resources) for claim in self.unplaced]
+            waiting += within(self.limits, running, wanted(self.engine))
+            self.demand.ask((each.placement.request for each in self.assigned), waiting)
         controllers.beat(self.engine, self.owner)
 
     def _drop(self, assignment: Assignment) -> None:

@@ -1,13 +1,19 @@
 """Jobs that no node of the cluster can meet now: waited for, asked for, and in the end refused."""
 
+import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import ray
 
+from db.outlook import Want
 from orchestrator.nodes import Node
-from orchestrator.requests import Request
+from orchestrator.requests import Request, request_of
+
+ASKED_AT_MOST = 1000
+"""Processes that the autoscaler is asked to make room for: more is beyond what it looks at."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,13 @@ class Demand:
     def __init__(self, patience_s: float, *, scales: bool = False) -> None:
         self.patience_s = patience_s
         """How long to wait for a node that could; then the job fails with what is missing."""
-        self._scales = scales
-        """Whether the cluster may have an autoscaler that listens."""
+        self.scales = scales
+        """Whether the cluster may have an autoscaler that listens to `ask`."""
         self._unmet: dict[int, Unmet] = {}
         self._again: set[int] = set()
         self._nodes: frozenset[str] = frozenset()
-        self._asked: list[dict[str, float]] = []
+        self._asked: tuple[list, list] | None = None
+        """None: whatever a controller before this one has asked for."""
 
     def waiting(self, nodes: Sequence[Node]) -> set[int]:
         """Jobs not to claim: the nodes are what they were, and patience has not ended."""
@@ -71,14 +78,43 @@ class Demand:
         now_s = time.monotonic()
         return max((now_s - unmet.since_s for unmet in self._unmet.values()), default=0.0)
 
-    def ask(self, held: Iterable[Request], unplaced: Iterable[Request]) -> None:
-        """Tell the autoscaler, where there is one, all that would be used at once."""
-        if not self._scales:
+    def ask(self, held: Iterable[Request], wanted: Iterable[Request]) -> None:
+        """Tell the autoscaler, where there is one, all that would be used at once.
+
+        `held` is what runs, `wanted` what could begin. Only where there is something of the latter
+        the cluster has to keep its size; without, it may shrink as it likes.
+        """
+        if not self.scales:
             return
-        wanted = [*unplaced, *(unmet.request for unmet in self._unmet.values())]
-        # Without anything beyond what runs, the cluster may shrink as it likes.
-        requests = [*held, *wanted] if wanted else []
-        bundles = [dict(request.resources) for request in requests for _ in range(request.ranks)]
-        if bundles != self._asked:
-            self._asked = bundles
-            ray.autoscaler.sdk.request_resources(bundles=bundles)
+        more = list(islice(wanted, ASKED_AT_MOST))
+        requests = islice(chain(held, more), ASKED_AT_MOST) if more else ()
+        asked = [
+            (dict(request.resources), _selector(request))
+            for request in requests
+            for _ in range(request.ranks)
+        ]
+        bundles, selectors = [each for each, _ in asked], [each for _, each in asked]
+        if (bundles, selectors) != self._asked:
+            self._asked = bundles, selectors
+            ray.autoscaler.sdk.request_resources(
+                bundles=bundles, bundle_label_selectors=selectors or None
+            )
+
+
+def within(
+    limits: Mapping[str, int], running: Mapping[str, int], wants: Iterable[Want]
+) -> Iterator[Request]:
+    """The requests of those jobs that may run at once, beside so many of each kind that do.
+
+    Worked: 5 trainings that may begin, a limit of 4 and 1 that runs give 3 requests.
+    """
+    left: dict[str, float] = {kind: limit - running.get(kind, 0) for kind, limit in limits.items()}
+    for want in wants:
+        count = max(0, min(want.jobs, left.get(want.kind, math.inf), ASKED_AT_MOST))
+        left[want.kind] = left.get(want.kind, math.inf) - count
+        yield from [request_of(want.resources)] * int(count)
+
+
+def _selector(request: Request) -> dict[str, str]:
+    """The labels as Ray's selectors: `eu|us` is `in(eu,us)`."""
+    return {key: f"in({value.replace('|', ',')})" for key, value in request.labels.items()}

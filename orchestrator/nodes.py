@@ -65,6 +65,8 @@ def never_fits(request: Request, nodes: Sequence[Node]) -> str | None:
     idle = {node.id: dict(node.resources) for node in nodes}
     if choose(request, nodes, idle):
         return None
+    if not nodes:
+        return f"asks for {request}, and there is no node that runs jobs: add one"
     labelled = [node for node in nodes if _bears(node, request.labels)]
     if not labelled:
         known = sorted(

@@ -202,6 +202,10 @@ class Pool:
             return int(any(amounts.get("CPU", 0.0) > nodes.ROUNDING for amounts in free.values()))
         return nodes.count_fits(request, free)
 
+    def has_workplaces(self) -> bool:
+        """Whether any node is there to run jobs; a cluster that grows by itself may begin empty."""
+        return any(node.resources.get("CPU", 0.0) for node in self.nodes())
+
     def never_fits(self, request: Request) -> str | None:
         """What the cluster could never give, in words; None if it could."""
         # Where all nodes leave, jobs wait for what comes after them.

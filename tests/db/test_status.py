@@ -12,7 +12,7 @@ import db.tally
 from db import controllers, jobs
 from db.check import check
 from db.events import history
-from db.outlook import outlook
+from db.outlook import outlook, wanted
 from db.status import jobs as list_jobs
 from db.status import summary
 from xsweep import ConfigError
@@ -111,6 +111,25 @@ def test_the_outlook_says_when_nothing_happens_any_more(engine):
     assert not outlook(engine).idle
     jobs.cancel(engine, sweep="study")
     assert outlook(engine).idle
+
+
+def test_what_may_begin_is_counted_by_what_it_asks_for(engine):
+    card, core = {"gpus": 1, "labels": {"zone": "eu"}}, {"cpus": 1}
+    grid = [
+        new_job("a", resources=core),
+        new_job("b", "a", resources=card),
+        new_job("c", resources=card, priority=5),
+        new_job("d", resources=card),
+        new_job("e", kind="evaluate", resources=core),
+        new_job("f", resources=core),
+    ]
+    submit(engine, grid)
+    # b waits for a; c comes first by its priority, a by what comes after it.
+    assert wanted(engine) == [("train", card, 2), ("train", core, 2), ("evaluate", core, 1)]
+    fail(engine, take(engine), "INFRA", retry_after_s=100)
+    assert wanted(engine) == [("train", core, 2), ("train", card, 1), ("evaluate", core, 1)]
+    jobs.pause(engine, "study")
+    assert wanted(engine) == []
 
 
 def test_controllers_come_and_go(engine):

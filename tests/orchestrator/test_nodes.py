@@ -1,8 +1,10 @@
 """What fits where, which nodes are left alone, and what is waited for: arithmetic, without Ray."""
 
 import pytest
+import ray
 
-from orchestrator.demand import Demand
+from db.outlook import Want
+from orchestrator.demand import Demand, within
 from orchestrator.nodes import Node, Share, Strikes, choose, count_fits, free_of, never_fits
 from orchestrator.requests import request_of
 
@@ -86,6 +88,12 @@ def test_what_can_never_be_met_is_said_with_what_is_missing(asked, words):
     assert words in never_fits(request_of(asked), NODES)
 
 
+def test_where_no_node_runs_jobs_that_is_said():
+    assert never_fits(request_of({}), []) == (
+        "asks for 1 CPU, and there is no node that runs jobs: add one"
+    )
+
+
 def test_what_fits_an_idle_cluster_may_be_waited_for():
     assert never_fits(request_of({"gpus": 1, "ranks": 6}), NODES) is None
 
@@ -126,6 +134,37 @@ def test_an_unmet_job_is_not_claimed_again_until_the_nodes_change_or_patience_en
     assert demand.waiting([*NODES, node("south", 8)]) == set()
     demand.met(7)
     assert demand.told() is None
+
+
+def test_the_autoscaler_is_told_of_what_may_run_at_once_under_the_limits():
+    wants = [
+        Want("train", {"gpus": 1}, 5),
+        Want("evaluate", {"gpus": 0.5, "labels": {"zone": "eu|us"}}, 2),
+    ]
+    limits, running = {"train": 4}, {"train": 1, "evaluate": 7}
+    asked = [str(each) for each in within(limits, running, wants)]
+    assert asked == ["1 CPU, 1 GPU"] * 3 + ["1 CPU, 0.5 GPU on a node with zone=eu|us"] * 2
+    assert list(within({"train": 1}, running, wants[:1])) == []
+    assert len(list(within({}, {}, [Want("evaluate", {}, 3564)]))) == 1000
+
+
+def test_the_autoscaler_hears_of_all_that_would_run_and_of_nothing_when_nothing_waits(monkeypatch):
+    heard = []
+    monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda **said: heard.append(said))
+    held, wanted = request_of({"gpus": 1}), request_of({"ranks": 2, "labels": {"zone": "eu|us"}})
+    demand = Demand(patience_s=0, scales=True)
+    demand.ask([held], [wanted])
+    demand.ask([held], [wanted])
+    demand.ask([held], [])
+    assert heard == [
+        {
+            "bundles": [{"CPU": 1, "GPU": 1}, {"CPU": 1}, {"CPU": 1}],
+            "bundle_label_selectors": [{}, {"zone": "in(eu,us)"}, {"zone": "in(eu,us)"}],
+        },
+        {"bundles": [], "bundle_label_selectors": None},
+    ]
+    Demand(patience_s=0).ask([held], [wanted])
+    assert len(heard) == 2, "a cluster of our own has no autoscaler"
 
 
 def test_without_patience_an_unmet_job_is_refused_at_once():
