@@ -97,9 +97,7 @@ def cpus_of_nodes(environment):
     return json.loads(done.stdout)
 
 
-def test_nodes_come_because_jobs_wait_for_them_and_go_when_nothing_waits(
-    workplace, growing_cluster
-):
+def test_nodes_come_because_jobs_wait_for_them(workplace, growing_cluster):
     workplace.environment |= growing_cluster
     grid = write_study(workplace.folder)
     grid.write_text(grid.read_text() + "resources: {train: {cpus: 2}}\n")
@@ -111,4 +109,3 @@ def test_nodes_come_because_jobs_wait_for_them_and_go_when_nothing_waits(
     # Trainings found their 2 CPUs, which only a node of the larger type has.
     assert {each.state for each in status.jobs(engine)} == {"done"}
     engine.dispose()
-    wait_for(lambda: cpus_of_nodes(workplace.environment) == [0], what="idle nodes to go")
