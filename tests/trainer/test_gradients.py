@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.budgets import Budgets, is_out_of_memory
+from evaluator.memory import is_out_of_memory
+from trainer.budgets import Budgets
 from trainer.gradients import Gradients
 from trainer.objectives import OBJECTIVES
 from trainer.objectives.signals import labels_only
