@@ -6,6 +6,7 @@ rebinding): its requests name another host, and are refused.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
@@ -102,9 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Allow", "GET, HEAD")
         self.send_header("Content-Type", answer.type)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        # A browser that has gone elsewhere meanwhile is no error of ours.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         log.debug("%s", format % args)

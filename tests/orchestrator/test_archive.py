@@ -239,7 +239,8 @@ def test_no_path_of_the_machine_is_published(tmp_path: Path) -> None:
     (tmp_path / "backbone").mkdir()
     (tmp_path / "backbone" / "config.json").write_text("{}")
     grid = tmp_path / "tiny.yaml"
-    grid.write_text(GRID.format(steps=4).replace(" test/", f" {tmp_path}/data/test/"))
+    text = GRID.format(steps=4, objectives="infonce: {teachers: lists}, bce: {teachers: lists}")
+    grid.write_text(text.replace(" test/", f" {tmp_path}/data/test/"))
     grid.write_text(grid.read_text().replace(" train/", " data/train/"))
     settings = Settings(
         home=tmp_path / "h", database="", store="", ray_address=None, data_home=None
