@@ -267,7 +267,7 @@ def main() -> None:
         f"{'':36} {columns[0]:>8} {columns[1]:>12} {columns[2]:>8} {columns[3]:>9} "
         f"{columns[4]:>12} {columns[5]:>9} {columns[6]:>9}"
     )
-    has_bf16 = computed_in(torch.bfloat16) == torch.bfloat16
+    has_bf16 = computed_in(torch.bfloat16, torch.device("cpu")) == torch.bfloat16
     for name, row in ROWS.items():
         if "peer" in row and not getattr(options, row["peer"].replace("-", "_")):
             continue

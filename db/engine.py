@@ -210,7 +210,7 @@ def _file_of(url: URL) -> Path:
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # the driver begins nothing by itself; `_begin_sqlite` does
-    # 64 MiB of pages: the usual 2 hold the index of a few thousand identities
+    # 64 MiB of pages: the usual 2 are less than the index of thirty thousand identities
     for pragma in ("foreign_keys = ON", "synchronous = FULL", "cache_size = -65536"):
         connection.execute(f"PRAGMA {pragma}")
 

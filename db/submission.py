@@ -212,7 +212,9 @@ def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[str, Row]:
     """Which of the jobs and their parents the database has, by identity."""
     columns = (Job.identity, Job.id, Job.state, Job.priority, Job.critical_s)
     given = {job.identity for job in jobs}
-    asked = among(connection, Job.identity, given.union(*(job.parents.values() for job in jobs)))
+    asked = among(
+        connection, Job.identity, sorted(given.union(*(job.parents.values() for job in jobs)))
+    )
     rows = {row.identity: row for row in connection.execute(select(*columns).where(asked))}
     for job in jobs:
         for role, parent in job.parents.items():

@@ -27,7 +27,7 @@ def prepare(
 
     The weights must not change meanwhile: they may be copied, or not.
     """
-    inner = computed_in(dtype) if weight.device.type == "cpu" else dtype
+    inner = computed_in(dtype, weight.device)
     # Through `dtype` first: where bf16 is computed in fp32, it is bf16 numbers that are multiplied.
     weight = weight.detach().to(dtype).to(inner)
     bias = None if bias is None else bias.detach().to(dtype).to(inner)
@@ -58,15 +58,18 @@ def lays_out() -> bool:
     )
 
 
-def computed_in(dtype: torch.dtype) -> torch.dtype:
-    """What a CPU multiplies numbers of this type in: fp32 for bf16 where it has no units for that.
+def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What numbers of this type are multiplied in: fp32 for bf16 on a CPU without units for that.
 
     Such units sum products of bf16 numbers in fp32, so the results are the same but for the order
     of sums; PyTorch's own bf16 products without them are ten times slower than fp32 (AMD Zen 3).
     """
-    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return torch.float32
-    return dtype
+    if dtype != torch.bfloat16 or device.type != "cpu":
+        return dtype
+    has_units = torch.backends.mkldnn.is_available() and (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return torch.bfloat16 if has_units else torch.float32
 
 
 def prepare_linear(

@@ -132,7 +132,7 @@ class _Linear(torch.autograd.Function):
         before = ctx.prepared.backward(slopes) if ctx.needs_input_grad[0] else None
         parts = ctx.prepared.parts
         sizes = [len(weight) for weight, _ in parts]
-        inner = computed_in(slopes.dtype) if slopes.device.type == "cpu" else slopes.dtype
+        inner = computed_in(slopes.dtype, slopes.device)
         of_weights = (slopes.to(inner).t() @ states.to(inner)).float().split(sizes)
         of_biases: tuple[Tensor, ...] = ()
         if parts[0][1] is not None:

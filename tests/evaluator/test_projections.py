@@ -38,7 +38,7 @@ def test_bf16_products_are_sums_of_exact_products_rounded_once(
     cpu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if cpu != "this one":
-        monkeypatch.setattr(projections, "computed_in", lambda dtype: torch.float32)
+        monkeypatch.setattr(projections, "computed_in", lambda dtype, device: torch.float32)
     torch.manual_seed(0)
     weight, bias, states = (torch.randn(*shape).bfloat16() for shape in [(80, 48), (80,), (9, 48)])
     with torch.inference_mode():
