@@ -30,8 +30,10 @@ from xsweep import ConfigError, DivergenceError, SetupError, Stopped
 
 log = logging.getLogger(__name__)
 
-HALT = 2.0**16
-"""One rank's wish to end a trial, above all ranks' wishes to stop together."""
+CHECKPOINT_S = 300.0
+"""What a training loses at most when it is killed, however many steps lie between checkpoints."""
+HALT, SAVE = 2.0**16, 2.0**32
+"""One rank's wish to end a trial, and to save, each above all ranks' wishes of the kind before."""
 Report = Callable[..., object]
 Validate = Callable[[PreTrainedModel], float]
 
@@ -89,8 +91,8 @@ def train_model(
                     record["validation"] = training.validate(validate)
                 if metrics:
                     metrics.add(record)
-                saved = training.progress.step % settings.checkpoint_every_steps == 0
-                if saved and training.progress.step < settings.steps:
+                due = training.progress.step % settings.checkpoint_every_steps == 0
+                if due and training.progress.step < settings.steps:
                     training.save()
                 if report:
                     training.hear(report, record)
@@ -130,6 +132,7 @@ class _Training:
         steps = spec.optimisation.steps
         self.ahead = Ahead(self._prepare, steps) if works_ahead(scorer.model.device) else None
         self.meter = open_meter()
+        self.saved_s = time.monotonic()
 
     @property
     def finished(self) -> bool:
@@ -234,7 +237,8 @@ class _Training:
     def hear(self, report: Report, record: dict[str, float]) -> None:
         """Reports a step. Where a rank is asked to stop all save, and Stopped goes on up.
 
-        Where a rank hears that its trial is to end, it ends for all, after this step.
+        Where a rank hears that its trial is to end, it ends for all, after this step. All save
+        when the first rank's last checkpoint is `CHECKPOINT_S` old.
         """
         stopped = halt = None
         try:
@@ -245,13 +249,18 @@ class _Training:
             halt = report(progress.step, steps, **figures, left_s=left_s) is True
         except Stopped as error:
             stopped = error
-        # Both wishes in one exchange, which every step waits for.
-        wishes = float(bool(stopped)) + HALT * float(bool(halt and self.spec.trial))
-        heard = self.engine.total(torch.tensor(wishes, device=self.model.device))
-        if heard % HALT:
+        # All wishes in one exchange, which every step waits for.
+        is_due = self.engine.rank == 0 and time.monotonic() - self.saved_s >= CHECKPOINT_S
+        wishes = bool(stopped) + HALT * bool(halt and self.spec.trial) + SAVE * is_due
+        asked = torch.tensor(wishes, dtype=torch.float64, device=self.model.device)
+        saves, heard = divmod(self.engine.total(asked), SAVE)
+        halts, stops = divmod(heard, HALT)
+        if stops:
             self.save()
             raise stopped or Stopped("another rank of this training was asked to stop")
-        progress.halted = heard > 0 and progress.step < steps
+        progress.halted = halts > 0 and progress.step < steps
+        if saves and not self.finished:
+            self.save()
 
     def weights(self) -> Weights:
         return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
@@ -268,6 +277,7 @@ class _Training:
             progress = asdict(self.progress) | {"spec": _essentials(self.spec)}
             checkpoint = Checkpoint(self.weights(), moments, self.best, progress)
             save_checkpoint(self.out / "checkpoints", checkpoint)
+        self.saved_s = time.monotonic()
 
     def count_energy(self) -> None:
         """Adds what all ranks' machines spent since the last time."""

@@ -205,6 +205,7 @@ class OptimisationSpec(Spec):
     gradient_checkpointing: bool = False
     """Computes activations twice to keep fewer; transformers offers it with dropout only."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)
+    """And after five minutes, whichever comes first."""
 
     @field_validator("betas")
     @classmethod

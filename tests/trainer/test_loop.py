@@ -7,6 +7,7 @@ import pytest
 import torch
 from curves import ENGINES, curve, digest
 
+from trainer.checkpoints import list_checkpoints
 from trainer.loop import _Training
 from trainer.scorer import Scorer, slots
 from trainer.train import run_job
@@ -58,6 +59,37 @@ def test_a_stopped_and_continued_training_ends_with_the_same_weights(
     assert digest(second) == digest(undisturbed[name])
     for figure in ("loss", "lr", "grad_norm", "validation"):
         assert curve(second, figure) == curve(undisturbed[name], figure)
+
+
+@pytest.mark.parametrize("name", ["plain", "zero-1"])
+def test_a_killed_training_loses_no_more_than_a_checkpoints_age(
+    world, undisturbed, tmp_path, monkeypatch, name
+):
+    class Killed(BaseException):
+        """What leaves no time to save, as SIGKILL does."""
+
+    def kill(done, total, **_):
+        if done == 6:
+            raise Killed
+
+    monkeypatch.setattr("trainer.loop.CHECKPOINT_S", 0.0)
+    first = tmp_path / "first"
+    with pytest.raises(Killed):
+        train(world, first, **ENGINES[name], report=kill, checkpoint_every_steps=1000)
+    assert [path.name for path in list_checkpoints([first / "checkpoints"])] == ["step-5", "step-4"]
+    monkeypatch.undo()
+    second = train(world, tmp_path / "second", **ENGINES[name], resume_from=[first])
+    assert digest(second) == digest(undisturbed[name])
+
+
+def test_before_its_time_a_training_keeps_to_its_steps(world, tmp_path):
+    def kill(done, total, **_):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(world, tmp_path / "first", report=kill, checkpoint_every_steps=1000)
+    assert list_checkpoints([tmp_path / "first" / "checkpoints"]) == []
 
 
 def test_a_training_may_continue_under_the_other_engine(world, undisturbed, tmp_path):
