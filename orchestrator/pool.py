@@ -64,7 +64,8 @@ class Pool:
     ) -> None:
         self.prefix = prefix
         """Begins the names of our placement groups, which tells them from those of others."""
-        self._worker = worker
+        # Once: every `ray.remote` exports the class again, and Ray keeps each of them for good.
+        self._worker: Any = ray.remote(worker)
         self._gate = gate
         self._placements: dict[str, Placement] = {}
         self._nodes: list[Node] = []
@@ -249,8 +250,7 @@ class Pool:
             else:
                 strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
             placement.actors.append(
-                ray.remote(self._worker)
-                .options(
+                self._worker.options(
                     name=gangs.rank_name(name, rank),
                     lifetime="detached",
                     max_restarts=0,
@@ -259,8 +259,7 @@ class Pool:
                     max_concurrency=6,
                     scheduling_strategy=strategy,
                     **request.options,
-                )
-                .remote(request.resources.get("GPU", 0))
+                ).remote(request.resources.get("GPU", 0))
             )
         self._placements[name] = placement
         return placement
