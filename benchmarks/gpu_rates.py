@@ -116,7 +116,6 @@ def score(
             pairs.ids[:count],
             query_tokens=QUERY_TOKENS,
             document_tokens=pairs.document_tokens,
-            batch_tokens=65536 if options.device.type == "cuda" else 4096,
             precision=options.precision,
             layout=layout,  # type: ignore[arg-type]
             device=options.device,
@@ -211,7 +210,6 @@ def _spec(folder: Path, way: Way, batch: int, options: argparse.Namespace) -> Tr
         "engine": "plain" if way.engine == "plain" else "deepspeed",
         "zero_stage": 0 if way.engine == "plain" else 1,
         "micro_batch_tokens": 32768 if on_gpu else 16384,
-        "forward_tokens": 16384 if on_gpu else 2048,
         "layout": way.layout,
     }
     return TrainSpec.model_validate(

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from trainer.specs import TeacherSpec
+    from trainer.teacher_specs import TeacherSpec
 
 from generated import PASSAGES, write_jsonl, write_passages, write_run, write_triples
 

@@ -17,8 +17,14 @@ from transformers.utils import cached_file
 from evaluator.cross_encoder import load_weights, max_positions, quiet_loading
 from evaluator.packing import pack
 from evaluator.pairs import PairIds
-from evaluator.scoring import ScoredPairs, batches, batches_without_padding, choose_precision
-from evaluator.specs import ModelSpec, Precision
+from evaluator.scoring import (
+    ScoredPairs,
+    batches,
+    batches_without_padding,
+    budget_on,
+    choose_precision,
+)
+from evaluator.specs import BATCH_TOKENS, ModelSpec, Precision
 from evaluator.tokenizers import load_tokenizer, locate
 from evaluator.unpadded import Encoder, means, unpadded_encoder
 from xsweep import ConfigError
@@ -84,7 +90,7 @@ def score(
     queries: Mapping[str, np.ndarray],
     documents: Mapping[str, np.ndarray],
     *,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     precision: Precision = "fp32",
     progress: Callable[[int], object] | None = None,
 ) -> ScoredPairs:
@@ -137,7 +143,8 @@ def embed(
     with torch.inference_mode():
         unpadded = unpadded_encoder(model, dtype) if model.device.type == "cpu" else None
         cut = batches_without_padding if unpadded else batches
-        for rows in cut(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
+        budget = budget_on(model.device, batch_tokens)
+        for rows in cut(lengths, np.argsort(-lengths, kind="stable"), budget):
             batch = [inputs[row] for row in rows]
             if unpadded:
                 pooled_BH = _pooled_unpadded(encoder.pooling, unpadded, batch)
@@ -154,7 +161,7 @@ def embed(
 
 
 def _pooled_unpadded(pooling: str, encode: Encoder, inputs: Sequence[np.ndarray]) -> torch.Tensor:
-    packing = pack([PairIds(ids, None) for ids in inputs], torch.device("cpu"))
+    packing = pack([PairIds(ids, None) for ids in inputs])
     states = encode(packing, pooling == "cls")
     return states if pooling == "cls" else means(states, packing)
 

@@ -44,7 +44,7 @@ class Packing(NamedTuple):
         )
 
 
-def pack(sequences: Sequence[PairIds], device: torch.device) -> Packing:
+def pack(sequences: Sequence[PairIds], device: torch.device | str = "cpu") -> Packing:
     """Puts sequences end to end, in their order."""
     lengths = [len(each.input_ids) for each in sequences]
     ends = np.cumsum(lengths)

@@ -8,17 +8,17 @@ the longest of their batch; an out-of-memory error shows at once, as the longest
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from evaluator.memory import is_out_of_memory
-from evaluator.packing import pack
+from evaluator.packing import Packing, pack
 from evaluator.pairs import PairEncoder, PairIds
 from evaluator.partial import Done, Keep
-from evaluator.specs import Layout, Precision
+from evaluator.specs import BATCH_TOKENS, Layout, Precision
 from evaluator.unpadded import unpadded_scorer
 from xsweep import ConfigError
 
@@ -27,6 +27,10 @@ TokenPair = tuple[np.ndarray, np.ndarray]
 CPU_TOKENS = 2048
 """Of one pass without padding on a CPU: its activations stay in the cache. With 4,096 MiniLM-L6
 scores 31 instead of 36 pairs a second (AMD Zen 3)."""
+
+GPU_TOKENS = 65_536
+"""What a GPU takes where the budget was left at its default: 4,096 tokens of MiniLM-L6 are 0.1
+TFLOP, which it has done before the host has launched the pass's kernels."""
 
 
 class ScoredPairs(NamedTuple):
@@ -46,7 +50,7 @@ def score_pairs(
     *,
     query_tokens: int,
     document_tokens: int,
-    batch_tokens: int = 4096,
+    batch_tokens: int = BATCH_TOKENS,
     precision: Precision = "fp32",
     layout: Layout = "auto",
     device: torch.device | str | None = None,
@@ -66,6 +70,7 @@ def score_pairs(
     started = time.perf_counter()
     device = torch.device(device) if device is not None else model.device
     dtype, _ = choose_precision(precision, device)
+    batch_tokens = budget_on(device, batch_tokens)
     lengths = encoder.lengths(
         np.array([len(query) for query, _ in pairs], dtype=np.int64),
         np.array([len(document) for _, document in pairs], dtype=np.int64),
@@ -82,19 +87,28 @@ def score_pairs(
     model.to(device).eval()  # type: ignore[arg-type]
     try:
         with torch.inference_mode():
-            score, cut = _way(model, encoder, dtype, layout)
+            way = _way(model, encoder, dtype, layout)
+
+            def prepare(start: int) -> tuple[np.ndarray, Any]:
+                rows = next(way.cut(lengths, order[start:], batch_tokens))
+                each = (pairs[int(row)] for row in rows)
+                return rows, way.assemble(
+                    [encoder.encode(*pair, query_tokens, document_tokens) for pair in each]
+                )
+
+            following = None
             while done < len(order):
-                rows = next(cut(lengths, order[done:], batch_tokens))
-                encoded = [
-                    encoder.encode(*pairs[int(row)], query_tokens, document_tokens) for row in rows
-                ]
+                rows, inputs = following or prepare(done)
+                following = None
                 try:
-                    logits, used = score(encoded)
+                    logits, used = way.score(inputs)
+                    if done + len(rows) < len(order):
+                        following = prepare(done + len(rows))  # while a GPU computes
                     scores[rows] = logits.float().cpu().numpy()
                 except (RuntimeError, MemoryError) as error:
                     if len(rows) == 1 or not is_out_of_memory(error):
                         raise
-                    batch_tokens //= 2
+                    batch_tokens, following = batch_tokens // 2, None
                     torch.cuda.empty_cache()
                     continue
                 slots += used
@@ -109,43 +123,52 @@ def score_pairs(
     return ScoredPairs(scores, waste, time.perf_counter() - started)
 
 
-Score = Callable[[Sequence[PairIds]], tuple[torch.Tensor, int]]
-"""Logits of encoded pairs and the token slots that were computed."""
-Cut = Callable[[np.ndarray, np.ndarray, int], Iterator[np.ndarray]]
+class Way(NamedTuple):
+    """How pairs are scored, in batches of one kind."""
+
+    cut: Callable[[np.ndarray, np.ndarray, int], Iterator[np.ndarray]]
+    """Batches of rows, of the pairs' lengths, the order of rows and a budget of tokens."""
+    assemble: Callable[[Sequence[PairIds]], Any]
+    """What a pass of encoded pairs needs, on the host."""
+    score: Callable[[Any], tuple[torch.Tensor, int]]
+    """Logits of what was assembled, and the token slots that were computed."""
 
 
-def _way(
-    model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layout: Layout
-) -> tuple[Score, Cut]:
-    """How one batch is scored, and how batches are cut for it."""
+def _way(model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layout: Layout) -> Way:
     device = model.device
 
-    def padded(encoded: Sequence[PairIds]) -> tuple[torch.Tensor, int]:
-        batch = {name: ids.to(device) for name, ids in encoder.collate(encoded).items()}
+    def padded(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        batch = {name: ids.to(device) for name, ids in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = model(**batch).logits[:, 0]
         return logits, batch["input_ids"].numel()
 
     # On a GPU padding is still the default: there the unpadded way has not been measured.
     if layout == "padded" or (layout == "auto" and device.type != "cpu"):
-        return padded, batches
+        return Way(batches, encoder.collate, padded)
     scorer = unpadded_scorer(model, dtype)
     if scorer is None:
         if layout == "unpadded":
             raise ConfigError(
                 f"{model.config.model_type} models are scored padded only: leave layout out"
             )
-        return padded, batches
+        return Way(batches, encoder.collate, padded)
 
-    def unpadded(encoded: Sequence[PairIds]) -> tuple[torch.Tensor, int]:
-        packing = pack(encoded, device)
+    def unpadded(packing: Packing) -> tuple[torch.Tensor, int]:
+        packing = packing.each(lambda tensor: tensor.to(device))
         return scorer(packing), packing.ids_T.numel()
 
     def cut(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
         limit = CPU_TOKENS if device.type == "cpu" else batch_tokens
         return batches_without_padding(lengths, order, min(limit, batch_tokens))
 
-    return unpadded, cut
+    return Way(cut, pack, unpadded)
+
+
+def budget_on(device: torch.device, batch_tokens: int) -> int:
+    """Token slots of one pass: as asked, or `GPU_TOKENS` on a GPU where the default was left."""
+    is_left = batch_tokens == BATCH_TOKENS
+    return GPU_TOKENS if is_left and device.type == "cuda" else batch_tokens
 
 
 def batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

@@ -159,6 +159,9 @@ class TeacherModelSpec(Spec):
 
 Precision = Literal["auto", "fp32", "bf16"]
 
+BATCH_TOKENS = 4096
+"""Token slots of one forward pass where nothing is said: right for a CPU."""
+
 
 class DenseSpec(Spec):
     """A bi-encoder's exact search: the cosine, or the dot product, of embeddings."""
@@ -172,7 +175,7 @@ class DenseSpec(Spec):
     query_tokens: int = Field(default=32, ge=1)
     document_tokens: int = Field(default=256, ge=1)
     precision: Precision = "fp32"
-    batch_tokens: int = Field(default=4096, ge=1)
+    batch_tokens: int = Field(default=BATCH_TOKENS, ge=1)
 
 
 class SpladeSpec(Spec):
@@ -227,8 +230,8 @@ class ScoringSpec(Spec):
     query_tokens: int = Field(default=32, ge=1)
     document_tokens: int = Field(default=256, ge=1)
     precision: Precision = "fp32"
-    batch_tokens: int = Field(default=4096, ge=1)
-    """Token slots of one forward pass, padding included."""
+    batch_tokens: int = Field(default=BATCH_TOKENS, ge=1)
+    """Token slots of one forward pass, padding included; left at this, a GPU takes 65,536."""
     layout: Layout = "auto"
     """Whether pairs are padded to one length or lie end to end; scores are the same."""
     max_passages: int = Field(default=1, ge=1)

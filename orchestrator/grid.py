@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
-from evaluator.specs import Bm25Spec, Layout, Precision, Spec
+from evaluator.specs import BATCH_TOKENS, Bm25Spec, Layout, Precision, Spec
 from orchestrator.entries import (
     Backbone,
     Collection,
@@ -103,7 +103,8 @@ class Evaluation(Spec):
     depth: int = Field(100, ge=1)
     measures: Names = ("nDCG@10",)
     precision: Precision = "fp32"
-    batch_tokens: int = Field(4096, ge=1)
+    batch_tokens: int = Field(BATCH_TOKENS, ge=1)
+    """Token slots of one forward pass, padding included; left at this, a GPU takes 65,536."""
     layout: Layout = "auto"
     """Whether pairs are padded or lie end to end; the scores are the same."""
     max_passages: int = Field(1, ge=1)

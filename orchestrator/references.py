@@ -26,7 +26,7 @@ from orchestrator.entries import Collection, FirstStage, Teacher
 from orchestrator.grid import Grid
 from orchestrator.gridfile import located
 from orchestrator.yamlfile import Where, YamlFile, nearest
-from trainer.specs import TeacherSpec
+from trainer.teacher_specs import TeacherSpec
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -21,7 +21,7 @@ from evaluator.scoring import batches_without_padding
 from evaluator.tokens import TokenStore
 from trainer.objectives.terms import Targets
 from trainer.scorer import Inputs, slots
-from trainer.specs import TrainSpec
+from trainer.specs import FORWARD_TOKENS, TrainSpec
 from trainer.teachers import Sample, Teacher
 
 _ORDER, _SAMPLE, _DROPOUT = range(3)
@@ -131,9 +131,14 @@ class Assembler:
         queries: Mapping[str, np.ndarray],
         *,
         packed: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """`packed` puts the pairs of a forward pass end to end instead of padding them."""
-        self.packed = packed
+        """`packed` puts the pairs of a forward pass end to end instead of padding them.
+
+        `device` is where they will be computed: a GPU takes a micro-batch in one pass, unless
+        `forward_tokens` was set.
+        """
+        self.packed, self.device = packed, torch.device(device)
         self.encoder, self.documents, self.queries = encoder, documents, queries
         self.sides_tokens = spec.query_tokens, spec.document_tokens
         self.settings = spec.optimisation
@@ -142,7 +147,11 @@ class Assembler:
     def limit(self, micro_batch_tokens: int) -> None:
         """Sets the budget of a backward pass; that of a forward pass is never above it."""
         self.micro_batch_tokens = micro_batch_tokens
-        self.forward_tokens = min(self.settings.forward_tokens, micro_batch_tokens)
+        is_left = self.settings.forward_tokens == FORWARD_TOKENS
+        whole = is_left and self.device.type == "cuda"
+        self.forward_tokens = (
+            micro_batch_tokens if whole else min(self.settings.forward_tokens, micro_batch_tokens)
+        )
 
     def cut(self, samples: Sequence[Sample]) -> list[list[Sample]]:
         """Micro-batches: consecutive samples up to the token budget, at least one in each."""

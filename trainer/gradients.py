@@ -8,7 +8,7 @@ import torch
 from trainer.batches import Assembler, MicroBatch, dropout_seed, group_passes, pad_targets
 from trainer.engines import Engine
 from trainer.objectives.terms import build_terms, count_terms, weigh_terms
-from trainer.ranks import deal
+from trainer.ranks import deal, total
 from trainer.scorer import Scorer, slots
 from trainer.specs import TrainSpec
 from trainer.teachers import Sample
@@ -58,6 +58,7 @@ class Gradients:
         self.engine, self.scorer, self.assembler = engine, scorer, assembler
         self.terms = build_terms(spec.objective)
         self.seed = spec.seed
+        self.device = scorer.model.device
 
     def prepare(self, samples: list[Sample], budget: int, *, pin: bool = False) -> Prepared:
         """What a step of these samples computes under a budget: no work of the device.
@@ -90,13 +91,12 @@ class Gradients:
         Every micro-batch draws its dropout from (seed, step, micro-batch), whoever computes it.
         """
         counts = count_terms(self.terms, pad_targets(samples))
-        device = self.scorer.model.device
-        loss = torch.zeros((), device=device)
+        loss = torch.zeros((), device=self.device)
         tokens = slots = 0
         for number, batch, passes in zip(
             prepared.numbers, prepared.batches, prepared.passes, strict=False
         ):
-            batch = batch.to(device)
+            batch = batch.to(self.device)
             random_state = dropout_seed(self.seed, step, number)
             if passes == 1:
                 loss += self._in_one_pass(batch, counts, random_state)
@@ -109,13 +109,13 @@ class Gradients:
         # ZeRO-2 exchanges gradients in every backward pass, so that a rank with nothing left
         # computes something at no weight while others go on.
         for _ in range(prepared.missing_passes):
-            idle = prepared.batches[-1].to(device).forwards[:1]
+            idle = prepared.batches[-1].to(self.device).forwards[:1]
             self.engine.backward(self.engine(idle).sum() * 0)
         return Part(loss, tokens, slots)
 
     def whole(self, part: Part) -> Work:
         """What all ranks' parts come to."""
-        return Work(self.engine.total(part.loss), part.tokens, part.slots)
+        return Work(total(part.loss).item(), part.tokens, part.slots)
 
     def _in_one_pass(
         self, batch: MicroBatch, counts: list[float], random_state: int

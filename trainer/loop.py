@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from evaluator.memory import is_out_of_memory
 from trainer.ahead import Ahead
 from trainer.batches import Assembler, draw_samples
 from trainer.budgets import Budgets
 from trainer.checkpoints import Checkpoint, Weights, load_newest, save_checkpoint
 from trainer.energy import open_meter
 from trainer.engines import Engine, open_engine
-from trainer.gradients import Gradients, Prepared, Work
+from trainer.gradients import Gradients, Prepared
+from trainer.halving import fit_gradient
 from trainer.metrics import MetricsLog, read_metrics
 from trainer.progress import Progress
+from trainer.ranks import total
 from trainer.schedule import learning_rate
 from trainer.scorer import Scorer, attention
 from trainer.specs import TrainSpec
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT_S = 300.0
 """What a training loses at most when it is killed, however many steps lie between checkpoints."""
-HALT, SAVE = 2.0**16, 2.0**32
-"""One rank's wish to end a trial, and to save, each above all ranks' wishes of the kind before."""
 Report = Callable[..., object]
 Validate = Callable[[PreTrainedModel], float]
 
@@ -80,7 +79,7 @@ def train_model(
         )
         if found:
             training.resume(found)
-        agree(engine, training.progress.step, model.device)
+        agree(training.progress.step, model.device)
         kept = read_metrics(resume_from, training.progress.step)
         metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
         ahead = closing(training.ahead) if training.ahead else nullcontext()
@@ -155,7 +154,7 @@ class _Training:
         started = time.perf_counter()
         settings, step = self.spec.optimisation, self.progress.step
         samples, prepared = self.ahead.get(step) if self.ahead else self._prepare(step)
-        loss, tokens, slots = self._gradients(samples, prepared)
+        loss, tokens, slots = fit_gradient(self.gradients, self.budgets, samples, step, prepared)
         if not math.isfinite(loss):
             raise _diverged("loss", loss, step, samples)
         lr = learning_rate(settings, step)
@@ -185,45 +184,13 @@ class _Training:
         pin = self.model.device.type == "cuda"
         return samples, self.gradients.prepare(samples, self.budgets.at(step), pin=pin)
 
-    def _gradients(self, samples: list[Sample], prepared: Prepared) -> Work:
-        """The batch's gradient, under a smaller budget from here on where memory runs out.
-
-        Ranks hear of each other's failure before they exchange gradients, and all halve.
-        """
-        step, engine = self.progress.step, self.engine
-        while True:
-            if prepared.budget != self.budgets.at(step):
-                prepared = self.gradients.prepare(samples, self.budgets.at(step))
-            part, error = None, None
-            try:
-                part = self.gradients.add_part(samples, step, prepared)
-            except (RuntimeError, MemoryError) as raised:
-                if not is_out_of_memory(raised):
-                    raise
-                # What the failed pass holds lives as long as the error's traceback.
-                error = raised.with_traceback(None)
-            failed = torch.tensor(float(part is None), device=self.model.device)
-            if engine.ranks == 1 or not engine.can_agree:
-                is_whole = part is not None
-            else:
-                is_whole = engine.total(failed) == 0
-            if part is not None and is_whole:
-                return self.gradients.whole(part)
-            self.assembler.limit(self.budgets.at(step))
-            pieces = self.assembler.cut(samples)
-            largest = max(self.assembler.tokens(piece) for piece in pieces)
-            error = error or torch.OutOfMemoryError("another rank of this training ran out of it")
-            self.budgets.halve(step, largest, error)
-            if not engine.discard():
-                raise error
-
     def validate(self, measure: Validate) -> float:
         """Measures the model and keeps its weights if it is the best so far."""
         started = time.perf_counter()
         # One rank measures and all hear of it, since all must agree on when to stop.
         with attention(self.model, self.scoring_attention):
             own = measure(self.model) if self.engine.rank == 0 else 0.0
-        value = self.engine.total(torch.tensor(own, dtype=torch.float64, device=self.model.device))
+        value = self._sum(own)[0]
         progress = self.progress
         if progress.best_validation is None or value > progress.best_validation:
             progress.best_step, progress.best_validation = progress.step, value
@@ -251,10 +218,7 @@ class _Training:
             stopped = error
         # All wishes in one exchange, which every step waits for.
         is_due = self.engine.rank == 0 and time.monotonic() - self.saved_s >= CHECKPOINT_S
-        wishes = bool(stopped) + HALT * bool(halt and self.spec.trial) + SAVE * is_due
-        asked = torch.tensor(wishes, dtype=torch.float64, device=self.model.device)
-        saves, heard = divmod(self.engine.total(asked), SAVE)
-        halts, stops = divmod(heard, HALT)
+        stops, halts, saves = self._sum(bool(stopped), bool(halt and self.spec.trial), is_due)
         if stops:
             self.save()
             raise stopped or Stopped("another rank of this training was asked to stop")
@@ -281,8 +245,11 @@ class _Training:
 
     def count_energy(self) -> None:
         """Adds what all ranks' machines spent since the last time."""
-        spent = torch.tensor(self.meter.spent(), dtype=torch.float64, device=self.model.device)
-        self.progress.joules += self.engine.total(spent)
+        self.progress.joules += self._sum(self.meter.spent())[0]
+
+    def _sum(self, *values: float) -> list[float]:
+        """Each value's sum over the ranks."""
+        return total(torch.tensor(values, dtype=torch.float64, device=self.model.device)).tolist()
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint. Raises ConfigError where it is of another training."""
@@ -300,10 +267,11 @@ class _Training:
         self.engine.restore(checkpoint.weights, checkpoint.moments, self.progress.step)
 
 
-def agree(engine: Engine, step: int, device: torch.device) -> None:
+def agree(step: int, device: torch.device) -> None:
     """Raises SetupError where the ranks would go on from different steps, all of them alike."""
-    total = engine.total(torch.tensor(float(step), dtype=torch.float64, device=device))
-    if total != step * engine.ranks:
+    ours = torch.tensor([step, 1], dtype=torch.float64, device=device)
+    steps, ranks = total(ours).tolist()
+    if steps != step * ranks:
         raise SetupError(
             f"the ranks of this training found different checkpoints (this one step {step}): its "
             "folder must be the same on all nodes; look at the store there"

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
 class Ranks(NamedTuple):
@@ -38,6 +38,13 @@ def process_group(
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:
         leave()
+
+
+def total(values: Tensor) -> Tensor:
+    """The sums of these values over the ranks, in their place; without a group, as they are."""
+    if distributed.is_initialized() and distributed.get_world_size() > 1:
+        distributed.all_reduce(values)
+    return values
 
 
 def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:

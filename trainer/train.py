@@ -97,7 +97,9 @@ def train(
         spec,
         model,
         teacher,
-        Assembler(spec, PairEncoder(tokenizer), documents, queries, packed=packed),
+        Assembler(
+            spec, PairEncoder(tokenizer), documents, queries, packed=packed, device=model.device
+        ),
         out,
         validate=prepare_validation(spec, inputs, tokenizer),
         report=report,

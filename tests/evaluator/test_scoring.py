@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from transformers import AutoModelForSequenceClassification
 
 from evaluator.cross_encoder import load_cross_encoder
 from evaluator.pairs import PairEncoder
-from evaluator.scoring import batches, batches_without_padding, choose_precision, score_pairs
+from evaluator.scoring import (
+    batches,
+    batches_without_padding,
+    budget_on,
+    choose_precision,
+    score_pairs,
+)
 from evaluator.tokenizers import tokenize
 
 LENGTHS = {"query_tokens": 12, "document_tokens": 40}
@@ -154,6 +161,42 @@ def test_progress_counts_pairs_and_what_it_raises_ends_the_scoring(
     with pytest.raises(KeyboardInterrupt):
         score_pairs(model, encoder, pairs, **LENGTHS, progress=stop)
     assert model.training
+
+
+def test_the_next_batch_is_assembled_while_the_device_computes(
+    make_model_folder: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    pairs = _pairs(tokenizer)
+    events: list[str] = []
+
+    class Logits(torch.Tensor):
+        def float(self) -> torch.Tensor:
+            events.append("read")
+            return self.as_subclass(torch.Tensor).float()
+
+    class Model(torch.nn.Module):
+        device, training = model.device, False
+
+        def forward(self, **batch: torch.Tensor) -> SimpleNamespace:
+            events.append("launched")
+            return SimpleNamespace(logits=model(**batch).logits.as_subclass(Logits))
+
+    encoder = PairEncoder(tokenizer)
+    collate = encoder.collate
+    monkeypatch.setattr(encoder, "collate", lambda ids: events.append("assembled") or collate(ids))
+    scored = score_pairs(Model(), encoder, pairs, **LENGTHS, batch_tokens=200, layout="padded")
+    assert events[:5] == ["assembled", "launched", "assembled", "read", "launched"]
+    assert events[-2:] == ["launched", "read"], "nothing is left to assemble"
+    monkeypatch.undo()
+    plain = score_pairs(model, encoder, pairs, **LENGTHS, batch_tokens=200, layout="padded")
+    assert (scored.scores == plain.scores).all()
+
+
+def test_a_gpu_takes_more_at_once_where_nothing_was_asked() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [budget_on(cpu, tokens) for tokens in (4096, 32_768)] == [4096, 32_768]
+    assert [budget_on(gpu, tokens) for tokens in (4096, 32_768)] == [65_536, 32_768]
 
 
 def test_no_pairs_give_no_scores(make_model_folder: Callable) -> None:

@@ -69,6 +69,18 @@ def test_an_assembled_batch_counts_its_tokens_and_slots(world):
     assert all(mask.numel() <= 100 for mask in masks)
 
 
+@pytest.mark.parametrize(
+    ("asked", "on_cpu", "on_gpu"),
+    [({"forward_tokens": 2048}, 2048, 9000), ({"forward_tokens": 100}, 100, 100)],
+)
+def test_a_gpu_takes_a_micro_batch_in_one_pass_unless_told_otherwise(world, asked, on_cpu, on_gpu):
+    _, _, assembler, _ = world.prepared(**asked)
+    for device, expected in (("cpu", on_cpu), ("cuda", on_gpu)):
+        assembler.device = torch.device(device)
+        assembler.limit(9000)
+        assert assembler.forward_tokens == expected
+
+
 def plain_scores(model, tokenizer, world, samples):
     """Texts, one padded batch, the model's own forward: the slow way to the same matrix."""
     texts = dict(read_texts(Path(world.collection["documents"]["path"])))

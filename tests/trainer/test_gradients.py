@@ -31,9 +31,6 @@ class PlainBackward:
         self.passes += 1
         loss.backward()
 
-    def total(self, value):
-        return value.item()
-
 
 def gradient(world, objective, budget, *, dropout, labels=False, packed=False):
     """Loss and gradient of five lists of 2 to 6 documents, and the number of backward passes."""

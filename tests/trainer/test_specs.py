@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from trainer.specs import TeacherSpec, TrainSpec
+from trainer.specs import TrainSpec
+from trainer.teacher_specs import TeacherSpec
 
 CANDIDATES = {"type": "candidates"}
 TEACH = {"type": "teach"}

@@ -36,10 +36,6 @@ class Engine(Protocol):
         """Clips, updates the weights, clears the gradient; its norm before clipping."""
         ...
 
-    def total(self, value: Tensor) -> float:
-        """The sum of a number over the ranks."""
-        ...
-
     def moments(self) -> dict[str, Tensor]:
         """AdamW's state as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, fp32, whole.
 

@@ -52,11 +52,6 @@ class PlainEngine:
         self.optimizer.zero_grad()
         return norm
 
-    def total(self, value: Tensor) -> float:
-        if self.ranks > 1:
-            distributed.all_reduce(value)
-        return value.item()
-
     def moments(self) -> dict[str, Tensor]:
         return read_moments(self.scorer.model, self.optimizer)
 

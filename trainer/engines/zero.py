@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from trainer.engines.adamw import MOMENTS, build_adamw, clip, read_moments, set_lr, write_moments
 from trainer.ranks import Ranks, process_group
@@ -106,11 +106,6 @@ class ZeroEngine:
         set_lr(self.adamw, lr)
         self.inner.step()
         return float(self.inner.get_global_grad_norm()) if self.stage else self.norm
-
-    def total(self, value: Tensor) -> float:
-        if self.ranks > 1:
-            distributed.all_reduce(value)
-        return value.item()
 
     def moments(self) -> dict[str, Tensor]:
         if self.stage == 0:

@@ -8,7 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from evaluator.collections import Collection
-    from trainer.specs import TeacherSpec
+    from trainer.teacher_specs import TeacherSpec
 
 
 class Sample(NamedTuple):
@@ -50,7 +50,7 @@ def open_teacher(
     Raises DataError where a file is missing, malformed or not what was declared, where a document
     is unknown, and where nothing is left to train on.
     """
-    from trainer.specs import PAIR_SOURCES
+    from trainer.teacher_specs import PAIR_SOURCES
     from trainer.teachers.lists import ListTeacher
     from trainer.teachers.pairs import open_pairs
     from trainer.teachers.runs import read_lists

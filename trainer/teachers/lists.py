@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evaluator.trec import Qrels
-from trainer.specs import TeacherSpec
+from trainer.teacher_specs import TeacherSpec
 from trainer.teachers import Sample
 from xsweep import DataError
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from evaluator.collections import Collection
 from evaluator.files import checked
-from trainer.specs import DocpairsSource, ScoreTriplesSource, Source, TriplesSource
+from trainer.teacher_specs import DocpairsSource, ScoreTriplesSource, Source, TriplesSource
 from trainer.teachers import Sample
 from trainer.teachers.lines import Lines, keep_lines, open_lines
 from xsweep import ConfigError, DataError

@@ -8,7 +8,7 @@ from typing import Literal
 from evaluator.files import checked, read_lines, text
 from evaluator.jsonl import read_records
 from evaluator.trec import run_lines, twice
-from trainer.specs import (
+from trainer.teacher_specs import (
     CandidatesSource,
     JsonlSource,
     RunSource,

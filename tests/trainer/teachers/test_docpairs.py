@@ -5,7 +5,7 @@ import pytest
 from evaluator.collections import load_collection
 from evaluator.specs import IrdsSpec
 from orchestrator.rehearsal.datasets import training, triples, write_datasets
-from trainer.specs import DocpairsSource
+from trainer.teacher_specs import DocpairsSource
 from trainer.teachers import pairs
 
 

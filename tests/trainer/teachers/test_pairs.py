@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluator.collections import Collection
-from trainer.specs import ScoreTriplesSource, TriplesSource
+from trainer.teacher_specs import ScoreTriplesSource, TriplesSource
 from trainer.teachers.pairs import open_pairs
 from xsweep import DataError
 

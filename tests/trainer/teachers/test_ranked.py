@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evaluator.trec import read_run
-from trainer.specs import TeacherSpec
+from trainer.teacher_specs import TeacherSpec
 from trainer.teachers.lists import ListTeacher
 from trainer.teachers.runs import read_lists
 from xsweep import DataError

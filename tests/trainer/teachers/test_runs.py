@@ -1,7 +1,7 @@
 import pytest
 
 from evaluator.trec import write_run
-from trainer.specs import TeacherSpec
+from trainer.teacher_specs import TeacherSpec
 from trainer.teachers.runs import read_lists
 from xsweep import ConfigError, DataError
 
