@@ -13,7 +13,7 @@ from collections import defaultdict
 
 from db.durations import Duration, load_durations
 from db.engine import connect
-from orchestrator.estimate.devices import CPU_CORE, GPUS, Device
+from orchestrator.estimate.devices import GPUS, Device, this_core
 from orchestrator.estimate.forecast import group_of, paces
 from orchestrator.estimate.work import Planned, seconds, work_of
 
@@ -46,7 +46,7 @@ def main(url: str) -> None:
 def device_of(done: Duration) -> Device:
     """The device that a job ran on."""
     if not done.resources.get("gpus"):
-        return CPU_CORE
+        return this_core()
     names = "".join(map(str, done.hardware.get("gpus", ()))).replace(" ", "")
     return next((device for name, device in GPUS.items() if name in names), GPUS["H100"])
 

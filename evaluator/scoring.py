@@ -7,13 +7,13 @@ the longest of their batch; an out-of-memory error shows at once, as the longest
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from evaluator.cpu import bf16_units
 from evaluator.memory import is_out_of_memory
 from evaluator.packing import Packing, pack
 from evaluator.pairs import PairEncoder, PairIds
@@ -213,18 +213,6 @@ def choose_precision(
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.bfloat16, f"{torch.cuda.get_device_name(device)} multiplies bf16"
         return torch.float32, f"{torch.cuda.get_device_name(device)} has no bf16 units"
-    flags = cpu_flags() & {"avx512_bf16", "amx_bf16"}
-    if flags:
-        return torch.bfloat16, f"the CPU has {' and '.join(sorted(flags))}"
+    if units := bf16_units():
+        return torch.bfloat16, f"the CPU has {' and '.join(units)}"
     return torch.float32, "the CPU has neither avx512_bf16 nor amx_bf16"
-
-
-def cpu_flags() -> set[str]:
-    """The instruction sets that Linux reports; empty where it does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next(
-        (set(line.split(":")[1].split()) for line in lines if line.startswith("flags")), set()
-    )

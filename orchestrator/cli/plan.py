@@ -92,7 +92,7 @@ def show_forecast(
     if planned.rehearsal:
         typer.echo("A rehearsal: models and data are tiny and generated, so nothing is forecast.")
         return
-    from orchestrator.estimate.devices import CPU_CORE, GPUS
+    from orchestrator.estimate.devices import GPUS, this_core
     from orchestrator.estimate.forecast import forecast
     from orchestrator.yamlfile import nearest
     from xsweep import ConfigError
@@ -100,7 +100,7 @@ def show_forecast(
     if gpu_type.upper() not in GPUS:
         raise ConfigError(f"--gpu-type {gpu_type}: {nearest(gpu_type, GPUS)}")
     on_gpus = any(job.resources.get("gpus") for job in planned.jobs)
-    device = GPUS[gpu_type.upper()] if on_gpus else CPU_CORE
+    device = GPUS[gpu_type.upper()] if on_gpus else this_core()
     devices = (gpus or 1) if on_gpus else len(os.sched_getaffinity(0))
     durations, done = _measured(settings, planned)
     _show_data(planned)
@@ -181,9 +181,10 @@ def _show_time(found: "Forecast") -> None:
         f"{duration(found.wall_s * high)}); "
         f"the longest chain of jobs takes {duration(found.chain_s)}"
     )
+    at = "" if device.is_gpu else f" with {device.flops_per_s / 1e9:.0f} fp32 GFLOP/s of a core"
     for kind, count in found.jobs.items():
         pace = found.paces[kind]
-        how = "the stated model, no such job was measured"
+        how = f"the stated model{at}, no such job was measured"
         if pace:
             how = f"{pace.jobs} measured jobs, {pace.ratio:.2g} times the model"
         seconds = found.seconds[kind]

@@ -233,9 +233,9 @@ def test_unpadded_batches_hold_every_row_once_and_are_full(lengths: list[int], b
 def test_precision_is_as_asked_or_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_precision("fp32") == (torch.float32, "as asked")
     assert choose_precision("bf16") == (torch.bfloat16, "as asked")
-    monkeypatch.setattr("evaluator.scoring.cpu_flags", lambda: {"avx2", "avx512_bf16"})
+    monkeypatch.setattr("evaluator.scoring.bf16_units", lambda: ("avx512_bf16",))
     assert choose_precision("auto") == (torch.bfloat16, "the CPU has avx512_bf16")
-    monkeypatch.setattr("evaluator.scoring.cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr("evaluator.scoring.bf16_units", tuple)
     assert choose_precision("auto")[0] == torch.float32
 
 

@@ -6,7 +6,8 @@ import pytest
 from gridtext import write_grid
 
 from db.durations import Duration
-from orchestrator.estimate.devices import CPU_CORE, GPUS, Device
+from evaluator.cpu import bf16_units
+from orchestrator.estimate.devices import CPU_CORE, GPUS, Device, this_core
 from orchestrator.estimate.forecast import forecast, paces
 from orchestrator.estimate.shapes import BERT_BASE, KNOWN, shape_of
 from orchestrator.estimate.sizes import _BEIR, size_of
@@ -92,7 +93,23 @@ def test_a_step_takes_its_arithmetic_or_the_launching_of_its_kernels() -> None:
     assert seconds(large, gpu, 1) == pytest.approx(1e18 / (0.30 * 989e12))
     scoring = Work(scoring_flops=1e15, cpu_s=8)
     assert seconds(scoring, gpu, 4) == pytest.approx(1e15 / (0.40 * 989e12) + 2)
-    assert seconds(scoring, CPU_CORE, 4) == pytest.approx(1e15 / 4e11 + 8)
+    assert seconds(scoring, HERE, 4) == pytest.approx(1e15 / (0.75 * 4e11) + 8)
+
+
+def test_on_a_core_bf16_counts_where_the_core_is_faster_in_it() -> None:
+    training = Work(training_flops=1e13)
+    assert seconds(training, HERE, 1) == pytest.approx(1e13 / (0.6 * 1e11))
+    assert seconds(training._replace(bf16=True), HERE, 1) == seconds(training, HERE, 1)
+    faster = HERE._replace(bf16_times=2.0)
+    assert seconds(training, faster, 1) == seconds(training, HERE, 1)
+    assert seconds(training._replace(bf16=True), faster, 1) == pytest.approx(83.3, abs=0.1)
+
+
+def test_a_core_is_measured() -> None:
+    core = this_core()
+    assert core.name == CPU_CORE.name
+    assert 1e9 < core.flops_per_s < 1e12
+    assert core.bf16_times == (2.0 if bf16_units() else 1.0)
 
 
 def test_memory_is_states_one_backward_pass_and_the_drivers_own() -> None:
