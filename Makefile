@@ -29,7 +29,7 @@ demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluation and the
 	@cat reports/quickstart.txt
 
 test: $(INSTALLED) lint ## run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=15
 
 # About eleven minutes; each test has a time limit of its own.
 chaos: $(INSTALLED) ## kill, stop and cut off everything for some minutes, and say what became of it
