@@ -16,7 +16,7 @@ COLLECTIONS = 22
 TRAINING_S = 4_290.0
 """Mean seconds on an H100 by the study's forecast: 193 hours for 162 trainings."""
 EVALUATION_S = 80.0
-"""79 hours for 3,564 evaluations."""
+"""79 hours for 3,564 evaluations, with a start of a worker for each."""
 SPREAD = 0.3
 """Seconds differ by up to this share from their mean, as backbones and collections do."""
 

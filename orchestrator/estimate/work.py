@@ -16,8 +16,9 @@ from orchestrator.estimate.shapes import Shape, shape_of
 from orchestrator.estimate.sizes import QUERY_TOKENS, Size, size_of
 
 SPECIAL_TOKENS = 3
-START_S = 15.0
-"""A worker's start, loading a model, reading candidates."""
+START_S, WARM_S = 15.0, 5.0
+"""A worker's start, loading a model, reading candidates; and an evaluation in a worker that is
+there."""
 TOKENISED_PER_S, INDEXED_PER_S = 3_000.0, 5_000.0
 """Documents per CPU second: tokenised, and put into a BM25 index."""
 
@@ -87,7 +88,7 @@ def _training(spec: Mapping[str, Any]) -> Work:
 def _evaluation(spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work:
     scorer = spec["scorer"]
     if scorer["type"] == "first_stage":
-        return Work(cpu_s=5)
+        return Work(cpu_s=1)
     size, _ = size_of(spec["collection"])
     pairs = float(size.queries * min(spec["depth"] or _depth_of(parents, 1000), size.documents))
     pairs *= spec.get("max_passages", 1)
@@ -95,7 +96,7 @@ def _evaluation(spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work
     if scorer["type"] == "run":
         model = {"type": "cross_encoder", "models": [parents["run"].spec["backbone"]]}
     flops = _model_flops(model, pairs, size, spec)
-    return Work(pairs=pairs, scoring_flops=flops, cpu_s=START_S, bf16=_may_be_bf16(spec))
+    return Work(pairs=pairs, scoring_flops=flops, cpu_s=WARM_S, bf16=_may_be_bf16(spec))
 
 
 def _may_be_bf16(settings: Mapping[str, Any]) -> bool:
