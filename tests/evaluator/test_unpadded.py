@@ -184,14 +184,18 @@ def test_out_of_memory_halves_the_budget_without_padding_too(
     expected = score_pairs(model, PairEncoder(tokenizer), pairs, **settings).scores
     sizes = []
 
-    def refuse_large(pairs, device):
-        packing = pack(pairs, device)
-        sizes.append(len(packing.ids_T))
-        if sizes[-1] > 150:
-            raise torch.OutOfMemoryError("no memory for more than 150 tokens")
-        return packing
+    def refuse_large(model, dtype):
+        scorer = unpadded_scorer(model, dtype)
 
-    monkeypatch.setattr("evaluator.scoring.pack", refuse_large)
+        def score(packing):
+            sizes.append(len(packing.ids_T))
+            if sizes[-1] > 150:
+                raise torch.OutOfMemoryError("no memory for more than 150 tokens")
+            return scorer(packing)
+
+        return score
+
+    monkeypatch.setattr("evaluator.scoring.unpadded_scorer", refuse_large)
     scored = score_pairs(model, PairEncoder(tokenizer), pairs, **settings, batch_tokens=1000)
     assert max(sizes) > 150 >= sizes[-1]
     np.testing.assert_allclose(scored.scores, expected, atol=1e-5)
