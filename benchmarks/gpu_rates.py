@@ -165,7 +165,8 @@ def train(
         keep_freed_memory()
     lists, batch = world.lists[way.objective], options.batch_queries[way.objective]
     spec = _spec(world.folder(shape), way, batch, options)
-    assembler = _assembler(spec, encoder, lists, packed=way.layout == "unpadded")
+    packed = way.layout == "unpadded"
+    assembler = _assembler(spec, encoder, lists, packed=packed, device=options.device)
     samples = _samples(way.objective, lists, batch)
     scorer = Scorer(model.train(), bf16=options.precision == "bf16")
     # As the training loop has it, see `trainer.loop`.
@@ -226,14 +227,16 @@ def _spec(folder: Path, way: Way, batch: int, options: argparse.Namespace) -> Tr
     )
 
 
-def _assembler(spec: TrainSpec, encoder: PairEncoder, lists: Lists, *, packed: bool) -> Assembler:
+def _assembler(
+    spec: TrainSpec, encoder: PairEncoder, lists: Lists, *, packed: bool, device: torch.device
+) -> Assembler:
     queries = {f"q{number}": ids for number, ids in enumerate(lists.queries)}
     documents = {
         f"{query}-{place}": ids
         for query, found in enumerate(lists.documents)
         for place, ids in enumerate(found)
     }
-    return Assembler(spec, encoder, documents, queries, packed=packed)  # type: ignore[arg-type]
+    return Assembler(spec, encoder, documents, queries, packed=packed, device=device)  # type: ignore[arg-type]
 
 
 def _samples(objective: str, lists: Lists, batch: int) -> Callable[[int], list[Sample]]:

@@ -17,13 +17,7 @@ from transformers.utils import cached_file
 from evaluator.cross_encoder import load_weights, max_positions, quiet_loading
 from evaluator.packing import pack
 from evaluator.pairs import PairIds
-from evaluator.scoring import (
-    ScoredPairs,
-    batches,
-    batches_without_padding,
-    budget_on,
-    choose_precision,
-)
+from evaluator.scoring import ScoredPairs, batches, batches_without_padding, choose_precision
 from evaluator.specs import BATCH_TOKENS, ModelSpec, Precision
 from evaluator.tokenizers import load_tokenizer, locate
 from evaluator.unpadded import Encoder, means, unpadded_encoder
@@ -143,8 +137,7 @@ def embed(
     with torch.inference_mode():
         unpadded = unpadded_encoder(model, dtype) if model.device.type == "cpu" else None
         cut = batches_without_padding if unpadded else batches
-        budget = budget_on(model.device, batch_tokens)
-        for rows in cut(lengths, np.argsort(-lengths, kind="stable"), budget):
+        for rows in cut(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
             batch = [inputs[row] for row in rows]
             if unpadded:
                 pooled_BH = _pooled_unpadded(encoder.pooling, unpadded, batch)
