@@ -26,6 +26,7 @@ on a GPU, and on a CPU what `precision: auto` is there; it is one for both sides
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gpu_rates
 import gpu_trainings
@@ -45,6 +47,9 @@ from evaluator.scoring import choose_precision
 PROCESSES = {"resume": gpu_trainings.resume, "memory": gpu_trainings.capped}
 SECTIONS = ("scoring", "training", "peers", *PROCESSES)
 PEERS = Path(__file__).with_name("gpu_peers.py")
+PLACE_OF_A_RANK = frozenset(
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+)
 RECORDED = ("precision", "seconds", "shapes", "layers", "pairs", "batch_queries")
 """Options that figures depend on."""
 
@@ -166,9 +171,12 @@ def measure_peers(report: Report, options: argparse.Namespace, world: World, hom
 
 def run_peers(command: list[str | Path], errors: Path) -> Iterator[tuple[str, Figures]]:
     """The rows of a process as they come; what it says else is in the file `errors`."""
+    # Our own training of one rank leaves its place here, which a peer would take for its own.
+    alone = {name: value for name, value in os.environ.items() if name not in PLACE_OF_A_RANK}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "env": alone}
     with (
         errors.open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        subprocess.Popen(command, stderr=log, **pipes) as process,
     ):
         assert process.stdout
         for line in process.stdout:

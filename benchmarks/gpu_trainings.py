@@ -31,6 +31,14 @@ from trainer.train import run_job
 STEPS, KILLED_AFTER, CHECKPOINT_EVERY = 6, 5, 2
 """Of the training that is killed: one step after its second checkpoint."""
 
+ON_A_CPU = {
+    "CUDA_VISIBLE_DEVICES": "",
+    # What is freed leaves the process, as on a GPU it goes back to PyTorch's pool: under a cap of
+    # the address space nothing else makes room for smaller micro-batches.
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_ARENA_MAX": "1",
+}
+
 
 def resume(home: Path, world: World, options: argparse.Namespace) -> Figures:
     """Whether a training that was killed and continued ends with the weights of another."""
@@ -54,10 +62,10 @@ def resume(home: Path, world: World, options: argparse.Namespace) -> Figures:
 def capped(home: Path, world: World, options: argparse.Namespace) -> Figures:
     """How a training goes on with half of the memory that its micro-batches take.
 
-    A first training without a cap says what they take: what comes on top from its first forward
-    pass on, less gradient and moments (what is freed is kept, so the end of a step tells). Smaller
-    micro-batches need a second gradient, which is added to the first. Both trainings compute the
-    same two steps without dropout, so their losses agree.
+    A first training without a cap says what they take: what comes on top at most from its first
+    forward pass on, less gradient and moments. Smaller micro-batches need a second gradient, which
+    is added to the first. Both trainings compute the same two steps without dropout, so their
+    losses agree.
     """
     pairs = 256 if options.device.type == "cpu" else 2048
     whole = {"steps": 2, "batch_queries": pairs // 2, "micro_batch_tokens": 10**6}
@@ -137,10 +145,9 @@ def _write_triples(folder: Path, world: World) -> None:
 
 def run(job: Path, out: Path, options: argparse.Namespace, *more: str, ends_with: int = 0) -> None:
     """A training in a process of its own. Raises RuntimeError where it ends in another way."""
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if options.device.type == "cpu" else {}
     done = subprocess.run(
         [sys.executable, __file__, job, out, *more],
-        env=os.environ | hidden,
+        env=os.environ | (ON_A_CPU if options.device.type == "cpu" else {}),
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -170,6 +177,13 @@ def taken_bytes() -> int:
     return memory_bytes("VmSize")
 
 
+def most_taken_bytes() -> int:
+    """The most of it until now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return memory_bytes("VmPeak")
+
+
 def cap_memory(room_bytes: int) -> None:
     """Lets this process take so much more than it has."""
     most = taken_bytes() + room_bytes
@@ -190,19 +204,18 @@ def main() -> None:
     options = parser.parse_args()
     job = json.loads(options.job.read_text())
 
-    taken: list[int] = []
+    before: list[int] = []
 
     def report(done: int, total: int, **_: object) -> None:
-        taken.append(taken_bytes())
         if done == options.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    at_first_pass(lambda: taken.append(taken_bytes()))
+    at_first_pass(lambda: before.append(taken_bytes()))
     if options.room:
         at_first_pass(lambda: cap_memory(options.room))
     inputs = {role: Path(folder) for role, folder in job["inputs"].items()}
     run_job("train", job["spec"], inputs, options.out, report, resume_from=[options.out])
-    said = json.dumps({"taken_bytes": max(taken) - taken[0]})
+    said = json.dumps({"taken_bytes": most_taken_bytes() - before[0]})
     options.out.with_suffix(".json").write_text(said)
 
 

@@ -68,10 +68,7 @@ def recover(ledger: Ledger, pool: Pool) -> list[Assignment]:
 def _go_on(pool: Pool, held: jobs.Held, actors: list[Any]) -> Assignment:
     request = request_of(held.resources)
     placement = pool.adopt(held.actor or "", request, actors, held.node)
-    awaited = {
-        actor.outcome.options(name=held.name).remote(held.token): rank
-        for rank, actor in enumerate(actors)
-    }
+    awaited = {actor.outcome.remote(held.token): rank for rank, actor in enumerate(actors)}
     log.info("adopted   %s", held.name)
     return Assignment(held, held.folder or "", placement, awaited, answered=True)
 

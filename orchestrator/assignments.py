@@ -110,15 +110,25 @@ def task_of(claim: jobs.Claim, store: Path, folder: str) -> Task:
 
 def begin(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:
     """Set the workers to the task: one, or all ranks, which meet where the first one says."""
-    actors, name = placement.actors, task["name"]
+    actors, name = placement.actors, title(task["kind"], task["spec"])
     ranks = len(actors)
     # Passed on unread: Ray hands it to the others when the first one is up.
     meeting = actors[0].meeting_point.remote() if ranks > 1 else None
     refs = {}
     for rank, actor in enumerate(actors):
-        title = name if ranks == 1 else f"{name} (rank {rank} of {ranks})"
-        refs[actor.run.options(name=title).remote(task, rank, ranks, meeting)] = rank
+        named = actor.run.options(name=name if ranks == 1 else f"{name} (rank {rank} of {ranks})")
+        refs[named.remote(task, rank, ranks, meeting)] = rank
     return refs
+
+
+def title(kind: str, spec: Mapping[str, Any]) -> str:
+    """What Ray's dashboard calls the task of a job: its kind and collection, "evaluate scifact".
+
+    Not the job's own name: every process keeps metrics of each name that a task ever had, and
+    sends all of them again and again. A training's name is that of its actor, which costs nothing.
+    """
+    collection = spec.get("collection") or {}
+    return " ".join(filter(None, (kind, collection.get("name"))))
 
 
 def actors_of(held: jobs.Held, workers: Mapping[str, Any]) -> list[Any] | None:

@@ -1,36 +1,18 @@
 """Jobs that wait instead of working, and a controller that runs them on a local Ray cluster."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 from sqlalchemy import Engine
+from waiter import Waiter
 
 from db import jobs
 from db.engine import connect
-from evaluator.manifest import write_manifest
 from orchestrator.controller import Controller
 from orchestrator.pool import Pool
-from orchestrator.workers import Task, Worker
-
-
-class Waiter(Worker):
-    """A worker whose every job waits for the seconds of its spec and leaves a small folder."""
-
-    def _work(self, task: Task) -> None:
-        # an event and not a sleep, as a job leaves at once when it is told to stop
-        self._stop.wait(task["spec"]["seconds"])
-        self._report(1, 1)
-        out = Path(task["out"])
-        (out / "summary.json").write_text(json.dumps({"pairs": 1}))
-        (out / "provenance.json").write_text(json.dumps({"spec": task["spec"]}))
-        if task["kind"] == "evaluate":
-            scores = {f"q{number}": 0.5 for number in range(50)}
-            (out / "per_query.json").write_text(json.dumps({"nDCG@10": scores}))
-        write_manifest(out)
 
 
 def waiting_job(name: str, *parents: str, kind: str, seconds: float) -> jobs.NewJob:
