@@ -12,7 +12,6 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -175,12 +174,15 @@ def measure(read: Callable[[Path], None], folder: Path) -> None:
     if read not in (read_passages, read_triples):  # these name a home of their own first
         importlib.import_module("ir_datasets")
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    from measuring import memory_bytes
+
+    # Not the maximum of getrusage, which begins with that of the process that started this one.
+    before = memory_bytes("VmHWM")
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     read(folder)
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": (peak - before) / 1024}))
+    peak_mb = (memory_bytes("VmHWM") - before) / 2**20
+    print(json.dumps({"wall_s": wall_s, "cpu_s": cpu_s, "peak_mb": peak_mb}))
 
 
 def in_a_process(name: str, folder: Path, peer: bool) -> dict[str, float]:
