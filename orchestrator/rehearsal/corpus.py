@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 WORDS = 600
+ONSETS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ("", "n", "s")
+"""What syllables are made of; words end in one of the last."""
 GRADES = (1, 2, 1, 3)
 """Of the relevant passages of a query, in turn, where a collection is graded."""
 
@@ -21,15 +23,15 @@ class Corpus(NamedTuple):
 def words() -> list[str]:
     """The vocabulary of all collections: pronounceable, the same every time.
 
-    One vocabulary for all, so that a tokenizer that was trained on it reads every collection.
+    One vocabulary for all, so that a tokenizer that was made for it reads every collection.
     """
     random = np.random.default_rng(0)
-    onsets, vowels = list("bdfgklmnprstvz"), list("aeiou")
+    onsets, vowels = list(ONSETS), list(VOWELS)
     made: dict[str, None] = {}
     while len(made) < WORDS:
         syllables = int(random.integers(1, 4))
         word = "".join(random.choice(onsets) + random.choice(vowels) for _ in range(syllables))
-        made[word + random.choice(["", "n", "s"])] = None
+        made[word + random.choice(CODAS)] = None
     return list(made)
 
 

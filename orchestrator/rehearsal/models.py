@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.rehearsal.corpus import corpus, seed_of, words
+from orchestrator.rehearsal.corpus import CODAS, ONSETS, VOWELS, corpus, seed_of, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
@@ -22,6 +22,8 @@ FAMILY_OF = {
 }
 """What a model's name says of its family; BERT's where nothing does (MiniLM is one)."""
 POSITIONS = 512
+WHOLE = 100
+"""Generated words that are one token each; the others are cut."""
 Head = Literal["none", "masked", "score"]
 """What a model has above the encoder: nothing, as published backbones, a masked language model's
 (SPLADE is one), or the one logit of a cross-encoder."""
@@ -124,16 +126,20 @@ def _texts() -> list[str]:
     return list(corpus("tokenizers", 200, 1).documents.values())
 
 
+def _parts() -> list[str]:
+    """Letters and syllables, which any generated word can be cut into."""
+    letters = sorted({*ONSETS, *VOWELS, *filter(None, CODAS)})
+    return letters + [onset + vowel for onset in ONSETS for vowel in VOWELS]
+
+
+# WordPiece and Unigram vocabularies are written and not trained: the trainers of `tokenizers` end
+# with another one each time, and a rehearsal's figures would change with them.
 def _wordpiece() -> "PreTrainedTokenizerFast":
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import BertTokenizer
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=500, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator([*_texts(), " ".join(words())], trainer)
-    return BertTokenizer(vocab=tokenizer.get_vocab())
+    pieces = [*special, *_parts(), *(f"##{part}" for part in _parts()), *words()[:WHOLE]]
+    return BertTokenizer(vocab={piece: row for row, piece in enumerate(dict.fromkeys(pieces))})
 
 
 def _byte_pairs(special: list[str]) -> Any:
@@ -179,21 +185,14 @@ def _modernbert() -> "PreTrainedTokenizerFast":
 
 
 def _deberta() -> "PreTrainedTokenizerFast":
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import DebertaV2Tokenizer
 
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300,
-        special_tokens=special,
-        unk_token="[UNK]",  # noqa: S106
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_texts(), trainer)
-    pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return DebertaV2Tokenizer(vocab=[(piece, score) for piece, score in pieces], unk_id=3)
+    # Logarithms of probabilities: a whole word before its syllables, those before their letters.
+    pieces = dict.fromkeys(special, 0.0)
+    pieces |= {part: -9.0 if len(part) == 1 else -7.0 for part in ("\u2581", *_parts())}
+    pieces |= {f"\u2581{word}": -2.0 - 0.01 * rank for rank, word in enumerate(words()[:WHOLE])}
+    return DebertaV2Tokenizer(vocab=list(pieces.items()), unk_id=special.index("[UNK]"))
 
 
 TOKENIZERS: dict[str, Callable[[], "PreTrainedTokenizerFast"]] = {
