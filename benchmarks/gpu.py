@@ -21,7 +21,8 @@ on a GPU, and on a CPU what `precision: auto` is there; it is one for both sides
   environment whose Python is named (default: this one)
 - resume: SHA-256 of the weights of a training, and of one killed with SIGKILL and continued
 - memory: what a training does under a cap that its micro-batches exceed
-- ratios: our best way by sentence-transformers', and our ways by the padded one
+- compile: a padded batch at length 512 as it is, by torch.compile and, on a GPU, by CUDA graphs
+- ratios: our best way by sentence-transformers', and ours by the padded one that is not compiled
 """
 
 import argparse
@@ -36,6 +37,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gpu_compiled
 import gpu_rates
 import gpu_trainings
 import torch
@@ -45,7 +47,7 @@ from gpu_report import Figures, Report, about, ratios
 from evaluator.scoring import choose_precision
 
 PROCESSES = {"resume": gpu_trainings.resume, "memory": gpu_trainings.capped}
-SECTIONS = ("scoring", "training", "peers", *PROCESSES)
+SECTIONS = ("scoring", "training", "peers", *PROCESSES, "compile")
 PEERS = Path(__file__).with_name("gpu_peers.py")
 PLACE_OF_A_RANK = frozenset(
     ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -68,6 +70,8 @@ def main() -> None:
         for section, measure in PROCESSES.items():
             if section in options.sections:
                 report.add(section, options.shapes[0], partial(measure, Path(home), world, options))
+        if "compile" in options.sections:
+            gpu_compiled.measure(report, options, world)
     result = {
         "about": started,
         "options": {name: getattr(options, name) for name in RECORDED} | {"texts": world.source},

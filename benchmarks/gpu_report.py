@@ -22,7 +22,7 @@ Place = tuple[str, str, str]
 PACKAGES = ("torch", "transformers", "deepspeed", "sentence-transformers", "flash-attn")
 PEERS = {"scoring": "predict", "training": "trainer"}
 """What sentence-transformers does the work of a section with, as its rows begin."""
-PLAIN = {"scoring": "padded", "training": "padded, plain"}
+PLAIN = {"scoring": "padded", "training": "padded, plain", "compile": "eager"}
 """The end of the rows that other ways of ours are compared with."""
 
 
@@ -67,7 +67,7 @@ def ratios(rows: Rows) -> list[Figures]:
     """
     return [
         {"of": list(of), "to": list(to), "ratio": round(_at(rows, of) / _at(rows, to), 3)}
-        for section in PEERS
+        for section in PLAIN
         for of, to in (*_by_peers(rows, section), *_by_plain(rows, section))
     ]
 
@@ -89,7 +89,7 @@ def _by_peers(rows: Rows, section: str) -> Iterator[tuple[Place, Place]]:
         ours: list[Place] = [
             (section, row, name) for row in _measured(rows, section) if row.startswith(f"{work}, ")
         ]
-        if what == PEERS[section] and ours:
+        if what == PEERS.get(section) and ours:
             yield max(ours, key=lambda of: _at(rows, of)), ("peers", peer, "pairs_per_s")
 
 

@@ -34,10 +34,14 @@ STEPS, KILLED_AFTER, CHECKPOINT_EVERY = 6, 5, 2
 ON_A_CPU = {
     "CUDA_VISIBLE_DEVICES": "",
     # What is freed leaves the process, as on a GPU it goes back to PyTorch's pool: under a cap of
-    # the address space nothing else makes room for smaller micro-batches.
+    # the address space nothing else makes room for smaller micro-batches. A limit, however large,
+    # keeps the trainer from telling glibc otherwise.
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_ARENA_MAX": "1",
 }
+
+
+NO_CAP_BYTES = 2**46
 
 
 def resume(home: Path, world: World, options: argparse.Namespace) -> Figures:
@@ -210,6 +214,8 @@ def main() -> None:
         if done == options.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    if not torch.cuda.is_available():
+        resource.setrlimit(resource.RLIMIT_AS, (NO_CAP_BYTES, NO_CAP_BYTES))
     at_first_pass(lambda: before.append(taken_bytes()))
     if options.room:
         at_first_pass(lambda: cap_memory(options.room))

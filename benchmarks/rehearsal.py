@@ -14,7 +14,6 @@ invariants kept. Run again, it goes on with what is missing.
 import argparse
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -27,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import psutil
+from rehearsal_faults import Faults
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # run as a file, as any benchmark
@@ -101,58 +100,6 @@ def slice_of_the_grid(
     return grid, min(backbones, 9) * min(objectives, 6)
 
 
-class Faults:
-    """Kills something of a place at random times; how often it hit is in `counts`."""
-
-    def __init__(
-        self, place: Place, every_s: float, seed: int, restart_database: Callable[[], None] | None
-    ) -> None:
-        self.place, self.every_s = place, every_s
-        self.random = random.Random(seed)  # noqa: S311 - it picks victims, not secrets
-        self.restart_database = restart_database
-        self.counts: Counter[str] = Counter()
-        self.next_s = time.monotonic() + self._pause_s()
-
-    def _pause_s(self) -> float:
-        # Not before the cluster is up and something runs.
-        return 10 + self.random.expovariate(1 / max(1.0, self.every_s - 10))
-
-    def strike(self, controller: subprocess.Popen) -> None:
-        """Does what is due."""
-        if not self.every_s or time.monotonic() < self.next_s:
-            return
-        self.next_s = time.monotonic() + self._pause_s()
-        kinds = ["worker", "worker", "controller"]
-        if self.restart_database:
-            kinds.append("database")
-        kind = self.random.choice(kinds)
-        if kind == "controller":
-            controller.kill()
-        elif kind == "database":
-            assert self.restart_database
-            self.restart_database()
-        else:
-            workers = list(self._workers())
-            if not workers:
-                return
-            workers[self.random.randrange(len(workers))].kill()
-        self.counts[kind] += 1
-        print(f"{time.strftime('%H:%M:%S')} killed: {kind}", flush=True)
-
-    def _workers(self) -> Iterator[psutil.Process]:
-        from orchestrator.head import running_local
-
-        cluster = running_local(self.place.home)
-        if cluster is None:
-            return
-        for process in psutil.Process(cluster.pid).children(recursive=True):
-            try:
-                if process.cmdline()[:1] == ["ray::Worker"] or process.name() == "ray::Worker":
-                    yield process
-            except (psutil.Error, IndexError):
-                continue
-
-
 @contextmanager
 def database(kind: str, home: Path) -> Iterator[tuple[str, Callable[[], None] | None]]:
     """URL of a job table's database, and what restarts its server as after a crash."""
@@ -165,15 +112,17 @@ def database(kind: str, home: Path) -> Iterator[tuple[str, Callable[[], None] | 
     # The path of its socket may have no more than 100 letters.
     folder = Path("/tmp") / f"xsweep-rehearsal-{os.getuid()}"  # noqa: S108
     server = pgserver.get_server(folder, cleanup_mode="stop")
+    where = {"pgdata": server.pgdata, "user": server.system_user}
 
     def restart() -> None:
-        where = {"pgdata": server.pgdata, "user": server.system_user}
         log = ["-l", str(folder / "restarted.log")]
         pg_ctl(["-w", "-m", "immediate", *log, "restart"], **where)
 
     try:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://"), restart
     finally:
+        # The package itself stops no other process than the one that it started.
+        pg_ctl(["-w", "stop"], **where)
         server.cleanup()
 
 
@@ -279,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         said = place.xsweep("submit", str(grid), "--no-start", "--data-home", str(home))
         print(said.splitlines()[0], flush=True)
         submitted_s = time.monotonic() - began_s
-        faults = Faults(place, options.fault_every_s, options.fault_seed, restart)
+        faults = Faults(place.home, options.fault_every_s, options.fault_seed, restart)
         took_s = run(place, faults)
         sweep = "rehearsal" if grid.name == "rehearsal.yaml" else "slice-rehearsal"
         lines = account(place, sweep, cells)

@@ -1,9 +1,23 @@
 """When memory ran out: on a GPU PyTorch has an error of its own for it, on a CPU it has not."""
 
+import ctypes
+
 import torch
+
+OF_A_CPU = ("DefaultCPUAllocator", "could not create a primitive")
+"""What PyTorch's allocator says, and oneDNN where it gets no memory for a product's code."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or PyTorch's allocator of a CPU, had no memory left."""
+    """Whether a device had no memory left, or a CPU, as its libraries say it."""
     is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_named or "DefaultCPUAllocator" in str(error)
+    return is_named or any(words in str(error) for words in OF_A_CPU)
+
+
+def release_freed_memory() -> None:
+    """Gives back what was freed but kept for the next pass, so that other sizes find room."""
+    torch.cuda.empty_cache()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return  # no glibc, and nothing that keeps memory

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from evaluator.cpu import bf16_units
-from evaluator.memory import is_out_of_memory
+from evaluator.memory import is_out_of_memory, release_freed_memory
 from evaluator.packing import Packing, pack
 from evaluator.pairs import PairEncoder, PairIds
 from evaluator.partial import Done, Keep
@@ -109,7 +109,7 @@ def score_pairs(
                     if len(rows) == 1 or not is_out_of_memory(error):
                         raise
                     batch_tokens, following = batch_tokens // 2, None
-                    torch.cuda.empty_cache()
+                    release_freed_memory()
                     continue
                 slots += used
                 done += len(rows)
@@ -129,7 +129,7 @@ class Way(NamedTuple):
     cut: Callable[[np.ndarray, np.ndarray, int], Iterator[np.ndarray]]
     """Batches of rows, of the pairs' lengths, the order of rows and a budget of tokens."""
     assemble: Callable[[Sequence[PairIds]], Any]
-    """What a pass of encoded pairs needs, on the host."""
+    """What a pass of encoded pairs needs, on its way to the model's device."""
     score: Callable[[Any], tuple[torch.Tensor, int]]
     """Logits of what was assembled, and the token slots that were computed."""
 
@@ -137,32 +137,39 @@ class Way(NamedTuple):
 def _way(model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layout: Layout) -> Way:
     device = model.device
 
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        # A GPU copies from pinned memory while it computes, and the host does not wait.
+        return (tensor.pin_memory() if device.type == "cuda" else tensor).to(
+            device, non_blocking=True
+        )
+
+    def collate(pairs: Sequence[PairIds]) -> dict[str, torch.Tensor]:
+        return {name: moved(tensor) for name, tensor in encoder.collate(pairs).items()}
+
     def padded(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        batch = {name: ids.to(device) for name, ids in batch.items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = model(**batch).logits[:, 0]
         return logits, batch["input_ids"].numel()
 
     # On a GPU padding is still the default: there the unpadded way has not been measured.
     if layout == "padded" or (layout == "auto" and device.type != "cpu"):
-        return Way(batches, encoder.collate, padded)
+        return Way(batches, collate, padded)
     scorer = unpadded_scorer(model, dtype)
     if scorer is None:
         if layout == "unpadded":
             raise ConfigError(
                 f"{model.config.model_type} models are scored padded only: leave layout out"
             )
-        return Way(batches, encoder.collate, padded)
+        return Way(batches, collate, padded)
 
     def unpadded(packing: Packing) -> tuple[torch.Tensor, int]:
-        packing = packing.each(lambda tensor: tensor.to(device))
         return scorer(packing), packing.ids_T.numel()
 
     def cut(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
         limit = CPU_TOKENS if device.type == "cpu" else batch_tokens
         return batches_without_padding(lengths, order, min(limit, batch_tokens))
 
-    return Way(cut, pack, unpadded)
+    return Way(cut, lambda pairs: pack(pairs).each(moved), unpadded)
 
 
 def budget_on(device: torch.device, batch_tokens: int) -> int:

@@ -109,13 +109,9 @@ class Pool:
             for placement in sorted(warm, key=lambda p: p.model != model):
                 placement.idle_since_s, placement.model = None, model
                 return placement
-        chosen = self._choose(request, avoid)
+        chosen = self._choose(request, avoid) or self._make_room(request, avoid)
         if chosen is None:
-            for placement in self._idle():
-                self.kill(placement)
-            chosen = self._choose(request, avoid)
-            if chosen is None:
-                return None
+            return None
         unique = name if alone else f"{SHARED}{uuid.uuid4().hex[:8]}"
         new = self._new(unique, request, chosen)
         if new:
@@ -230,6 +226,19 @@ class Pool:
 
     def _choose(self, request: Request, avoid: Collection[str]) -> list[Node] | None:
         return nodes.choose(request, self.nodes(), self._free(), avoid)
+
+    def _make_room(self, request: Request, avoid: Collection[str]) -> list[Node] | None:
+        """Ends idle workers, the longest idle first, until a job fits; none in vain."""
+        room = nodes.choose(request, self.nodes(), self._free(idle=True), avoid)
+        if room is None:
+            return None
+        there = {None, *(node.id for node in room)}
+        for placement in sorted(self._idle(), key=lambda p: p.idle_since_s or 0.0):
+            if there.intersection(placement.nodes):
+                self.kill(placement)
+                if chosen := self._choose(request, avoid):
+                    return chosen
+        return None
 
     def _new(self, name: str, request: Request, chosen: list[Node]) -> Placement | None:
         ids: list[str | None] = [node.id for node in chosen]

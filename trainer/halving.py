@@ -2,7 +2,7 @@
 
 import torch
 
-from evaluator.memory import is_out_of_memory
+from evaluator.memory import is_out_of_memory, release_freed_memory
 from trainer.budgets import Budgets
 from trainer.gradients import Gradients, Prepared, Work
 from trainer.ranks import total
@@ -42,3 +42,4 @@ def fit_gradient(
         budgets.halve(step, largest, error)
         if not engine.discard():
             raise error
+        release_freed_memory()

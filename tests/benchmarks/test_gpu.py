@@ -13,8 +13,7 @@ import pytest
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-SECTIONS = ("products", "scoring", "training", "peers", "resume")
-"""All but the cap on memory: under a limit of the address space it is oneDNN that gives up."""
+SECTIONS = ("products", "scoring", "training", "peers", "resume", "memory", "compile")
 OURS = {
     "scoring": {
         f"tiny, {length}, {layout}"
@@ -121,7 +120,8 @@ def test_rows_of_a_peer_that_is_not_there_say_why(outcome):
 
 def test_ratios_are_quotients_of_the_figures_that_they_name(outcome):
     ratios = outcome.result["ratios"]
-    assert len(ratios) == 6  # one of two layouts at two lengths; two of three ways, two objectives
+    # One of two layouts at two lengths; two of three ways, two objectives; compiled or not.
+    assert len(ratios) == 7
     for ratio in ratios:
         above, below = (
             outcome.result[section][row][figure]
@@ -139,6 +139,26 @@ def test_a_training_that_is_killed_ends_with_the_weights_of_one_that_is_not(outc
     undisturbed, killed = figures["digests"]
     assert undisturbed == killed
     assert len(killed) == 64
+
+
+def test_a_training_under_a_cap_halves_its_micro_batches_and_has_the_losses_of_one_without(outcome):
+    figures = outcome.result["memory"]["tiny"]
+    assert "error" not in figures, figures
+    assert figures["room_mib"] < figures["taken_mib"]
+    assert figures["steps"] == 2
+    assert figures["halved_budgets"]
+    roomy, capped = figures["final_losses"]
+    assert capped == pytest.approx(roomy, abs=1e-5)
+
+
+def test_a_compiled_model_has_the_scores_of_the_plain_one(outcome):
+    rows = outcome.result["compile"]
+    assert rows.keys() == {"tiny, 512, eager", "tiny, 512, compiled"}
+    for figures in rows.values():
+        assert figures.get("pairs_per_s", 0) > 0, figures
+        assert figures["largest_difference"] < (
+            0.02 if outcome.result["options"]["precision"] == "bf16" else 1e-5
+        )
 
 
 def test_the_best_way_is_compared_with_the_peer_from_texts(benchmarks):

@@ -35,6 +35,7 @@ def own_server(tmp_path_factory):
 
     yield server.get_uri(), control
     control("restart")
+    control("stop")  # the package itself stops no other process than the one that it started
     server.cleanup()
 
 

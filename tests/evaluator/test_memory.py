@@ -15,6 +15,7 @@ def test_what_pytorch_raises_on_a_cpu_without_memory_is_known():
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
+        (RuntimeError("could not create a primitive"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("memory"), False),
     ],

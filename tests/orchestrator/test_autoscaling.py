@@ -43,7 +43,12 @@ def growing_cluster(tmp_path):
         "max_workers": 2,
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": 0.05,
-        "provider": {"type": "fake_multinode", "head_node_id": HEAD, "gcs_address": address},
+        "provider": {
+            "type": "fake_multinode",
+            "head_node_id": HEAD,
+            "gcs_address": address,
+            "use_node_id_as_ip": True,  # all its nodes have one address
+        },
         "auth": {},
         "available_node_types": TYPES,
         "head_node_type": "ray.head.default",
@@ -97,7 +102,7 @@ def cpus_of_nodes(environment):
     return json.loads(done.stdout)
 
 
-def test_nodes_come_because_jobs_wait_for_them(workplace, growing_cluster):
+def test_nodes_come_because_jobs_wait_for_them_and_go_when_none_does(workplace, growing_cluster):
     workplace.environment |= growing_cluster
     grid = write_study(workplace.folder)
     grid.write_text(grid.read_text() + "resources: {train: {cpus: 2}}\n")
@@ -109,3 +114,4 @@ def test_nodes_come_because_jobs_wait_for_them(workplace, growing_cluster):
     # Trainings found their 2 CPUs, which only a node of the larger type has.
     assert {each.state for each in status.jobs(engine)} == {"done"}
     engine.dispose()
+    wait_for(lambda: cpus_of_nodes(workplace.environment) == [0], what="idle nodes to go")
