@@ -22,6 +22,7 @@ on a GPU, and on a CPU what `precision: auto` is there; it is one for both sides
 - resume: SHA-256 of the weights of a training, and of one killed with SIGKILL and continued
 - memory: what a training does under a cap that its micro-batches exceed
 - compile: a padded batch at length 512 as it is, by torch.compile and, on a GPU, by CUDA graphs
+- busy: the share of the time in which the device computes, by a profile
 - ratios: our best way by sentence-transformers', and ours by the padded one that is not compiled
 """
 
@@ -37,6 +38,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gpu_busy
 import gpu_compiled
 import gpu_rates
 import gpu_trainings
@@ -47,7 +49,7 @@ from gpu_report import Figures, Report, about, ratios
 from evaluator.scoring import choose_precision
 
 PROCESSES = {"resume": gpu_trainings.resume, "memory": gpu_trainings.capped}
-SECTIONS = ("scoring", "training", "peers", *PROCESSES, "compile")
+SECTIONS = ("scoring", "training", "peers", *PROCESSES, "compile", "busy")
 PEERS = Path(__file__).with_name("gpu_peers.py")
 PLACE_OF_A_RANK = frozenset(
     ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -72,6 +74,8 @@ def main() -> None:
                 report.add(section, options.shapes[0], partial(measure, Path(home), world, options))
         if "compile" in options.sections:
             gpu_compiled.measure(report, options, world)
+        if "busy" in options.sections:
+            gpu_busy.measure(report, options, world)
     result = {
         "about": started,
         "options": {name: getattr(options, name) for name in RECORDED} | {"texts": world.source},

@@ -3,7 +3,7 @@
 import argparse
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "distill_ranknet": {"signal": "ranking", "source": {"type": "teach"}, "list_size": 50},
 }
 """Where the documents of a query would be from; here they are made, see `_samples`."""
+
+
+NOTHING = nullcontext()
 
 
 class Way(NamedTuple):
@@ -105,8 +108,13 @@ def score(
     layout: str,
     options: argparse.Namespace,
     product_rate: float | None,
+    *,
+    around: AbstractContextManager = NOTHING,
 ) -> Figures:
-    """Pairs per second of scoring from token ids, which xsweep keeps, and from texts."""
+    """Pairs per second of scoring from token ids, which xsweep keeps, and from texts.
+
+    What is timed runs inside of `around`.
+    """
 
     def run(count: int) -> tuple[float, float]:
         started = clock(options.device)
@@ -127,7 +135,7 @@ def score(
     count = min(len(pairs.ids), max(few, int(few / run(few)[0] * options.seconds)))
     figures: Figures = {}
     done, spent_s, waste = 0, 0.0, 0.0
-    with peak_memory(options.device, figures):
+    with around, peak_memory(options.device, figures):
         while spent_s < options.seconds:
             seconds, waste = run(count)
             done, spent_s = done + count, spent_s + seconds
@@ -156,8 +164,10 @@ def train(
     way: Way,
     options: argparse.Namespace,
     product_rate: float | None,
+    *,
+    around: AbstractContextManager = NOTHING,
 ) -> Figures:
-    """Pairs per second of whole steps, dropout on."""
+    """Pairs per second of whole steps, dropout on; what is timed runs inside of `around`."""
     on_gpu = options.device.type == "cuda"
     model, encoder = world.model(shape)
     model.to(options.device)
@@ -179,7 +189,7 @@ def train(
         for step in range(warm):
             gradients.add(samples(step), step)
             engine.step(1e-5)
-        with peak_memory(options.device, figures):
+        with around, peak_memory(options.device, figures):
             started = clock(options.device)
             while clock(options.device) - started < options.seconds:
                 work = gradients.add(samples(warm + steps), warm + steps)

@@ -13,7 +13,7 @@ import pytest
 from transformers import ModernBertConfig, ModernBertForSequenceClassification
 
 BENCHMARKS = Path(__file__).resolve().parent.parent.parent / "benchmarks"
-SECTIONS = ("products", "scoring", "training", "peers", "resume", "memory", "compile")
+SECTIONS = ("products", "scoring", "training", "peers", "resume", "memory", "compile", "busy")
 OURS = {
     "scoring": {
         f"tiny, {length}, {layout}"
@@ -159,6 +159,23 @@ def test_a_compiled_model_has_the_scores_of_the_plain_one(outcome):
         assert figures["largest_difference"] < (
             0.02 if outcome.result["options"]["precision"] == "bf16" else 1e-5
         )
+
+
+def test_a_profile_says_how_much_of_the_time_is_computing(outcome):
+    rows = outcome.result["busy"]
+    ways = {
+        f"tiny, {work}, {way}" for work in ("scoring", "training") for way in ("padded", "unpadded")
+    }
+    assert rows.keys() == ways
+    for row, figures in rows.items():
+        assert 0.2 < figures.get("busy", 0) < 1.01, (row, figures)
+
+
+def test_spans_of_a_profile_that_overlap_count_once(benchmarks):
+    from gpu_busy import covered
+
+    assert covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
+    assert covered([]) == 0
 
 
 def test_the_best_way_is_compared_with_the_peer_from_texts(benchmarks):
