@@ -44,8 +44,8 @@ class Packing(NamedTuple):
         )
 
 
-def pack(sequences: Sequence[PairIds], device: torch.device | str = "cpu") -> Packing:
-    """Puts sequences end to end, in their order."""
+def pack(sequences: Sequence[PairIds]) -> Packing:
+    """Puts sequences end to end, in their order, on the host."""
     lengths = [len(each.input_ids) for each in sequences]
     ends = np.cumsum(lengths)
     starts = ends - lengths
@@ -55,8 +55,8 @@ def pack(sequences: Sequence[PairIds], device: torch.device | str = "cpu") -> Pa
         "starts_S": starts,
     }
     segments = [each.token_type_ids for each in sequences if each.token_type_ids is not None]
-    tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-    segments_T = torch.from_numpy(np.concatenate(segments)).to(device) if segments else None
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    segments_T = torch.from_numpy(np.concatenate(segments)) if segments else None
     return Packing(segments_T=segments_T, lengths=lengths, **tensors)
 
 

@@ -207,7 +207,7 @@ class Assembler:
         )
 
     def _inputs(self, pairs: Sequence[PairIds]) -> Inputs:
-        return pack(pairs, torch.device("cpu")) if self.packed else self.encoder.collate(pairs)
+        return pack(pairs) if self.packed else self.encoder.collate(pairs)
 
     def _rows(self, lengths_P: np.ndarray) -> list[np.ndarray]:
         """The pairs of each forward pass, longest first."""

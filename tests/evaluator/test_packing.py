@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 from evaluator.packing import _attend_varlen, attend, attend_from_first, pack
 from evaluator.pairs import PairIds
 
-CPU = torch.device("cpu")
-
 
 def _packed(lengths: list[int]):
-    return pack([PairIds(np.arange(length), None) for length in lengths], CPU)
+    return pack([PairIds(np.arange(length), None) for length in lengths])
 
 
 def _plain_attention(sides: torch.Tensor, lengths: list[int], window: int | None) -> torch.Tensor:
@@ -91,7 +89,7 @@ def test_positions_restart_with_every_sequence() -> None:
 
 def test_segments_are_kept() -> None:
     pairs = [PairIds(np.array([5, 6]), np.array([0, 1])), PairIds(np.array([7]), np.array([1]))]
-    packing = pack(pairs, CPU)
+    packing = pack(pairs)
     assert packing.segments_T is not None
     assert packing.ids_T.tolist() == [5, 6, 7]
     assert packing.segments_T.tolist() == [0, 1, 1]

@@ -15,7 +15,6 @@ from evaluator.unpadded import unpadded_encoder, unpadded_scorer
 from xsweep import ConfigError
 
 UNPADDED = ("bert", "electra", "roberta", "modernbert")
-CPU = torch.device("cpu")
 
 
 def _encoded(tokenizer, count: int = 12) -> list[PairIds]:
@@ -36,7 +35,7 @@ def _flattened_logits(model, pairs: list[PairIds]) -> torch.Tensor:
 
     The logits come from its own head, one pair's states at a time.
     """
-    packing = pack(pairs, CPU)
+    packing = pack(pairs)
     owner_T = torch.repeat_interleave(torch.arange(len(pairs)), torch.tensor(packing.lengths))
     places_T = torch.arange(len(owner_T))
     masks = {
@@ -74,7 +73,7 @@ def test_packed_pairs_equal_one_row_under_a_block_diagonal_mask(
     pairs = _encoded(tokenizer)
     scorer = unpadded_scorer(model, torch.float32)
     assert scorer is not None
-    found = scorer(pack(pairs, CPU))
+    found = scorer(pack(pairs))
     assert found.std() > 0.05, "scores that hardly differ would prove nothing"
     torch.testing.assert_close(found, _flattened_logits(model, pairs), atol=1e-5, rtol=0)
 
@@ -95,7 +94,7 @@ def test_packed_pairs_equal_the_padded_model_whatever_their_lengths(
     scorer = unpadded_scorer(model, torch.float32)
     assert scorer is not None
     expected = model(**encoder.collate(pairs)).logits[:, 0]
-    torch.testing.assert_close(scorer(pack(pairs, CPU)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scorer(pack(pairs)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", UNPADDED)
@@ -107,7 +106,7 @@ def test_all_states_equal_those_of_single_sequences(
     pairs = _encoded(tokenizer, 4)
     encoder = unpadded_encoder(model, torch.float32)
     assert encoder is not None
-    packing = pack(pairs, CPU)
+    packing = pack(pairs)
     states = encoder(packing, False)
     collate = PairEncoder(tokenizer).collate
     alone = [model.base_model(**collate([pair])).last_hidden_state[0] for pair in pairs]
@@ -127,7 +126,7 @@ def test_a_head_that_reads_the_mean_of_all_tokens_gets_them(
     scorer = unpadded_scorer(model, torch.float32)
     assert scorer is not None
     expected = model(**PairEncoder(tokenizer).collate(pairs)).logits[:, 0]
-    torch.testing.assert_close(scorer(pack(pairs, CPU)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(scorer(pack(pairs)), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", UNPADDED)

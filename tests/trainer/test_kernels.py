@@ -19,7 +19,6 @@ from trainer.kernels import TrainingKernels
 from trainer.scorer import Scorer, attention, runs_packed
 from xsweep import ConfigError
 
-CPU = torch.device("cpu")
 PACKED = ("bert", "electra", "roberta", "modernbert")
 
 
@@ -48,7 +47,7 @@ def forwards(family, lengths):
         for length in lengths
     ]
     half = (len(pairs) + 1) // 2
-    packed = [pack(part, CPU) for part in (pairs[:half], pairs[half:]) if part]
+    packed = [pack(part) for part in (pairs[:half], pairs[half:]) if part]
     shape = len(pairs), max(lengths)
     padded = {"input_ids": np.full(shape, FAMILIES[family].pad_token_id, dtype=np.int64)}
     padded["attention_mask"] = np.zeros(shape, dtype=np.int64)
@@ -142,7 +141,7 @@ def test_bf16_is_as_near_to_fp32_as_autocast_is(family):
 @settings(max_examples=60, deadline=None)
 def test_attention_over_padded_sequences_has_equal_values_and_slopes(lengths, window, first):
     torch.manual_seed(sum(lengths))
-    packing = pack([PairIds(np.arange(length), None) for length in lengths], CPU)
+    packing = pack([PairIds(np.arange(length), None) for length in lengths])
     sides = torch.randn(sum(lengths), 2 if first else 3, 2, 4, requires_grad=True)
     query = torch.randn(len(lengths), 2, 4, requires_grad=True) if first else None
     leaves = [sides] if query is None else [sides, query]
@@ -156,7 +155,7 @@ def test_attention_over_padded_sequences_has_equal_values_and_slopes(lengths, wi
 
 def test_attention_has_the_gradient_of_its_own_values():
     torch.manual_seed(1)
-    packing = pack([PairIds(np.arange(length), None) for length in (4, 1, 3)], CPU)
+    packing = pack([PairIds(np.arange(length), None) for length in (4, 1, 3)])
     sides = torch.randn(8, 3, 2, 4, requires_grad=True)
 
     def attended(sides):
@@ -191,7 +190,7 @@ def test_dropout_is_as_frequent_as_asked_and_keeps_the_mean():
 
 def test_attention_weights_are_dropped_as_often_as_asked():
     torch.manual_seed(3)
-    packing = pack([PairIds(np.arange(200), None)], CPU)
+    packing = pack([PairIds(np.arange(200), None)])
     sides = torch.zeros(200, 3, 2, 200)
     sides[:, 2] = torch.eye(200)[:, None]
     # Equal scores, and values that are unit vectors: the output is the matrix of dropped weights.
