@@ -12,6 +12,7 @@ invariants kept. Run again, it goes on with what is missing.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -110,8 +111,9 @@ def database(kind: str, home: Path) -> Iterator[tuple[str, Callable[[], None] | 
     from pgserver._commands import pg_ctl
 
     # The path of its socket may have no more than 100 letters.
-    folder = Path("/tmp") / f"xsweep-rehearsal-{os.getuid()}"  # noqa: S108
-    server = pgserver.get_server(folder, cleanup_mode="stop")
+    name = hashlib.sha256(bytes(home.resolve())).hexdigest()[:8]
+    folder = Path("/tmp") / f"xsweep-rehearsal-{os.getuid()}-{name}"  # noqa: S108
+    server = pgserver.get_server(folder, cleanup_mode=None)
     where = {"pgdata": server.pgdata, "user": server.system_user}
 
     def restart() -> None:
@@ -121,9 +123,8 @@ def database(kind: str, home: Path) -> Iterator[tuple[str, Callable[[], None] | 
     try:
         yield server.get_uri().replace("postgresql://", "postgresql+psycopg://"), restart
     finally:
-        # The package itself stops no other process than the one that it started.
-        pg_ctl(["-w", "stop"], **where)
-        server.cleanup()
+        # Not by the package, which stops no other process than the one that it started.
+        pg_ctl(["-w", "-m", "fast", "stop"], **where)
 
 
 def run(place: Place, faults: Faults) -> float:
