@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from chaos import CHAOS, Account, table
 from postgresql import administer
@@ -16,6 +17,10 @@ from db.engine import connect
 PROJECT = Path(__file__).resolve().parent.parent
 counter = itertools.count()
 accounts: list[Account] = []
+
+# The deadline of an example would measure how busy the machine is; tests have time limits.
+hypothesis.settings.register_profile("xsweep", deadline=None)
+hypothesis.settings.load_profile("xsweep")
 
 
 @pytest.fixture
