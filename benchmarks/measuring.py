@@ -1,6 +1,5 @@
 """Time, memory and the machine's rate of matrix products, as the benchmarks of scoring use them."""
 
-import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from evaluator.memory import release_freed_memory
 from evaluator.projections import prepare
 
 
@@ -30,7 +30,7 @@ class Timing(NamedTuple):
 def timed(score: Callable[[], tuple[np.ndarray, float]]) -> Timing:
     """Calls a contender once."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    release_freed_memory()
     Path("/proc/self/clear_refs").write_text("5")  # starts the peak of resident memory anew
     before = memory_bytes("VmRSS")
     wall, cpu = time.perf_counter(), time.process_time()

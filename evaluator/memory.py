@@ -1,6 +1,7 @@
 """When memory ran out: on a GPU PyTorch has an error of its own for it, on a CPU it has not."""
 
 import ctypes
+from contextlib import suppress
 
 import torch
 
@@ -17,7 +18,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 def release_freed_memory() -> None:
     """Gives back what was freed but kept for the next pass, so that other sizes find room."""
     torch.cuda.empty_cache()
-    try:
+    with suppress(AttributeError, OSError, TypeError):  # where there is no glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError, TypeError):
-        return  # no glibc, and nothing that keeps memory

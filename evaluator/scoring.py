@@ -109,6 +109,8 @@ def score_pairs(
                     if len(rows) == 1 or not is_out_of_memory(error):
                         raise
                     batch_tokens, following = batch_tokens // 2, None
+                    # What the failed pass holds lives as long as the error's traceback.
+                    error.__traceback__ = None
                     release_freed_memory()
                     continue
                 slots += used

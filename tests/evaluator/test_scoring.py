@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -131,6 +132,27 @@ def test_out_of_memory_halves_the_budget_and_loses_no_pair(
     handle.remove()
     assert max(sizes) > 150 >= sizes[-1]
     np.testing.assert_allclose(scored.scores, expected, atol=1e-5)
+
+
+def test_what_a_pass_without_memory_held_is_free_before_memory_is_given_back(
+    make_model_folder: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    held: list[weakref.ref] = []
+    alive: list[bool] = []
+
+    def hold(module, arguments, named):
+        if not held:
+            activations = torch.zeros(8)
+            held.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("no memory at first")
+
+    model.register_forward_pre_hook(hold, with_kwargs=True)
+    monkeypatch.setattr(
+        "evaluator.scoring.release_freed_memory", lambda: alive.append(held[0]() is not None)
+    )
+    score_pairs(model, PairEncoder(tokenizer), _pairs(tokenizer), **LENGTHS, layout="padded")
+    assert alive == [False]
 
 
 def test_a_single_pair_that_does_not_fit_is_an_error(make_model_folder: Callable) -> None:
