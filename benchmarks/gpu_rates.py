@@ -30,8 +30,6 @@ TEACHERS: dict[str, dict[str, Any]] = {
     "distill_ranknet": {"signal": "ranking", "source": {"type": "teach"}, "list_size": 50},
 }
 """Where the documents of a query would be from; here they are made, see `_samples`."""
-
-
 NOTHING = nullcontext()
 
 

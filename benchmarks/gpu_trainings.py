@@ -39,9 +39,8 @@ ON_A_CPU = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_ARENA_MAX": "1",
 }
-
-
 NO_CAP_BYTES = 2**46
+"""A limit of the address space that no training reaches."""
 
 
 def resume(home: Path, world: World, options: argparse.Namespace) -> Figures:

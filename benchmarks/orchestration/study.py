@@ -25,7 +25,7 @@ SPREAD = 0.3
 IDEAL = 0.95
 CORE = 0.10
 GROWTH = 1.10
-"""How much memory may grow from the first quarter to the end, SQLite's page cache left out."""
+"""How much memory may grow from the first quarter to the end, without cache and freed memory."""
 
 
 def study(folder: Path, trainings: int, slots: int, scale: float) -> int:
@@ -53,7 +53,7 @@ def study(folder: Path, trainings: int, slots: int, scale: float) -> int:
     print(f"taken {taken_s:.1f} s, the ideal schedule {ideal:.1f} s: {ideal / taken_s:.1%} of it")
     print(f"slots busy {work_s / slots / taken_s:.1%} of the time")
     print(f"controller {core:.1%} of a core, {1000 * core * taken_s / len(grid):.1f} ms a job")
-    for place, when in ((1, "memory"), (2, "without SQLite's page cache")):
+    for place, when in ((1, "memory"), (2, "without SQLite's cache, freed memory given back")):
         start, end = (memory[row][place] for row in (0, -1))
         print(f"{when}: {start:.0f} MB at the start,", end=" ")
         print(f"{quarter[place]:.0f} MB after a quarter, {end:.0f} MB at the end")
@@ -62,7 +62,7 @@ def study(folder: Path, trainings: int, slots: int, scale: float) -> int:
 
 
 def memory_mb(engine: Engine) -> tuple[float, float]:
-    """Of this process, and of it without the page cache, whose bound is `db.engine`'s affair."""
+    """Of this process, and without freed memory and SQLite's cache, which `db.engine` bounds."""
     process = psutil.Process()
     whole = process.memory_info().rss
     engine.dispose()  # a connection's cache goes with it; the next step opens another one
