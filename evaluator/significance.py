@@ -1,15 +1,17 @@
-"""Paired tests over queries, corrections for many comparisons, effect sizes, intervals.
+"""Paired tests over queries, their effect sizes, and corrections for multiple comparisons.
 
-Shapes: S systems, B baselines, P pairs of systems, Q queries; every array holds per-query values as
-float64, the same queries in the same order. All tests are two-sided.
+Shapes: P pairs of systems, Q queries; every array holds per-query values as float64, the same
+queries in the same order. All tests are two-sided.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
+CORRECTIONS = {"holm": "holm", "bonferroni": "bonferroni", "bh": "fdr_bh", "none": None}
+"""Corrections for multiple comparisons -> names in statsmodels: Holm (1979) and Bonferroni hold the
+family-wise error, Benjamini and Hochberg (1995) the false discovery rate."""
 PERMUTATIONS_PER_CHUNK = 1000
 
 
@@ -93,39 +95,6 @@ def satterthwaite(
     return np.sqrt(total), np.where(below > 0, total**2 / np.where(below > 0, below, 1), np.inf)
 
 
-def paired_t_test(a: ArrayLike, b: ArrayLike) -> float:
-    """p of Student's paired t-test for one system against another, [Q] each.
-
-    (0.2, 0.4, 0.9) against (0.1, 0.5, 0.5) gives t = 0.9177, p = 0.4556.
-    """
-    return float(paired_t_tests(np.atleast_2d(a), np.atleast_2d(b))[0, 0])
-
-
-def paired_t_tests(systems_SQ: ArrayLike, baselines_BQ: ArrayLike) -> np.ndarray:
-    """p[S, B] of the paired t-test of every system against every baseline, see `paired_t`."""
-    differences_SBQ = _differences(systems_SQ, baselines_BQ)
-    systems, baselines, queries = differences_SBQ.shape
-    return paired_t([differences_SBQ.reshape(-1, queries)]).p.reshape(systems, baselines)
-
-
-def randomization_test(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, permutations: int = 100_000
-) -> float:
-    """p of Fisher's paired randomization test on the mean difference, [Q] each."""
-    tests = randomization_tests(np.atleast_2d(a), np.atleast_2d(b), seed, permutations)
-    return float(tests[0, 0])
-
-
-def randomization_tests(
-    systems_SQ: ArrayLike, baselines_BQ: ArrayLike, seed: int = 0, permutations: int = 100_000
-) -> np.ndarray:
-    """p[S, B] of every system against every baseline, see `paired_randomization`."""
-    differences_SBQ = _differences(systems_SQ, baselines_BQ)
-    systems, baselines, queries = differences_SBQ.shape
-    p = paired_randomization([differences_SBQ.reshape(-1, queries)], None, seed, permutations)
-    return p.reshape(systems, baselines)
-
-
 def paired_randomization(
     differences: Sequence[np.ndarray],
     weights: Sequence[float] | None = None,
@@ -158,74 +127,16 @@ def paired_randomization(
     return (1 + extreme_P) / (1 + permutations)
 
 
-def bootstrap_interval(
-    values: ArrayLike, seed: int = 0, resamples: int = 10_000, confidence: float = 0.95
-) -> tuple[float, float]:
-    """The percentile bootstrap interval of a mean over queries, [Q].
+def corrected(p_values: np.ndarray, correction: str) -> np.ndarray:
+    """p-values after a correction over all of them, float64[P]; see `CORRECTIONS`.
 
-    Give it one system's values, or the differences of two.
+    (0.01, 0.04, 0.03) gives (0.03, 0.06, 0.06) under holm and (0.03, 0.04, 0.04) under bh.
     """
-    sample = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            sample[generator.integers(len(sample), size=(rows, len(sample)))].mean(-1)
-            for rows in _chunks(resamples)
-        ]
-    )
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    from statsmodels.stats.multitest import multipletests
 
-
-def cohens_d(a: ArrayLike, b: ArrayLike) -> float:
-    """The paired effect size of one system against another, [Q] each, see `PairedT.effect`."""
-    return float(paired_t([np.atleast_2d(np.subtract(a, b, dtype=np.float64))]).effect[0])
-
-
-def bonferroni(p_values: ArrayLike) -> np.ndarray:
-    """p times the number of comparisons, at most 1."""
-    p = np.asarray(p_values, dtype=np.float64)
-    return np.minimum(p * p.size, 1)
-
-
-def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm's step-down correction: family-wise error, never weaker than Bonferroni's.
-
-    (0.01, 0.04, 0.03) gives (0.03, 0.06, 0.06). Source: Holm 1979, jstor.org/stable/4615733.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, axis=None)
-    stepped = p.flat[order] * np.arange(p.size, 0, -1)
-    return _restored(np.maximum.accumulate(stepped), order, p.shape)
-
-
-def benjamini_hochberg(p_values: ArrayLike) -> np.ndarray:
-    """Benjamini and Hochberg's step-up correction: false discovery rate.
-
-    (0.01, 0.04, 0.03) gives (0.03, 0.04, 0.04). Source: doi:10.1111/j.2517-6161.1995.tb02031.x.
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p, axis=None)
-    stepped = p.flat[order] * p.size / np.arange(1, p.size + 1)
-    return _restored(np.minimum.accumulate(stepped[::-1])[::-1], order, p.shape)
+    method = CORRECTIONS[correction]
+    return multipletests(p_values, method=method)[1] if method else p_values
 
 
 def _shares(collections: Sequence[np.ndarray], weights: Sequence[float] | None) -> Sequence[float]:
     return weights if weights is not None else [1 / len(collections)] * len(collections)
-
-
-def _restored(stepped: np.ndarray, order: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    adjusted = np.empty(len(order))
-    adjusted[order] = np.minimum(stepped, 1)
-    return adjusted.reshape(shape)
-
-
-def _differences(systems_SQ: ArrayLike, baselines_BQ: ArrayLike) -> np.ndarray:
-    systems = np.asarray(systems_SQ, dtype=np.float64)
-    return systems[:, None] - np.asarray(baselines_BQ, dtype=np.float64)
-
-
-def _chunks(total: int) -> list[int]:
-    whole, rest = divmod(total, PERMUTATIONS_PER_CHUNK)
-    return [PERMUTATIONS_PER_CHUNK] * whole + ([rest] if rest else [])

@@ -1,6 +1,6 @@
 """Which systems differ from the baselines: paired tests over one family, corrected together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import combinations
@@ -8,22 +8,15 @@ from itertools import combinations
 import numpy as np
 
 from evaluator.significance import (
+    CORRECTIONS,
     PairedT,
-    benjamini_hochberg,
-    bonferroni,
-    holm,
+    corrected,
     paired_randomization,
     paired_t,
 )
 from orchestrator.report.table import Column, Entry, Row, Table
 from xsweep import ConfigError
 
-CORRECTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "holm": holm,
-    "bonferroni": bonferroni,
-    "bh": benjamini_hochberg,
-    "none": np.asarray,
-}
 LISTED = 12
 """So many rows are named where one was not found."""
 TESTS = ("t", "randomization")
@@ -126,7 +119,6 @@ def compare(
     if not found:
         return ()
     difference, effect, p = (np.concatenate(parts) for parts in zip(*statistics, strict=True))
-    corrected = CORRECTIONS[correction](p)
     return tuple(
         Comparison(
             row=row,
@@ -141,7 +133,9 @@ def compare(
             within_block=within,
         )
         for (column, (row, baseline, within)), gain, d, p_alone, p_together in zip(
-            found, *(each.tolist() for each in (difference, effect, p, corrected)), strict=True
+            found,
+            *(each.tolist() for each in (difference, effect, p, corrected(p, correction))),
+            strict=True,
         )
     )
 

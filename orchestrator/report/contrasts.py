@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from orchestrator.report.caption import CORRECTIONS as CORRECTION_NAMES
-from orchestrator.report.comparisons import CORRECTIONS, paired_statistics
+from evaluator.significance import corrected
+from orchestrator.report.caption import CORRECTIONS
+from orchestrator.report.comparisons import paired_statistics
 from orchestrator.report.measured import (
     CONFIDENCE,
     Measured,
@@ -117,13 +118,13 @@ def wins_section(report: Report, data: Measured) -> Section:
     if len(kinds) < 2 or not pairs:
         return Section(title, ("",), [], "")
     tested = [paired_statistics(data.table, column, pairs) for column in data.columns]
-    corrected = CORRECTIONS[report.correction](np.concatenate([each.p for each in tested]))
+    p_values = corrected(np.concatenate([each.p for each in tested]), report.correction)
     gains = np.concatenate([each.difference for each in tested])
     held: Counter[tuple[str, str]] = Counter()
     won: Counter[tuple[str, str]] = Counter()
     clearly: Counter[tuple[str, str]] = Counter()
     for (one, other), gain, p in zip(
-        pairs * len(data.columns), gains.tolist(), corrected.tolist(), strict=True
+        pairs * len(data.columns), gains.tolist(), p_values.tolist(), strict=True
     ):
         pair = _kind(report, one), _kind(report, other)
         for winner, own in ((pair, gain), (pair[::-1], -gain)):
@@ -149,7 +150,7 @@ def wins_section(report: Report, data: Measured) -> Section:
         ],
         "n/m (k): the better mean in n of m pairs of the same backbone and collection, k of them "
         f"significantly (paired t-test, p < {report.alpha:g} "
-        f"{CORRECTION_NAMES[report.correction]} over {len(gains)} pairs).",
+        f"{CORRECTIONS[report.correction]} over {len(gains)} pairs).",
     )
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from evaluator.significance import paired_t, stratified_means
-from orchestrator.report.comparisons import CORRECTIONS, rows_named
+from evaluator.significance import corrected, paired_t, stratified_means
+from orchestrator.report.comparisons import rows_named
 from orchestrator.report.table import Column, Row, build_table
 from xsweep import ConfigError
 
@@ -119,9 +119,9 @@ def compare_systems(
         each = _differences(column, ours.per_query[0], theirs.per_query[0], cell, texts(cell))
         counts = len(ours.means), len(theirs.means)
         found.append(each._replace(a=ours.mean, b=theirs.mean, seeds=counts))
-    corrected = CORRECTIONS["holm"](np.array([each.p for each in found])).tolist()
-    together = [each._replace(p_corrected=p) for each, p in zip(found, corrected, strict=True)]
-    return rows[0], rows[1], together
+    together = corrected(np.array([each.p for each in found]), "holm").tolist()
+    compared = [each._replace(p_corrected=p) for each, p in zip(found, together, strict=True)]
+    return rows[0], rows[1], compared
 
 
 def _the_one_row(rows: Sequence[Row], name: str) -> Row:
