@@ -8,8 +8,6 @@ import numpy as np
 from orchestrator.report.measured import Factors, Measured
 from orchestrator.report.report import Section
 
-MAIN = ("backbone", "objective", "teacher")
-
 
 def variance_section(data: Measured, factors: Factors, notes: str) -> Section:
     """Shares of the sum of squares over all seeds' means on all collections, with F tests."""
@@ -31,26 +29,32 @@ def variance_section(data: Measured, factors: Factors, notes: str) -> Section:
     squares = sums_of_squares(repeated, values, pairs)
     variance, seeds_freedom = data.seed_variance
     if seeds_freedom:
-        squares["seeds"] = variance * seeds_freedom * len(data.columns)
+        squares["seeds"] = variance * seeds_freedom * len(data.columns), seeds_freedom
     total = float(((values - values.mean()) ** 2).sum())
-    squares["rest"] = max(total - sum(squares.values()), 0.0)
-    apart = total - squares.get("collection", 0.0)
+    squares["rest"] = max(total - sum(square for square, _ in squares.values()), 0.0), 0
+    apart = total - squares["collection"][0] if several else total
     lines = []
-    for name, square in squares.items():
+    for name, (square, freedom) in squares.items():
+        is_choice = set(name.split(" × ")) <= factors.keys()
         line = [name, f"{square / total:.1%}" if total else "–"]
         if several:
-            own = name != "collection" and apart
-            line.append(f"{square / apart:.1%}" if own else "")
+            line.append(f"{square / apart:.1%}" if name != "collection" and apart else "")
         if seeds_freedom:
-            line.append(_p_over_seeds(name, squares, factors, seeds_freedom))
+            line.append(_p(f_test(square, freedom, *squares["seeds"])) if is_choice else "")
         if several:
-            line.append(_p_over_collections(name, squares, factors, len(data.columns)))
+            error = squares.get(f"{name} × collection")
+            line.append(_p(f_test(square, freedom, *error)) if error else "")
         lines.append(tuple(line))
     heads = ["source", "share"]
     heads += ["of what is not collection"] if several else []
     heads += ["p, seeds random"] if seeds_freedom else []
     heads += ["p, collections random"] if several else []
-    note = "Type II sums of squares over the means of all seeds; the rest is what is not listed."
+    note = "Sums of squares over the means of all seeds; the rest is what is not listed."
+    if not balanced(repeated):
+        note += (
+            " Not every combination has equally many results: each share is what its source "
+            "explains beyond those above it (type I)."
+        )
     if seeds_freedom:
         note += " Seeds: variation of a system's mean among its seeds."
     if several or seeds_freedom:
@@ -62,16 +66,31 @@ def variance_section(data: Measured, factors: Factors, notes: str) -> Section:
 
 def sums_of_squares(
     factors: Factors, values: np.ndarray, interactions: Sequence[tuple[str, str]] = ()
-) -> dict[str, float]:
-    """Type II sums of squares of each factor, and of pairs of factors beyond the additive model.
+) -> dict[str, tuple[float, int]]:
+    """Type I sum of squares and degrees of freedom of each factor, then of pairs of factors.
 
-    `values`: float64[observations]. In a balanced grid the sums and the rest add up to the total.
+    `values`: float64[observations]. A term gets what it explains beyond the terms before it, so
+    that the sums never add to more than the total; in a balanced grid types I, II and III are the
+    same. Combinations may be missing: the normal equations are solved column by column, and one
+    that depends on those before it is left out. Source: Goodnight 1979, jstor.org/stable/2683825.
     """
-    if balanced(factors):
-        squares = _balanced_squares(factors, values, interactions)
-    else:
-        squares = _least_squares(factors, values, interactions)
-    return {name: max(square, 0.0) for name, square in squares.items()}
+    terms = dict(factors)
+    for one, other in interactions:
+        both = zip(factors[one], factors[other], strict=True)
+        terms[f"{one} × {other}"] = list(map(" × ".join, both))
+    matrix = design(terms)
+    normal = matrix.T @ np.column_stack([matrix, values - values.mean()])
+    smallest = 1e-9 * normal.diagonal()
+    explained = np.zeros((len(normal), 2))
+    for place in range(len(normal)):
+        pivot = normal[place, place]
+        if pivot > smallest[place]:
+            explained[place] = normal[place, -1] ** 2 / pivot, 1
+            multiples = normal[place + 1 :, place] / pivot
+            normal[place + 1 :, place:] -= np.outer(multiples, normal[place, place:])
+    starts = np.cumsum([1, *(len(set(levels)) for levels in terms.values())])[:-1]
+    sums = np.add.reduceat(explained, starts)
+    return {name: (float(s), int(n)) for name, (s, n) in zip(terms, sums, strict=True)}
 
 
 def balanced(factors: Factors) -> bool:
@@ -79,40 +98,6 @@ def balanced(factors: Factors) -> bool:
     counts = Counter(zip(*factors.values(), strict=True))
     cells = np.prod([len(set(column)) for column in factors.values()])
     return len(counts) == cells and len(set(counts.values())) == 1
-
-
-def _balanced_squares(
-    factors: Factors, values: np.ndarray, interactions: Sequence[tuple[str, str]]
-) -> dict[str, float]:
-    """By means of groups, which in a balanced grid is least squares."""
-    centred = values - values.mean()
-    codes = {name: np.unique(column, return_inverse=True)[1] for name, column in factors.items()}
-
-    def means(code: np.ndarray) -> np.ndarray:
-        """Each observation's group mean."""
-        return (np.bincount(code, centred) / np.bincount(code))[code]
-
-    single = {name: means(code) for name, code in codes.items()}
-    squares = {name: float((each**2).sum()) for name, each in single.items()}
-    for one, other in interactions:
-        both = codes[one] * (codes[other].max() + 1) + codes[other]
-        beyond = means(both) - single[one] - single[other]
-        squares[f"{one} × {other}"] = float((beyond**2).sum())
-    return squares
-
-
-def _least_squares(
-    factors: Factors, values: np.ndarray, interactions: Sequence[tuple[str, str]]
-) -> dict[str, float]:
-    additive = _residual(factors, values)
-    squares = {
-        name: _residual({n: f for n, f in factors.items() if n != name}, values) - additive
-        for name in factors
-    }
-    for one, other in interactions:
-        both = list(map(" × ".join, zip(factors[one], factors[other], strict=True)))
-        squares[f"{one} × {other}"] = additive - _residual(factors | {"both": both}, values)
-    return squares
 
 
 def f_test(square: float, freedom: int, error_square: float, error_freedom: int) -> float:
@@ -136,40 +121,5 @@ def design(factors: Factors) -> np.ndarray:
     return np.hstack(parts)
 
 
-def _p_over_seeds(name: str, squares: dict[str, float], factors: Factors, freedom: int) -> str:
-    own = _freedom(name, factors)
-    if own is None:
-        return ""
-    return _p(f_test(squares[name], own, squares["seeds"], freedom))
-
-
-def _p_over_collections(
-    name: str, squares: dict[str, float], factors: Factors, collections: int
-) -> str:
-    own, error = _freedom(name, factors), squares.get(f"{name} × collection")
-    if own is None or error is None:
-        return ""
-    return _p(f_test(squares[name], own, error, own * (collections - 1)))
-
-
-def _freedom(name: str, factors: Factors) -> int | None:
-    """Degrees of freedom of a choice or of two together; None for what is no choice."""
-    parts = name.split(" × ")
-    if not all(part in factors for part in parts):
-        return None
-    return int(np.prod([len(set(factors[part])) - 1 for part in parts]))
-
-
 def _p(value: float) -> str:
     return "" if np.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _residual(factors: Factors, values: np.ndarray) -> float:
-    """The residual sum of squares of the additive model of the factors."""
-    centred = values - values.mean()
-    if not factors:
-        return float((centred**2).sum())
-    matrix = design(factors)
-    # normal equations: indicators are few and exact, observations are thousands
-    fitted = matrix @ (np.linalg.pinv(matrix.T @ matrix, hermitian=True) @ (matrix.T @ centred))
-    return float(((centred - fitted) ** 2).sum())

@@ -7,46 +7,51 @@ from statsmodels.stats.anova import AnovaRM, anova_lm
 from orchestrator.report.build import build_report
 from orchestrator.report.effects import factors_of
 from orchestrator.report.measured import measured
-from orchestrator.report.variance import (
-    _balanced_squares,
-    _least_squares,
-    balanced,
-    f_test,
-    sums_of_squares,
-    variance_section,
-)
+from orchestrator.report.variance import balanced, f_test, sums_of_squares, variance_section
 
 
-def test_sums_are_type_ii_as_statsmodels_gives_them():
-    generator = np.random.default_rng(1)
+def grid(seed, kept=1.0):
+    """3 backbones x 3 objectives x 2 collections, 3 times; a backbone of higher values."""
+    generator = np.random.default_rng(seed)
     frame = pd.DataFrame(
         [(b, o, c) for b in "ABC" for o in "xyz" for c in "pq" for _ in range(3)],
         columns=["backbone", "objective", "collection"],
     )
-    frame = frame[generator.random(len(frame)) < 0.8]
-    frame["value"] = generator.uniform(size=len(frame)) + (frame.objective == "x")
-    model = "value ~ backbone * objective + collection"
-    table = anova_lm(smf.ols(model, frame).fit(), typ=2)
-    factors = {name: list(frame[name]) for name in ("backbone", "objective", "collection")}
-    found = sums_of_squares(factors, frame.value.to_numpy(), [("backbone", "objective")])
-    assert found["backbone × objective"] == pytest.approx(table.sum_sq["backbone:objective"])
-    additive = anova_lm(smf.ols(model.replace("*", "+"), frame).fit(), typ=2)
-    for name in factors:
-        assert found[name] == pytest.approx(additive.sum_sq[name])
+    frame["value"] = generator.uniform(size=len(frame)) + (frame.backbone == "A")
+    frame = frame[generator.random(len(frame)) < kept]
+    return frame, {name: list(frame[name]) for name in ("backbone", "objective", "collection")}
 
 
-def test_in_a_balanced_grid_means_of_groups_are_least_squares():
-    generator = np.random.default_rng(2)
-    rows = [(b, o, c) for b in "AB" for o in "xyz" for c in "pqrs" for _ in range(2)]
-    factors = dict(
-        zip(("backbone", "objective", "collection"), zip(*rows, strict=True), strict=True)
-    )
-    values = generator.uniform(size=len(rows))
+def squares(frame, factors):
     pairs = [("backbone", "objective"), ("objective", "collection")]
+    return sums_of_squares(factors, frame.value.to_numpy(), pairs)
+
+
+TERMS = ["backbone", "objective", "collection", "backbone:objective", "objective:collection"]
+
+
+def test_in_a_balanced_grid_sums_are_of_type_ii_as_statsmodels_gives_them():
+    frame, factors = grid(1)
     assert balanced(factors)
-    slow = _least_squares(factors, values, pairs)
-    assert _balanced_squares(factors, values, pairs) == pytest.approx(slow)
-    assert not balanced({name: column[:-1] for name, column in factors.items()})
+    peer = anova_lm(smf.ols(f"value ~ {' + '.join(TERMS)}", frame).fit(), typ=2)
+    found = squares(frame, factors)
+    for term in TERMS:
+        expected = peer.sum_sq[term], peer.df[term]
+        assert found[term.replace(":", " × ")] == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:The design matrix is rank-deficient")
+def test_with_missing_combinations_sums_are_those_of_nested_models_and_within_the_total():
+    frame, factors = grid(8, kept=0.3)
+    assert not balanced(factors)
+    assert len(set(zip(factors["backbone"], factors["objective"], strict=True))) == 8
+    models = ["value ~ 1", *(f"value ~ {' + '.join(TERMS[:n])}" for n in range(1, 6))]
+    peer = anova_lm(*(smf.ols(model, frame).fit() for model in models))
+    found = squares(frame, factors)
+    assert [square for square, _ in found.values()] == pytest.approx(list(peer.ss_diff[1:]))
+    assert [freedom for _, freedom in found.values()] == list(peer.df_diff[1:])
+    total = ((frame.value - frame.value.mean()) ** 2).sum()
+    assert sum(square for square, _ in found.values()) <= total
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +91,17 @@ def test_shares_of_a_balanced_grid_add_up_to_the_whole(lines):
     shares = [float(line["share"].rstrip("%")) for line in lines.values()]
     assert sum(shares) == pytest.approx(100, abs=0.4)
     assert lines["collection"]["of what is not collection"] == ""
+
+
+def test_shares_of_an_unbalanced_grid_add_up_to_the_whole_and_the_note_says_of_which_type(crossed):
+    cells = [
+        c for c in crossed.cells if (c.labels["backbone"], c.labels["objective"]) != ("L3", "a")
+    ]
+    (data,) = measured(build_report(cells, sweep="s", measures=["AP"], baselines=[]))
+    factors, _ = factors_of(data.rows)
+    section = variance_section(data, factors, "")
+    assert sum(float(line[1].rstrip("%")) for line in section.lines) == pytest.approx(100, abs=0.4)
+    assert "each share is what its source explains beyond those above it (type I)" in section.note
 
 
 def printed(p):
