@@ -24,7 +24,6 @@ from sqlalchemy import Engine, event
 
 from db import jobs
 from db.engine import connect
-from db.figures import figures
 from db.status import summary
 from orchestrator.cli.status_page import page
 from orchestrator.metrics import as_text
@@ -136,7 +135,7 @@ def main() -> None:
         event.listen(engine, "before_cursor_execute", lambda *row: statements.append(row[2]))
         for name, work in (
             ("status --watch, a look", lambda: list(page(summary(engine)))),
-            ("metrics, a scrape", lambda: as_text(figures(engine))),
+            ("metrics, a scrape", lambda: as_text(engine)),
         ):
             work()
             statements.clear()

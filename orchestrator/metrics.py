@@ -1,4 +1,4 @@
-"""The job table as metrics: Prometheus text, and gauges of Ray's own metrics agent.
+"""The job table as metrics in Prometheus' text format.
 
 | metric | labels | meaning |
 |---|---|---|
@@ -12,154 +12,81 @@
 | `xsweep_controllers` | | controllers heard of in the last minute |
 """
 
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
+from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 
-from db.figures import Figures, figures
-
-if TYPE_CHECKING:
-    from ray.util.metrics import Gauge
+from db.figures import figures
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-COST = 100
-"""A text is given again for so many times the seconds that it took: a hundredth of a core."""
+Family = CounterMetricFamily | GaugeMetricFamily
 
 
-Values = dict[tuple[str, ...], float]
-"""By the values of the labels."""
+class JobTable(Collector):
+    """Reads the job table at every scrape."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def collect(self) -> Iterator[Family]:
+        """Yield the metrics of the module's table. Raises SetupError while the database is away."""
+        found = figures(self.engine)
+        counter, gauge = CounterMetricFamily, GaugeMetricFamily
+        lost = {(): found.attempts.get("expired", 0)}
+        age_s, controllers = {(): found.queue_age_s}, {(): found.controllers}
+        yield _family(gauge, "jobs", "Jobs by sweep", found.jobs, "sweep", "kind", "state")
+        yield _family(counter, "attempts", "Attempts that ended", found.attempts, "outcome")
+        yield _family(counter, "failures", "Failed attempts", found.failures, "failure")
+        yield _family(counter, "leases_lost", "Attempts whose lease ran out", lost)
+        yield _family(gauge, "running_attempts", "Live attempts", found.running, "kind")
+        yield _family(gauge, "pairs_per_second", "Pairs", found.pairs_per_s, "kind")
+        yield _family(gauge, "queue_age_seconds", "Age of the oldest ready job", age_s)
+        yield _family(gauge, "controllers", "Controllers seen in the last minute", controllers)
 
 
-class Metric(NamedTuple):
-    """One metric with its values by label values."""
-
-    name: str
-    help: str
-    labels: tuple[str, ...]
-    values: Values
-    counts: bool = False
-    """Whether it only grows."""
-
-
-def metrics_of(found: Figures) -> Iterator[Metric]:
-    """The metrics of the module's table."""
-    jobs: Values = {key: float(count) for key, count in found.jobs.items()}
-    yield Metric("xsweep_jobs", "Jobs of each sweep", ("sweep", "kind", "state"), jobs)
-    outcomes = _by_one(found.attempts)
-    yield Metric("xsweep_attempts", "Attempts that ended", ("outcome",), outcomes, counts=True)
-    failures = _by_one(found.failures)
-    yield Metric("xsweep_failures", "Failed attempts", ("failure",), failures, counts=True)
-    lost: Values = {(): float(found.attempts.get("expired", 0))}
-    yield Metric("xsweep_leases_lost", "Attempts whose lease ran out", (), lost, counts=True)
-    running = _by_one(found.running)
-    yield Metric("xsweep_running_attempts", "Attempts that live", ("kind",), running)
-    speed = _by_one(found.pairs_per_s)
-    yield Metric("xsweep_pairs_per_second", "Pairs of all live attempts", ("kind",), speed)
-    age: Values = {(): found.queue_age_s}
-    yield Metric("xsweep_queue_age_seconds", "Age of the oldest ready job", (), age)
-    alive: Values = {(): float(found.controllers)}
-    yield Metric("xsweep_controllers", "Controllers heard of in the last minute", (), alive)
+def _family(
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily],
+    name: str,
+    help: str,
+    values: Mapping[Any, float],
+    *labels: str,
+) -> Family:
+    """A metric whose values are by the value of its label, or by a tuple of those of several."""
+    family = kind(f"xsweep_{name}", help, labels=labels)
+    for key, value in sorted(values.items()):
+        family.add_metric([key] if isinstance(key, str) else key, value)
+    return family
 
 
-def _by_one(values: Mapping[str, float]) -> Values:
-    return {(key,): float(value) for key, value in values.items()}
+def as_text(engine: Engine) -> str:
+    """Render the exposition format 0.0.4, which Prometheus and textfile collectors read.
 
-
-def as_text(found: Figures) -> str:
-    """The exposition format 0.0.4 that Prometheus scrapes and textfile collectors read."""
-    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-    from prometheus_client.exposition import generate_latest
-    from prometheus_client.registry import Collector, CollectorRegistry
-
-    class _Figures(Collector):
-        def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-            for metric in metrics_of(found):
-                kind = CounterMetricFamily if metric.counts else GaugeMetricFamily
-                family = kind(metric.name, metric.help, labels=metric.labels)
-                for labels, value in sorted(metric.values.items()):
-                    family.add_metric(labels, value)
-                yield family
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Figures())
-    return generate_latest(registry).decode()
-
-
-def scraper(engine: Engine) -> Callable[[], str]:
-    """A function that gives the text, computed anew when `COST` times its cost have passed."""
-    lock = threading.Lock()
-    kept, fresh_until_s = "", -1.0
-
-    def scrape() -> str:
-        nonlocal kept, fresh_until_s
-        with lock:
-            began_s = time.monotonic()
-            if began_s > fresh_until_s:
-                kept = as_text(figures(engine))
-                ended_s = time.monotonic()
-                fresh_until_s = ended_s + COST * (ended_s - began_s)
-            return kept
-
-    return scrape
-
-
-class RayGauges:
-    """The same metrics under the same names (Ray puts `ray_` before them) in Ray's own agent.
-
-    All are gauges, also what only grows: a new controller goes on with the table's counts. What
-    vanished from the table is set to 0 once.
+    Raises SetupError where the database does not answer.
     """
-
-    def __init__(self) -> None:
-        self._gauges: dict[str, Gauge] = {}
-        self._told: dict[str, set[tuple[str, ...]]] = {}
-
-    def tell(self, found: Figures) -> None:
-        """Hand the figures to Ray's agent of this node; needs a connection to Ray."""
-        from ray.util.metrics import Gauge
-
-        for metric in metrics_of(found):
-            name = metric.name + ("_total" if metric.counts else "")
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(name, metric.help, tag_keys=metric.labels)
-            gone = self._told.get(name, set()) - metric.values.keys()
-            for labels, value in [*metric.values.items(), *((labels, 0.0) for labels in gone)]:
-                self._gauges[name].set(value, tags=_tags(metric.labels, labels))
-            self._told[name] = set(metric.values)
-
-
-def _tags(names: Sequence[str], values: Sequence[str]) -> dict[str, str]:
-    return dict(zip(names, values, strict=True))
+    return generate_latest(_registry(engine)).decode()
 
 
 def serve_metrics(engine: Engine, port: int) -> Callable[[], None]:
-    """Answer `GET /metrics` on 127.0.0.1 in a thread; gives the function that ends it.
+    """Answer scrapes on 127.0.0.1 from a thread; returns the function that ends it.
 
-    Raises OSError where the port is taken.
+    While the database is away a scrape fails with status 500. Raises OSError where the port is
+    taken.
     """
-    from http import HTTPStatus
-
-    from orchestrator.serve.server import TEXT, Answer, Request, open_server
-    from xsweep import SetupError
-
-    scrape = scraper(engine)
-
-    def respond(request: Request) -> Answer:
-        if request.parts != ("metrics",):
-            return Answer("Only /metrics is here.\n", TEXT, HTTPStatus.NOT_FOUND)
-        try:
-            return Answer(scrape(), PROMETHEUS)
-        except SetupError as error:
-            return Answer(f"{error}\n", TEXT, HTTPStatus.SERVICE_UNAVAILABLE)
-
-    server = open_server(respond, port)
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    server, thread = start_http_server(port, "127.0.0.1", _registry(engine))
 
     def end() -> None:
         server.shutdown()
         server.server_close()
+        thread.join()
 
     return end
+
+
+def _registry(engine: Engine) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(JobTable(engine))
+    return registry

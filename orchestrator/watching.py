@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine
 
-from db.figures import figures
 from orchestrator.announcements import Announcer
-from orchestrator.metrics import RayGauges, serve_metrics
+from orchestrator.metrics import serve_metrics
 from orchestrator.settings import Settings
 from orchestrator.webhook import Webhook
 from xsweep import SetupError
@@ -22,13 +21,12 @@ table."""
 
 
 class Watching:
-    """Tells Ray's metrics agent, whoever scrapes the port, and the webhook, as far as wanted."""
+    """Serves metrics and posts to the webhook, as far as wanted."""
 
     def __init__(self, engine: Engine, settings: Settings, metrics_port: int | None = None) -> None:
         """Raises SetupError for a webhook that is no URL and for a port that is taken."""
         self.engine = engine
         self._due_s = 0.0
-        self._gauges = RayGauges()
         self._webhook = Webhook(settings.webhook) if settings.webhook else None
         self._announcer = Announcer(engine, self._webhook) if self._webhook else None
         self._end_metrics: Callable[[], None] = lambda: None
@@ -59,7 +57,6 @@ class Watching:
 
     def _look(self) -> None:
         began_s = time.monotonic()
-        self._gauges.tell(figures(self.engine))
         if self._announcer:
             self._announcer.look()
         ended_s = time.monotonic()

@@ -16,8 +16,7 @@ def metrics(ctx: typer.Context) -> None:
       xsweep metrics > /var/lib/node_exporter/xsweep.prom.tmp
     """
     from db.engine import connect
-    from db.figures import figures
     from orchestrator.metrics import as_text
 
     engine = connect(settings_of(ctx).database, read_only=True)
-    typer.echo(as_text(figures(engine)), nl=False)
+    typer.echo(as_text(engine), nl=False)

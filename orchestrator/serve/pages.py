@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 
 from db import events, jobs, status
-from db.figures import figures
 from db.overview import overview
 from orchestrator.forecast import OPEN, count, duration, prospect
 from orchestrator.metrics import PROMETHEUS, as_text
@@ -57,7 +56,7 @@ class Site:
                 case ("style.css",):
                     return Answer(templates().get_template("style.css.j2").render(), "text/css")
                 case ("metrics",):
-                    return Answer(as_text(figures(self.engine)), PROMETHEUS)
+                    return Answer(as_text(self.engine), PROMETHEUS)
                 case ("sweep", name):
                     return self._sweep(name, request.options.get("measure"))
                 case ("sweep", name, "jobs"):

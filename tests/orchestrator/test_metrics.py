@@ -1,6 +1,5 @@
 """The job table as metrics: numbers by hand, the format by Prometheus' own parser."""
 
-import os
 import subprocess
 import sys
 import urllib.error
@@ -14,9 +13,7 @@ from sqlalchemy import Engine
 
 from db import controllers, jobs
 from db.engine import connect
-from db.figures import figures
-from orchestrator import head
-from orchestrator.metrics import as_text, scraper, serve_metrics
+from orchestrator.metrics import as_text, serve_metrics
 
 
 def parsed(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -46,7 +43,7 @@ def test_everything_is_counted(engine: Engine) -> None:
         lease_s=60,
         progress={(each.job_id, each.token): {"pairs_per_s": 10.5} for each in running},
     )
-    found = parsed(as_text(figures(engine)))
+    found = parsed(as_text(engine))
 
     def value(name: str, **labels: str) -> float | None:
         return found.get((name, tuple(sorted(labels.items()))))
@@ -69,7 +66,7 @@ def test_everything_is_counted(engine: Engine) -> None:
 
 def test_every_metric_has_a_type_and_a_help_text(engine: Engine) -> None:
     submit(engine, [new_job("a")])
-    families = list(text_string_to_metric_families(as_text(figures(engine))))
+    families = list(text_string_to_metric_families(as_text(engine)))
     assert len(families) == 8
     for family in families:
         assert family.documentation
@@ -78,10 +75,10 @@ def test_every_metric_has_a_type_and_a_help_text(engine: Engine) -> None:
 
 
 def test_a_table_without_jobs_is_no_error(engine: Engine) -> None:
-    assert parsed(as_text(figures(engine)))[("xsweep_queue_age_seconds", ())] == 0
+    assert parsed(as_text(engine))[("xsweep_queue_age_seconds", ())] == 0
 
 
-def test_metrics_are_served_on_loopback_and_nothing_else_is(tmp_path: Path) -> None:
+def test_metrics_are_served_on_loopback_only_until_the_end(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path / 'xsweep.db'}", create=True)
     submit(engine, [new_job("a")])
     end, port = serve_on_a_free_port(engine)
@@ -89,8 +86,10 @@ def test_metrics_are_served_on_loopback_and_nothing_else_is(tmp_path: Path) -> N
         assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
         ready = (("kind", "train"), ("state", "ready"), ("sweep", "study"))
         assert parsed(answer.read().decode())["xsweep_jobs", ready] == 1
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20)
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+    assert [s[1] for s in sockets if s[1].endswith(f":{port:04X}") and s[3] == "0A"] == [
+        f"0100007F:{port:04X}"
+    ]
     end()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20)
@@ -104,26 +103,6 @@ def serve_on_a_free_port(engine: Engine) -> tuple:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     return serve_metrics(engine, port), port
-
-
-def test_scraping_often_asks_the_database_seldom(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import orchestrator.metrics
-
-    engine = connect(f"sqlite:///{tmp_path / 'xsweep.db'}", create=True)
-    asked: list[int] = []
-
-    def counted(engine: Engine):
-        asked.append(1)
-        return figures(engine)
-
-    monkeypatch.setattr(orchestrator.metrics, "figures", counted)
-    monkeypatch.setattr(orchestrator.metrics, "COST", 1e6)
-    scrape = scraper(engine)
-    assert len({scrape() for _ in range(50)}) == 1
-    assert len(asked) == 1
-    engine.dispose()
 
 
 def test_the_command_prints_them_without_ray_or_torch(tmp_path: Path) -> None:
@@ -141,53 +120,3 @@ def test_the_command_prints_them_without_ray_or_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stderr == "[]\n"
     assert parsed(done.stdout)[("xsweep_controllers", ())] == 0
-
-
-TELL = """
-import sys, time, urllib.request
-from pathlib import Path
-from db.engine import connect
-from db.figures import figures
-from orchestrator import cluster
-from orchestrator.metrics import RayGauges
-from orchestrator.settings import load_settings
-
-cluster.connect(load_settings(), namespace="test")
-import ray
-
-engine = connect(sys.argv[1])
-gauges = RayGauges()
-[node] = ray.nodes()
-url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-deadline = time.monotonic() + 60
-while time.monotonic() < deadline:
-    gauges.tell(figures(engine))
-    lines = urllib.request.urlopen(url, timeout=20).read().decode().splitlines()
-    if found := [line for line in lines if line.startswith("ray_xsweep_jobs{")]:
-        print(*found, sep="\\n")
-        break
-    time.sleep(1)
-"""
-
-
-def test_rays_own_agent_has_them_too(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'xsweep.db'}"
-    engine = connect(url, create=True)
-    submit(engine, [new_job("a"), new_job("b")])
-    engine.dispose()
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", TELL, url],
-            env={**clean, "XSWEEP_HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-    finally:
-        head.stop_local(tmp_path)
-    assert done.returncode == 0, done.stderr
-    [line] = done.stdout.splitlines()
-    for label in ('kind="train"', 'state="ready"', 'sweep="study"'):
-        assert label in line.lower()
-    assert float(line.split()[-1]) == 2
