@@ -196,7 +196,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _write_reports(engine: "Engine", sweep: str, folder: Path) -> None:
     from db.results import load_cells
-    from orchestrator import parquet
+    from orchestrator.parquet import write_parquet
     from orchestrator.report import load_report, write
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,8 +207,7 @@ def _write_reports(engine: "Engine", sweep: str, folder: Path) -> None:
         return
     for format, name in REPORTS.items():
         (folder / name).write_text(write(found, format), encoding="utf-8")
-    if parquet.is_available():
-        parquet.write_parquet(folder, load_cells(engine, sweep), write(found, "csv"))
+    write_parquet(folder, load_cells(engine, sweep), write(found, "csv"))
 
 
 def _readme(name: str, jobs: list[NewJob]) -> str:

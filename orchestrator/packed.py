@@ -4,6 +4,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,18 +47,16 @@ def unpacked(path: Path) -> Iterator[Path]:
 
     Raises DataError where the file is damaged or a name in it leads out of its folder.
     """
-    if ending_of(path) is None or path.is_dir():
+    ending = ending_of(path)
+    if ending is None or path.is_dir():
         yield path
         return
+    kind = FORMATS[ending]
     with tempfile.TemporaryDirectory(prefix="xsweep-import-") as work:
         try:
-            if path.name.endswith(".zip"):
-                with zipfile.ZipFile(path) as packed:
-                    packed.extractall(work)  # noqa: S202 - it drops what leads out
-            else:
-                with tarfile.open(path) as packed:
-                    packed.extractall(work, filter="data")
-        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, ValueError) as error:
+            # of a zip file it leaves out by itself what leads out
+            shutil.unpack_archive(path, work, kind, filter=None if kind == "zip" else "data")
+        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: cannot be unpacked ({error}): get it again") from error
         folders = [each for each in Path(work).iterdir() if each.is_dir()]
         if len(folders) != 1:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import tarfile
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -230,6 +231,17 @@ def test_a_packed_archive_that_is_cut_off_or_leads_out_is_refused(tmp_path: Path
         unpacked(tmp_path / "out.tar.gz"),
     ):
         pass
+    assert not (tmp_path / "escaped").exists()
+
+
+@pytest.mark.parametrize("name", ["../escaped", "small/../../escaped", "/{}/escaped"])
+def test_of_a_zip_file_what_leads_out_is_not_written(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "out.zip", "w") as packed:
+        packed.writestr("small/sweep.json", "{}")
+        packed.writestr(name.format(str(tmp_path).strip("/")), "x")
+    with unpacked(tmp_path / "out.zip") as folder:
+        assert [path.name for path in folder.parent.rglob("*")] == ["small", "sweep.json"]
+        assert not (folder.parent.parent / "escaped").exists()
     assert not (tmp_path / "escaped").exists()
 
 
