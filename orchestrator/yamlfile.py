@@ -8,7 +8,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,8 @@ class YamlFile:
     path: Path
     text: str
     data: dict[str, Any]
-    keys: Mapping[Where, tuple[int, int]]
-    """Line and column, from 1, of the key that leads to a value."""
-    values: Mapping[Where, tuple[int, int]]
+    places: Mapping[Where, tuple[Any, Any]]
+    """ruamel's nodes of the key (None for a list's items) and of the value."""
     base: "YamlFile | None" = None
     """The file that has the top-level keys which this one does not give."""
 
@@ -59,31 +58,29 @@ class YamlFile:
         )
 
     def position(self, where: Where, *, at_key: bool = False) -> tuple[int, int]:
-        """Line and column of a value, or of its key.
+        """Line and column, from 1, of a value or of its key.
 
         Steps that are not in the file (names of alternatives, missing keys) are passed over.
         """
-        if self._in_base(where):
-            assert self.base
-            return self.base.position(where, at_key=at_key)
+        places = self._owner(where).places
         found: Where = ()
         for step in where:
-            if (*found, step) in self.values:
+            if (*found, step) in places:
                 found = (*found, step)
-        return self.keys[found] if at_key and found in self.keys else self.values[found]
+        key, value = places[found]
+        mark = (key if at_key and key else value).start_mark
+        return mark.line + 1, mark.column + 1
 
     def error(self, where: Where, message: str, *, at_key: bool = False) -> ConfigError:
         """A ConfigError that begins with `file:line:column`, see `position`."""
-        if self._in_base(where):
-            assert self.base
-            return self.base.error(where, message, at_key=at_key)
         line, column = self.position(where, at_key=at_key)
-        return ConfigError(f"{self.path}:{line}:{column}: {message}")
+        return ConfigError(f"{self._owner(where).path}:{line}:{column}: {message}")
 
-    def _in_base(self, where: Where) -> bool:
-        return bool(
-            self.base and where and where[:1] not in self.values and where[0] in self.base.data
-        )
+    def _owner(self, where: Where) -> "YamlFile":
+        """The file that a value comes from: this one, or one that it is laid over."""
+        if self.base and where and where[:1] not in self.places and where[0] in self.base.data:
+            return self.base._owner(where)
+        return self
 
 
 def read_yaml(path: Path, variables: Mapping[str, str | None]) -> YamlFile:
@@ -92,8 +89,28 @@ def read_yaml(path: Path, variables: Mapping[str, str | None]) -> YamlFile:
     Raises ConfigError with `file:line:column` for everything that is not plain YAML, and for a
     variable that is unknown or not set (None).
     """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     text = _read_text(path)
-    return _Reader(path, text, variables).read()
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(text)
+    except MarkedYAMLError as problem:
+        raise _error(path, problem.problem_mark, f"not valid YAML: {problem.problem}") from problem
+    except YAMLError as problem:  # a character that YAML does not allow
+        place = _place(text[: getattr(problem, "position", 0)])
+        what = str(problem).strip().splitlines()[0]
+        raise ConfigError(f"{path}:{place}: not valid YAML: {what}") from problem
+    except RecursionError as problem:
+        raise ConfigError(f"{path}: nested far too deep") from problem
+    if root is None or root.id != "mapping":
+        raise ConfigError(
+            f"{path}:1:1: a grid file is a mapping of keys such as `name:` and "
+            "`backbones:`; see sweeps/quickstart.yaml"
+        )
+    reader = _Reader(path, variables, yaml.constructor)
+    return YamlFile(path, text, reader.value((), None, root), reader.places)
 
 
 def _read_text(path: Path) -> str:
@@ -109,119 +126,83 @@ def _read_text(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        line = content.count(b"\n", 0, problem.start) + 1
-        column = problem.start - content.rfind(b"\n", 0, problem.start)
         raise ConfigError(
-            f"{path}:{line}:{column}: byte {content[problem.start]:#04x} is not UTF-8: "
-            "save the file as UTF-8 text"
+            f"{path}:{_place(content[: problem.start].decode())}: byte "
+            f"{content[problem.start]:#04x} is not UTF-8: save the file as UTF-8 text"
         ) from problem
 
 
+def _place(before: str) -> str:
+    """`line:column` of what follows a text."""
+    return f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+
+
+def _error(path: Path, mark: Any, message: str) -> ConfigError:
+    return ConfigError(f"{path}:{mark.line + 1}:{mark.column + 1}: {message}")
+
+
+@dataclass
 class _Reader:
     """Turns ruamel's nodes, which know their positions, into plain data."""
 
-    def __init__(self, path: Path, text: str, variables: Mapping[str, str | None]) -> None:
-        self.path, self.text, self.variables = path, text, variables
-        self.keys: dict[Where, tuple[int, int]] = {}
-        self.values: dict[Where, tuple[int, int]] = {}
+    path: Path
+    variables: Mapping[str, str | None]
+    constructor: Any
+    places: dict[Where, tuple[Any, Any]] = field(default_factory=dict)
 
-    def read(self) -> YamlFile:
-        root = self._compose()
-        if root is None or root.id != "mapping":
-            raise ConfigError(
-                f"{self.path}:1:1: a grid file is a mapping of keys such as `name:` and "
-                "`backbones:`; see sweeps/quickstart.yaml"
-            )
-        data = self._value(root, ())
-        return YamlFile(self.path, self.text, data, self.keys, self.values)
-
-    def _compose(self) -> Any:
-        from ruamel.yaml import YAML
-        from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-        try:
-            return YAML(typ="safe", pure=True).compose(self.text)
-        except MarkedYAMLError as problem:
-            mark = problem.problem_mark or problem.context_mark
-            at = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-            raise ConfigError(f"{self.path}{at}: not valid YAML: {problem.problem}") from problem
-        except YAMLError as problem:  # a character that YAML does not allow
-            position = int(getattr(problem, "position", 0))
-            line = self.text.count("\n", 0, position) + 1
-            column = position - self.text.rfind("\n", 0, position)
-            what = str(problem).strip().splitlines()[0]
-            raise ConfigError(f"{self.path}:{line}:{column}: not valid YAML: {what}") from problem
-        except RecursionError as problem:
-            raise ConfigError(f"{self.path}: nested far too deep") from problem
-
-    def _fail(self, node: Any, message: str) -> ConfigError:
-        mark = node.start_mark
-        return ConfigError(f"{self.path}:{mark.line + 1}:{mark.column + 1}: {message}")
-
-    def _value(self, node: Any, where: Where) -> Any:
+    def value(self, where: Where, key: Any, node: Any) -> Any:
         if len(where) > MAX_DEPTH:
             raise self._fail(node, f"nested deeper than {MAX_DEPTH} levels")
-        if len(self.values) > MAX_VALUES:
+        if len(self.places) > MAX_VALUES:
             raise self._fail(node, f"more than {MAX_VALUES:,} values, aliases expanded")
-        self.values[where] = (node.start_mark.line + 1, node.start_mark.column + 1)
-        tag = str(node.tag)
-        kind = tag.removeprefix(_TAG)
-        if node.id == "mapping" and kind == "map":
-            return self._mapping(node, where)
-        if node.id == "sequence" and kind == "seq":
-            return [self._value(item, (*where, i)) for i, item in enumerate(node.value)]
-        if node.id == "scalar" and kind in _SCALARS:
-            return self._scalar(node, kind)
-        raise self._fail(node, f"the tag {tag!r} is not allowed: a grid file holds plain data")
+        self.places[where] = key, node
+        match node.id, str(node.tag).removeprefix(_TAG):
+            case "mapping", "map":
+                return self._mapping(where, node)
+            case "sequence", "seq":
+                return [self.value((*where, i), None, item) for i, item in enumerate(node.value)]
+            case "scalar", "str" | "timestamp" | "value":
+                return _VARIABLE.sub(lambda found: self._variable(node, found), node.value)
+            case "scalar", "null" | "bool" | "int" | "float" as kind:
+                return self._constant(node, kind)
+        message = f"the tag {str(node.tag)!r} is not allowed: a grid file holds plain data"
+        raise self._fail(node, message)
 
-    def _mapping(self, node: Any, where: Where) -> dict[str, Any]:
+    def _mapping(self, where: Where, node: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if key_node.tag == f"{_TAG}merge":
-                raise self._fail(key_node, "merge keys (<<) are not supported: write the keys out")
-            if key_node.id != "scalar" or str(key_node.tag).removeprefix(_TAG) not in _SCALARS:
-                raise self._fail(key_node, "a key must be a word")
-            key = str(key_node.value)
-            if key in found:
-                first, _ = self.keys[*where, key]
-                raise self._fail(key_node, f"duplicate key {key!r} (first in line {first})")
-            self.keys[*where, key] = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
-            found[key] = self._value(value_node, (*where, key))
+        for key, value in node.value:
+            kind = str(key.tag).removeprefix(_TAG)
+            if kind == "merge":
+                raise self._fail(key, "merge keys (<<) are not supported: write the keys out")
+            if key.id != "scalar" or kind not in _SCALARS:
+                raise self._fail(key, "a key must be a word")
+            if key.value in found:
+                first = self.places[*where, key.value][0].start_mark.line + 1
+                raise self._fail(key, f"duplicate key {key.value!r} (first in line {first})")
+            found[key.value] = self.value((*where, key.value), key, value)
         return found
 
-    def _scalar(self, node: Any, kind: str) -> Any:
-        text = str(node.value)
-        if kind == "null":
-            return None
-        if kind == "bool" and text.lower() in ("true", "false"):
-            return text.lower() == "true"
-        if kind in ("int", "float"):
-            return self._number(node, kind, text.replace("_", "").lower())
-        return self._interpolated(node, text)
-
-    def _number(self, node: Any, kind: str, text: str) -> int | float:
+    def _constant(self, node: Any, kind: str) -> bool | int | float | None:
         try:
-            if kind == "int":
-                return int(text, 0 if re.match("[-+]?0[xob]", text) else 10)
-            number = float(text.replace(".inf", "inf").replace(".nan", "nan"))
-        except ValueError as problem:
-            raise self._fail(node, f"{text[:40]!r} is not a number of type {kind}") from problem
-        if not math.isfinite(number):
-            raise self._fail(node, f"{text[:40]} is not a finite number")
-        return number
+            found = self.constructor.construct_object(node)
+        except (ValueError, KeyError) as problem:
+            what = "a boolean" if kind == "bool" else f"a number of type {kind}"
+            raise self._fail(node, f"{node.value[:40]!r} is not {what}") from problem
+        if kind == "float" and not math.isfinite(found):
+            raise self._fail(node, f"{node.value[:40]} is not a finite number")
+        return found
 
-    def _interpolated(self, node: Any, text: str) -> str:
-        def replaced(found: re.Match[str]) -> str:
-            name = found[1]
-            if name not in self.variables or not found[0].endswith("}"):
-                known = ", ".join(f"${{{variable}}}" for variable in self.variables)
-                raise self._fail(node, f"unknown variable {found[0]!r}: known is {known}")
-            value = self.variables[name]
-            if value is None:
-                flag = name.replace("_", "-")
-                raise self._fail(
-                    node, f"${{{name}}} is not set: give --{flag} or XSWEEP_{name.upper()}"
-                )
-            return value
+    def _variable(self, node: Any, found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in self.variables or not found[0].endswith("}"):
+            known = ", ".join(f"${{{variable}}}" for variable in self.variables)
+            raise self._fail(node, f"unknown variable {found[0]!r}: known is {known}")
+        value = self.variables[name]
+        if value is None:
+            flag = name.replace("_", "-")
+            message = f"${{{name}}} is not set: give --{flag} or XSWEEP_{name.upper()}"
+            raise self._fail(node, message)
+        return value
 
-        return _VARIABLE.sub(replaced, text)
+    def _fail(self, node: Any, message: str) -> ConfigError:
+        return _error(self.path, node.start_mark, message)
