@@ -1,4 +1,4 @@
-# `make demo` and `make test` are all that a fresh machine needs: Python 3.11+, git, make, a C++ compiler.
+# `make demo` and `make test` work on a fresh machine with Python 3.11+, git, make and a C++ compiler.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,19 +8,19 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: demo test chaos cluster-test rehearsal rehearsal-postgresql lint clean help
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
-# One stamp for both: an installation is repeated only when the pins or the project file change.
+# Stamp file: reinstall only when the pins or the project file change.
 $(INSTALLED): pyproject.toml constraints.txt
 	@echo "== installing into $(VENV) (about 1.5 GB; torch is the largest part)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[test]'
 	@touch $@
 
-demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluation and the report
+demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluations, the report
 	@echo "== submitting sweeps/quickstart.yaml"
 	$(BIN)/xsweep submit sweeps/quickstart.yaml --no-start
-	@echo "== running what is missing (results stay in .xsweep/)"
+	@echo "== running the missing jobs (results stay in .xsweep/)"
 	$(BIN)/xsweep run
 	@mkdir -p reports
 	@for format in latex:tex markdown:md text:txt; do \
@@ -28,28 +28,28 @@ demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluation and the
 	    --format $${format%:*} --output reports/quickstart.$${format#*:} || exit 1; done
 	@cat reports/quickstart.txt
 
-test: $(INSTALLED) lint ## run the whole test suite
+test: $(INSTALLED) lint ## run the linters and the whole test suite
 	$(BIN)/python -m pytest --durations=15
 
-# About eleven minutes; each test has a time limit of its own.
-chaos: $(INSTALLED) ## kill, stop and cut off everything for some minutes, and say what became of it
+# About eleven minutes; each test has its own time limit.
+chaos: $(INSTALLED) ## fault tests: kill, stop and disconnect processes; report what happened
 	XSWEEP_CHAOS=1 $(BIN)/python -m pytest -q tests/db/test_races.py tests/db/test_outages.py \
 	  tests/db/test_recovery.py tests/db/test_machine.py tests/orchestrator/test_recovery.py
 
-rehearsal: $(INSTALLED) ## all 4,080 jobs of the study with tiny models, while things are killed
+rehearsal: $(INSTALLED) ## run all 4,080 jobs of the study with tiny models while killing processes
 	$(BIN)/python benchmarks/rehearsal.py
 
-rehearsal-postgresql: $(INSTALLED) ## the same with PostgreSQL, which is killed too
+rehearsal-postgresql: $(INSTALLED) ## the same on PostgreSQL, whose server is killed too
 	$(BIN)/python benchmarks/rehearsal.py --database postgresql
 
-# As root, about a quarter of an hour; says so and stops where namespaces are not permitted.
-cluster-test: $(INSTALLED) ## three hosts as network namespaces: faults, and what became of the jobs
+# Needs root; about 15 minutes. Stops with a message where namespaces are not permitted.
+cluster-test: $(INSTALLED) ## inject faults into three hosts made of network namespaces
 	$(BIN)/python -m tests.cluster
 
-lint: $(INSTALLED) ## ruff and the type checker
+lint: $(INSTALLED) ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean: ## remove what tests and builds leave (never .venv or .xsweep)
+clean: ## remove caches and build output (keeps .venv and .xsweep)
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info

@@ -1,20 +1,20 @@
 #!/bin/sh
-# What a container of the image does; tests/cluster runs the same lines on hosts without an engine.
-#   entrypoint.sh head                     Ray's head, which runs no jobs
-#   entrypoint.sh worker [RAY OPTIONS]     a node that runs jobs, of the head at $RAY_ADDRESS
-#   entrypoint.sh controller [RUN OPTIONS] the controller, with a node of its own that runs no jobs
-#   entrypoint.sh COMMAND…                 anything else, as it is
-# Each ends when its part of the cluster ends, so that the engine starts it again.
+# Entry point of the image; tests/cluster runs it on hosts without a container engine.
+#   entrypoint.sh head                     Ray's head; runs no jobs
+#   entrypoint.sh worker [RAY OPTIONS]     a node for jobs, joining the head at $RAY_ADDRESS
+#   entrypoint.sh controller [RUN OPTIONS] the controller, beside a Ray node without resources
+#   entrypoint.sh COMMAND…                 any other command, unchanged
+# Each role exits when its part of the cluster ends, so that the engine restarts it.
 set -eu
 : "${RAY_AUTH_MODE:=token}" "${RAY_USAGE_STATS_ENABLED:=0}"
-# Ray would otherwise show all GPUs to work that asked for none.
+# Otherwise Ray exposes all GPUs to tasks that requested none.
 : "${RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO:=1}"
 export RAY_AUTH_MODE RAY_USAGE_STATS_ENABLED RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO
 
 require_token() {
   [ -s "${RAY_AUTH_TOKEN_PATH:-/dev/null}" ] || [ -n "${RAY_AUTH_TOKEN:-}" ] || {
-    echo "entrypoint: set RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN: whoever reaches a Ray" \
-      "cluster without a token runs code on it" >&2
+    echo "entrypoint: set RAY_AUTH_TOKEN_PATH (a file) or RAY_AUTH_TOKEN: anyone who reaches" \
+      "a Ray cluster without a token can run code on it" >&2
     exit 3
   }
 }
@@ -34,7 +34,7 @@ case "$role" in
     ;;
   controller)
     require_token
-    # Ray lets a program in only where one of its nodes runs; this one offers nothing to jobs.
+    # A Ray driver connects only from a host with a Ray node; this node has no resources for jobs.
     [ "${XSWEEP_NODE_RUNS:-0}" = 1 ] || ray start --address="${RAY_ADDRESS:?host:port of the head}" \
       --num-cpus=0 --num-gpus=0 --disable-usage-stats
     exec xsweep run "$@"

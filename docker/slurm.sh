@@ -1,12 +1,12 @@
 #!/bin/bash
 # A Ray cluster inside one Slurm allocation, with the controller on its first node:
 #   sbatch --nodes=4 --gpus-per-node=8 --time=24:00:00 docker/slurm.sh sweeps/full_grid.yaml
-# Before: export XSWEEP_DB (PostgreSQL), XSWEEP_STORE and XSWEEP_DATA_HOME (folders that all nodes see).
+# First export XSWEEP_DB (PostgreSQL), XSWEEP_STORE and XSWEEP_DATA_HOME (folders that all nodes mount).
 #SBATCH --job-name=xsweep
 #SBATCH --ntasks-per-node=1
 #SBATCH --signal=B:TERM@300
 set -euo pipefail
-: "${XSWEEP_DB:?PostgreSQL, since nodes share no SQLite}" "${XSWEEP_STORE:?}" "${1:?a grid file}"
+: "${XSWEEP_DB:?PostgreSQL; nodes cannot share SQLite}" "${XSWEEP_STORE:?}" "${1:?a grid file}"
 
 port=6379
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -17,7 +17,7 @@ trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 srun --nodes=1 --ntasks=1 --nodelist="$head" --overlap \
   ray start --head --port="$port" --block &
-sleep 20   # a worker that comes before its head gives up
+sleep 20   # a worker that starts before the head gives up
 workers=$((SLURM_JOB_NUM_NODES - 1))
 if [ "$workers" -gt 0 ]; then
   srun --nodes="$workers" --ntasks="$workers" --exclude="$head" --overlap \
@@ -27,6 +27,6 @@ fi
 xsweep submit "$1" --no-start
 xsweep run --until-idle &
 controller=$!
-# Slurm's warning, five minutes before the end: running jobs save and go back to ready.
+# Slurm warns five minutes before the end: running jobs save and return to ready.
 trap 'kill -TERM "$controller"' TERM
 wait "$controller" || wait "$controller"

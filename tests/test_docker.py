@@ -58,7 +58,7 @@ def test_the_dashboard_stays_on_loopback_unless_told_otherwise(entrypoint):
 def test_no_part_of_a_cluster_starts_without_a_token(entrypoint, role):
     done = entrypoint(role, RAY_AUTH_TOKEN_PATH="")
     assert done.returncode == 3
-    assert "whoever reaches a Ray cluster without a token" in done.stderr
+    assert "anyone who reaches a Ray cluster without a token" in done.stderr
     assert done.stdout == ""
 
 
