@@ -1,4 +1,4 @@
-"""What a controller tells the world beside its work: metrics and announcements."""
+"""Metrics port and webhook of a controller."""
 
 import logging
 import time
@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 from sqlalchemy import Engine
 
-from orchestrator.announcements import Announcer
 from orchestrator.metrics import serve_metrics
 from orchestrator.settings import Settings
-from orchestrator.webhook import Webhook
+from orchestrator.webhook import Announcer, Webhook
 from xsweep import SetupError
 
 log = logging.getLogger("xsweep")
@@ -25,7 +24,6 @@ class Watching:
 
     def __init__(self, engine: Engine, settings: Settings, metrics_port: int | None = None) -> None:
         """Raises SetupError for a webhook that is no URL and for a port that is taken."""
-        self.engine = engine
         self._due_s = 0.0
         self._webhook = Webhook(settings.webhook) if settings.webhook else None
         self._announcer = Announcer(engine, self._webhook) if self._webhook else None
@@ -41,9 +39,12 @@ class Watching:
             log.info("metrics   http://127.0.0.1:%d/metrics", metrics_port)
 
     def tick(self) -> None:
-        """Look at the job table if it is time to; SetupError while the database is away."""
-        if time.monotonic() >= self._due_s:
-            self._look()
+        """Announce what is new if it is time to look; SetupError while the database is away."""
+        began_s = time.monotonic()
+        if self._announcer and began_s >= self._due_s:
+            self._announcer.look()
+            ended_s = time.monotonic()
+            self._due_s = ended_s + max(EVERY_S, COST * (ended_s - began_s))
 
     def close(self) -> None:
         """Announce what is new still, let the webhook send what waits, and free the port."""
@@ -54,10 +55,3 @@ class Watching:
                 log.warning("%s", error)
             self._webhook.close()
         self._end_metrics()
-
-    def _look(self) -> None:
-        began_s = time.monotonic()
-        if self._announcer:
-            self._announcer.look()
-        ended_s = time.monotonic()
-        self._due_s = ended_s + max(EVERY_S, COST * (ended_s - began_s))

@@ -8,8 +8,7 @@ from sqlalchemy import Engine
 from db import jobs
 from db.check import check
 from db.events import history
-from orchestrator.announcements import NAMED, Announcer
-from orchestrator.webhook import Done
+from orchestrator.webhook import NAMED, Announcer, Done
 
 
 class Outbox:
