@@ -1,7 +1,5 @@
 """The report as data: JSON with everything, CSV with one line per place and baseline."""
 
-import csv
-import io
 import json
 import math
 from typing import Any
@@ -50,18 +48,16 @@ def render_json(report: Report) -> str:
 
 def render_csv(report: Report) -> str:
     """Tidy lines: a place without comparison has one line, else one for each baseline."""
+    import pandas as pd
+
     lines = []
     for row, place, compared in _places(report):
         flat = ({"rehearsal": True} if report.rehearsal else {}) | _row(row) | place
         flat["seeds"] = " ".join(f"{each['seed']}:{each['mean']!r}" for each in place["seeds"])
         flat["unfinished"] = " ".join(f"{n} {state}" for state, n in place["unfinished"].items())
         lines += [flat | each for each in compared or [{}]]
-    fields = list(dict.fromkeys(key for line in lines for key in line))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    # as objects: an integer stays one in a column with gaps
+    return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def _row(row: Row) -> dict[str, Any]:
