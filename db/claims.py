@@ -63,7 +63,7 @@ def claim(
     kinds: Sequence[str] | None = None,
     exclude: Collection[int] = (),
 ) -> list[Claim]:
-    """Take up to `limit` ready jobs: by priority, then by the longest chain behind, then by age.
+    """Take up to `limit` ready jobs, those with the longest chain behind first, then the oldest.
 
     Jobs of sweeps that are all paused are left, as are those whose `retry_at` is to come. When the
     connection breaks after the commit, the jobs are held by `owner` all the same and appear in
@@ -112,7 +112,7 @@ def _claim(
             inputs=row.inputs or {},
             previous=tuple(folder for _, folder in sorted(_by_token(row.earlier), reverse=True)),
         )
-        for row in sorted(rows, key=lambda row: (-row.priority, -row.critical_s, row.id))
+        for row in sorted(rows, key=lambda row: (-row.critical_s, row.id))
     ]
 
 
@@ -141,6 +141,7 @@ def _taking(postgresql: bool, of_kinds: bool, but_some: bool) -> Executable:
         .where(Job.state == bindparam(None, State.READY, Text, literal_execute=True))
         .where(or_(Job.retry_at.is_(None), Job.retry_at <= now_s()))
         .where(wanted_by_active_sweep)
+        # every priority is 0, but the index of ready jobs begins with it
         .order_by(Job.priority.desc(), Job.critical_s.desc(), Job.id)
         .limit(bindparam("at_most", type_=Integer, literal_execute=True))
         .with_for_update(skip_locked=True, of=Job)
@@ -170,7 +171,7 @@ def _taking(postgresql: bool, of_kinds: bool, but_some: bool) -> Executable:
     return _told_of(taken.c, "json_object_agg").select_from(taken).add_cte(held, told)
 
 
-_JOB = (*(Job.id, Job.identity, Job.kind, Job.name, Job.token, Job.priority, Job.critical_s),)
+_JOB = (Job.id, Job.identity, Job.kind, Job.name, Job.token, Job.critical_s)
 
 
 def _told_of(job: Any, by_key: str) -> Select[Any]:

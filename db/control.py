@@ -1,4 +1,4 @@
-"""What people decide about sweeps and jobs: cancel, pause, resume, retry, another priority."""
+"""What people decide about sweeps and jobs: cancel, pause, resume, retry."""
 
 from collections.abc import Collection
 
@@ -90,42 +90,6 @@ def retry(
         reopened = reopen(connection, ids)
         _revive_sweeps(connection, reopened)
         return len(reopened)
-
-    return transact(engine, work)
-
-
-def reprioritise(
-    engine: Engine,
-    *,
-    priority: int,
-    sweep: str | int | None = None,
-    job: str | int | None = None,
-) -> int:
-    """Claim the open jobs of a sweep, or a job and what it needs, before all of lower priority.
-
-    What a job needs is only ever raised. Returns how many jobs changed.
-    """
-
-    def work(connection: Connection) -> int:
-        if job is not None:
-            id_ = job_id(connection, job)
-            chosen, needed = {id_}, ancestors(connection, id_, OPEN)
-        else:
-            swept = sweep_id(connection, _one(sweep))
-            members = select(SweepJob.job_id).where(SweepJob.sweep_id == swept)
-            chosen, needed = set(connection.scalars(members)), set[int]()
-        lock(connection, chosen | needed)
-        changed = 0
-        for ids, condition in (
-            (chosen, Job.priority != priority),
-            (needed - chosen, Job.priority < priority),
-        ):
-            for piece in pieces(sorted(ids)):
-                open_ones = update(Job).where(Job.id.in_(piece), Job.state.in_(OPEN), condition)
-                changed += connection.execute(open_ones.values(priority=priority)).rowcount
-        subject = {"job_id": id_} if job is not None else {"sweep_id": swept}
-        record(connection, "reprioritised", {**subject, "priority": priority, "jobs": changed})
-        return changed
 
     return transact(engine, work)
 

@@ -124,14 +124,6 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
         raw.close()
 
 
-def downgrade(engine: Engine, revision: str) -> None:
-    """Take the tables back to an older revision ("base" removes them). Later columns are lost."""
-    from alembic import command
-
-    with engine.connect() as connection, connection.begin():
-        command.downgrade(_alembic(connection), revision)
-
-
 def backup(engine: Engine, path: Path) -> None:
     """Copy a SQLite database into a new file, consistent while others write.
 

@@ -151,7 +151,7 @@ def _why_unclaimed(row: Any, sweeps: dict[str, str]) -> list[str]:
         return [f"ready, but nobody may take it: {states}"]
     if row.retry_at is not None and row.retry_at > row.now:
         return [f"tries again in {row.retry_at - row.now:.0f} s"]
-    return [f"ready; by priority ({row.priority}) and length of the chain behind it it is its turn"]
+    return ["ready to be claimed; jobs with longer chains behind them go first"]
 
 
 def _parents(connection: Connection, id_: int) -> tuple[Relative, ...]:

@@ -40,7 +40,7 @@ def load_sweep(engine: Engine, sweep: str) -> StoredSweep:
     with reading(engine) as connection:
         id_ = sweep_id(connection, sweep)
         name, grid = connection.execute(select(Sweep.name, Sweep.grid).filter_by(id=id_)).one()
-        columns = (Job.id, Job.identity, Job.kind, Job.name, Job.priority, SweepJob.labels)
+        columns = (Job.id, Job.identity, Job.kind, Job.name, SweepJob.labels)
         rows = connection.execute(
             select(*columns, Definition.spec, Definition.resources, Definition.cost_s)
             .add_columns(Result.token, Result.folder, Result.manifest_sha256)
@@ -72,7 +72,6 @@ def load_sweep(engine: Engine, sweep: str) -> StoredSweep:
                 parents=parents[row.id],
                 resources=row.resources,
                 labels=row.labels,
-                priority=row.priority,
                 cost=row.cost_s,
             )
             for row in rows

@@ -2,7 +2,7 @@
 
 from db.acceptance import NewResult, finish, finish_all
 from db.claims import Claim, claim
-from db.control import cancel, pause, reprioritise, resume, retry
+from db.control import cancel, pause, resume, retry
 from db.explain import Explanation, explain
 from db.leases import Place, renew, started, started_all
 from db.lookup import find_job, find_sweep
@@ -33,7 +33,6 @@ __all__ = [
     "preview",
     "release",
     "renew",
-    "reprioritise",
     "requeue_expired",
     "resume",
     "retry",

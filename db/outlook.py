@@ -58,7 +58,7 @@ class Want(NamedTuple):
 
 
 def wanted(engine: Engine) -> list[Want]:
-    """What the jobs that may be claimed now ask for, counted; the most important ones first."""
+    """What the jobs that may be claimed now ask for, counted; the longest chain of jobs first."""
     # As text: PostgreSQL tells no two values of its JSON apart.
     resources = cast(Definition.resources, Text)
     counted = (
@@ -66,7 +66,7 @@ def wanted(engine: Engine) -> list[Want]:
         .join(Definition, Definition.job_id == Job.id)
         .where(Job.state == State.READY, _ACTIVE, _may_run())
         .group_by(Job.kind, resources)
-        .order_by(func.max(Job.priority).desc(), func.max(Job.critical_s).desc(), func.min(Job.id))
+        .order_by(func.max(Job.critical_s).desc(), func.min(Job.id))
     )
     rows = read(engine, lambda connection: connection.execute(counted).all())
     return [Want(row.kind, json.loads(row.resources), row.jobs) for row in rows]

@@ -106,6 +106,7 @@ class Job(Base):
     """Edges whose parent is not done. A counter, since two parents that finish at the same time do
     not see each other's results, but do queue for this row."""
     priority: Mapped[int]
+    """Always 0; a column of older versions."""
     critical_s: Mapped[float]
     """Expected seconds of the longest chain of jobs that starts with this one."""
     token: Mapped[int]

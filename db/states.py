@@ -19,21 +19,6 @@ class State(StrEnum):
 OPEN = (State.WAITING, State.READY, State.RUNNING)
 BROKEN = (State.FAILED, State.SKIPPED, State.CANCELLED)
 
-MOVES: dict[str, tuple[tuple[State, State], ...]] = {
-    "claim": ((State.READY, State.RUNNING),),
-    "accept": ((State.RUNNING, State.DONE),),
-    "parents done": ((State.WAITING, State.READY),),
-    "try again": ((State.RUNNING, State.READY),),
-    "give up": ((State.RUNNING, State.FAILED),),
-    "skip": ((State.WAITING, State.SKIPPED),),
-    "stop": ((State.READY, State.SKIPPED),),
-    "cancel": tuple((state, State.CANCELLED) for state in OPEN),
-    "retry": tuple((old, new) for old in BROKEN for new in (State.WAITING, State.READY)),
-}
-"""Every legal move by its verb. A trigger on the table refuses all others."""
-
-TRANSITIONS = frozenset(move for moves in MOVES.values() for move in moves)
-
 RETRIES: dict[str, int | None] = {
     "CONFIG": 0,
     "DATA": 0,

@@ -34,7 +34,6 @@ class NewJob:
     resources: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
     """What this sweep's report calls the job."""
-    priority: int = 0
     cost: float = 1.0
     """Expected seconds; decides which chain of jobs is the longest."""
 
@@ -111,7 +110,7 @@ def _add_jobs(
     if not new:
         return
     states = _parent_states(connection, new, known)
-    critical_s, priority = _urgency(jobs, {job.identity for job in new})
+    critical_s = _critical_s(jobs)
     now = connection.scalar(select(now_s()))
 
     def rows() -> Iterable[tuple]:
@@ -124,19 +123,17 @@ def _add_jobs(
             reason = "a parent failed or was cancelled before" if broken else None
             yield (
                 *(job.identity, job.kind, job.name, str(state), missing),
-                *(priority[job.identity], critical_s[job.identity], 0, 0, reason, now),
+                *(0, critical_s[job.identity], 0, 0, reason, now),
                 now if broken else None,
             )
 
     columns = "identity kind name state missing_parents priority critical_s token forgiven_token"
     insert_rows(connection, Job, (*columns.split(), "reason", "created_at", "ended_at"), rows())
     for identity, row in known.items():
-        # an old job that a new one waits for is as urgent as that
-        later = max(critical_s.get(identity, 0.0), row.critical_s)
-        higher = max(priority.get(identity, row.priority), row.priority)
-        if (later, higher) != (row.critical_s, row.priority):
+        # a new child may make the longest chain behind an old job longer
+        if critical_s.get(identity, 0.0) > row.critical_s:
             raised = update(Job).where(Job.id == row.id)
-            connection.execute(raised.values(critical_s=later, priority=higher))
+            connection.execute(raised.values(critical_s=critical_s[identity]))
 
 
 def _parent_states(
@@ -210,7 +207,7 @@ def _submission(
 
 def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[str, Row]:
     """Which of the jobs and their parents the database has, by identity."""
-    columns = (Job.identity, Job.id, Job.state, Job.priority, Job.critical_s)
+    columns = (Job.identity, Job.id, Job.state, Job.critical_s)
     given = {job.identity for job in jobs}
     asked = among(
         connection, Job.identity, sorted(given.union(*(job.parents.values() for job in jobs)))
@@ -251,18 +248,13 @@ def _stand_in_order(jobs: Sequence[NewJob]) -> bool:
     return True
 
 
-def _urgency(jobs: list[NewJob], new: set[str]) -> tuple[dict[str, float], dict[str, int]]:
-    """Seconds of the longest chain from each job on, and the priorities of new jobs and of all
-    that they wait for: nothing is more urgent than what it needs."""
+def _critical_s(jobs: list[NewJob]) -> dict[str, float]:
+    """Seconds of the longest chain of jobs that starts with each job, by identity."""
     cost = {job.identity: job.cost for job in jobs}
     critical_s = dict(cost)
-    priority = {job.identity: job.priority for job in jobs if job.identity in new}
     for job in reversed(jobs):
         for parent in job.parents.values():
             if parent in cost:
                 chain_s = cost[parent] + critical_s[job.identity]
                 critical_s[parent] = max(critical_s[parent], chain_s)
-            if job.identity in priority:
-                wanted = priority[job.identity]
-                priority[parent] = max(priority.get(parent, wanted), wanted)
-    return critical_s, priority
+    return critical_s

@@ -70,11 +70,3 @@ def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
         torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
     return torch.bfloat16 if has_units else torch.float32
-
-
-def prepare_linear(
-    layer: torch.nn.Module, dtype: torch.dtype, *, with_gelu: bool = False
-) -> Projection:
-    """The same for a `torch.nn.Linear`."""
-    assert isinstance(layer, torch.nn.Linear)
-    return prepare(layer.weight, layer.bias, dtype, with_gelu=with_gelu)

@@ -101,6 +101,8 @@ def import_sweep(
         content = json.loads((archive / "sweep.json").read_text())
         if content["schema"] != SCHEMA:
             raise DataError(f"{archive}: schema {content['schema']}, this version reads {SCHEMA}")
+        for job in content["jobs"]:
+            job.pop("priority", None)  # archives of older versions give all jobs the same
         jobs = [NewJob(**job) for job in content["jobs"]]
         lines = list(_lines(archive / "results.jsonl.gz"))
         grid, title = content["grid"], name or content["name"]

@@ -81,13 +81,13 @@ def live_elsewhen(url: str, owner: str, skew_s: float, pipe: Connection) -> None
 
 
 def meddle(url: str, seed: int, rounds: int) -> None:
-    """Cancel, pause, resume, retry and reprioritise whatever there is, at random."""
+    """Cancel, pause, resume and retry whatever there is, at random."""
     chance = random.Random(seed)
     engine = connect(url)
     names = [row.name for row in list_jobs(engine)]
     for _ in range(rounds):
         name = chance.choice(names)
-        deed = chance.choice(["cancel", "cancel sweep", "pause", "resume", "retry", "priority"])
+        deed = chance.choice(["cancel", "cancel sweep", "pause", "resume", "retry"])
         try:
             if deed == "cancel":
                 jobs.cancel(engine, job=name)
@@ -95,8 +95,6 @@ def meddle(url: str, seed: int, rounds: int) -> None:
                 jobs.cancel(engine, sweep="study")
             elif deed in ("pause", "resume"):
                 (jobs.pause if deed == "pause" else jobs.resume)(engine, "study")
-            elif deed == "priority":
-                jobs.reprioritise(engine, job=name, priority=chance.randint(-3, 3))
         except ConfigError:
             pass  # a cancelled sweep is neither paused nor resumed
         if deed in ("retry", "cancel sweep", "pause"):

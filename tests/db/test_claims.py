@@ -25,18 +25,17 @@ def test_never_more_is_claimed_than_asked_for(engine):
     assert len(jobs.claim(engine, owner="bob", limit=100, lease_s=60)) == 7
 
 
-def test_jobs_are_claimed_by_priority_then_longest_chain_then_age(engine):
+def test_jobs_are_claimed_by_longest_chain_then_age(engine):
     grid = [
         new_job("old"),
         new_job("new"),
         new_job("short", cost=5),
         new_job("start", cost=5),
         new_job("end", "start", cost=5),
-        new_job("urgent", priority=1, cost=0.1),
     ]
     submit(engine, grid)
     claims = jobs.claim(engine, owner="alice", limit=10, lease_s=60)
-    assert [claim.name for claim in claims] == ["urgent", "start", "short", "old", "new"]
+    assert [claim.name for claim in claims] == ["start", "short", "old", "new"]
 
 
 def test_kinds_and_exclusions_limit_what_is_claimed(engine):

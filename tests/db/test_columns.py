@@ -11,13 +11,12 @@ AXES = {"backbone": ["mini", "huge"], "objective": ["bce", "hinge", "infonce"], 
 
 
 def grid() -> list[jobs.NewJob]:
-    """12 trainings with an evaluation each; more urgent ones come first in this order."""
+    """12 trainings with an evaluation each; the trainings are claimed in this order."""
     wanted = []
     for place, values in enumerate(itertools.product(*AXES.values())):
         labels = dict(zip(AXES, values, strict=True))
         name = " ".join(map(str, values))
-        urgency = {"priority": 100 - place}
-        wanted.append(new_job(name, labels=labels, **urgency))
+        wanted.append(new_job(name, labels=labels, cost=100 - place))
         wanted.append(new_job(f"test {name}", name, kind="evaluate", labels=labels))
     return wanted
 
@@ -73,7 +72,7 @@ def test_a_stopped_job_is_retried_alone(engine):
 
 def test_one_cell_that_fails_blames_neither_its_backbone_nor_its_objective(engine):
     labels = {"backbone": "mini", "objective": "bce"}
-    seeds = [new_job(f"s{n}", labels=labels | {"seed": n}, priority=9) for n in range(4)]
+    seeds = [new_job(f"s{n}", labels=labels | {"seed": n}, cost=9) for n in range(4)]
     submit(engine, [*grid(), *seeds])
     tried = end_all(engine, lambda name: name.startswith("s"))
     assert len(tried) == len(grid()) + 4

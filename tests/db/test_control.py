@@ -133,21 +133,6 @@ def test_a_cancelled_sweep_is_neither_paused_nor_resumed(engine):
             verb(engine, "study")
 
 
-def test_priority_of_a_job_raises_what_it_needs(engine):
-    submit(engine, study())
-    assert jobs.reprioritise(engine, job="evaluate s2 dl20", priority=9) == 4
-    order = run_all(engine)
-    assert set(order[:4]) == {"tokens", "candidates", "train s2", "evaluate s2 dl20"}
-
-
-def test_priority_of_a_sweep_goes_before_others(engine):
-    submit(engine, [new_job("first")], name="one")
-    submit(engine, [new_job("second")], name="two")
-    assert jobs.reprioritise(engine, sweep="two", priority=1) == 1
-    assert jobs.reprioritise(engine, sweep="two", priority=1) == 0
-    assert run_all(engine) == ["second", "first"]
-
-
 def test_a_cancelled_attempt_is_not_requeued_when_its_lease_runs_out(engine):
     submit(engine, [new_job("train")])
     claim = take(engine)

@@ -33,7 +33,7 @@ def test_every_state_has_its_reason(engine):
     )
     assert why(engine, "b") == ("skipped: a failed: CONFIG",)
     assert why(engine, "c") == (
-        "ready; by priority (0) and length of the chain behind it it is its turn",
+        "ready to be claimed; jobs with longer chains behind them go first",
         "one job for the sweeps study, other",
     )
     claim = take(engine)

@@ -47,14 +47,12 @@ class Model:
     def __init__(self) -> None:
         self.state: dict[str, str] = {}
         self.sweeps: dict[str, str] = {}
-        self.priority: dict[str, int] = {}
         self.failures: Counter[tuple[str, str]] = Counter()
 
     def submit(self, sweep: str) -> None:
         new = [name for name in SWEEPS[sweep] if name not in self.state]
         for name in GRID:  # parents stand before their children
             if name in new:
-                self.priority[name] = 0
                 broken = any(self.state[parent] in BROKEN for parent in GRID[name])
                 self.state[name] = "skipped" if broken else self.open_state(name)
         if sweep not in self.sweeps:
@@ -142,8 +140,6 @@ class JobTable(RuleBasedStateMachine):
         taken = jobs.claim(self.engine, owner=owner, limit=limit, lease_s=600)
         assert len(taken) == min(limit, len(claimable))
         assert {claim.name for claim in taken} <= set(claimable)
-        urgent = sorted((self.model.priority[name] for name in claimable), reverse=True)
-        assert [self.model.priority[c.name] for c in taken] == urgent[: len(taken)]
         for claim in taken:
             assert set(claim.inputs) == set(GRID[claim.name])
             self.model.state[claim.name] = "running"
@@ -254,16 +250,6 @@ class JobTable(RuleBasedStateMachine):
             mine = [sweep for sweep in self.model.sweeps if name in SWEEPS[sweep]]
             if all(self.model.sweeps[sweep] == "cancelled" for sweep in mine):
                 self.model.sweeps.update(dict.fromkeys(mine, "active"))
-
-    @rule(name=names, priority=st.integers(-1, 2))
-    def reprioritises(self, name: str, priority: int) -> None:
-        if name not in self.model.state:
-            return
-        jobs.reprioritise(self.engine, job=name, priority=priority)
-        for other in {name} | self.model.ancestors(name):
-            if self.model.state[other] in OPEN:
-                raised = max(priority, self.model.priority[other])
-                self.model.priority[other] = priority if other == name else raised
 
     @invariant()
     def agree(self) -> None:

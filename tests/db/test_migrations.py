@@ -13,7 +13,7 @@ from sqlalchemy import Engine, text
 
 from db import jobs
 from db.check import check
-from db.engine import connect, downgrade, open_engine, schema_version, upgrade
+from db.engine import connect, open_engine, schema_version, upgrade
 from db.results import load_cells
 from db.schema import REVISION, VERSION_TABLE
 from db.status import summary
@@ -115,18 +115,6 @@ def test_an_upgrade_loses_nothing_and_the_work_goes_on(old_url):
     assert jobs.retry(engine, sweep="shared") == 3
     run_all(engine)
     assert set(states(engine).values()) == {"done"}
-    assert check(engine) == []
-    engine.dispose()
-
-
-def test_a_database_goes_down_to_an_older_schema_and_up_again_with_its_rows(old_url, dump):
-    engine = connect(old_url, create=True)
-    downgrade(engine, dump.stem)
-    assert schema_version(engine) == dump.stem
-    with pytest.raises(SetupError, match="run `xsweep db upgrade`"):
-        connect(old_url)
-    upgrade(engine)
-    assert states(engine) == LIVED
     assert check(engine) == []
     engine.dispose()
 

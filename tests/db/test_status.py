@@ -118,13 +118,13 @@ def test_what_may_begin_is_counted_by_what_it_asks_for(engine):
     grid = [
         new_job("a", resources=core),
         new_job("b", "a", resources=card),
-        new_job("c", resources=card, priority=5),
+        new_job("c", resources=card, cost=5),
         new_job("d", resources=card),
         new_job("e", kind="evaluate", resources=core),
         new_job("f", resources=core),
     ]
     submit(engine, grid)
-    # b waits for a; c comes first by its priority, a by what comes after it.
+    # b waits for a; c comes first by its cost, a by what comes after it.
     assert wanted(engine) == [("train", card, 2), ("train", core, 2), ("evaluate", core, 1)]
     fail(engine, take(engine), "INFRA", retry_after_s=100)
     assert wanted(engine) == [("train", core, 2), ("train", card, 1), ("evaluate", core, 1)]

@@ -99,21 +99,6 @@ def test_the_longest_chain_behind_a_job_is_the_sum_of_its_costs(engine):
     assert column(engine, "critical_s")["tokens"] == 135
 
 
-def test_what_an_urgent_job_needs_is_as_urgent(engine):
-    submit(engine, [new_job("tokens"), new_job("train", "tokens")])
-    grid = [new_job("tokens"), new_job("other", "tokens", priority=5)]
-    submit(engine, grid, name="urgent")
-    assert column(engine, "priority") == {"tokens": 5, "train": 0, "other": 5}
-
-
-def test_resubmitting_does_not_undo_a_changed_priority(engine):
-    grid = [new_job("tokens", priority=5)]
-    submit(engine, grid)
-    jobs.reprioritise(engine, sweep="study", priority=1)
-    submit(engine, grid)
-    assert column(engine, "priority") == {"tokens": 1}
-
-
 def test_labels_follow_the_newest_grid(engine):
     from db.results import load_cells
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from evaluator import projections
-from evaluator.projections import prepare, prepare_linear
+from evaluator.projections import prepare
 
 
 @pytest.fixture(params=["laid out", "as they are"], autouse=True)
@@ -26,8 +26,9 @@ def test_a_prepared_layer_is_the_layer_and_its_activation(
         expected = layer(states)
         if with_gelu:
             expected = torch.nn.functional.gelu(expected)
-        found = prepare_linear(layer, torch.float32, with_gelu=with_gelu)(states)
-        rounded = prepare_linear(layer, torch.bfloat16, with_gelu=with_gelu)(states.bfloat16())
+        weights = layer.weight, layer.bias
+        found = prepare(*weights, torch.float32, with_gelu=with_gelu)(states)
+        rounded = prepare(*weights, torch.bfloat16, with_gelu=with_gelu)(states.bfloat16())
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), expected, atol=0.03, rtol=0.03)

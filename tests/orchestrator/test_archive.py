@@ -21,6 +21,7 @@ from db.engine import connect
 from db.results import load_cells
 from db.status import jobs as list_jobs
 from db.status import summary
+from evaluator.manifest import write_manifest
 from orchestrator.archive import export_sweep, import_sweep
 from orchestrator.packed import to_pack, unpacked
 from orchestrator.plan import plan_grid
@@ -115,6 +116,18 @@ def test_a_grid_submitted_after_an_import_computes_only_what_is_new(
     # The token store that stayed behind, and 3 runs of seed 3 with an evaluation each.
     assert run_all(there, other_store) == 1 + 2 * 3
     assert check(there) == []
+
+
+def test_an_archive_of_an_older_version_is_imported(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
+) -> None:
+    out = tmp_path / "out"
+    export_sweep(done, store, "small", out)
+    content = json.loads((out / "sweep.json").read_text())
+    content["jobs"] = [{**job, "priority": 0} for job in content["jobs"]]
+    (out / "sweep.json").write_text(json.dumps(content))
+    write_manifest(out)
+    assert import_sweep(*elsewhere, out).accepted == 18
 
 
 def test_jobs_that_run_here_are_left_to_this_database(

@@ -215,16 +215,6 @@ def upgrade() -> None:
         _guard_postgresql()
 
 
-def downgrade() -> None:
-    for table in (
-        *("event", "controller", "score", "query_set", "result", "attempt"),
-        *("sweep_job", "edge", "definition", "job", "sweep"),
-    ):
-        op.drop_table(table)
-    if op.get_bind().dialect.name == "postgresql":
-        op.execute("DROP FUNCTION xsweep_move(), xsweep_refuse()")
-
-
 def _index(name: str, table: str, columns: list, where: str, unique: bool = False) -> None:
     condition = sa.text(where)
     op.create_index(

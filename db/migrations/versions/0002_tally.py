@@ -64,20 +64,6 @@ def upgrade() -> None:
         _count_postgresql()
 
 
-def downgrade() -> None:
-    """Jobs of stopped columns stay skipped; `xsweep retry` of the older version reopens each."""
-    if op.get_bind().dialect.name == "sqlite":
-        for trigger in ("job_moves", "job_counted", "sweep_job_counted"):
-            op.execute(f"DROP TRIGGER {trigger}")
-        op.execute(_sqlite_guard(_illegal(OLD_MOVES)))
-    else:
-        op.execute(_postgresql_guard(_illegal(OLD_MOVES)))
-        op.execute("DROP TRIGGER job_counted ON job")
-        op.execute("DROP TRIGGER sweep_job_counted ON sweep_job")
-        op.execute("DROP FUNCTION xsweep_count_move(), xsweep_count_members()")
-    op.drop_table("tally")
-
-
 def _illegal(moves: tuple[str, ...], *fixed: str) -> str:
     """When an update of a job must be refused; `fixed` columns never change, as its identity."""
     legal = ", ".join(f"'{move}'" for move in moves)
