@@ -26,7 +26,6 @@ class JobCost:
     """Of the attempt whose result was accepted, from its start; 0 when there is none."""
     lost_s: float
     """Of attempts that ended otherwise."""
-    summary: dict[str, Any]
 
 
 def load_costs(engine: Engine, sweep: str | int) -> list[JobCost]:
@@ -36,10 +35,7 @@ def load_costs(engine: Engine, sweep: str | int) -> list[JobCost]:
     """
     with reading(engine) as connection:
         jobs = connection.execute(
-            select(
-                *(Job.id, Job.kind, Job.state, SweepJob.labels, Definition.resources),
-                *(Result.token, Result.summary),
-            )
+            select(Job.id, Job.kind, Job.state, SweepJob.labels, Definition.resources, Result.token)
             .join_from(SweepJob, Job)
             .join(Definition, Definition.job_id == Job.id)
             .outerjoin(Result, Result.job_id == Job.id)
@@ -64,7 +60,6 @@ def load_costs(engine: Engine, sweep: str | int) -> list[JobCost]:
             cpus=float(job.resources.get("cpus", 0)) * int(job.resources.get("ranks", 1)),
             seconds=sum(s for token, s in spent[job.id] if token == job.token),
             lost_s=sum(s for token, s in spent[job.id] if token != job.token),
-            summary=job.summary or {},
         )
         for job in jobs
         if job.id in spent

@@ -16,7 +16,6 @@ from trainer.ahead import Ahead
 from trainer.batches import Assembler, draw_samples
 from trainer.budgets import Budgets
 from trainer.checkpoints import Checkpoint, Weights, load_newest, save_checkpoint
-from trainer.energy import open_meter
 from trainer.engines import Engine, open_engine
 from trainer.gradients import Gradients, Prepared
 from trainer.halving import fit_gradient
@@ -95,7 +94,6 @@ def train_model(
                     training.save()
                 if report:
                     training.hear(report, record)
-        training.count_energy()
         if training.best:
             training.set_weights(training.best)
         training.progress.halved_budgets = budgets.halved
@@ -130,7 +128,6 @@ class _Training:
         self.best: Weights = {}
         steps = spec.optimisation.steps
         self.ahead = Ahead(self._prepare, steps) if works_ahead(scorer.model.device) else None
-        self.meter = open_meter()
         self.saved_s = time.monotonic()
 
     @property
@@ -167,7 +164,6 @@ class _Training:
         self.progress.tokens += tokens
         self.progress.slots += slots
         self.progress.seconds += time.perf_counter() - started
-        self.meter.sample()
         return {
             "step": self.progress.step,
             "loss": loss,
@@ -235,17 +231,12 @@ class _Training:
 
     def save(self) -> None:
         """Writes a checkpoint; every rank takes part, the first one writes."""
-        self.count_energy()
         moments = self.engine.moments()
         if self.engine.rank == 0:
             progress = asdict(self.progress) | {"spec": _essentials(self.spec)}
             checkpoint = Checkpoint(self.weights(), moments, self.best, progress)
             save_checkpoint(self.out / "checkpoints", checkpoint)
         self.saved_s = time.monotonic()
-
-    def count_energy(self) -> None:
-        """Adds what all ranks' machines spent since the last time."""
-        self.progress.joules += self._sum(self.meter.spent())[0]
 
     def _sum(self, *values: float) -> list[float]:
         """Each value's sum over the ranks."""
@@ -258,6 +249,7 @@ class _Training:
             raise ConfigError(
                 "the checkpoints found are another training's: choose an empty output folder"
             )
+        progress.pop("joules", None)  # in checkpoints of older versions
         self.progress, self.best = Progress(**progress), checkpoint.best
         ranks = self.progress.ranks or [[0, self.engine.ranks]]
         if ranks[-1][1] != self.engine.ranks:

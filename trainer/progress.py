@@ -16,8 +16,6 @@ class Progress:
     seconds: float = 0.0
     """Of training steps alone."""
     validation_seconds: float = 0.0
-    joules: float = 0.0
-    """By the counters of the machines, see `trainer.energy`; 0 where nothing counts."""
     best_step: int = 0
     best_validation: float | None = None
     validations_since_best: int = 0

@@ -163,8 +163,6 @@ def summarise(spec: TrainSpec, progress: Progress, teacher: Teacher, seconds: fl
         "training_seconds": round(progress.seconds, 2),
         "validation_seconds": round(progress.validation_seconds, 2),
         "seconds": round(seconds, 2),
-        # None: not measured. It counts the steps that a lost attempt took and others took over.
-        "joules": round(progress.joules, 1) or None,
     }
 
 

@@ -28,8 +28,7 @@ def cost_section(report: Report, costs: Iterable["JobCost"]) -> Section:
 
     Hours are GPU hours where the jobs reserve GPUs (a fraction counts as that fraction), else CPU
     core hours. The gain is the mean difference from the first baseline over the columns of the
-    first measure that both have, per hour of one training and its evaluations. Energy is a column
-    where a training's machine counted it.
+    first measure that both have, per hour of one training and its evaluations.
     """
     costs = list(costs)
     gpu = any(job.gpus for job in costs if job.kind == "train")
@@ -64,32 +63,21 @@ def cost_section(report: Report, costs: Iterable["JobCost"]) -> Section:
                 f"{lost:.3g}",
                 "–" if gain is None else signed(report, gain),
                 "–" if gain is None or not train_h else signed(report, gain / train_h),
-                _energy(trained),
             )
         )
     unit = "GPU hours" if gpu else "core hours"
-    measured = any(line[-1] != "–" for line in lines)
-    if not measured:
-        lines = [line[:-1] for line in lines]
     return Section(
         f"Cost, and {measure} for it",
         (
             *("system", "seeds", "wall time of a training", f"{unit} of a training"),
             *("of its evaluations", "lost in all"),
             *("gain", "gain per hour of training"),
-            *(("energy of a training, kWh",) if measured else ()),
         ),
         lines,
         f"{unit} as reserved by the jobs, from start to end of an attempt: means over seeds, and "
         "what failed, expired and repeated attempts took (lost). Together "
         f"{total_h:.3g} {unit}, and {lost_h:.3g} lost. Gain: mean difference from "
-        f"{report.name(report.baselines[0]) if report.baselines else 'a baseline (none)'}. "
-        + (
-            "Energy: by the counters of processors and GPUs as whole devices, without the rest "
-            "of the machine and without evaluations."
-            if measured
-            else "Energy: no machine of these trainings has counters that could be read."
-        ),
+        f"{report.name(report.baselines[0]) if report.baselines else 'a baseline (none)'}.",
     )
 
 
@@ -102,15 +90,6 @@ def _row_of(job: "JobCost") -> Row | None:
 
 def _hours(job: "JobCost", gpu: bool, lost: bool = False) -> float:
     return (job.lost_s if lost else job.seconds) * (job.gpus if gpu else job.cpus) / 3600
-
-
-def _energy(trained: list["JobCost"]) -> str:
-    """The mean over the trainings that measured it, of how many where these are not all."""
-    joules = [job.summary["joules"] for job in trained if job.summary.get("joules")]
-    if not joules:
-        return "–"
-    share = f" ({len(joules)} of {len(trained)})" if len(joules) < len(trained) else ""
-    return f"{fmean(joules) / 3.6e6:.3g}{share}"
 
 
 def _gain(report: Report, row: Row, columns: list[Column]) -> float | None:

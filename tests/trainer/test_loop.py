@@ -7,6 +7,7 @@ import pytest
 import torch
 from curves import ENGINES, curve, digest
 
+from evaluator.manifest import write_manifest
 from trainer.checkpoints import list_checkpoints
 from trainer.loop import _Training
 from trainer.scorer import Scorer, slots
@@ -97,6 +98,17 @@ def test_a_training_may_continue_under_the_other_engine(world, undisturbed, tmp_
         train(world, tmp_path / "first", **ENGINES["zero-2"], report=stop_at(5))
     out = train(world, tmp_path / "second", **ENGINES["plain"], resume_from=[tmp_path / "first"])
     assert curve(out) == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
+
+
+def test_a_checkpoint_of_an_older_version_is_continued(world, undisturbed, tmp_path):
+    with pytest.raises(Stopped):
+        train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(5))
+    newest = list_checkpoints([tmp_path / "first" / "checkpoints"])[0]
+    progress = json.loads((newest / "progress.json").read_text())
+    (newest / "progress.json").write_text(json.dumps({**progress, "joules": 12.5}))
+    write_manifest(newest)
+    out = train(world, tmp_path / "second", **ENGINES["plain"], resume_from=[tmp_path / "first"])
+    assert digest(out) == digest(undisturbed["plain"])
 
 
 def test_steps_prepared_in_a_thread_are_the_same_steps(world, undisturbed, tmp_path):

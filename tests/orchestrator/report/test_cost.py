@@ -7,7 +7,7 @@ from orchestrator.report.cost import cost_section
 CELL = {"backbone": "L6", "objective": "infonce", "teacher": "lists"}
 
 
-def cost(kind, seconds, lost_s=0.0, gpus=0.0, cpus=1.0, joules=None, **labels):
+def cost(kind, seconds, lost_s=0.0, gpus=0.0, cpus=1.0, **labels):
     return JobCost(
         job_id=0,
         kind=kind,
@@ -17,7 +17,6 @@ def cost(kind, seconds, lost_s=0.0, gpus=0.0, cpus=1.0, joules=None, **labels):
         cpus=cpus,
         seconds=seconds,
         lost_s=lost_s,
-        summary={"joules": joules} if joules else {},
     )
 
 
@@ -67,13 +66,3 @@ def test_only_the_chosen_seeds_are_counted(make_cell):
     jobs = [cost("train", 3600, seed=seed, **CELL) for seed in (1, 2)]
     (line,) = cost_section(report, jobs).lines
     assert line[1:] == ("1", "1 h 00 min", "1", "0", "0", "–", "–")
-
-
-def test_energy_stands_beside_where_it_was_counted(report):
-    counted = cost("train", 3600, seed=1, joules=1.8e6, **CELL)
-    section = cost_section(report, [counted, cost("train", 3600, seed=2, **CELL)])
-    assert section.heads[-1] == "energy of a training, kWh"
-    assert section.lines[0][-1] == "0.5 (1 of 2)"
-    without = cost_section(report, [cost("train", 3600, seed=1, **CELL)])
-    assert "energy" not in without.heads[-1]
-    assert "no machine of these trainings has counters" in without.note
