@@ -76,7 +76,7 @@ def measure(path: Path, pairs: int) -> None:
     import trainer.batches  # noqa: F401 - its imports are no part of what is measured
     from evaluator.collections import Collection
     from evaluator.files import checksum
-    from trainer.teacher_specs import ScoreTriplesSource
+    from trainer.teachers.formats import ScoreTriplesSource
     from trainer.teachers.pairs import open_pairs
 
     collection = Collection("generated", lambda: iter(()), Ids(QUERIES), {})

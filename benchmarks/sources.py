@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from trainer.teacher_specs import TeacherSpec
+    from trainer.specs import TeacherSpec
 
 from generated import PASSAGES, write_jsonl, write_passages, write_run, write_triples
 
@@ -51,7 +51,7 @@ def read_triples(home: Path) -> None:
     os.environ["IR_DATASETS_HOME"] = str(home)
     from evaluator.collections import Collection
     from trainer.batches import draw_samples
-    from trainer.specs import DocpairsSource
+    from trainer.teachers.formats import DocpairsSource
     from trainer.teachers.pairs import open_pairs
 
     collection = Collection("generated", lambda: iter(()), Ids(), {})  # type: ignore[arg-type]
@@ -90,10 +90,10 @@ def _draw_lists(spec, lists) -> None:
 
 def read_lists(folder: Path) -> None:
     """Opens the lists and draws 2,000 of them in shuffled order."""
-    from trainer.teachers import runs
+    from trainer.teachers import lists
 
     spec = _list_spec(folder)
-    _draw_lists(spec, runs.read_lists(spec, {}))
+    _draw_lists(spec, lists.read_lists(spec, {}))
 
 
 def read_lists_in_memory(folder: Path) -> None:
@@ -116,8 +116,7 @@ def read_jsonl(folder: Path) -> None:
     from evaluator.specs import JsonlSpec
     from trainer.batches import draw_samples
     from trainer.specs import TeacherSpec
-    from trainer.teachers import runs
-    from trainer.teachers.lists import ListTeacher
+    from trainer.teachers.lists import ListTeacher, read_lists
 
     class All:
         def __contains__(self, _: object) -> bool:
@@ -128,7 +127,7 @@ def read_jsonl(folder: Path) -> None:
         {"signal": "scores", "source": {"type": "jsonl", "file": file}, "list_size": 8}
     )
     collection = load_collection(JsonlSpec.model_validate({"name": "a", "file": file}))
-    lists = runs.read_lists(spec, {})
+    lists = read_lists(spec, {})
     teacher = ListTeacher(spec, lists, collection.queries, collection.qrels, All())  # type: ignore[arg-type]
     for step in range(500):
         draw_samples(teacher, 12, step, 1)
@@ -167,7 +166,7 @@ def measure(read: Callable[[Path], None], folder: Path) -> None:
     """Prints seconds of wall and CPU and the growth of peak memory, as one line of JSON."""
     # Their imports are no part of what is measured.
     for module in (
-        *("trainer.batches", "trainer.teachers.lists", "trainer.teachers.runs", "transformers"),
+        *("trainer.batches", "trainer.teachers.lists", "trainer.teachers.pairs", "transformers"),
         *("trainer.teachers.pairs", "evaluator.irds", "evaluator.tokens", "evaluator.tokenizers"),
     ):
         importlib.import_module(module)

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from evaluator.specs import Bm25Spec, DenseSpec, FileSpec, ModelSpec, Spec, SpladeSpec
-from trainer.objectives.signals import Signal
+from trainer.objectives import Signal
+from trainer.teachers.formats import FILE_KEYS
 
 
 def listed(value: Any) -> Any:
@@ -104,18 +105,19 @@ class Backbone(ModelSpec):
         return ModelSpec(**self.model_dump(include=set(ModelSpec.model_fields)))
 
 
-class Teacher(Spec):
+_KEYS: dict[str, Any] = {
+    key: (str | None, Field(None, description=about)) for key, about in FILE_KEYS.items()
+}
+_FileKeys: Any = create_model("_FileKeys", __base__=Spec, signal=(Signal, ...), **_KEYS)
+"""A signal, and a key for every file format that it may come in."""
+
+
+class Teacher(_FileKeys):
     """Where a training signal comes from: a file, the first stage, or a model that scores it."""
 
     signal: Signal
     run: str | None = None
     """A TREC run, or `bm25`: the training collection's BM25 candidates."""
-    scores: str | None = None
-    """Lines of query id, document id, score."""
-    triples: str | None = None
-    """Lines of query id, positive id, negative id."""
-    score_triples: str | None = None
-    """Lines of positive score, negative score, query id, positive id, negative id."""
     jsonl: str | None = None
     """Lines of a query with its passages: texts, labels and scores, see `evaluator.jsonl`."""
     source: str | None = Field(None, pattern="^irds:")
@@ -142,7 +144,7 @@ class Teacher(Spec):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        one_of(self, "run", "scores", "triples", "score_triples", "jsonl", "source", "model")
+        one_of(self, *FILE_KEYS, "source", "model")
         given = self.model_fields_set
         if not self.model and given & {"over", "type"}:
             raise ValueError("over and type belong to a teacher with a model")

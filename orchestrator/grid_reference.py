@@ -80,12 +80,16 @@ def grid_reference() -> str:
 
 
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """The text under each field, base classes' too."""
-    found: dict[str, str] = {}
+    """The text under each field, base classes' too, or its description."""
+    found = {name: field.description or "" for name, field in model.model_fields.items()}
     for kind in reversed(model.__mro__):
         if not issubclass(kind, BaseModel) or kind is BaseModel:
             continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+        try:
+            source = inspect.getsource(kind)
+        except OSError:  # made without a class statement
+            continue
+        (body,) = ast.parse(textwrap.dedent(source)).body
         assert isinstance(body, ast.ClassDef)
         for field, text in zip(body.body, body.body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

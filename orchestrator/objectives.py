@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from orchestrator.entries import Objective, Stage
 from orchestrator.references import References
 from orchestrator.yamlfile import Where, nearest
-from trainer.objectives.signals import PARAMETERS, SIGNALS, Signal
+from trainer.objectives import OBJECTIVES, Signal
 from trainer.specs import ObjectiveSpec, TermSpec
 
 
@@ -29,6 +29,7 @@ class Objectives:
 
     def check(self) -> None:
         """Check every entry: its loss, its parameters, its teachers, its stages."""
+        list(OBJECTIVES)  # raises where an installed package takes the name of another loss
         for name, entry in self.grid.objectives.items():
             where: Where = ("objectives", name)
             if not entry.stages:
@@ -88,17 +89,17 @@ class Objectives:
         entry = self.grid.objectives[name]
         where: Where = ("objectives", name)
         loss = entry.loss or name
-        if loss not in SIGNALS:
+        if loss not in OBJECTIVES:
             if entry.loss:
-                message = f"unknown loss {loss!r}: {nearest(loss, SIGNALS)}"
+                message = f"unknown loss {loss!r}: {nearest(loss, OBJECTIVES)}"
                 raise self.refs.source.error((*where, "loss"), message)
-            message = f"unknown objective {name!r}: {nearest(name, SIGNALS)}"
+            message = f"unknown objective {name!r}: {nearest(name, OBJECTIVES)}"
             raise self.refs.source.error(where, message, at_key=True)
         terms = []
         # By name, so that the order of a sum changes no identity.
         for other, term in sorted(entry.plus.items()):
-            if other not in SIGNALS:
-                message = f"unknown loss {other!r}: {nearest(other, SIGNALS)}"
+            if other not in OBJECTIVES:
+                message = f"unknown loss {other!r}: {nearest(other, OBJECTIVES)}"
                 raise self.refs.source.error((*where, "plus", other), message, at_key=True)
             changed = _changed(other, term.parameters)
             build = self.refs.build
@@ -123,8 +124,8 @@ class Objectives:
         if named and not stage.parameters:
             return self.loss(stage.objective)
         loss = (named.loss or stage.objective) if named else stage.objective
-        if loss not in SIGNALS:
-            known = {**self.grid.objectives, **SIGNALS}
+        if loss not in OBJECTIVES:
+            known = {**self.grid.objectives, **OBJECTIVES}
             message = f"unknown objective {loss!r}: {nearest(loss, known)}"
             raise self.refs.source.error((*where, "objective"), message)
         changed = _changed(loss, stage.parameters)
@@ -134,5 +135,5 @@ class Objectives:
 
 def _changed(loss: str, given: dict[str, float]) -> dict[str, float]:
     """The parameters that are not the loss's own defaults: they alone count for identities."""
-    usual = PARAMETERS[loss]
+    usual = OBJECTIVES[loss].parameters
     return {key: value for key, value in given.items() if value != usual.get(key)}

@@ -4,8 +4,7 @@ Rough on purpose. `orchestrator.estimate` forecasts time and money.
 """
 
 from evaluator.specs import ModelSpec
-from trainer.specs import TrainSpec
-from trainer.teacher_specs import TeacherSpec
+from trainer.specs import TeacherSpec, TrainSpec
 
 PAIRS_PER_S = 20.0
 """Trained on by a small machine and a backbone of six layers."""

@@ -26,7 +26,8 @@ from orchestrator.entries import Collection, FirstStage, Teacher
 from orchestrator.grid import Grid
 from orchestrator.gridfile import located
 from orchestrator.yamlfile import Where, YamlFile, nearest
-from trainer.teacher_specs import TeacherSpec
+from trainer.specs import TeacherSpec
+from trainer.teachers.formats import FILE_KEYS, FORMATS
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -253,13 +254,10 @@ class References:
             dataset = entry.source.removeprefix("irds:")
             self._irds(("teachers", name, "source"), "", dataset)
             return {"type": "docpairs", "id": dataset}
-        key = next(
-            key
-            for key in ("run", "scores", "triples", "score_triples", "jsonl")
-            if getattr(entry, key)
-        )
-        order = {"order": entry.order} if key == "run" else {}
-        return {"type": key, "file": self._teacher_file(name, entry, key), **order}
+        key = next(key for key in FILE_KEYS if getattr(entry, key))
+        options = set(FORMATS[key].source.model_fields) - {"type", "file"}
+        file = self._teacher_file(name, entry, key)
+        return {"type": key, "file": file, **entry.model_dump(include=options)}
 
     def _teacher_file(self, name: str, entry: Teacher, key: str) -> FileSpec:
         declared = FileSpec(path=getattr(entry, key), md5=entry.md5, sha256=entry.sha256)

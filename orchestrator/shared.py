@@ -17,8 +17,7 @@ from orchestrator.jobgraph import JobGraph, model_name
 from orchestrator.pins import Pins
 from orchestrator.references import References, Role
 from orchestrator.yamlfile import Where
-from trainer.specs import ValidationSpec, validation_roles
-from trainer.teacher_specs import TeacherSpec
+from trainer.specs import TeacherSpec, ValidationSpec, validation_roles
 from xsweep import ConfigError, SetupError
 
 

@@ -24,8 +24,7 @@ from orchestrator.gridfile import read_grid
 from orchestrator.plan import plan_grid
 from orchestrator.settings import Settings
 from orchestrator.space import Range
-from trainer.objectives.distill_ranknet import distill_ranknet
-from trainer.objectives.signals import SIGNALS
+from trainer.objectives import OBJECTIVES, distill_ranknet
 from trainer.specs import AshaSpec
 
 PROJECT = Path(__file__).parent.parent
@@ -56,7 +55,7 @@ def test_the_reference_names_every_key_of_a_grid_file(model: type[BaseModel]) ->
 
 
 def test_the_reference_names_every_objective() -> None:
-    assert set(SIGNALS) <= set(re.findall(r"`(\w+)`", REFERENCE))
+    assert set(OBJECTIVES) <= set(re.findall(r"`(\w+)`", REFERENCE))
 
 
 def test_links_between_the_documents_lead_somewhere() -> None:

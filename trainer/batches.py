@@ -19,12 +19,22 @@ from evaluator.pairs import PairEncoder, PairIds
 from evaluator.scoring import batches as cut_by_length
 from evaluator.scoring import batches_without_padding
 from evaluator.tokens import TokenStore
-from trainer.objectives.terms import Targets
 from trainer.scorer import Inputs, slots
 from trainer.specs import FORWARD_TOKENS, TrainSpec
 from trainer.teachers import Sample, Teacher
 
 _ORDER, _SAMPLE, _DROPOUT = range(3)
+
+
+class Targets(NamedTuple):
+    """The signal that Q queries by D documents are to learn."""
+
+    targets_QD: Tensor
+    """fp32: the teacher's signal."""
+    labels_QD: Tensor
+    """fp32: 1 for relevant documents, else 0."""
+    mask_QD: Tensor
+    """True where a document stands."""
 
 
 class MicroBatch(NamedTuple):

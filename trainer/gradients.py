@@ -1,17 +1,74 @@
-"""The gradient of a global batch: pieces dealt to the ranks, long lists in two passes."""
+"""The loss and gradient of a global batch: pieces dealt to the ranks, long lists in two passes."""
 
+from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from trainer.batches import Assembler, MicroBatch, dropout_seed, group_passes, pad_targets
+from trainer.batches import (
+    Assembler,
+    MicroBatch,
+    Targets,
+    dropout_seed,
+    group_passes,
+    pad_targets,
+)
 from trainer.engines import Engine
-from trainer.objectives.terms import build_terms, count_terms, weigh_terms
+from trainer.objectives import OBJECTIVES
 from trainer.ranks import deal, total
 from trainer.scorer import Scorer, slots
-from trainer.specs import TrainSpec
+from trainer.specs import ObjectiveSpec, TrainSpec
 from trainer.teachers import Sample
+
+
+class Term(NamedTuple):
+    """One loss of an objective."""
+
+    weight: float
+    function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    of_labels: bool
+
+    def parts(self, scores_QD: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Sum and count, see `trainer.objectives`."""
+        wanted_QD = targets.labels_QD if self.of_labels else targets.targets_QD
+        return self.function(scores_QD, wanted_QD, targets.mask_QD)
+
+
+def build_terms(spec: ObjectiveSpec) -> list[Term]:
+    """The losses of an objective; the first has weight 1."""
+    losses = [(1.0, spec), *((term.weight, term) for term in spec.plus)]
+    return [
+        Term(
+            weight,
+            partial(OBJECTIVES[loss.name].function, **loss.parameters),
+            # With one loss there is one signal, whatever it is called.
+            of_labels=bool(spec.plus) and OBJECTIVES[loss.name].labels_only,
+        )
+        for weight, loss in losses
+    ]
+
+
+def count_terms(terms: list[Term], targets: Targets) -> list[float]:
+    """The divisor of each loss's sum over a global batch; at least 1."""
+    scores_QD = torch.zeros_like(targets.targets_QD)
+    return [max(1.0, term.parts(scores_QD, targets)[1].item()) for term in terms]
+
+
+def weigh_terms(
+    terms: list[Term], scores_QD: Tensor, targets: Targets, counts: list[float]
+) -> Tensor:
+    """These queries' part of the loss of the global batch that has those counts.
+
+    Worked: sums 6 and 2 with weights 1 and 0.5 and counts 3 and 4 give 6/3 + 0.5 · 2/4 = 2.25.
+    """
+    losses = (
+        term.parts(scores_QD, targets)[0] * (term.weight / count)
+        for term, count in zip(terms, counts, strict=True)
+    )
+    return torch.stack(list(losses)).sum()
 
 
 class Work(NamedTuple):

@@ -1,13 +1,21 @@
 """The specification of one training; frozen, validated, cheap to import (no torch)."""
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from evaluator.measure_names import parse_measure
 from evaluator.specs import CollectionSpec, Layout, ModelSpec, Spec
-from trainer.objectives.signals import PARAMETERS, SIGNALS, Signal, labels_only
-from trainer.teacher_specs import TeacherSpec
+from trainer.objectives import OBJECTIVES, Package, Signal
+from trainer.teachers.formats import FORMATS, Source
+
+if TYPE_CHECKING:
+    AnySource = Source
+else:
+    AnySource = Annotated[
+        Union[tuple(form.source for form in FORMATS.values())],  # noqa: UP007 - of a tuple
+        Field(discriminator="type"),
+    ]
 
 FORWARD_TOKENS = 2048
 """Token slots of one forward pass where nothing is said: right for a CPU."""
@@ -18,12 +26,30 @@ class LossSpec(Spec):
 
     name: str
     parameters: dict[str, float] = Field(default_factory=dict)
+    package: Package | None = Field(
+        default=None, validate_default=True, exclude_if=lambda package: package is None
+    )
+    """The installed package that the loss comes from, filled in where it is not given."""
+
+    @field_validator("package")
+    @classmethod
+    def _as_installed(cls, package: Package | None, info: ValidationInfo) -> Package | None:
+        found = OBJECTIVES.get(info.data.get("name", ""))
+        installed = found and found.package
+        if package and package != installed:
+            here = f"{installed.name} {installed.version}" if installed else "no such package"
+            raise ValueError(
+                f"{info.data.get('name')} was planned with {package.name} {package.version}, here "
+                f"is {here} or another source of the function: install the same on all machines"
+            )
+        return installed
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.name not in SIGNALS:
-            raise ValueError(f"unknown objective {self.name!r}: choose from {', '.join(SIGNALS)}")
-        known = PARAMETERS[self.name]
+        if self.name not in OBJECTIVES:
+            names = ", ".join(OBJECTIVES)
+            raise ValueError(f"unknown objective {self.name!r}: choose from {names}")
+        known = OBJECTIVES[self.name].parameters
         for key, value in self.parameters.items():
             if key not in known:
                 names = ", ".join(known) or "none"
@@ -51,8 +77,44 @@ class ObjectiveSpec(LossSpec):
     def signals(self) -> frozenset[Signal]:
         """The teacher's signals that feed all losses; empty where they exclude each other."""
         names = (self.name, *(term.name for term in self.plus))
-        taught = [SIGNALS[name] for name in names if not labels_only(name)]
-        return frozenset.intersection(*taught) if taught else SIGNALS[self.name]
+        losses = [OBJECTIVES[name] for name in names]
+        taught = [loss.signals for loss in losses if not loss.labels_only]
+        return frozenset.intersection(*taught) if taught else losses[0].signals
+
+
+class TeacherSpec(Spec):
+    """Where the training signal comes from and how one sample is drawn from a query's list."""
+
+    signal: Signal
+    source: AnySource
+    negatives: int | None = Field(default=None, ge=1)
+    """Negatives beside one positive (column 0), uniform without replacement from the list."""
+    list_size: int | None = Field(default=None, ge=2)
+    """Documents drawn from a teacher's list; None takes the whole list."""
+    depth: int | None = Field(default=None, ge=2)
+    """Only the first so many documents of a query's list are used; None uses all."""
+    add_positives: bool = False
+    """Also use relevant documents that the list misses; else a query without any is skipped."""
+    relevant_grade: int = Field(default=1, ge=1)
+    """Smallest grade in the qrels that counts as relevant."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        kind = self.source.type
+        form = FORMATS[kind]
+        if self.signal not in form.signals:
+            given = " or ".join(sorted(form.signals))
+            raise ValueError(f"a {kind!r} source gives {given}, not {self.signal}")
+        if self.negatives and self.list_size:
+            raise ValueError("give negatives (positive first) or list_size (any), not both")
+        if form.pairs:
+            if self.negatives not in (None, 1) or self.list_size or self.depth:
+                raise ValueError(f"a {kind!r} source holds finished pairs: leave out the sampling")
+        elif self.signal == "labels" and self.negatives is None:
+            raise ValueError("labels need negatives: how many beside each positive")
+        elif self.signal == "ranking" and self.negatives is not None:
+            raise ValueError("a ranking is drawn as a list: use list_size in place of negatives")
+        return self
 
 
 class OptimisationSpec(Spec):

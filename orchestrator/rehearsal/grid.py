@@ -15,6 +15,7 @@ from orchestrator.grid import Grid, Need, TrainingSettings
 from orchestrator.rehearsal.datasets import write_datasets
 from orchestrator.rehearsal.models import Head, write_model
 from orchestrator.rehearsal.teachers import write_teacher
+from trainer.teachers.formats import FILE_KEYS
 
 STEPS, WARMUP_STEPS, BATCH_QUERIES = 4, 1, 8
 """Of every training: enough for a checkpoint in the middle and two validations."""
@@ -23,7 +24,6 @@ LR_FACTOR = 1000
 figures is seen."""
 EVERY_STEPS = 2
 SUFFIX = "rehearsal"
-FILES = ("run", "scores", "triples", "score_triples", "jsonl")
 
 Model = TypeVar("Model", bound=ModelSpec)
 
@@ -126,7 +126,7 @@ def _teacher(grid: Grid, entry: Teacher, folder: Path) -> Teacher:
     changed: dict[str, object] = {
         "model": tuple(_tiny(model, folder, head) for model in entry.model)
     }
-    form = next((form for form in FILES if getattr(entry, form)), None)
+    form = next((form for form in FILE_KEYS if getattr(entry, form)), None)
     name = entry.collection or grid.training.get("collection")
     own = grid.collections.get(str(name))
     generated = form == "jsonl" or (own.irds if own else str(name).startswith("irds:"))

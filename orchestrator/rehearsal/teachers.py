@@ -1,12 +1,14 @@
 """Small files of teachers in the published forms, over the generated training collection."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from orchestrator.rehearsal.corpus import Corpus, seed_of
 from orchestrator.rehearsal.datasets import training, triples
+from xsweep import ConfigError
 
 DEPTH = 60
 """Documents of each query's list: RankZephyr's lists have 50, cut from 500."""
@@ -15,19 +17,22 @@ DEPTH = 60
 def write_teacher(path: Path, form: str) -> None:
     """Writes a teacher's file, unless it is there; `form` is the key that names it in a grid.
 
-    `run`, `scores`, `triples`, `score_triples` or `jsonl`; the content depends on the file's name.
+    The content depends on the file's name. Raises ConfigError for a form that none is made of.
     """
     if path.exists():
         return
     of = training()
     random = np.random.default_rng(seed_of(path.name))
-    text = {
+    writers: dict[str, Callable[[Corpus, np.random.Generator], str]] = {
         "run": _run,
         "scores": _scores,
         "triples": lambda of, random: triples(of),
         "score_triples": _score_triples,
         "jsonl": _jsonl,
-    }[form](of, random)
+    }
+    if form not in writers:
+        raise ConfigError(f"a rehearsal generates no {form!r} file: it knows {', '.join(writers)}")
+    text = writers[form](of, random)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.part")
     draft.write_text(text, encoding="utf-8")

@@ -7,7 +7,6 @@ import torch
 from evaluator.collections import read_texts
 from trainer.batches import draw_samples, dropout_seed, pad_targets
 from trainer.objectives import OBJECTIVES
-from trainer.objectives.signals import labels_only
 from trainer.scorer import Scorer, attention
 from trainer.teachers import Sample
 
@@ -103,7 +102,7 @@ def test_gradients_of_cut_batches_equal_those_of_one_padded_batch(world, name):
     model, tokenizer, assembler, samples = world.prepared(
         micro_batch_tokens=220, forward_tokens=100
     )
-    if labels_only(name):
+    if OBJECTIVES[name].labels_only:
         samples = [
             s._replace(targets_D=np.eye(1, len(s.doc_ids), dtype=np.float32)[0]) for s in samples
         ]

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from evaluator.memory import is_out_of_memory
+from trainer.batches import Targets
 from trainer.budgets import Budgets
-from trainer.gradients import Gradients
+from trainer.gradients import Gradients, build_terms, count_terms, weigh_terms
 from trainer.objectives import OBJECTIVES
-from trainer.objectives.signals import labels_only
-from trainer.objectives.terms import Targets, build_terms, count_terms, weigh_terms
 from trainer.scorer import Scorer, attention
 from trainer.specs import ObjectiveSpec
 
@@ -52,7 +51,7 @@ def gradient(world, objective, budget, *, dropout, labels=False, packed=False):
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
 def test_lists_in_two_passes_have_the_gradient_of_whole_lists(world, name):
-    settings = {"dropout": False, "labels": labels_only(name)}
+    settings = {"dropout": False, "labels": OBJECTIVES[name].labels_only}
     whole, expected, one = gradient(world, {"name": name}, 100_000, **settings)
     for packed in (False, True):
         loss, found, several = gradient(world, {"name": name}, 70, **settings, packed=packed)

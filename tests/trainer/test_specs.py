@@ -1,8 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from trainer.specs import TrainSpec
-from trainer.teacher_specs import TeacherSpec
+from trainer.specs import TeacherSpec, TrainSpec
 
 CANDIDATES = {"type": "candidates"}
 TEACH = {"type": "teach"}

@@ -1,14 +1,16 @@
 """Teachers: where samples come from. One sample is a query with its documents and targets."""
 
+from __future__ import annotations
+
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
+
     from evaluator.collections import Collection
-    from trainer.teacher_specs import TeacherSpec
+    from trainer.specs import TeacherSpec
 
 
 class Sample(NamedTuple):
@@ -40,8 +42,8 @@ class Teacher(Protocol):
 
 
 def open_teacher(
-    spec: "TeacherSpec",
-    collection: "Collection",
+    spec: TeacherSpec,
+    collection: Collection,
     documents: Container[str],
     inputs: Mapping[str, Path],
 ) -> Teacher:
@@ -50,12 +52,11 @@ def open_teacher(
     Raises DataError where a file is missing, malformed or not what was declared, where a document
     is unknown, and where nothing is left to train on.
     """
-    from trainer.teacher_specs import PAIR_SOURCES
-    from trainer.teachers.lists import ListTeacher
+    from trainer.teachers.formats import FORMATS
+    from trainer.teachers.lists import ListTeacher, read_lists
     from trainer.teachers.pairs import open_pairs
-    from trainer.teachers.runs import read_lists
 
-    if spec.source.type in PAIR_SOURCES:
+    if FORMATS[spec.source.type].pairs:
         return open_pairs(spec.source, collection, documents)
     lists = read_lists(spec, inputs)
     return ListTeacher(spec, lists, collection.queries, collection.qrels, documents)

@@ -1,53 +1,114 @@
-"""Sources whose lines are finished (query, positive, negative) pairs, of any size."""
+"""Finished (query, positive, negative) pairs, a line each, in files of any size.
 
-from collections.abc import Container
+The file stays on disk; every 16th line's place is kept in memory (half a byte a line), and a
+line is found by reading the 16 that it stands among.
+"""
+
+import gzip
+import os
+import tempfile
+import zlib
+from collections.abc import Container, Iterable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from evaluator.collections import Collection
-from evaluator.files import checked
-from trainer.teacher_specs import DocpairsSource, ScoreTriplesSource, Source, TriplesSource
 from trainer.teachers import Sample
-from trainer.teachers.lines import Lines, keep_lines, open_lines
-from xsweep import ConfigError, DataError
+from trainer.teachers.formats import FORMATS, PairFile, Source
+from xsweep import DataError
 
 LARGEST = float(np.finfo(np.float32).max)
 LABELS = np.array((1, 0), dtype=np.float32)
+CHUNK_BYTES = 1 << 24
+STRIDE = 16
+
+
+class Lines:
+    """Lines by number, without their ends; the file is read as lines are asked for."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Takes the file over and reads it once."""
+        self._file = file
+        self._starts, self._count = _index(file)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: int) -> bytes:
+        block, place = divmod(number, STRIDE)
+        start, end = int(self._starts[block]), int(self._starts[block + 1])
+        # Reading leaves the pages to the system's cache; mapped, they would count as ours.
+        lines = os.pread(self._file.fileno(), end - start, start)
+        return lines.split(b"\n", place + 1)[place]
+
+
+def _index(file: IO[bytes]) -> tuple[np.ndarray, int]:
+    """Where every 16th line begins, then the file's end (int64), and the number of lines."""
+    parts, size, ends_before, last = [np.zeros(1, dtype=np.int64)], 0, 0, b"\n"
+    file.seek(0)
+    while chunk := file.read(CHUNK_BYTES):
+        ends = np.flatnonzero(np.frombuffer(chunk, dtype=np.uint8) == ord("\n"))
+        # The n-th line end of the file, counted from 1, is followed by line n.
+        parts.append(ends[-(ends_before + 1) % STRIDE :: STRIDE] + size + 1)
+        ends_before, size, last = ends_before + len(ends), size + len(chunk), chunk[-1:]
+    starts = np.concatenate(parts)
+    count = ends_before + (last != b"\n")
+    # A file that ends with a 16th line has its end among the starts already.
+    kept = starts[: -(-count // STRIDE)]
+    return np.append(kept, size), count
+
+
+def open_lines(path: Path) -> Lines:
+    """The lines of a file, unpacked to a temporary one where its name ends in .gz.
+
+    Raises DataError where it cannot be read or its packing is damaged.
+    """
+    try:
+        return Lines(_unpacked(path) if path.suffix == ".gz" else path.open("rb"))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}): get it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def keep_lines(lines: Iterable[bytes]) -> Lines:
+    """Lines from anywhere, each with its end, kept in a temporary file."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the lines keep it open
+    file.writelines(lines)
+    file.flush()
+    return Lines(file)
+
+
+def _unpacked(path: Path) -> IO[bytes]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the lines keep it open
+    with gzip.open(path) as packed:
+        while chunk := packed.read(CHUNK_BYTES):
+            file.write(chunk)
+    file.flush()
+    return file
 
 
 def open_pairs(source: Source, collection: Collection, documents: Container[str]) -> "PairTeacher":
     """The teacher over a file of pairs. Raises DataError where there is no such file."""
-    scored = isinstance(source, ScoreTriplesSource)
-    if isinstance(source, DocpairsSource):
-        name, lines = source.id, _docpairs(source.id)
-    elif isinstance(source, TriplesSource | ScoreTriplesSource):
-        path = checked(source.file)
-        name, lines = str(path), open_lines(path)
-    else:
-        raise ConfigError(f"a {source.type!r} source holds no pairs")
-    return PairTeacher(lines, name, collection.queries, documents, scored=scored)
+    return PairTeacher(FORMATS[source.type].read(source), collection.queries, documents)
 
 
 class PairTeacher:
-    """Draws lines `query, positive, negative`, or `scored` ones that begin with two scores."""
+    """Draws the pairs of a file, a line each."""
 
     uses_chance = False
 
-    def __init__(
-        self,
-        lines: Lines,
-        name: str,
-        queries: dict[str, str],
-        documents: Container[str],
-        scored: bool,
-    ) -> None:
-        """`name` is what errors call the file. Raises DataError where it is empty."""
-        self.lines, self.name, self.scored = lines, name, scored
-        self.queries, self.documents = queries, documents
-        if not len(lines):
-            raise DataError(f"{name}: the file holds no pairs")
-        self.counts = {"lines": len(lines)}
+    def __init__(self, file: PairFile, queries: dict[str, str], documents: Container[str]) -> None:
+        """Raises DataError where the file is empty or cannot be read."""
+        self.file, self.queries, self.documents = file, queries, documents
+        self.lines = (
+            open_lines(file.lines) if isinstance(file.lines, Path) else keep_lines(file.lines)
+        )
+        if not len(self.lines):
+            raise DataError(f"{file.name}: the file holds no pairs")
+        self.counts = {"lines": len(self.lines)}
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -58,21 +119,16 @@ class PairTeacher:
         Raises DataError with `file:line` where the line is malformed or an id is unknown.
         """
         line = self.lines[unit]
+        targets_D = LABELS
         try:
-            *scores, query_id, positive, negative = line.decode().split()
-            if len(scores) != 2 * self.scored:
-                raise ValueError
-            targets_D = LABELS
-            if self.scored:
-                high, low = float(scores[0]), float(scores[1])
-                if not (-LARGEST <= high <= LARGEST and -LARGEST <= low <= LARGEST):
+            query_id, positive, negative, scores = self.file.parse(line.decode())
+            if scores:
+                if not all(-LARGEST <= score <= LARGEST for score in scores):
                     raise ValueError
-                targets_D = np.array((high, low), dtype=np.float32)
+                targets_D = np.array(scores, dtype=np.float32)
         except ValueError:
-            form = "two scores, then " if self.scored else ""
-            raise self._error(
-                unit, f"expected {form}query, positive and negative id, found {line[:80]!r}"
-            ) from None
+            expected = self.file.expected
+            raise self._error(unit, f"expected {expected}, found {line[:80]!r}") from None
         if query_id not in self.queries:
             raise self._error(unit, f"the collection has no query {query_id!r}")
         if positive not in self.documents or negative not in self.documents:
@@ -82,25 +138,4 @@ class PairTeacher:
 
     def _error(self, unit: int, what: str) -> DataError:
         hint = ": pairs and collection must belong together" if "the collection" in what else ""
-        return DataError(f"{self.name}:{unit + 1}: {what}{hint}")
-
-
-def _docpairs(dataset_id: str) -> Lines:
-    """The docpairs of a data set, by the file they are kept in where it has such lines."""
-    import ir_datasets
-    from ir_datasets.formats import TsvDocPairs
-
-    try:
-        pairs = ir_datasets.load(dataset_id).docpairs_handler()
-        # An hour of unpacking line by line for MS MARCO's 270 million, or a minute at once.
-        path = Path(pairs.docpairs_path()) if type(pairs) is TsvDocPairs else None
-        if path and path.suffix in (".gz", ".tsv"):
-            return open_lines(path)
-        return keep_lines(
-            f"{pair.query_id}\t{pair.doc_id_a}\t{pair.doc_id_b}\n".encode()
-            for pair in pairs.docpairs_iter()
-        )
-    except DataError:
-        raise
-    except Exception as error:  # its loaders and the network raise nearly anything
-        raise DataError(f"{dataset_id}: ir_datasets gives no docpairs: {error}") from error
+        return DataError(f"{self.file.name}:{unit + 1}: {what}{hint}")

@@ -5,8 +5,8 @@ import pytest
 from evaluator.collections import load_collection
 from evaluator.specs import IrdsSpec
 from orchestrator.rehearsal.datasets import training, triples, write_datasets
-from trainer.teacher_specs import DocpairsSource
 from trainer.teachers import pairs
+from trainer.teachers.formats import DocpairsSource
 
 
 @pytest.mark.parametrize("dataset", ["msmarco-passage/train", "msmarco-passage/train/triples-v2"])

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.teachers import lines
-from trainer.teachers.lines import STRIDE, keep_lines, open_lines
+from trainer.teachers import pairs
+from trainer.teachers.pairs import STRIDE, keep_lines, open_lines
 
 
 @given(
@@ -18,7 +18,7 @@ def test_lines_are_those_of_pythons_own_reader(tmp_path_factory, texts, closed, 
     path = tmp_path_factory.mktemp("lines") / "file"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(pairs, "CHUNK_BYTES", chunk_bytes)
         found = open_lines(path)
     expected = [line.rstrip(b"\n") for line in io.BytesIO(content)]
     assert [found[number] for number in range(len(found))] == expected

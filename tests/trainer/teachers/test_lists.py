@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.teacher_specs import TeacherSpec
+from trainer.specs import TeacherSpec
 from trainer.teachers.lists import ListTeacher
 from xsweep import DataError
 

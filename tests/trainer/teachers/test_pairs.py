@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evaluator.collections import Collection
-from trainer.teacher_specs import ScoreTriplesSource, TriplesSource
+from trainer.teachers.formats import ScoreTriplesSource, TriplesSource
 from trainer.teachers.pairs import open_pairs
 from xsweep import DataError
 

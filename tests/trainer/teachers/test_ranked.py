@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 
 from evaluator.trec import read_run
-from trainer.teacher_specs import TeacherSpec
-from trainer.teachers.lists import ListTeacher
-from trainer.teachers.runs import read_lists
+from trainer.specs import TeacherSpec
+from trainer.teachers.lists import ListTeacher, read_lists
 from xsweep import DataError
 
 

@@ -1,8 +1,8 @@
 import pytest
 
 from evaluator.trec import write_run
-from trainer.teacher_specs import TeacherSpec
-from trainer.teachers.runs import read_lists
+from trainer.specs import TeacherSpec
+from trainer.teachers.lists import read_lists
 from xsweep import ConfigError, DataError
 
 

@@ -1,0 +1,361 @@
+"""Objectives: the losses that a training can minimise, each one function under `@objective`.
+
+`OBJECTIVES[name].function(scores_QD, targets_QD, mask_QD, **parameters) -> (sum, count)`.
+Q queries by D documents; scores and targets fp32, higher is better; `mask_QD` is True where a
+document stands. The count depends on targets and mask only, so that a global batch can be cut
+into micro-batches and the sums divided once by the global count: cutting changes nothing.
+
+Planning a grid imports this module, so the functions import torch when they are called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from evaluator.specs import Spec
+from xsweep import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Loss = Callable[..., tuple[Tensor, Tensor]]
+
+GROUP = "xsweep.objectives"
+"""Entry points of installed packages that are losses."""
+Signal = Literal["labels", "scores", "ranking"]
+
+
+class Package(Spec):
+    """The installed package that a loss comes from: part of its runs' identities."""
+
+    name: str
+    version: str
+    sha256: str
+    """Checksum of the function's source text."""
+
+
+class Objective(NamedTuple):
+    """A loss, the signals that can feed it, and its parameters."""
+
+    function: Loss
+    signals: frozenset[Signal]
+    """Scores give a ranking as well; nothing gives scores but scores."""
+    parameters: dict[str, float]
+    """The function's keyword-only parameters with their defaults, all positive numbers."""
+    package: Package | None = None
+    """None: built in."""
+
+    @property
+    def labels_only(self) -> bool:
+        """True for a loss that learns from nothing but labels."""
+        return self.signals == {"labels"}
+
+
+_DECLARED: dict[Loss, Objective] = {}
+_BUILT_IN: dict[str, Objective] = {}
+
+
+def objective(*, signals: tuple[Signal, ...]) -> Callable[[Loss], Loss]:
+    """Declare a loss: the function below, which any of these signals can feed.
+
+    Raises ConfigError for an unknown signal and for a parameter whose default is not positive.
+    """
+    if not signals or set(signals) - set(get_args(Signal)):
+        known = ", ".join(get_args(Signal))
+        raise ConfigError(f"signals={signals!r}: name at least one of {known}")
+
+    def declare(function: Loss) -> Loss:
+        parameters = {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.kind is parameter.KEYWORD_ONLY
+        }
+        for name, default in parameters.items():
+            if not isinstance(default, int | float) or not 0 < default < float("inf"):
+                raise ConfigError(
+                    f"{function.__name__}: {name} needs a default that is positive and finite"
+                )
+        found = Objective(function, frozenset(signals), parameters)
+        _DECLARED[function] = found
+        if function.__module__ == __name__:
+            _BUILT_IN[function.__name__] = found
+        return function
+
+    return declare
+
+
+class _Objectives(Mapping[str, Objective]):
+    """Objectives by name: those of this module, then those of installed packages.
+
+    Packages are looked at for a name that is not built in and where all names are listed. Raises
+    ConfigError for a package that fails to import or whose name for a loss is taken.
+    """
+
+    def __getitem__(self, name: str) -> Objective:
+        return _BUILT_IN[name] if name in _BUILT_IN else _load(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*_BUILT_IN, *_entry_points()))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+
+OBJECTIVES: Mapping[str, Objective] = _Objectives()
+
+
+def _entry_points() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        if point.name in _BUILT_IN or point.name in found:
+            owner = _package(found[point.name]).name if point.name in found else "xsweep"
+            raise ConfigError(
+                f"the package {_package(point).name} has an objective {point.name!r}, as {owner} "
+                "has: rename its entry point or uninstall the package"
+            )
+        found[point.name] = point
+    return found
+
+
+def _package(point: EntryPoint) -> Distribution:
+    assert point.dist, "entry_points() knows where each comes from"
+    return point.dist
+
+
+@cache
+def _load(name: str) -> Objective:
+    point = _entry_points()[name]
+    package = _package(point)
+    place = f"the objective {name!r} ({point.value}) of the package {package.name}"
+    try:
+        function = point.load()
+        source = inspect.getsource(function)
+    except Exception as error:  # code from elsewhere raises anything
+        raise ConfigError(
+            f"{place} {package.version} cannot be imported: {type(error).__name__}: {error}: "
+            "repair the package or uninstall it"
+        ) from error
+    if function not in _DECLARED:
+        raise ConfigError(f"{place} is not declared: put @objective(signals=…) above it")
+    checksum = hashlib.sha256(source.encode()).hexdigest()
+    origin = Package(name=package.name, version=package.version, sha256=checksum)
+    return _DECLARED[function]._replace(package=origin)
+
+
+def log_shares(values_QD: Tensor, mask_QD: Tensor, temperature: float = 1.0) -> Tensor:
+    """log softmax(values / temperature) among each query's own documents.
+
+    What stands behind the mask takes no share and gets no gradient; its entries have no meaning.
+    """
+    import torch
+
+    # A finite floor: -inf would make the gradient of a query without documents NaN.
+    floor = torch.finfo(values_QD.dtype).min
+    return (values_QD / temperature).masked_fill(~mask_QD, floor).log_softmax(dim=-1)
+
+
+def average_ranks(values_QD: Tensor, mask_QD: Tensor) -> Tensor:
+    """The rank of each document, fp32: 1 is the highest value, ties share their average rank.
+
+    Values (3, 1, 3) have ranks (1.5, 3, 1.5). What stands behind the mask has no meaning.
+    """
+    others_QDD = mask_QD[:, None, :] & mask_QD[:, :, None]
+    better_QDD = (values_QD[:, None, :] > values_QD[:, :, None]) & others_QDD
+    tied_QDD = (values_QD[:, None, :] == values_QD[:, :, None]) & others_QDD
+    return better_QDD.sum(dim=-1) + (tied_QDD.sum(dim=-1) + 1) / 2
+
+
+def preferred_pairs(targets_QD: Tensor, mask_QD: Tensor) -> Tensor:
+    """bool_QDD: True at (i, j) where both documents stand and t_i > t_j."""
+    both_QDD = mask_QD[:, :, None] & mask_QD[:, None, :]
+    return (targets_QD[:, :, None] > targets_QD[:, None, :]) & both_QDD
+
+
+@objective(signals=("labels",))
+def bce(
+    scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor, *, positive_weight: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Sum over documents of -w log σ(s) where the target is positive, else -log σ(-s); their count.
+
+    w is `positive_weight`: in lists of 1 positive and 7 negatives, 7 gives both sides the same
+    weight. Nogueira & Cho 2019, eq. 1 (https://arxiv.org/abs/1901.04085). Worked number: scores
+    (2, 0), targets (1, 0) give log(1 + e^-2) + log 2 = 0.126928 + 0.693147 over 2 documents.
+    """
+    from torch.nn.functional import softplus
+
+    positive_QD = targets_QD > 0
+    losses_QD = softplus(scores_QD.where(~positive_QD, -scores_QD))
+    if positive_weight != 1:
+        losses_QD = losses_QD * (1 + positive_QD * (positive_weight - 1))
+    return losses_QD[mask_QD].sum(), mask_QD.sum()
+
+
+@objective(signals=("labels",))
+def hinge(
+    scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor, *, margin: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Sum over ordered pairs with t_i > t_j of max(0, margin - s_i + s_j); the count of pairs.
+
+    With one positive and k negatives these are k pairs. Joachims 2002
+    (https://doi.org/10.1145/775047.775067). Worked number: scores (2, 0.5, 1.5), the first
+    relevant, give 0 + 0.5 over 2 pairs.
+    """
+    preferred_QDD = preferred_pairs(targets_QD, mask_QD)
+    losses_QDD = (margin - scores_QD[:, :, None] + scores_QD[:, None, :]).relu()
+    return losses_QDD[preferred_QDD].sum(), preferred_QDD.sum()
+
+
+@objective(signals=("labels",))
+def infonce(
+    scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Sum over positives of -log softmax(s / temperature) among the query's own documents.
+
+    The count is the number of positives (target above 0); no in-batch negatives. Gao, Dai &
+    Callan 2021, eq. 5 (https://arxiv.org/abs/2101.08751). Worked number: scores (2, 0.5, -1),
+    the first relevant, give log(1 + e^-1.5 + e^-3) = 0.241311 over 1 positive.
+    """
+    log_shares_QD = log_shares(scores_QD, mask_QD, temperature)
+    positives_QD = mask_QD & (targets_QD > 0)
+    return -log_shares_QD[positives_QD].sum(), positives_QD.sum()
+
+
+@objective(signals=("scores",))
+def margin_mse(scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over columns j >= 1 of ((s_0 - s_j) - (t_0 - t_j))²; the count of those pairs.
+
+    Hofstätter et al. 2020, eq. 7 (https://arxiv.org/abs/2010.02666). Worked number: scores
+    (2, 0.5), teacher scores (10, 7) give (1.5 - 3)² = 2.25 over 1 pair.
+    """
+    pairs_QP = mask_QD[:, :1] & mask_QD[:, 1:]
+    margins_QP = scores_QD[:, :1] - scores_QD[:, 1:]
+    teacher_margins_QP = targets_QD[:, :1] - targets_QD[:, 1:]
+    return (margins_QP - teacher_margins_QP)[pairs_QP].square().sum(), pairs_QP.sum()
+
+
+@objective(signals=("scores", "ranking"))
+def distill_ranknet(
+    scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sum over ordered pairs with t_i > t_j of ln(1 + e^-(s_i - s_j)); the count of those pairs.
+
+    Natural logarithm; ties in the teacher give no pair. Burges et al. 2005, eq. 3
+    (https://doi.org/10.1145/1102351.1102363); on permutations of language models: Sun et al.
+    2023 (https://arxiv.org/abs/2304.09542). Worked number: scores (2, 0.5, -1) in the teacher's
+    own order give (0.201413 + 0.048587 + 0.201413) over 3 pairs, a mean of 0.150471.
+    """
+    from torch.nn.functional import softplus
+
+    preferred_QDD = preferred_pairs(targets_QD, mask_QD)
+    margins_QDD = scores_QD[:, :, None] - scores_QD[:, None, :]
+    return softplus(-margins_QDD[preferred_QDD]).sum(), preferred_QDD.sum()
+
+
+@objective(signals=("scores", "ranking"))
+def adr_mse(
+    scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Approximate discounted rank error: the sum over documents of (r - r̂)² / log2(1 + r).
+
+    The count is that of the documents. r is the teacher's rank among the query's documents (1 is
+    best, tied targets share their average rank), r̂_i = 1 + Σ_{j≠i} σ((s_j - s_i) / temperature)
+    approximates the student's. Schlatt et al. 2025, section 3 (https://arxiv.org/abs/2405.07920).
+    Worked number: scores (2, 0.5, -1) in the teacher's own order have approximate ranks 1.2299, 2,
+    2.7701; the mean over the 3 documents is 0.026416.
+    """
+    others_QDD = mask_QD[:, None, :] & mask_QD[:, :, None]
+    above_QDD = ((scores_QD[:, None, :] - scores_QD[:, :, None]) / temperature).sigmoid()
+    # A document is counted against itself as σ(0) = 1/2, so the sum starts at 1/2, not at 1.
+    approximate_ranks_QD = 0.5 + (above_QDD * others_QDD).sum(dim=-1)
+    ranks_QD = average_ranks(targets_QD, mask_QD)
+    losses_QD = (ranks_QD - approximate_ranks_QD).square() / (1 + ranks_QD).log2()
+    return losses_QD[mask_QD].sum(), mask_QD.sum()
+
+
+@objective(signals=("scores",))
+def mse(scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over documents of (s - t)²; the count of documents.
+
+    Ba & Caruana 2014, eq. 1 (https://arxiv.org/abs/1312.6184). Unlike margin_mse it also learns
+    the level of the teacher's scores, which no ranking needs. Worked number: scores (2, 0.5),
+    teacher scores (3, 0) give 1 + 0.25 over 2 documents.
+    """
+    return (scores_QD - targets_QD)[mask_QD].square().sum(), mask_QD.sum()
+
+
+@objective(signals=("scores",))
+def kl_div(
+    scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Sum over queries of Σ_d p_d ln(p_d / q_d); the count of queries.
+
+    p = softmax(t / temperature) is the teacher's, q = softmax(s / temperature) the student's
+    distribution. Hinton, Vinyals & Dean 2015, section 2 (https://arxiv.org/abs/1503.02531),
+    without its factor temperature². Worked number: scores (0, 0), teacher scores (ln 3, 0) give
+    p = (3/4, 1/4), q = (1/2, 1/2) and 3/4 ln 3/2 + 1/4 ln 1/2 = 0.130812 over 1 query.
+    """
+    teacher_QD = log_shares(targets_QD, mask_QD, temperature)
+    student_QD = log_shares(scores_QD, mask_QD, temperature)
+    losses_QD = teacher_QD.exp() * (teacher_QD - student_QD)
+    return losses_QD[mask_QD].sum(), mask_QD.any(dim=-1).sum()
+
+
+@objective(signals=("labels", "scores"))
+def list_net(scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over queries of -Σ_d p_d ln q_d with p = softmax(t), q = softmax(s); count of queries.
+
+    Cao et al. 2007, eq. 5 with top-one probabilities (https://doi.org/10.1145/1273496.1273513).
+    Its gradient is that of kl_div, its value is larger by the teacher's entropy; it takes labels
+    too. Worked number: scores (0, 0), teacher scores (ln 3, 0) give ln 2 = 0.693147 over 1 query.
+    """
+    teacher_QD = log_shares(targets_QD, mask_QD)
+    losses_QD = -teacher_QD.exp() * log_shares(scores_QD, mask_QD)
+    return losses_QD[mask_QD].sum(), mask_QD.any(dim=-1).sum()
+
+
+@objective(signals=("labels",))
+def lambda_rank(scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over ordered pairs with t_i > t_j of |ΔnDCG_ij| ln(1 + e^-(s_i - s_j)); count of pairs.
+
+    |ΔnDCG_ij| = |g_i - g_j| |1/log2(1 + r_i) - 1/log2(1 + r_j)| / idealDCG, with gains
+    g = 2^max(t, 0) - 1 and r the student's ranks (tied scores share their average rank), which
+    have no gradient. Burges 2010, section 4 (Microsoft Research MSR-TR-2010-82), as eq. 16 of
+    Wang et al. 2018 (https://doi.org/10.1145/3269206.3271784). Worked number: scores
+    (0.5, 2, -1), the first relevant: its swaps with ranks 1 and 3 are worth 1 - 0.630930 and
+    0.630930 - 0.5, so 0.369070 · 1.701413 + 0.130930 · 0.201413 = 0.654312 over 2 pairs.
+    """
+    from torch.nn.functional import softplus
+
+    gains_QD = (targets_QD.clamp(min=0).exp2() - 1) * mask_QD
+    discounts_QD = (1 + average_ranks(scores_QD.detach(), mask_QD)).log2().reciprocal()
+    best_first_QD = gains_QD.sort(dim=-1, descending=True).values
+    places_D = best_first_QD.new_ones(best_first_QD.shape[-1]).cumsum(0)
+    ideal_Q = (best_first_QD / (1 + places_D).log2()).sum(dim=-1).clamp(min=1e-10)
+    weights_QDD = (
+        (gains_QD[:, :, None] - gains_QD[:, None, :]).abs()
+        * (discounts_QD[:, :, None] - discounts_QD[:, None, :]).abs()
+        / ideal_Q[:, None, None]
+    )
+    preferred_QDD = preferred_pairs(targets_QD, mask_QD)
+    margins_QDD = scores_QD[:, :, None] - scores_QD[:, None, :]
+    losses_QDD = weights_QDD * softplus(-margins_QDD)
+    return losses_QDD[preferred_QDD].sum(), preferred_QDD.sum()
+
+
+@objective(signals=("scores", "ranking"))
+def distill_lambda_rank(
+    scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """lambda_rank on a teacher's order: the target of a document is 1 / (its teacher's rank).
+
+    The targets that Sun et al. 2023 (https://arxiv.org/abs/2304.09542) give to permutations of
+    language models; tied targets share their average rank and give no pair. Worked number: scores
+    (0.5, 2) in the teacher's own order have gains 1 and √2 - 1 and idealDCG 1.261340; the pair
+    weighs 0.585786 · 0.369070 / 1.261340 = 0.171402 and costs 0.171402 · 1.701413 = 0.291626.
+    """
+    return lambda_rank(scores_QD, average_ranks(targets_QD, mask_QD).reciprocal(), mask_QD)

@@ -1,0 +1,301 @@
+"""Formats of a teacher's signal: how a specification names each, and its reader.
+
+A format is a `Source` with a `type` of its own, and a function under `@teacher_format` that reads
+it: a ranked list for each query, or finished pairs. Where the source is a file, its type is also
+the key that names the file in a grid.
+
+Planning a grid imports this module, which imports no NumPy; `lists` and `pairs` draw the samples.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from evaluator.files import checked, read_lines, text
+from evaluator.jsonl import read_records
+from evaluator.specs import FileSpec, Spec
+from evaluator.trec import run_lines
+from trainer.objectives import Signal
+from xsweep import ConfigError, DataError
+
+Reader = TypeVar("Reader", bound=Callable[..., "ListFile | PairFile"])
+
+
+class Source(Spec):
+    """Base of all sources."""
+
+    type: str
+
+
+class FileSource(Source):
+    """Base of the sources that are one file."""
+
+    file: FileSpec
+
+
+class Entry(NamedTuple):
+    """A document in a query's list."""
+
+    line: int
+    query_id: str
+    doc_id: str
+    value: float
+    """Higher is better."""
+
+
+class ListFile(NamedTuple):
+    """A ranked list for each query; entries come in any order."""
+
+    path: Path
+    entries: Iterable[Entry]
+    by_rank: bool = False
+    """True where the values are negated ranks; a list's n documents then score n to 1."""
+
+
+class Pair(NamedTuple):
+    """A query, a document that answers it better, and one that answers it worse."""
+
+    query_id: str
+    positive: str
+    negative: str
+    scores: tuple[float, float] | None = None
+    """Of both documents; None: labels."""
+
+
+class PairFile(NamedTuple):
+    """Finished pairs, a line each."""
+
+    name: str
+    """For errors."""
+    lines: Path | Iterable[bytes]
+    parse: Callable[[str], Pair]
+    """Reads one line; raises ValueError for a malformed one."""
+    expected: str
+    """The parts of a line, for errors."""
+
+
+class Format(NamedTuple):
+    """One format of a teacher's signal."""
+
+    source: type[Source]
+    signals: frozenset[Signal]
+    """Signals that it can give."""
+    pairs: bool
+    """True for finished pairs, of which nothing is left to sample."""
+    read: Callable[..., Any]
+    """`read(source) -> PairFile`, or `read(source, signal, inputs) -> ListFile`."""
+
+
+FORMATS: dict[str, Format] = {}
+"""Formats by the `type` of their sources."""
+FILE_KEYS: dict[str, str] = {}
+"""The grid's keys for teachers that are files, with what their sources' docstrings say first."""
+
+
+def teacher_format(
+    source: type[Source], *, signals: tuple[Signal, ...], pairs: bool = False
+) -> Callable[[Reader], Reader]:
+    """Declare the function below as the reader of a source, which can give these signals."""
+
+    def declare(read: Reader) -> Reader:
+        name = source.model_fields["type"].default
+        FORMATS[name] = Format(source, frozenset(signals), pairs, read)
+        if issubclass(source, FileSource):
+            FILE_KEYS[name] = inspect.cleandoc(source.__doc__ or "").split("\n\n")[0]
+        return read
+
+    return declare
+
+
+class CandidatesSource(Source):
+    """Labels over the `candidates` input: positives from the qrels, negatives from the ranking."""
+
+    type: Literal["candidates"] = "candidates"
+
+
+@teacher_format(CandidatesSource, signals=("labels",))
+def read_candidates(source: Source, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+    """The candidates that a prepare job left."""
+    return _trec(_input(inputs, "candidates") / "candidates.run.gz")
+
+
+class TeachSource(Source):
+    """The scores that a teach job left in its `scores.run.gz` (input `teacher`)."""
+
+    type: Literal["teach"] = "teach"
+
+
+@teacher_format(TeachSource, signals=("scores", "ranking"))
+def read_teach(source: Source, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+    """The scores that a teach job left."""
+    return _trec(_input(inputs, "teacher") / "scores.run.gz")
+
+
+class RunSource(FileSource):
+    """A TREC run: as a ranking, as scores, or as the pool of negatives for labels."""
+
+    type: Literal["run"] = "run"
+    order: Literal["rank", "score"] = "score"
+    """Which column orders a list: some published runs tie or disagree in the other one."""
+
+
+@teacher_format(RunSource, signals=("labels", "scores", "ranking"))
+def read_run(source: RunSource, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+    """A TREC run in the order of its scores or its ranks."""
+    return _trec(checked(source.file), source.order)
+
+
+class ScoresSource(FileSource):
+    """Lines `query id <TAB> document id <TAB> score`."""
+
+    type: Literal["scores"] = "scores"
+
+
+@teacher_format(ScoresSource, signals=("scores", "ranking"))
+def read_scores(source: ScoresSource, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+    """Scores, best first."""
+    path = checked(source.file)
+    return ListFile(path, _score_lines(path))
+
+
+class TriplesSource(FileSource):
+    """Lines `query id <TAB> positive id <TAB> negative id` (MS MARCO's triples)."""
+
+    type: Literal["triples"] = "triples"
+
+
+@teacher_format(TriplesSource, signals=("labels",), pairs=True)
+def read_triples(source: TriplesSource) -> PairFile:
+    """Pairs of ids."""
+    path = checked(source.file)
+    return PairFile(str(path), path, _triple, TRIPLE)
+
+
+class DocpairsSource(Source):
+    """The docpairs of an ir_datasets dataset, e.g. `msmarco-passage/train/triples-small`."""
+
+    type: Literal["docpairs"] = "docpairs"
+    id: str
+
+
+@teacher_format(DocpairsSource, signals=("labels",), pairs=True)
+def read_docpairs(source: DocpairsSource) -> PairFile:
+    """The docpairs, by the file they are kept in where it has such lines."""
+    import ir_datasets
+    from ir_datasets.formats import TsvDocPairs
+
+    try:
+        pairs = ir_datasets.load(source.id).docpairs_handler()
+        # An hour of unpacking line by line for MS MARCO's 270 million, or a minute at once.
+        path = Path(pairs.docpairs_path()) if type(pairs) is TsvDocPairs else None
+    except Exception as error:  # its loaders and the network raise nearly anything
+        raise _no_docpairs(source.id, error) from error
+    is_plain = path and path.suffix in (".gz", ".tsv")
+    lines = path if path and is_plain else _docpair_lines(source.id, pairs)
+    return PairFile(source.id, lines, _triple, TRIPLE)
+
+
+class ScoreTriplesSource(FileSource):
+    """Lines `positive score, negative score, query id, positive id, negative id`, tab separated.
+
+    The form of Hofstätter et al. 2020's teacher scores (Zenodo 4068216).
+    """
+
+    type: Literal["score_triples"] = "score_triples"
+
+
+@teacher_format(ScoreTriplesSource, signals=("scores",), pairs=True)
+def read_score_triples(source: ScoreTriplesSource) -> PairFile:
+    """Pairs of ids with a teacher's scores."""
+    path = checked(source.file)
+    return PairFile(str(path), path, _scored_triple, f"two scores, then {TRIPLE}")
+
+
+class JsonlSource(FileSource):
+    """Lines of a query with its passages: texts, labels and scores, see `evaluator.jsonl`.
+
+    The training's collection is the same file.
+    """
+
+    type: Literal["jsonl"] = "jsonl"
+
+
+@teacher_format(JsonlSource, signals=("labels", "scores", "ranking"))
+def read_jsonl(source: JsonlSource, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+    """The passages in the teacher's order; for labels, which need no scores, in the file's."""
+    path = checked(source.file)
+    return ListFile(path, _passages(path, scored=signal != "labels"))
+
+
+def _input(inputs: Mapping[str, Path], role: str) -> Path:
+    if role not in inputs:
+        raise ConfigError(f"this teacher needs the input {role!r}: name its folder in `inputs`")
+    return Path(inputs[role])
+
+
+def _trec(path: Path, order: Literal["score", "rank"] = "score") -> ListFile:
+    entries = itertools.starmap(Entry, run_lines(path, order))
+    return ListFile(path, entries, by_rank=order == "rank")
+
+
+def _score_lines(path: Path) -> Iterator[Entry]:
+    found = False
+    for number, line in enumerate(read_lines(path), 1):
+        fields = text(line, f"{path}:{number}").split()
+        try:
+            query_id, doc_id, score = fields
+            value = float(score)
+        except ValueError:
+            raise DataError(
+                f"{path}:{number}: expected a query id, a document id and a score, found {fields}"
+            ) from None
+        if not abs(value) < float("inf"):
+            raise DataError(f"{path}:{number}: the score {score} is not a finite number")
+        found = True
+        yield Entry(number, query_id, doc_id, value)
+    if not found:
+        raise DataError(f"{path}: the file holds no scores")
+
+
+def _passages(path: Path, scored: bool) -> Iterator[Entry]:
+    for query_id, _, passages in read_records(path):
+        seen = set()
+        for place, passage in enumerate(passages):
+            score = passage.score if scored else float(-place)
+            if score is None:
+                raise DataError(
+                    f"{path}:{query_id}: a passage has no teacher_score; learn from its labels, or "
+                    "have a model score it"
+                )
+            if passage.doc_id not in seen:  # equal texts are one document
+                seen.add(passage.doc_id)
+                yield Entry(int(query_id), query_id, passage.doc_id, score)
+
+
+TRIPLE = "query, positive and negative id"
+
+
+def _triple(line: str) -> Pair:
+    query_id, positive, negative = line.split()
+    return Pair(query_id, positive, negative)
+
+
+def _scored_triple(line: str) -> Pair:
+    high, low, query_id, positive, negative = line.split()
+    return Pair(query_id, positive, negative, (float(high), float(low)))
+
+
+def _docpair_lines(dataset_id: str, pairs: Any) -> Iterator[bytes]:
+    try:
+        for pair in pairs.docpairs_iter():
+            yield f"{pair.query_id}\t{pair.doc_id_a}\t{pair.doc_id_b}\n".encode()
+    except Exception as error:  # its loaders and the network raise nearly anything
+        raise _no_docpairs(dataset_id, error) from error
+
+
+def _no_docpairs(dataset_id: str, error: Exception) -> DataError:
+    return DataError(f"{dataset_id}: ir_datasets gives no docpairs: {error}")
