@@ -115,7 +115,11 @@ def report(
     ] = False,
     max_columns: Annotated[
         int,
-        typer.Option(help="Columns of one tabular; 0 for what fits.", min=0, rich_help_panel=LATEX),
+        typer.Option(
+            help="Columns of one tabular; 0 for 6, or 10 in landscape.",
+            min=0,
+            rich_help_panel=LATEX,
+        ),
     ] = 0,
 ) -> None:
     """The table of a sweep's accepted results, with significance against the baselines.

@@ -28,7 +28,7 @@ class Layout:
     landscape: bool = False
     """LaTeX: turned by 90 degrees, on a page of its own."""
     max_columns: int = 0
-    """LaTeX: columns of one tabular, more continue below; 0 for as many as there is room for."""
+    """LaTeX: columns of one tabular, more continue below; 0 for 6, or 10 in landscape."""
     figures: tuple[str, ...] = ()
     """LaTeX: picture files to include, as the document will find them."""
 

@@ -1,7 +1,7 @@
 """The report as a LaTeX table: booktabs only, every name escaped, for pdflatex."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from orchestrator.report import PLAIN, Layout
@@ -46,14 +46,10 @@ PREAMBLE = r"""\documentclass%(options)s{article}
 \usepackage{rotating}
 \begin{document}
 """
-TEXT_WIDTH_CM = {False: 17.0, True: 25.7}
-"""Of an A4 page with margins of 2 cm, upright and landscape."""
-LETTER_CM, GAP_CM = 0.15, 0.42
-"""Mean width of a letter in \\small, and what lies between two columns."""
-SIZES = ((30, r"\small"), (42, r"\footnotesize"), (1000, r"\scriptsize"))
-"""Up to so many lines a table is set in that size."""
-LINES_PER_PAGE = {False: 56, True: 34}
-"""Lines of an upright and of a landscape page; what has more becomes several tables."""
+COLUMNS = {False: 6, True: 10}
+"""Columns of one tabular upright and in landscape, unless `max_columns` sets another number."""
+LINES = {False: 45, True: 28}
+"""Lines of \\small that leave room for a caption on an upright and on a turned page."""
 TALLEST = {False: r"0.8\textheight", True: r"0.46\linewidth"}
 """Of one tabular, so that its caption has room on the upright or turned page."""
 FLOATS_BETWEEN_PAGES = 6
@@ -98,23 +94,20 @@ def escape(text: str) -> str:
 
 
 def _main_tables(report: Report, layout: Layout) -> list[str]:
-    columns, lines = report.table.columns, len(report.table.rows) + len(report.heads) + 2
+    columns = report.table.columns
+    step = layout.max_columns or COLUMNS[layout.landscape]
+    tabulars = [
+        _fitted(_tabular(report, columns[start : start + step], start), layout)
+        for start in range(0, len(columns), step)
+    ]
     text = " ".join([f"{title(report)}.", *caption(report, STYLE)])
-    width_cm = TEXT_WIDTH_CM[layout.landscape]
-    room = LINES_PER_PAGE[layout.landscape] - len(text) * LETTER_CM / width_cm - 2
     label = rf"\label{{tab:{re.sub('[^0-9A-Za-z]', '-', report.sweep)}}}"
-    pages: list[list[str]] = [[]]
-    for start, end in _stretches(report, layout):
-        if pages[-1] and (len(pages[-1]) + 1) * lines > room:
-            pages.append([])
-            room = LINES_PER_PAGE[layout.landscape] - 2
-        pages[-1].append(_fitted(_tabular(report, columns[start:end], start), layout))
+    stacked = max(1, LINES[layout.landscape] // (len(report.table.rows) + len(report.heads)))
     tables = []
-    for page in pages:
-        body = [_size(lines * len(page), layout), "\n\\par\\medskip\n".join(page)]
-        own = [rf"\caption{{{escape(text)}}}", label]
-        body += own if page is pages[0] else _continued(title(report))
-        tables.append(_environment("table", layout, body))
+    for start in range(0, len(tabulars), stacked):
+        after = _continued(title(report)) if start else [rf"\caption{{{escape(text)}}}", label]
+        body = "\n\\par\\medskip\n".join(tabulars[start : start + stacked])
+        tables.append(_environment("table", layout, [r"\small", body, *after]))
     return tables
 
 
@@ -122,7 +115,7 @@ def _section(section: Section, layout: Layout) -> list[str]:
     heads, *rows = (
         " & ".join(map(escape, line)) + r" \\" for line in (section.heads, *section.lines)
     )
-    room = LINES_PER_PAGE[layout.landscape] - 6
+    room = LINES[layout.landscape]
     tables = []
     for start in range(0, len(rows), room):
         lines = rows[start : start + room]
@@ -133,7 +126,7 @@ def _section(section: Section, layout: Layout) -> list[str]:
         ]
         text = rf"\caption{{{escape(f'{section.title}. {section.note}')}}}"
         after = _continued(section.title) if start else [text]
-        body = [_size(len(lines), layout), _fitted("\n".join(tabular), layout), *after]
+        body = [r"\small", _fitted("\n".join(tabular), layout), *after]
         tables.append(_environment("table", layout, body))
     return tables
 
@@ -159,39 +152,6 @@ def _conclusions(report: Report) -> list[Section]:
 
 def _continued(text: str) -> list[str]:
     return [r"\addtocounter{table}{-1}", rf"\caption{{{escape(f'{text}, continued.')}}}"]
-
-
-def _size(lines: int, layout: Layout) -> str:
-    turned = 1.6 if layout.landscape else 1
-    return next(size for most, size in SIZES if lines * turned <= most)
-
-
-def _stretches(report: Report, layout: Layout) -> Iterator[tuple[int, int]]:
-    """Cuts the columns into runs that fit beside the labels, by the length of their texts."""
-    columns = report.table.columns
-    if layout.max_columns:
-        for start in range(0, len(columns), layout.max_columns):
-            yield start, min(start + layout.max_columns, len(columns))
-        return
-    labels = [report.label_heads, *map(report.label, report.table.rows)]
-    parts = zip(*(line for line in labels if len(line) == len(report.label_heads)), strict=True)
-    used = sum(_width_cm(max(map(len, each))) for each in parts)
-    alone = max((len(line[0]) for line in labels if len(line) == 1), default=0)
-    room = TEXT_WIDTH_CM[layout.landscape] - max(used, _width_cm(alone))
-    start, used = 0, 0.0
-    for place, (column, head) in enumerate(zip(columns, report.heads[-1], strict=True)):
-        shown = (report.shown(row, column) for row in report.table.rows)
-        small = (0.8 * len(f"{s.spread}+{s.beaten_text}{s.note}") + len(s.value) for s in shown)
-        needed = _width_cm(max(len(head), *small))
-        if place > start and used + needed > room:
-            yield start, place
-            start, used = place, 0.0
-        used += needed
-    yield start, len(columns)
-
-
-def _width_cm(letters: float) -> float:
-    return letters * LETTER_CM + GAP_CM
 
 
 def _fitted(tabular: str, layout: Layout) -> str:
