@@ -1,4 +1,6 @@
-"""xsweep's version and the errors that every package raises."""
+"""xsweep's version, the errors that every package raises, and the wording that they share."""
+
+from collections.abc import Iterable
 
 __version__ = "0.1.0"
 
@@ -45,3 +47,22 @@ class Stopped(XsweepError):
     """Work left on request after saving what it had; it costs no attempt."""
 
     failure = "PREEMPTED"
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """A question that names the known names nearest to a wrong one; empty where none is near.
+
+    `did_you_mean("infonze", ["bce", "infonce"])` is "did you mean 'infonce'?".
+    """
+    from difflib import get_close_matches
+
+    by_lower_name = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower(), by_lower_name, n=most)
+    listed = " or ".join(repr(by_lower_name[each]) for each in near)
+    return f"did you mean {listed}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank, or the name of its class."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)

@@ -1,7 +1,6 @@
 """Finding what a person means: a sweep by name, a job by id, identity, its beginning, or name."""
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 
 from sqlalchemy import Connection, Engine, select
 
@@ -9,7 +8,7 @@ from db.bulk import pieces
 from db.schema import Job, Sweep
 from db.states import State
 from db.transactions import reading
-from xsweep import ConfigError
+from xsweep import ConfigError, did_you_mean
 
 NAMES_COMPARED = 20_000
 LISTED = 5
@@ -87,5 +86,4 @@ def _nearest(text: str, names: Iterable[str]) -> str:
     known = list(dict.fromkeys(names))
     if not known:
         return "the database has none yet; submit a grid first"
-    close = get_close_matches(text, known, n=3, cutoff=0.4)
-    return f"did you mean {', '.join(close)}?" if close else f"there is {', '.join(known[:LISTED])}"
+    return did_you_mean(text, known, most=3) or f"there is {', '.join(known[:LISTED])}"

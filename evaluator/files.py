@@ -1,8 +1,10 @@
-"""Data files: opened with line numbers, checked against their checksum, written reproducibly."""
+"""Data files: read with line numbers, checked against their checksum, written reproducibly."""
 
 import codecs
 import gzip
 import hashlib
+import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -53,6 +55,24 @@ def write_text(path: Path) -> Iterator[Callable[[str], object]]:
         gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
     ):
         yield lambda line: packed.write(line.encode())
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A draft beside `path`, to be made a file or a folder, which becomes `path` at the end.
+
+    A reader sees all of it or nothing, whoever is killed. Where the block raises, the draft is
+    removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        draft.unlink(missing_ok=True)
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:

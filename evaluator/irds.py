@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from evaluator.collections import Collection, Texts
+from evaluator.files import atomic_write
 from evaluator.specs import IrdsSpec
 from evaluator.trec import Qrels, Run, sort_docs
 from xsweep import DataError
@@ -134,10 +134,8 @@ def _link(source: Path, link: Path) -> None:
     """A link to a file, unless it is there; others may make the same one at this moment."""
     if link.exists():
         return
-    link.parent.mkdir(parents=True, exist_ok=True)
-    draft = link.with_name(f".{link.name}.{os.getpid()}.{threading.get_ident()}")
-    if source.name == "irds_version.txt":  # rewritten in place by newer versions
-        shutil.copyfile(source, draft)
-    else:
-        draft.symlink_to(source)
-    draft.replace(link)
+    with atomic_write(link) as draft:
+        if source.name == "irds_version.txt":  # rewritten in place by newer versions
+            shutil.copyfile(source, draft)
+        else:
+            draft.symlink_to(source)

@@ -7,7 +7,7 @@ file is what makes a result appear whole.
 import json
 from pathlib import Path
 
-from evaluator.files import checksum
+from evaluator.files import atomic_write, checksum
 from xsweep import DataError
 
 NAME = "manifest.json"
@@ -24,9 +24,8 @@ def write_manifest(folder: Path) -> dict:
         if path.is_file() and path != folder / NAME
     }
     manifest = {"files": files}
-    unfinished = folder / f".{NAME}.part"
-    unfinished.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
-    unfinished.replace(folder / NAME)
+    with atomic_write(folder / NAME) as draft:
+        draft.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return manifest
 
 

@@ -6,7 +6,6 @@ and settings: their digest is in the file.
 """
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+
+from evaluator.files import atomic_write
 
 SAVE_EVERY_S = 30.0
 FOLDER = "partial"
@@ -63,11 +64,8 @@ def keeper(folder: Path, name: str, digest: str, every_s: float = SAVE_EVERY_S) 
         nonlocal last_s
         if time.monotonic() - last_s < every_s:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        with draft.open("wb") as file:
+        with atomic_write(path) as draft, draft.open("wb") as file:
             np.savez(file, digest=digest, **done._asdict())
-        draft.replace(path)
         last_s = time.monotonic()
 
     return keep

@@ -6,12 +6,13 @@ import os
 import platform
 import socket
 import subprocess
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
-import xsweep
+from xsweep import SetupError, __version__
 
 PACKAGES = [
     "torch",
@@ -31,7 +32,7 @@ PACKAGES = [
 def collect(spec: dict[str, Any]) -> dict[str, Any]:
     """Provenance of a job that starts now; `seal` adds its end."""
     return {
-        "xsweep": xsweep.__version__,
+        "xsweep": __version__,
         "source": _source(),
         "python": platform.python_version(),
         "packages": _packages(),
@@ -68,6 +69,14 @@ def without_places(value: Any) -> Any:
     return kept
 
 
+def installed_version(package: str) -> str:
+    """The version of an installed package. Raises SetupError where it is missing."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise SetupError(f"{package!r} is not installed here: pip install {package}") from error
+
+
 def now() -> str:
     """The time in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -75,7 +84,11 @@ def now() -> str:
 
 @cache
 def _packages() -> dict[str, str]:
-    return {name: version for name in PACKAGES if (version := _version(name))}
+    found = {}
+    for name in PACKAGES:
+        with suppress(SetupError):
+            found[name] = installed_version(name)
+    return found
 
 
 @cache
@@ -128,13 +141,6 @@ def _cpu_model() -> str:
         return platform.processor()
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.machine())
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _git(root: Path, *arguments: str) -> str:

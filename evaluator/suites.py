@@ -1,9 +1,7 @@
 """Named suites of test collections, each a list of ir_datasets ids."""
 
-from difflib import get_close_matches
-
 from evaluator.specs import IrdsSpec
-from xsweep import ConfigError
+from xsweep import ConfigError, did_you_mean
 
 _CQADUPSTACK = [
     "android",
@@ -77,9 +75,8 @@ SUITES: dict[str, dict[str, str]] = {
 def suite(name: str, home: str | None = None) -> list[IrdsSpec]:
     """The collections of a suite. Raises ConfigError for an unknown name."""
     if name not in SUITES:
-        near = get_close_matches(name, SUITES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"unknown suite {name!r}: {hint}The suites are {', '.join(SUITES)}")
+        hint = did_you_mean(name, SUITES) or "there is none of that name."
+        raise ConfigError(f"unknown suite {name!r}: {hint} The suites are {', '.join(SUITES)}")
     return [IrdsSpec(name=title, id=irds_id, home=home) for title, irds_id in SUITES[name].items()]
 
 

@@ -16,6 +16,7 @@ from orchestrator.remote import url_of
 from orchestrator.requests import request_of
 from orchestrator.store import resolve
 from orchestrator.workers import Outcome, Task
+from xsweep import first_line
 
 log = logging.getLogger("xsweep")
 
@@ -59,7 +60,7 @@ class Assignment:
         try:
             outcome: Outcome | None = ray.get(ref)
         except ray.exceptions.RayError as error:
-            reason = f"the worker died: {_first_line(error)}"
+            reason = f"the worker died: {first_line(error)}"
             taken = self.leaving or was_preempted(error)
             failure = "PREEMPTED" if taken else "NODE"
             outcome = {"state": "failed", "failure": failure, "reason": reason}
@@ -145,8 +146,3 @@ def names_of(held: jobs.Held) -> set[str]:
 def was_preempted(error: ray.exceptions.RayError) -> bool:
     """Whether Ray says that an actor died because its node was taken away."""
     return isinstance(error, ray.exceptions.RayActorError) and error.preempted
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from orchestrator.formatting import duration
+
 if TYPE_CHECKING:
     from db.status import RunningJob, Summary, SweepStatus
 
@@ -76,14 +78,3 @@ def _projected_s(job: "RunningJob") -> float | None:
         return job.since_s + progress["left_s"]
     done = progress.get("done")
     return job.since_s * progress["total"] / done if done else None
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    if seconds < 99.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from evaluator.files import atomic_write
 from xsweep import SetupError
 
 START_TIMEOUT_S = 180.0
@@ -90,9 +91,8 @@ def _noted(home: Path) -> LocalCluster | None:
 
 
 def _note(home: Path, local: LocalCluster) -> None:
-    draft = home / f"ray.json.{os.getpid()}"
-    draft.write_text(json.dumps(asdict(local)))
-    draft.rename(home / "ray.json")
+    with atomic_write(home / "ray.json") as draft:
+        draft.write_text(json.dumps(asdict(local)))
 
 
 def _head_of(local: LocalCluster) -> psutil.Process:
@@ -131,13 +131,10 @@ def _lives(process: psutil.Process) -> bool:
 
 def _use_own_token(home: Path) -> None:
     token = home / "ray-token"
-    home.mkdir(parents=True, exist_ok=True)
     if not token.exists():
-        # Written under another name first: a reader never sees half a token.
-        draft = home / f"ray-token.{os.getpid()}"
-        draft.touch(mode=0o600)
-        draft.write_text(secrets.token_hex(32))
-        draft.rename(token)
+        with atomic_write(token) as draft:
+            draft.touch(mode=0o600)
+            draft.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
 

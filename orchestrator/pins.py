@@ -1,19 +1,17 @@
 """Pins specs to content: files get checksums, packages versions, before identities are taken."""
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel
 
-from evaluator.files import checksum, tree_sha256
+from evaluator.files import atomic_write, checksum, tree_sha256
 from evaluator.layouts import folder_files, folder_sha256
+from evaluator.provenance import installed_version
 from evaluator.specs import ApidocsSpec, FileSpec, FolderSpec, ModelSpec
-from xsweep import SetupError
 
 Spec = TypeVar("Spec", bound=BaseModel)
 
@@ -52,7 +50,7 @@ class Pins:
                 parts = [file for file in sorted(tree.rglob("*")) if file.is_file()]
                 return _with(spec, sha256=self._sum(parts, partial(tree_sha256, tree)))
             case ModelSpec(package=str() as package, version=None):
-                return _with(spec, version=_installed(package))
+                return _with(spec, version=installed_version(package))
             case ApidocsSpec() if not spec.versions:
                 from evaluator import apidocs
 
@@ -77,20 +75,9 @@ class Pins:
     def save(self) -> None:
         """Write what was computed; a reader sees the old file or the new one."""
         if len(self.known) > self._saved:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            draft = self.cache.with_name(f"{self.cache.name}.{os.getpid()}")
-            draft.write_text(json.dumps(self.known, indent=0))
-            draft.replace(self.cache)
+            with atomic_write(self.cache) as draft:
+                draft.write_text(json.dumps(self.known, indent=0))
 
 
 def _with(spec: Spec, **values: object) -> Spec:
     return spec.model_copy(update=values)
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError as problem:
-        raise SetupError(
-            f"the package {package!r} is not installed here: pip install {package}"
-        ) from problem

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from orchestrator import forecast
 from orchestrator.settings import Settings
-from xsweep import SetupError
+from xsweep import SetupError, first_line
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -156,7 +156,7 @@ def _controller(
     except (ray.exceptions.RayError, ConnectionError) as error:
         # What still runs there is adopted by the next controller; what does not is begun again.
         raise SetupError(
-            f"the Ray cluster at {given or 'this machine'} went away ({_first_line(error)}): "
+            f"the Ray cluster at {given or 'this machine'} went away ({first_line(error)}): "
             "`xsweep run` goes on from here when it is back"
         ) from error
     finally:
@@ -165,10 +165,6 @@ def _controller(
         busy = controller is not None and controller.busy
         cluster.disconnect(settings, stop=not busy)
         engine.dispose()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _loop(

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from evaluator.files import checksum
+from evaluator.files import atomic_write, checksum
 from evaluator.manifest import NAME as MANIFEST
 from evaluator.manifest import read_manifest
-from xsweep import DataError, SetupError
+from xsweep import DataError, SetupError, first_line
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -63,10 +63,8 @@ def mirror(url: str) -> Path:
 def attach(root: Path, url: str | None) -> None:
     """Makes a root that another host named a place for copies of a store; None: it is the store."""
     if url is not None and url_of(root) != url:
-        root.mkdir(parents=True, exist_ok=True)
-        draft = root / f"{URL_FILE}.{uuid.uuid4().hex}"
-        draft.write_text(url)
-        draft.replace(root / URL_FILE)
+        with atomic_write(root / URL_FILE) as draft:
+            draft.write_text(url)
 
 
 def copies_of(url: str) -> Path:
@@ -245,21 +243,11 @@ def asking(place: str) -> Iterator[None]:
 
 def _get(files: "AbstractFileSystem", name: str, copy: Path) -> None:
     """Gets a file so that it appears whole."""
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    draft = copy.with_name(f".{copy.name}.{uuid.uuid4().hex}")
-    try:
+    with atomic_write(copy) as draft:
         files.get_file(name, str(draft))
-        draft.replace(copy)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def manifests_last(name: str) -> tuple[int, str]:
     """Of all folders the outermost one's manifest comes last."""
     is_manifest = name.rpartition("/")[2] == MANIFEST
     return (-name.count("/") if is_manifest else -1000), name
-
-
-def first_line(error: Exception) -> str:
-    """Of what an error says."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from evaluator.manifest import NAME as MANIFEST
-from orchestrator.remote import asking, first_line, manifests_last, open_remote, url_of
+from orchestrator.remote import asking, manifests_last, open_remote, url_of
+from xsweep import first_line
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ YAML 1.2 (`no` is a word, `1e-5` a number) without its dangerous or confusing pa
 make objects, no duplicate keys, no merge keys, no NaN, bounded size, depth and aliases.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -12,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from xsweep import ConfigError
+from xsweep import ConfigError, did_you_mean, first_line
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -29,11 +28,9 @@ _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 
 def nearest(name: str, known: Collection[str]) -> str:
     """A sentence that suggests the known name that is most like a wrong one, or lists them."""
-    by_lower_name = {str(other).lower(): str(other) for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower_name, n=1)
-    if close:
-        return f"did you mean {by_lower_name[close[0]]!r}?"
-    return f"known are {', '.join(sorted(by_lower_name.values()))}" if known else "there are none"
+    names = sorted(map(str, known))
+    listed = f"known are {', '.join(names)}" if names else "there are none"
+    return did_you_mean(name, names) or listed
 
 
 @dataclass(frozen=True)
@@ -100,8 +97,7 @@ def read_yaml(path: Path, variables: Mapping[str, str | None]) -> YamlFile:
         raise _error(path, problem.problem_mark, f"not valid YAML: {problem.problem}") from problem
     except YAMLError as problem:  # a character that YAML does not allow
         place = _place(text[: getattr(problem, "position", 0)])
-        what = str(problem).strip().splitlines()[0]
-        raise ConfigError(f"{path}:{place}: not valid YAML: {what}") from problem
+        raise ConfigError(f"{path}:{place}: not valid YAML: {first_line(problem)}") from problem
     except RecursionError as problem:
         raise ConfigError(f"{path}: nested far too deep") from problem
     if root is None or root.id != "mapping":

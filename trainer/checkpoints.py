@@ -14,9 +14,10 @@ from typing import NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evaluator.files import atomic_write
 from evaluator.manifest import is_finished, read_manifest, write_manifest
 from trainer.writing import writing
-from xsweep import DataError, SetupError
+from xsweep import DataError
 
 KEEP = 2
 PARTS = ("weights", "moments", "best")
@@ -38,25 +39,17 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
     Raises SetupError where the disk is full or refuses; earlier checkpoints stay as they are.
     """
-    name = f"step-{checkpoint.progress['step']}"
-    unfinished = folder / f".{name}.part"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        with writing(folder / name):
-            _write(unfinished, checkpoint)
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
-            unfinished.rename(folder / name)
-    except SetupError:
-        # What is half written takes the room that somebody needs now.
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
+    path = folder / f"step-{checkpoint.progress['step']}"
+    with writing(path), atomic_write(path) as draft:
+        _write(draft, checkpoint)
+        if path.exists():
+            shutil.rmtree(path)
     for old in list_checkpoints([folder])[KEEP:]:
         shutil.rmtree(old)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    folder.mkdir(parents=True)
+    folder.mkdir()
     for part in PARTS:
         tensors = {key: tensor.contiguous() for key, tensor in getattr(checkpoint, part).items()}
         save_file(tensors, folder / f"{part}.safetensors")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.app import app, settings_of
+from orchestrator.formatting import data_size
 
 if TYPE_CHECKING:
     from evaluator.downloads import Source
@@ -42,7 +43,7 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
         typer.echo(f"    licence: {licence(spec.id)}")
         for source in found:
             mark = "here   " if source.present else "missing"
-            size = "" if source.size_bytes is None else _megabytes(source.size_bytes)
+            size = "" if source.size_bytes is None else data_size(source.size_bytes)
             typer.echo(f"    {mark}  {size:>13}  {_md5(source):36}  {source.path}")
             if not source.present:
                 typer.echo(f"             from {source.how}")
@@ -50,7 +51,7 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
             typer.echo(f"    get it:  xsweep data fetch {grid}  (on a machine with network access)")
     for file in _files(plan):
         path = Path(file.path)
-        size = f"{_megabytes(path.stat().st_size):>13}" if path.exists() else f"{'missing':>13}"
+        size = f"{data_size(path.stat().st_size):>13}" if path.exists() else f"{'missing':>13}"
         typer.echo(f"{size}  {_declared(file):71}  {path}")
 
 
@@ -161,11 +162,7 @@ def _blocks(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def _size(found: list["Source"]) -> str:
-    return _megabytes(sum(source.size_bytes or 0 for source in found)).strip()
-
-
-def _megabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB"
+    return data_size(sum(source.size_bytes or 0 for source in found))
 
 
 def _md5(source: "Source") -> str:

@@ -3,11 +3,11 @@
 import os
 import shutil
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import typer
 
+from evaluator.provenance import installed_version
 from orchestrator.cli.app import app, settings_of
 from orchestrator.settings import Settings
 from xsweep import SetupError, XsweepError, __version__
@@ -92,20 +92,13 @@ def _store(settings: Settings) -> str:
 def _packages(settings: Settings) -> str:
     found = []
     for name, least in NEEDED.items():
-        have = _installed(name)
+        have = installed_version(name)
         numbers = tuple(int(part) for part in have.split("+")[0].split(".")[:3] if part.isdigit())
         if numbers < least:
             wanted = ".".join(map(str, least))
             raise SetupError(f"{name} {have} is too old: pip install '{name}>={wanted}'")
         found.append(f"{name} {have}")
     return ", ".join(found)
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError as problem:
-        raise SetupError(f"{package} is not installed: pip install {package}") from problem
 
 
 def _devices(settings: Settings) -> str:
@@ -127,7 +120,7 @@ def _devices(settings: Settings) -> str:
 def _ray(settings: Settings) -> str:
     from orchestrator import cluster, head
 
-    _installed("ray")
+    installed_version("ray")
     if settings.ray_address:
         import ray
 
@@ -148,7 +141,7 @@ def _ray(settings: Settings) -> str:
 
 
 def _data(settings: Settings) -> str:
-    found = [f"{name} {_installed(name)}" for name in DATA_PACKAGES]
+    found = [f"{name} {installed_version(name)}" for name in DATA_PACKAGES]
     if settings.data_home is None:
         return f"{', '.join(found)}; no data home (--data-home), quickstart needs none"
     if not settings.data_home.is_dir():

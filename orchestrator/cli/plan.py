@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.app import app, settings_of
+from orchestrator.formatting import data_size, duration
 
 if TYPE_CHECKING:
     from db.durations import Duration
@@ -129,10 +130,10 @@ def _show_data(planned: "Plan") -> None:
         unknown = sum(each.size_bytes is None for each in missing)
         note = f" and {unknown} of unknown size" if unknown else ""
         typer.echo(
-            f"To fetch: {len(missing)} files and models, {_bytes(known)}{note}; the largest:"
+            f"To fetch: {len(missing)} files and models, {data_size(known)}{note}; the largest:"
         )
     for each in missing[:SHOWN]:
-        size = _bytes(each.size_bytes) if each.size_bytes else "unknown"
+        size = data_size(each.size_bytes) if each.size_bytes else "unknown"
         typer.echo(f"  {size:>9}  {each.name}  ({_short(each.how)})")
     if planned.absent:
         typer.echo(
@@ -148,8 +149,8 @@ def _show_space(planned: "Plan", gpu_bytes: float | None) -> None:
     from orchestrator.estimate.space import disk_bytes, gpu_memory_bytes
 
     kept = disk_bytes(planned.jobs)
-    parts = ", ".join(f"{kind} {_bytes(size)}" for kind, size in kept.items() if size)
-    typer.echo(f"Disk for the results: about {_bytes(sum(kept.values()))} ({parts})")
+    parts = ", ".join(f"{kind} {data_size(size)}" for kind, size in kept.items() if size)
+    typer.echo(f"Disk for the results: about {data_size(sum(kept.values()))} ({parts})")
     if gpu_bytes is None:
         return
     needs: dict[str, float] = {}
@@ -157,17 +158,15 @@ def _show_space(planned: "Plan", gpu_bytes: float | None) -> None:
         if job.kind == "train":
             backbone = str(job.labels.get("backbone"))
             needs[backbone] = max(needs.get(backbone, 0.0), gpu_memory_bytes(job.spec))
-    shown = ", ".join(f"{name} {_bytes(size)}" for name, size in needs.items())
+    shown = ", ".join(f"{name} {data_size(size)}" for name, size in needs.items())
     typer.echo(f"GPU memory of a training, at most: {shown}")
     if small := [name for name, size in needs.items() if size > gpu_bytes]:
         typer.echo(
-            f"  {', '.join(small)} will not fit {_bytes(gpu_bytes)}: lower micro_batch_tokens"
+            f"  {', '.join(small)} will not fit {data_size(gpu_bytes)}: lower micro_batch_tokens"
         )
 
 
 def _show_time(found: "Forecast") -> None:
-    from orchestrator.forecast import duration
-
     device, low, high = found.device, 1 / found.factor, found.factor
     unit = f"{device.name} hours" if device.is_gpu else "core hours"
     if not sum(found.jobs.values()):
@@ -197,14 +196,6 @@ def _show_time(found: "Forecast") -> None:
             f"Sharing tokens, candidates, teacher scores and stages saves {saved:.0%}: each run by "
             f"itself, {found.alone_s / 3600:,.1f} hours; shared, {found.all_s / 3600:,.1f}"
         )
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def _short(text: str) -> str:

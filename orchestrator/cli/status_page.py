@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.forecast import OPEN, count, duration, prospect
+from orchestrator.forecast import OPEN, count, prospect
+from orchestrator.formatting import duration
 from orchestrator.settings import KINDS
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from evaluator.files import atomic_write
 from orchestrator.rehearsal.corpus import Corpus, corpus
 from xsweep import ConfigError
 
@@ -253,7 +254,5 @@ def _tar(files: Mapping[str, str]) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(content)
-    draft.replace(path)
+    with atomic_write(path) as draft:
+        draft.write_bytes(content)

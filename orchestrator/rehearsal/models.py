@@ -1,12 +1,11 @@
 """Tiny random models: the real architecture and pair template of each family, two narrow layers."""
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from evaluator.files import atomic_write
 from orchestrator.rehearsal.corpus import CODAS, ONSETS, VOWELS, corpus, seed_of, words
 
 if TYPE_CHECKING:
@@ -59,14 +58,11 @@ def write_model(folder: Path, name: str, *, family: str, head: Head) -> None:
     tokenizer = TOKENIZERS[family_of(family)]()
     config = _config(family_of(family), tokenizer)
     config.num_labels = 1
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    with quiet_loading(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(name))
-        kind.from_config(config).save_pretrained(draft)
-    tokenizer.save_pretrained(draft)
-    draft.rename(folder)
+    with atomic_write(folder) as draft:
+        with quiet_loading(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(name))
+            kind.from_config(config).save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
 
 
 def _config(family: str, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedConfig":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluator.files import atomic_write
 from orchestrator.rehearsal.corpus import Corpus, seed_of
 from orchestrator.rehearsal.datasets import training, triples
 from xsweep import ConfigError
@@ -33,10 +34,8 @@ def write_teacher(path: Path, form: str) -> None:
     if form not in writers:
         raise ConfigError(f"a rehearsal generates no {form!r} file: it knows {', '.join(writers)}")
     text = writers[form](of, random)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    with atomic_write(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def _ranked(of: Corpus, query: str, random: np.random.Generator) -> list[tuple[str, float]]:

@@ -1,14 +1,13 @@
 """From a sweep's evaluations to a report: which of them, in which columns, against whom."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from evaluator.suites import SUITES
 from orchestrator.report.comparisons import compare, find_baselines
 from orchestrator.report.report import Report
 from orchestrator.report.table import build_table, natural
-from xsweep import ConfigError
+from xsweep import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from db.results import Cell
@@ -85,10 +84,10 @@ def select(cells: Sequence["Cell"], where: Mapping[str, Sequence[str]]) -> list[
             )
         for value in values:
             if value not in known:
-                near = get_close_matches(value, known, n=1)
+                hint = did_you_mean(value, known)
                 raise ConfigError(
                     f"no evaluation has {label} {value!r}"
-                    + (f"; did you mean {near[0]!r}?" if near else ".")
+                    + (f"; {hint}" if hint else ".")
                     + f" There are: {', '.join(known)}"
                 )
     return [

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +14,7 @@ from evaluator.significance import (
     paired_t,
 )
 from orchestrator.report.table import Column, Entry, Row, Table
-from xsweep import ConfigError
+from xsweep import ConfigError, did_you_mean
 
 LISTED = 12
 """So many rows are named where one was not found."""
@@ -75,12 +74,12 @@ def rows_named(rows: Sequence[Row], name: str, what: str = "baseline") -> list[R
     wanted = name.casefold()
     found = [row for row in rows if wanted in _names(row)]
     if not found:
-        known = {each.name.casefold(): each.name for each in rows}
-        near = [known[each] for each in get_close_matches(wanted, known, n=3, cutoff=0.5)]
+        known = [each.name for each in rows]
+        hint = did_you_mean(name, known, most=3)
         raise ConfigError(
             f"{what} {name!r} is not in this sweep"
-            + (f"; did you mean {' or '.join(map(repr, near))}?" if near else ".")
-            + f" Its rows: {', '.join(list(known.values())[:LISTED])}"
+            + (f"; {hint}" if hint else ".")
+            + f" Its rows: {', '.join(known[:LISTED])}"
             + (", ..." if len(known) > LISTED else "")
         )
     return found

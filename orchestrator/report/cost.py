@@ -5,6 +5,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from orchestrator.formatting import duration
 from orchestrator.report.measured import signed
 from orchestrator.report.report import Report, Section
 from orchestrator.report.table import Column, Row, row_of
@@ -57,7 +58,7 @@ def cost_section(report: Report, costs: Iterable["JobCost"]) -> Section:
             (
                 report.name(row),
                 str(seeds),
-                _duration(fmean(job.seconds for job in trained)),
+                duration(fmean(job.seconds for job in trained)),
                 f"{train_h:.3g}",
                 f"{evaluate_h:.3g}",
                 f"{lost:.3g}",
@@ -106,9 +107,3 @@ def _gain(report: Report, row: Row, columns: list[Column]) -> float | None:
         )
     ]
     return fmean(ours - theirs for ours, theirs in pairs) if pairs else None
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

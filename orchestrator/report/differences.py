@@ -1,7 +1,6 @@
 """Two systems of a sweep query by query: wins, losses, and where they differ most."""
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from evaluator.significance import corrected, paired_t, stratified_means
 from orchestrator.report.comparisons import rows_named
 from orchestrator.report.table import Column, Row, build_table
-from xsweep import ConfigError
+from xsweep import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from db.results import Cell
@@ -89,10 +88,10 @@ def compare_systems(
     known = list(dict.fromkeys(cell.labels["collection"] for cell in cells))
     for name in collections:
         if name not in known:
-            near = get_close_matches(name, known, n=1)
+            hint = did_you_mean(name, known)
             raise ConfigError(
                 f"no evaluation is on collection {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else ".")
+                + (f"; {hint}" if hint else ".")
                 + f" There are: {', '.join(known)}"
             )
     kept = [cell for cell in cells if not collections or cell.labels["collection"] in collections]

@@ -3,7 +3,6 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from evaluator.suites import SUITES
 from orchestrator.report.build import complete_suites
 from orchestrator.report.report import Report, Section
 from orchestrator.report.table import Column, Entry, Row, build_table, row_of
-from xsweep import ConfigError, DataError
+from xsweep import ConfigError, DataError, did_you_mean
 
 FOLDER = Path(__file__).resolve().parents[2] / "sweeps" / "reference"
 NEEDED = ("system", "model", "place", "measure", "value")
@@ -40,10 +39,10 @@ def find_reference(name: str) -> Path:
         return known[name]
     if Path(name).is_file():
         return Path(name)
-    near = get_close_matches(name, known, n=1)
+    hint = did_you_mean(name, known)
     raise ConfigError(
         f"no reference {name!r}: give a CSV file, or one of {', '.join(known) or 'none'}"
-        + (f"; did you mean {near[0]!r}?" if near else "")
+        + (f"; {hint}" if hint else "")
     )
 
 

@@ -15,7 +15,8 @@ from sqlalchemy import Engine
 
 from db import events, jobs, status
 from db.overview import overview
-from orchestrator.forecast import OPEN, count, duration, prospect
+from orchestrator.forecast import OPEN, count, prospect
+from orchestrator.formatting import duration
 from orchestrator.metrics import PROMETHEUS, as_text
 from orchestrator.remote import fetch_file
 from orchestrator.serve.curves import draw, read_curves

@@ -146,9 +146,9 @@ def test_a_cancelled_attempt_is_not_requeued_when_its_lease_runs_out(engine):
 @pytest.mark.parametrize("verb", [jobs.cancel, jobs.retry])
 def test_an_unknown_name_is_answered_with_the_nearest(engine, verb):
     submit(engine, study())
-    with pytest.raises(ConfigError, match=r"no sweep 'stuyd': did you mean study\?"):
+    with pytest.raises(ConfigError, match=r"no sweep 'stuyd': did you mean 'study'\?"):
         verb(engine, sweep="stuyd")
-    with pytest.raises(ConfigError, match=r"no job 'trian s1': did you mean train s1"):
+    with pytest.raises(ConfigError, match=r"no job 'trian s1': did you mean 'train s1'"):
         verb(engine, job="trian s1")
     with pytest.raises(ConfigError, match="name a sweep or a job"):
         verb(engine)

@@ -168,10 +168,10 @@ def test_logs_are_those_of_the_last_attempt(submitted: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["status", "smal"], "did you mean small?"),
+        (["status", "smal"], "did you mean 'small'?"),
         (["status", "--state", "lost"], "unknown state 'lost'"),
         (["explain", "train L9"], "no job 'train L9'"),
-        (["pause", "smal"], "did you mean small?"),
+        (["pause", "smal"], "did you mean 'small'?"),
         (["retry", "small", "--failure", "OOM"], "unknown failure class 'OOM'"),
         (["report", "--format", "pdf"], "unknown format 'pdf'"),
         (["report", "--where", "small"], "write label=value"),

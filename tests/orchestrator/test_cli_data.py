@@ -48,7 +48,7 @@ def grid(tmp_path: Path, real_data: Path) -> Path:
 
 def test_a_list_says_what_is_here_and_how_to_get_the_rest(grid: Path) -> None:
     output = xsweep("data", "list", str(grid)).stdout
-    here, missing = output.index("cranfield  here"), output.index("beir/nq  missing, 498.3 MB")
+    here, missing = output.index("cranfield  here"), output.index("beir/nq  missing, 498 MB")
     assert missing < here
     assert "licence: free for research, no formal licence" in output
     assert "md5:d4d3d2e48787a744b6f6e691ff534307" in output

@@ -50,7 +50,7 @@ def xsweep(*arguments: str, code: int = 0) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["dmo"], "error: no sweep 'dmo': did you mean demo?"),
+        (["dmo"], "error: no sweep 'dmo': did you mean 'demo'?"),
         (["--measure", "AP"], "error: measure AP is not stored in this sweep, which has nDCG@10"),
         (["--measure", "ndgc@10"], "error: unknown measure 'ndgc@10'"),
         (["--baseline", "L6 infonc"], "is not in this sweep; did you mean 'L6 infonce (lists)'?"),
@@ -136,7 +136,7 @@ def test_compare_works_without_the_store_and_creates_none(finished, home):
     [
         (["L6 infonc", "BM25"], "error: system 'L6 infonc' is not in this sweep; did you mean"),
         (["BM25", "first_stage"], "are the same system"),
-        (["L6 infonce", "BM25", "--sweep", "dmo"], "no sweep 'dmo': did you mean demo?"),
+        (["L6 infonce", "BM25", "--sweep", "dmo"], "no sweep 'dmo': did you mean 'demo'?"),
         (["L6 infonce", "BM25", "--collection", "new"], "did you mean 'news'?"),
         (["L6 infonce", "BM25", "-m", "AP"], "AP is not stored in this sweep, which has nDCG@10"),
         (["L6 infonce", "BM25", "-f", "html"], "unknown format 'html': use one of text"),
