@@ -1,12 +1,10 @@
-"""What the forward passes on packed tokens are made of; scoring and training bring their own.
+"""The parts that forward passes on packed tokens are made of, for scoring.
 
-`evaluator.unpadded_bert` and `evaluator.unpadded_modernbert` say what is computed, a `Kernels`
-how: here for scoring, with weights laid out beforehand and without dropout. `trainer.kernels` has
-those that can be differentiated.
+`evaluator.unpadded_bert` and `evaluator.unpadded_modernbert` put them together;
+`trainer.kernels` has those that can be differentiated.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 
@@ -18,69 +16,24 @@ Weights = tuple[torch.Tensor, torch.Tensor | None]
 Layer = Callable[..., torch.Tensor]
 
 
-class Kernels(Protocol):
-    """Shapes: T tokens, S sequences, H width of the model, N heads, D width of a head."""
+class Kernels:
+    """The parts of a forward pass, for scoring: without dropout and gradients.
 
-    dtype: torch.dtype
-    """Of matrix products; residuals and normalisations are fp32."""
-
-    def linear(self, *parts: Weights, with_gelu: bool = False) -> Projection:
-        """Linear layers over the same input as one, their outputs side by side; then GELU."""
-        ...
-
-    def gated(self, layer: Weights, activation: torch.nn.Module | None) -> Projection:
-        """A layer whose first half of outputs passes an activation (None: GELU) and is multiplied
-        by the other half."""
-        ...
-
-    def attend(
-        self, sides_T3ND: torch.Tensor, packing: Packing, window_tokens: int | None, rate: float
-    ) -> torch.Tensor:
-        """Attention of every token, see `evaluator.packing.attend`, with dropout of its weights."""
-        ...
-
-    def attend_from_first(
-        self,
-        query_SND: torch.Tensor,
-        sides_T2ND: torch.Tensor,
-        packing: Packing,
-        window_tokens: int | None,
-        rate: float,
-    ) -> torch.Tensor:
-        """The same for each sequence's first token alone."""
-        ...
-
-    def rotate(
-        self, sides_TKND: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], count: int
-    ) -> torch.Tensor:
-        """Rotary positions for the first `count` of K sides; what came may be overwritten."""
-        ...
-
-    def drop(self, states: torch.Tensor, rate: float) -> torch.Tensor:
-        """Dropout: each number is 0 with probability `rate`, else divided by 1 - `rate`."""
-        ...
-
-    def add(self, residual: torch.Tensor, states: torch.Tensor, rate: float) -> torch.Tensor:
-        """The fp32 residual plus what a layer makes, after dropout."""
-        ...
-
-    def run(self, layer: Layer, *arguments: object) -> torch.Tensor:
-        """Calls a layer; where activations are computed twice this remembers how."""
-        ...
-
-
-class ScoringKernels:
-    """Without dropout and gradients; weights are copied when a layer is first called."""
+    Weights are copied when a layer is first called. Matrix products are computed in `dtype`,
+    residuals and normalisations in fp32. Shapes: T tokens, S sequences, H width of the model,
+    N heads, D width of a head.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
 
     def linear(self, *parts: Weights, with_gelu: bool = False) -> Projection:
-        """See `Kernels`."""
+        """Linear layers over the same input as one, their outputs side by side; then GELU."""
         return once(lambda: prepare(*side_by_side(parts), self.dtype, with_gelu=with_gelu))
 
     def gated(self, layer: Weights, activation: torch.nn.Module | None) -> Projection:
-        """See `Kernels`."""
+        """A layer whose first half of outputs passes an activation (None: GELU) and is multiplied
+        by the other half."""
         (inner, other), (inner_bias, other_bias) = chunks(layer, 2)
         widen = prepare(inner, inner_bias, self.dtype, with_gelu=activation is None)
         gate = prepare(other, other_bias, self.dtype)
@@ -96,7 +49,7 @@ class ScoringKernels:
     def attend(
         self, sides_T3ND: torch.Tensor, packing: Packing, window_tokens: int | None, rate: float
     ) -> torch.Tensor:
-        """See `Kernels`."""
+        """Attention of every token, see `evaluator.packing.attend`; training drops its weights."""
         query_TND, key_TND, value_TND = sides_T3ND.unbind(1)
         return attend(query_TND, key_TND, value_TND, packing, window_tokens)
 
@@ -108,27 +61,27 @@ class ScoringKernels:
         window_tokens: int | None,
         rate: float,
     ) -> torch.Tensor:
-        """See `Kernels`."""
+        """The same for each sequence's first token alone."""
         key_TND, value_TND = sides_T2ND.unbind(1)
         return attend_from_first(query_SND, key_TND, value_TND, packing, window_tokens)
 
     def rotate(
         self, sides_TKND: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], count: int
     ) -> torch.Tensor:
-        """See `Kernels`."""
+        """Rotary positions for the first `count` of K sides; what came may be overwritten."""
         sides_TKND[:, :count] = rotated(sides_TKND[:, :count], *rotation)
         return sides_TKND
 
     def drop(self, states: torch.Tensor, rate: float) -> torch.Tensor:
-        """See `Kernels`."""
+        """Dropout in training: a number is 0 with this probability, else divided by 1 - `rate`."""
         return states
 
     def add(self, residual: torch.Tensor, states: torch.Tensor, rate: float) -> torch.Tensor:
-        """See `Kernels`."""
+        """The fp32 residual plus the output of a layer, in training after dropout."""
         return residual + states.float()
 
     def run(self, layer: Layer, *arguments: object) -> torch.Tensor:
-        """See `Kernels`."""
+        """Call a layer; training may compute its activations again for the gradient."""
         return layer(*arguments)
 
 

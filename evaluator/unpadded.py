@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from evaluator.kernels import Kernels, ScoringKernels
+from evaluator.kernels import Kernels
 from evaluator.packing import Packing
 from evaluator.unpadded_bert import bert_encoder
 from evaluator.unpadded_modernbert import modernbert_encoder
@@ -46,14 +46,14 @@ def unpadded_encoder(model: PreTrainedModel, dtype: torch.dtype) -> Encoder | No
     """
     if not has_unpadded(model):
         return None
-    return ENCODERS[model.config.model_type](model.base_model, ScoringKernels(dtype))
+    return ENCODERS[model.config.model_type](model.base_model, Kernels(dtype))
 
 
 def unpadded_scorer(
     model: PreTrainedModel, dtype: torch.dtype
 ) -> Callable[[Packing], torch.Tensor] | None:
     """Logits, fp32[S], of a cross-encoder on packed pairs; None where its family runs padded."""
-    return build_scorer(model, ScoringKernels(dtype)) if has_unpadded(model) else None
+    return build_scorer(model, Kernels(dtype)) if has_unpadded(model) else None
 
 
 def build_scorer(model: PreTrainedModel, kernels: Kernels) -> Callable[[Packing], torch.Tensor]:

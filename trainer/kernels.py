@@ -10,26 +10,28 @@ from torch import Tensor
 from torch.nn.functional import dropout, gelu
 from torch.utils.checkpoint import checkpoint
 
-from evaluator.kernels import Layer, Weights, rotated, side_by_side
+from evaluator.kernels import Kernels, Layer, Weights, rotated, side_by_side
 from evaluator.packing import Packing
 from evaluator.projections import Projection, computed_in, prepare
 from trainer.attention import attend_with_gradients
 from trainer.dropout import dropped
 
 
-class TrainingKernels:
-    """See `evaluator.kernels.Kernels`. For one micro-batch: weights must not change meanwhile."""
+class TrainingKernels(Kernels):
+    """Kernels for one micro-batch, with gradients and dropout; weights must not change meanwhile.
+
+    With `recompute`, `run` keeps no activations and computes them again for the gradient.
+    """
 
     def __init__(self, dtype: torch.dtype, *, dropout: bool, recompute: bool = False) -> None:
-        self.dtype, self.dropout, self.recompute = dtype, dropout, recompute
+        super().__init__(dtype)
+        self.dropout, self.recompute = dropout, recompute
 
     def linear(self, *parts: Weights, with_gelu: bool = False) -> Projection:
-        """See `evaluator.kernels.Kernels`."""
         prepared = _Prepared(parts, self.dtype)
         return (lambda states: gelu(prepared(states))) if with_gelu else prepared
 
     def gated(self, layer: Weights, activation: torch.nn.Module | None) -> Projection:
-        """See `evaluator.kernels.Kernels`."""
         both = _Prepared((layer,), self.dtype)
         act = activation or gelu
 
@@ -42,7 +44,6 @@ class TrainingKernels:
     def attend(
         self, sides_T3ND: Tensor, packing: Packing, window_tokens: int | None, rate: float
     ) -> Tensor:
-        """See `evaluator.kernels.Kernels`."""
         return attend_with_gradients(None, sides_T3ND, packing, window_tokens, self._rate(rate))
 
     def attend_from_first(
@@ -53,24 +54,20 @@ class TrainingKernels:
         window_tokens: int | None,
         rate: float,
     ) -> Tensor:
-        """See `evaluator.kernels.Kernels`."""
         return attend_with_gradients(
             query_SND, sides_T2ND, packing, window_tokens, self._rate(rate)
         )
 
     def rotate(self, sides_TKND: Tensor, rotation: tuple[Tensor, Tensor], count: int) -> Tensor:
-        """See `evaluator.kernels.Kernels`."""
         return _Rotate.apply(sides_TKND, *rotation, count)
 
     def drop(self, states: Tensor, rate: float) -> Tensor:
-        """See `evaluator.kernels.Kernels`."""
         rate = self._rate(rate)
         if not rate or states.device.type != "cpu":
             return dropout(states, rate) if rate else states
         return dropped(None, states, rate)
 
     def add(self, residual: Tensor, states: Tensor, rate: float) -> Tensor:
-        """See `evaluator.kernels.Kernels`."""
         rate = self._rate(rate)
         if not rate:
             return residual + states
@@ -79,7 +76,6 @@ class TrainingKernels:
         return dropped(residual, states, rate)
 
     def run(self, layer: Layer, *arguments: object) -> Tensor:
-        """See `evaluator.kernels.Kernels`."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(layer, *arguments, use_reentrant=False)
         return layer(*arguments)
