@@ -18,7 +18,6 @@ class JobCost:
     job_id: int
     kind: str
     labels: dict[str, Any]
-    state: str
     gpus: float
     """Reserved for each attempt."""
     cpus: float
@@ -35,7 +34,7 @@ def load_costs(engine: Engine, sweep: str | int) -> list[JobCost]:
     """
     with reading(engine) as connection:
         jobs = connection.execute(
-            select(Job.id, Job.kind, Job.state, SweepJob.labels, Definition.resources, Result.token)
+            select(Job.id, Job.kind, SweepJob.labels, Definition.resources, Result.token)
             .join_from(SweepJob, Job)
             .join(Definition, Definition.job_id == Job.id)
             .outerjoin(Result, Result.job_id == Job.id)
@@ -55,7 +54,6 @@ def load_costs(engine: Engine, sweep: str | int) -> list[JobCost]:
             job_id=job.id,
             kind=job.kind,
             labels=job.labels,
-            state=job.state,
             gpus=float(job.resources.get("gpus", 0)) * int(job.resources.get("ranks", 1)),
             cpus=float(job.resources.get("cpus", 0)) * int(job.resources.get("ranks", 1)),
             seconds=sum(s for token, s in spent[job.id] if token == job.token),

@@ -1,6 +1,7 @@
 """A sweep as it is stored: grid, jobs, and accepted results, for an archive."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Engine, select
@@ -14,14 +15,17 @@ from db.transactions import reading
 
 @dataclass(frozen=True, kw_only=True)
 class StoredResult:
-    """An accepted result's row."""
+    """An accepted result, as it is exported and imported."""
 
     folder: str
+    """Below the store's root."""
     manifest_sha256: str
     summary: dict[str, Any]
     provenance: dict[str, Any]
     seconds: float
     """Of the accepted attempt, by the database's clock."""
+    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """{measure: {query id: value}}; not read by `load_sweep`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,25 +10,12 @@ from db.acceptance import NewResult, finish_held
 from db.bulk import pieces
 from db.clock import now_s
 from db.events import record
+from db.exports import StoredResult
 from db.schema import Attempt, Job
 from db.scores import PackedScores, pack_scores
 from db.states import State
 from db.submission import NewJob, add_in, parents_first
 from db.transactions import transact
-
-
-@dataclass(frozen=True, kw_only=True)
-class Imported:
-    """An accepted result of a job, as it was exported."""
-
-    folder: str
-    """Where its files lie now, below the store's root."""
-    manifest_sha256: str
-    summary: dict[str, Any]
-    provenance: dict[str, Any]
-    seconds: float
-    scores: Mapping[str, Mapping[str, float]]
-    """{measure: {query id: value}}; empty where there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +35,7 @@ def import_results(
     name: str,
     grid: str,
     jobs: Sequence[NewJob],
-    results: Mapping[str, Imported],
+    results: Mapping[str, StoredResult],
     owner: str,
 ) -> ImportCount:
     """Add a sweep and accept its results, in one transaction: all of it, or nothing.
@@ -87,7 +74,7 @@ def import_results(
 
 
 def _take(
-    connection: Connection, identities: list[str], owner: str, results: Mapping[str, Imported]
+    connection: Connection, identities: list[str], owner: str, results: Mapping[str, StoredResult]
 ) -> list[Any]:
     """Claim the jobs that are ready now; each result is an attempt that took as long as it did."""
     taken: list[Any] = []

@@ -53,41 +53,6 @@ class RunningJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FailedJob:
-    """A job that failed for good."""
-
-    job_id: int
-    identity: str
-    kind: str
-    name: str
-    failure: str
-    reason: str | None
-    ended_at: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Everything that a status page shows."""
-
-    at: float
-    """The database's clock."""
-    sweeps: list[SweepStatus]
-    running: list[RunningJob]
-    failures: list[FailedJob]
-    """The latest ones, the newest first."""
-    mean_s: dict[str, float]
-    """Mean seconds from start to result, by kind, of the newest results."""
-    controllers: list[LiveController]
-    oldest_ready_s: float | None
-    """How long ago the oldest ready job was submitted."""
-    pace: dict[str, float] = field(default_factory=dict)
-    """Measured seconds of one planned second, by kind, of the newest results: what is left of a
-    sweep takes about the sum over kinds of its open `cost_s` times the kind's pace."""
-    troubles: list[Trouble] = field(default_factory=list)
-    """Attempts that failed lately, the newest first, also of jobs that are tried again."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class JobRow:
     """A line of a list of jobs."""
 
@@ -100,6 +65,35 @@ class JobRow:
     priority: int
     failure: str | None
     reason: str | None
+    ended_at: float | None
+
+
+_JOB_ROW = (
+    *(Job.id.label("job_id"), Job.identity, Job.kind, Job.name, Job.state, Job.token),
+    *(Job.priority, Job.failure, Job.reason, Job.ended_at),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Everything that a status page shows."""
+
+    at: float
+    """The database's clock."""
+    sweeps: list[SweepStatus]
+    running: list[RunningJob]
+    failures: list[JobRow]
+    """The latest jobs that failed for good, the newest first."""
+    mean_s: dict[str, float]
+    """Mean seconds from start to result, by kind, of the newest results."""
+    controllers: list[LiveController]
+    oldest_ready_s: float | None
+    """How long ago the oldest ready job was submitted."""
+    pace: dict[str, float] = field(default_factory=dict)
+    """Measured seconds of one planned second, by kind, of the newest results: what is left of a
+    sweep takes about the sum over kinds of its open `cost_s` times the kind's pace."""
+    troubles: list[Trouble] = field(default_factory=list)
+    """Attempts that failed lately, the newest first, also of jobs that are tried again."""
 
 
 def summary(engine: Engine, sweep: str | int | None = None, *, failures: int = 10) -> Summary:
@@ -135,11 +129,7 @@ def jobs(
     limit: int = 1_000,
 ) -> list[JobRow]:
     """The jobs of one sweep or of all, by id. Raises ConfigError for an unknown sweep."""
-    columns = (
-        *(Job.id.label("job_id"), Job.identity, Job.kind, Job.name, Job.state, Job.token),
-        *(Job.priority, Job.failure, Job.reason),
-    )
-    query = select(*columns).order_by(Job.id).limit(limit)
+    query = select(*_JOB_ROW).order_by(Job.id).limit(limit)
     if state is not None:
         query = query.where(Job.state == state)
     if kind is not None:
@@ -187,14 +177,10 @@ def _running(connection: Connection, only: int | None) -> list[RunningJob]:
     return [RunningJob(**row) for row in connection.execute(query).mappings()]
 
 
-def _failures(connection: Connection, only: int | None, limit: int) -> list[FailedJob]:
-    columns = (
-        *(Job.id.label("job_id"), Job.identity, Job.kind, Job.name),
-        *(Job.failure, Job.reason, Job.ended_at),
-    )
-    query = _of_sweep(select(*columns).where(Job.state == State.FAILED), only)
+def _failures(connection: Connection, only: int | None, limit: int) -> list[JobRow]:
+    query = _of_sweep(select(*_JOB_ROW).where(Job.state == State.FAILED), only)
     query = query.order_by(Job.ended_at.desc()).limit(limit)
-    return [FailedJob(**row) for row in connection.execute(query).mappings()]
+    return [JobRow(**row) for row in connection.execute(query).mappings()]
 
 
 def _durations(connection: Connection) -> tuple[dict[str, float], dict[str, float]]:

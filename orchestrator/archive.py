@@ -94,7 +94,8 @@ def import_sweep(
 
     Raises DataError where the archive or a file in it is not what its manifest says.
     """
-    from db.imports import Imported, import_results
+    from db.exports import StoredResult
+    from db.imports import import_results
 
     read_manifest(archive)
     try:
@@ -110,7 +111,7 @@ def import_sweep(
         raise DataError(f"{archive}: not an archive of xsweep ({problem})") from problem
     by_identity = {job.identity: job for job in jobs}
     seal = checksum(archive / MANIFEST)[:12]
-    results: dict[str, Imported] = {}
+    results: dict[str, StoredResult] = {}
     for line in lines:
         job = by_identity[line["identity"]]
         folder = f"jobs/{job.kind}/{job.identity[:2]}/{job.identity}/imported-{seal}"
@@ -119,7 +120,7 @@ def import_sweep(
             _copy(source, resolve(store, folder), line["manifest_sha256"])
             publish(store, folder)
         del line["identity"]
-        results[job.identity] = Imported(**{**line, "folder": folder})
+        results[job.identity] = StoredResult(**{**line, "folder": folder})
     owner = f"import of {archive.name} ({seal})"
     return import_results(engine, name=title, grid=grid, jobs=jobs, results=results, owner=owner)
 

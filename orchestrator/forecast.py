@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+from db.states import OPEN
 from orchestrator.formatting import duration
 
 if TYPE_CHECKING:
     from db.status import RunningJob, Summary, SweepStatus
-
-OPEN = ("waiting", "ready", "running")
 
 
 def prospect(sweep: "SweepStatus", found: "Summary") -> str:

@@ -1,6 +1,6 @@
 """The grid file as it is written: the models that say which keys there are."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, ByteSize, Field, model_validator
 
@@ -16,10 +16,10 @@ from orchestrator.entries import (
     listed,
     one_of,
 )
+from orchestrator.settings import Kind
 from orchestrator.space import Range
 from trainer.specs import AshaSpec, OptimisationSpec
 
-Kind = Literal["prepare", "teach", "search", "train", "evaluate"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 

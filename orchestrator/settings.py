@@ -3,10 +3,12 @@
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from xsweep import SetupError
 
-KINDS = ("prepare", "teach", "search", "train", "evaluate")
+Kind = Literal["prepare", "teach", "search", "train", "evaluate"]
+KINDS: tuple[str, ...] = get_args(Kind)
 SHORTEST_LEASE_S = 10.0
 """Shorter than a few unanswered questions, a lease would end under jobs that live."""
 

@@ -4,12 +4,11 @@
 1970), `database` (without its password), `sweeps` (`id name state created_at counts total cost_s
 eta_s`; counts are {kind: {state: jobs}}, cost_s the seconds planned for these), `running` (`job_id
 identity kind name token owner node log progress since_s lease_left_s`), `failures` (`job_id
-identity kind name failure reason ended_at`), `mean_s` and `pace` (measured per planned second) by
-kind, `troubles` (failed attempts, also of jobs that are tried again: `event at job_id kind name
-token failure reason next sweeps`), `controllers` (`owner host pid dashboard_url started_at
-silent_s`) and `oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`: `jobs` (`job_id identity
-kind name state token priority failure reason`). Unknown values are null; later versions only add
-keys.
+identity kind name state token priority failure reason ended_at`), `mean_s` and `pace` (measured
+per planned second) by kind, `troubles` (failed attempts, also of jobs that are tried again: `event
+at job_id kind name token failure reason next sweeps`), `controllers` (`owner host pid
+dashboard_url started_at silent_s`) and `oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`:
+`jobs` (the same keys as `failures`). Unknown values are null; later versions only add keys.
 """
 
 import json
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from db.states import OPEN, State
 from orchestrator.cli.app import app, open_database, settings_of
-from orchestrator.cli.status_page import STATES, headline, page
-from orchestrator.forecast import OPEN, count, eta_s
+from orchestrator.cli.status_page import headline, page
+from orchestrator.forecast import count, eta_s
 from xsweep import ConfigError, SetupError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def status(
     ] = False,
     jobs: Annotated[bool, typer.Option("--jobs", "-j", help="List the jobs.")] = False,
     state: Annotated[
-        str | None, typer.Option(help=f"Only jobs in this state: {', '.join(STATES)}.")
+        str | None, typer.Option(help=f"Only jobs in this state: {', '.join(State)}.")
     ] = None,
     limit: Annotated[int, typer.Option(help="Jobs to list at most.", min=1)] = 1000,
 ) -> None:
@@ -59,8 +59,8 @@ def status(
       xsweep status --jobs --state failed
       xsweep status --json
     """
-    if state is not None and state not in STATES:
-        raise ConfigError(f"unknown state {state!r}: use one of {', '.join(STATES)}")
+    if state is not None and state not in list(State):
+        raise ConfigError(f"unknown state {state!r}: use one of {', '.join(State)}")
     from db import status as table
 
     engine = open_database(ctx)

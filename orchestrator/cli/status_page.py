@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.forecast import OPEN, count, prospect
+from db.states import OPEN, State
+from orchestrator.forecast import count, prospect
 from orchestrator.formatting import duration
 from orchestrator.settings import KINDS
 
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from db.status import RunningJob, Summary, SweepStatus
     from db.troubles import Trouble
 
-STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
 REHEARSAL = "rehearsal"
 """How the names of all rehearsals end."""
 BAR_WIDTH = 40
@@ -90,7 +90,7 @@ def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
     from rich import box
     from rich.table import Table
 
-    shown = [state for state in STATES if count(sweep, (state,))]
+    shown = [state for state in State if count(sweep, (state,))]
     table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
     table.add_column("jobs", "all")
     for state in shown:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.estimate.shapes import shape_of
 from orchestrator.estimate.sizes import TOKENS_PER_WORD, size_of
+from orchestrator.settings import KINDS
 
 if TYPE_CHECKING:
     from db.jobs import NewJob
@@ -52,7 +53,7 @@ def gpu_memory_bytes(spec: Mapping[str, Any]) -> float:
 
 def disk_bytes(jobs: "Iterable[NewJob]") -> dict[str, float]:
     """What the store keeps when all is done, by kind of job."""
-    found = dict.fromkeys(("prepare", "teach", "search", "train", "evaluate"), 0.0)
+    found = dict.fromkeys(KINDS, 0.0)
     for job in jobs:
         found[job.kind] += _kept_bytes(job.kind, job.spec)
     return found

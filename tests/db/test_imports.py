@@ -5,12 +5,13 @@ from sqlalchemy import Engine
 
 from db.check import check
 from db.costs import load_costs
-from db.imports import ImportCount, Imported, import_results
+from db.exports import StoredResult
+from db.imports import ImportCount, import_results
 from db.results import load_cells
 
 
-def result(name: str, value: float | None = None, seconds: float = 30.0) -> Imported:
-    return Imported(
+def result(name: str, value: float | None = None, seconds: float = 30.0) -> StoredResult:
+    return StoredResult(
         folder=f"imported/{name}",
         manifest_sha256=identity(f"files of {name}"),
         summary={"steps": 10},

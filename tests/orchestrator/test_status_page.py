@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console, Group
 
-from db.status import FailedJob, RunningJob, Summary, SweepStatus
+from db.status import JobRow, RunningJob, Summary, SweepStatus
 from db.troubles import Trouble
 from orchestrator.cli.status_page import page
 
@@ -66,8 +66,9 @@ def test_more_running_jobs_than_lines_are_counted() -> None:
 
 
 def test_failures_and_attempts_that_are_tried_again_tell_their_reasons() -> None:
-    lost = FailedJob(
-        job_id=1, identity="0" * 64, kind="train", name="train [x]", failure="NAN",
+    lost = JobRow(
+        job_id=1, identity="0" * 64, kind="train", name="train [x]", state="failed", token=1,
+        priority=0, failure="NAN",
         reason="the loss of step 7 is nan\nTraceback", ended_at=900.0,
     )  # fmt: skip
     again = Trouble(

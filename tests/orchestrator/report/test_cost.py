@@ -12,7 +12,6 @@ def cost(kind, seconds, lost_s=0.0, gpus=0.0, cpus=1.0, **labels):
         job_id=0,
         kind=kind,
         labels=labels,
-        state="done",
         gpus=gpus,
         cpus=cpus,
         seconds=seconds,
