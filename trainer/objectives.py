@@ -38,6 +38,11 @@ class Package(Spec):
     sha256: str
     """Checksum of the function's source text."""
 
+    @property
+    def title(self) -> str:
+        """Name and version, and where the source's checksum begins."""
+        return f"{self.name} {self.version} (source {self.sha256[:8]})"
+
 
 class Objective(NamedTuple):
     """A loss, the signals that can feed it, and its parameters."""

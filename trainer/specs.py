@@ -37,10 +37,9 @@ class LossSpec(Spec):
         found = OBJECTIVES.get(info.data.get("name", ""))
         installed = found and found.package
         if package and package != installed:
-            here = f"{installed.name} {installed.version}" if installed else "no such package"
             raise ValueError(
-                f"{info.data.get('name')} was planned with {package.name} {package.version}, here "
-                f"is {here} or another source of the function: install the same on all machines"
+                f"{info.data.get('name')} was planned with {package.title}, installed is "
+                f"{installed.title if installed else 'none'}: install one version on all machines"
             )
         return installed
 
