@@ -166,7 +166,7 @@ def measure(read: Callable[[Path], None], folder: Path) -> None:
     """Prints seconds of wall and CPU and the growth of peak memory, as one line of JSON."""
     # Their imports are no part of what is measured.
     for module in (
-        *("trainer.batches", "trainer.teachers.lists", "trainer.teachers.pairs", "transformers"),
+        *("trainer.batches", "trainer.teachers.formats", "trainer.teachers.lists", "transformers"),
         *("trainer.teachers.pairs", "evaluator.irds", "evaluator.tokens", "evaluator.tokenizers"),
     ):
         importlib.import_module(module)
