@@ -48,11 +48,6 @@ class Claim:
     previous: tuple[str, ...]
     """Folders of earlier attempts, the newest first: checkpoints may be there."""
 
-    @property
-    def attempt(self) -> int:
-        """Number of the try, 1 at first; every claim is one, so it is the token."""
-        return self.token
-
 
 def claim(
     engine: Engine,

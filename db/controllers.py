@@ -56,13 +56,13 @@ def unregister(engine: Engine, owner: str) -> None:
     transact(engine, lambda connection: connection.execute(gone))
 
 
-def live(engine: Engine, silent_s: float = SILENT_S) -> list[LiveController]:
-    """The controllers heard of in the last `silent_s` seconds, the newest first."""
+def live(engine: Engine) -> list[LiveController]:
+    """The controllers heard of in the last `SILENT_S` seconds, the newest first."""
     silence = (now_s() - Controller.heartbeat_at).label("silent_s")
     query = select(
         *(Controller.owner, Controller.host, Controller.pid, Controller.dashboard_url),
         *(Controller.started_at, silence),
     )
-    query = query.where(silence <= silent_s).order_by(Controller.started_at.desc())
+    query = query.where(silence <= SILENT_S).order_by(Controller.started_at.desc())
     with reading(engine) as connection:
         return [LiveController(**row) for row in connection.execute(query).mappings()]

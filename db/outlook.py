@@ -36,8 +36,6 @@ class Outlook:
     """By any controller, leases that ran out included."""
     resting: int
     """Ready, but not before their `retry_at`."""
-    next_retry_s: float | None
-    """Seconds until the first of the resting jobs may be claimed."""
     failed: int
     finished: int
     """This and `total` count a job of two sweeps twice."""
@@ -74,12 +72,10 @@ def wanted(engine: Engine) -> list[Want]:
 
 def outlook(engine: Engine) -> Outlook:
     """Count what is left, by indexes of the jobs that something can happen to."""
-    rests = Job.retry_at > now_s()
     held = select(Attempt.job_id).where(Attempt.outcome.is_(None))
     ready = select(
         func.count(case((_may_run(), 1))).label("claimable"),
-        func.count(case((rests, 1))).label("resting"),
-        (func.min(case((rests, Job.retry_at))) - now_s()).label("next_retry_s"),
+        func.count(case((Job.retry_at > now_s(), 1))).label("resting"),
     ).where(Job.state == State.READY, _ACTIVE)
     counted = select(func.count()).select_from(Job).where(_ACTIVE)
     done = func.sum(case((Tally.state == State.DONE, Tally.jobs), else_=0))

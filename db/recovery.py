@@ -37,9 +37,9 @@ class Held:
     inputs: dict[str, str]
 
 
-def running(engine: Engine, owner: str | None = None) -> list[Held]:
-    """The attempts that have not ended, of one owner or of all, expired leases included."""
-    return _held(engine, Attempt.owner == owner if owner is not None else None)
+def running(engine: Engine) -> list[Held]:
+    """The attempts that have not ended, expired leases included."""
+    return _held(engine)
 
 
 def expired(engine: Engine) -> list[Held]:
@@ -84,7 +84,7 @@ def adopt(
     return transact(engine, work)
 
 
-def _held(engine: Engine, condition: ColumnElement[bool] | None) -> list[Held]:
+def _held(engine: Engine, *conditions: ColumnElement[bool]) -> list[Held]:
     columns = (
         *(Attempt.job_id, Attempt.token, Attempt.owner, Attempt.actor, Attempt.node),
         *(Attempt.folder, Attempt.log, (Attempt.lease_until - now_s()).label("lease_left_s")),
@@ -94,11 +94,9 @@ def _held(engine: Engine, condition: ColumnElement[bool] | None) -> list[Held]:
         select(*columns)
         .join_from(Attempt, Job)
         .join(Definition, Definition.job_id == Job.id)
-        .where(Attempt.outcome.is_(None))
+        .where(Attempt.outcome.is_(None), *conditions)
         .order_by(Attempt.job_id)
     )
-    if condition is not None:
-        query = query.where(condition)
 
     def work(connection: Connection) -> list[Held]:
         rows = connection.execute(query).mappings().all()

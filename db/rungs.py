@@ -21,14 +21,14 @@ class Rung(NamedTuple):
     ends: bool
 
 
-def peers_of(engine: Engine, job_id: int, kind: str = "search") -> list[int]:
+def peers_of(engine: Engine, job_id: int) -> list[int]:
     """The trials of the newest search that this one belongs to, itself among them, by id."""
 
     def work(connection: Connection) -> list[int]:
         search = (
             select(func.max(Job.id))
             .join(Edge, Edge.child_id == Job.id)
-            .where(Edge.parent_id == job_id, Job.kind == kind)
+            .where(Edge.parent_id == job_id, Job.kind == "search")
         )
         trials = select(Edge.parent_id).where(Edge.child_id == search.scalar_subquery())
         return sorted(set(connection.scalars(trials)))
