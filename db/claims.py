@@ -34,19 +34,25 @@ from db.transactions import transact
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A job to run now, held under `token` as long as its lease is renewed."""
+    """A job held by `owner` under `token` as long as its lease is renewed."""
 
     job_id: int
+    token: int
+    owner: str
     identity: str
     kind: str
     name: str
     spec: dict[str, Any]
     resources: dict[str, Any]
-    token: int
     inputs: dict[str, str]
     """Folder of the accepted result of the parent in each role."""
-    previous: tuple[str, ...]
-    """Folders of earlier attempts, the newest first: checkpoints may be there."""
+    previous: tuple[str, ...] = ()
+    """Folders of earlier attempts, the newest first, in a new claim: checkpoints may be there."""
+    actor: str | None = None
+    """This and the next three: where it runs, once it has started."""
+    node: str | None = None
+    folder: str | None = None
+    log: str | None = None
 
 
 def claim(
@@ -98,12 +104,13 @@ def _claim(
     return [
         Claim(
             job_id=row.id,
+            token=row.token,
+            owner=owner,
             identity=row.identity,
             kind=row.kind,
             name=row.name,
             spec=row.spec,
             resources=row.resources,
-            token=row.token,
             inputs=row.inputs or {},
             previous=tuple(folder for _, folder in sorted(_by_token(row.earlier), reverse=True)),
         )

@@ -7,13 +7,12 @@ from db.explain import Explanation, explain
 from db.leases import Place, renew, started, started_all
 from db.lookup import find_job, find_sweep
 from db.outcomes import fail, release
-from db.recovery import Held, adopt, expired, requeue_expired, running
+from db.recovery import adopt, expired, requeue_expired, running
 from db.submission import NewJob, Submission, add_sweep, preview
 
 __all__ = [
     "Claim",
     "Explanation",
-    "Held",
     "NewJob",
     "NewResult",
     "Place",

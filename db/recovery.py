@@ -1,12 +1,11 @@
 """What to do about attempts whose owner is gone: see them, adopt them, or take their jobs back."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, select, update
 
 from db.bulk import pieces
+from db.claims import Claim
 from db.clock import now_s
 from db.events import record
 from db.family import lock
@@ -16,33 +15,12 @@ from db.schema import Attempt, Definition, Edge, Job, Result
 from db.transactions import read, transact
 
 
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """A live attempt, as a controller that did not start it needs to know it."""
-
-    job_id: int
-    token: int
-    identity: str
-    kind: str
-    name: str
-    spec: dict[str, Any]
-    resources: dict[str, Any]
-    owner: str
-    actor: str | None
-    node: str | None
-    folder: str | None
-    log: str | None
-    lease_left_s: float
-    """Negative: it ran out that long ago."""
-    inputs: dict[str, str]
-
-
-def running(engine: Engine) -> list[Held]:
+def running(engine: Engine) -> list[Claim]:
     """The attempts that have not ended, expired leases included."""
     return _held(engine)
 
 
-def expired(engine: Engine) -> list[Held]:
+def expired(engine: Engine) -> list[Claim]:
     """The attempts that have not ended though their leases have: `adopt` or `requeue_expired`."""
     return _held(engine, Attempt.lease_until < now_s())
 
@@ -84,11 +62,11 @@ def adopt(
     return transact(engine, work)
 
 
-def _held(engine: Engine, *conditions: ColumnElement[bool]) -> list[Held]:
+def _held(engine: Engine, *conditions: ColumnElement[bool]) -> list[Claim]:
     columns = (
         *(Attempt.job_id, Attempt.token, Attempt.owner, Attempt.actor, Attempt.node),
-        *(Attempt.folder, Attempt.log, (Attempt.lease_until - now_s()).label("lease_left_s")),
-        *(Job.identity, Job.kind, Job.name, Definition.spec, Definition.resources),
+        *(Attempt.folder, Attempt.log, Job.identity, Job.kind, Job.name),
+        *(Definition.spec, Definition.resources),
     )
     query = (
         select(*columns)
@@ -98,10 +76,10 @@ def _held(engine: Engine, *conditions: ColumnElement[bool]) -> list[Held]:
         .order_by(Attempt.job_id)
     )
 
-    def work(connection: Connection) -> list[Held]:
+    def work(connection: Connection) -> list[Claim]:
         rows = connection.execute(query).mappings().all()
         folders = _inputs(connection, [row["job_id"] for row in rows])
-        return [Held(**row, inputs=folders[row["job_id"]]) for row in rows]
+        return [Claim(**row, inputs=folders[row["job_id"]]) for row in rows]
 
     return read(engine, work)
 

@@ -65,7 +65,7 @@ def recover(ledger: Ledger, pool: Pool) -> list[Assignment]:
     return adopted
 
 
-def _go_on(pool: Pool, held: jobs.Held, actors: list[Any]) -> Assignment:
+def _go_on(pool: Pool, held: jobs.Claim, actors: list[Any]) -> Assignment:
     request = request_of(held.resources)
     placement = pool.adopt(held.actor or "", request, actors, held.node)
     awaited = {actor.outcome.remote(held.token): rank for rank, actor in enumerate(actors)}

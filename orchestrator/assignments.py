@@ -20,15 +20,12 @@ from xsweep import first_line
 
 log = logging.getLogger("xsweep")
 
-Job = jobs.Claim | jobs.Held
-"""An attempt under way: claimed by this controller, or adopted from another."""
-
 
 @dataclass
 class Assignment:
     """A job in hand; `awaited` are the answers of those ranks that have not ended."""
 
-    job: Job
+    job: jobs.Claim
     folder: str
     placement: Placement
     awaited: dict[ray.ObjectRef, int]
@@ -132,12 +129,12 @@ def title(kind: str, spec: Mapping[str, Any]) -> str:
     return " ".join(filter(None, (kind, collection.get("name"))))
 
 
-def actors_of(held: jobs.Held, workers: Mapping[str, Any]) -> list[Any] | None:
+def actors_of(held: jobs.Claim, workers: Mapping[str, Any]) -> list[Any] | None:
     """The living processes of an attempt by rank; None where one of them is gone."""
     return gangs.survivors(workers, held.actor or "", request_of(held.resources).ranks)
 
 
-def names_of(held: jobs.Held) -> set[str]:
+def names_of(held: jobs.Claim) -> set[str]:
     """The names of an attempt's processes."""
     ranks = request_of(held.resources).ranks
     return {gangs.rank_name(held.actor or "", rank) for rank in range(ranks)}

@@ -9,7 +9,6 @@ from sqlalchemy import Engine
 
 from db import jobs
 from orchestrator.accept import Finished, accept_all
-from orchestrator.assignments import Job
 from orchestrator.pruning import Pruner
 from xsweep import DataError
 
@@ -26,7 +25,7 @@ class Ledger:
     pruner: Pruner
     lease_s: float
 
-    def accept(self, finished: Sequence[tuple[Job, str]]) -> set[tuple[int, int]]:
+    def accept(self, finished: Sequence[tuple[jobs.Claim, str]]) -> set[tuple[int, int]]:
         """Accept finished folders; the (job id, token) pairs of those that count."""
         for job, folder in finished:
             # What a trial measured since the last look is knowledge about its peers, too.
@@ -40,7 +39,7 @@ class Ledger:
                 log.warning("refused   %s: its lease is another's by now", job.name)
         return {pair(job) for (job, _), ok in zip(finished, answers, strict=True) if ok is True}
 
-    def fail(self, job: Job, failure: str, reason: str) -> None:
+    def fail(self, job: jobs.Claim, failure: str, reason: str) -> None:
         """Charge an attempt with a failure; the table decides whether there is another."""
         state = jobs.fail(
             self.engine,
@@ -52,13 +51,13 @@ class Ledger:
         )
         log.warning("%-9s %s: %s: %s", state or "refused", job.name, failure, reason)
 
-    def release(self, job: Job, reason: str) -> None:
+    def release(self, job: jobs.Claim, reason: str) -> None:
         """Give a job back uncharged."""
         jobs.release(
             self.engine, job_id=job.job_id, token=job.token, owner=self.owner, reason=reason
         )
 
-    def take_over(self, held: jobs.Held) -> bool:
+    def take_over(self, held: jobs.Claim) -> bool:
         """Become the owner of another's attempt; False where it is somebody else's by now."""
         return jobs.adopt(
             self.engine,
@@ -70,6 +69,6 @@ class Ledger:
         )
 
 
-def pair(job: Job) -> tuple[int, int]:
+def pair(job: jobs.Claim) -> tuple[int, int]:
     """An attempt's (job id, token)."""
     return job.job_id, job.token

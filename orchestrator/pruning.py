@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Engine
 
-from db.jobs import Claim, Held
+from db.jobs import Claim
 from db.rungs import Rung, note_rung, peers_of, rungs_of
 from orchestrator.remote import fetch_file
 
@@ -50,7 +50,7 @@ class Pruner:
         self._read: dict[tuple[int, int], int] = {}
         """By attempt, the bytes of its metrics that have been looked at."""
 
-    def ends(self, job: Claim | Held, folder: str) -> bool:
+    def ends(self, job: Claim, folder: str) -> bool:
         """Whether the attempt is to end now: never, unless it is a trial that may.
 
         Looks for new validations in its folder and decides about each at a new rung.
@@ -63,7 +63,7 @@ class Pruner:
             self._hear(bracket, job, record)
         return job.job_id in bracket.ended
 
-    def _bracket(self, job: Claim | Held, asha: dict[str, Any]) -> _Bracket:
+    def _bracket(self, job: Claim, asha: dict[str, Any]) -> _Bracket:
         if job.job_id not in self._brackets:
             peers = peers_of(self.engine, job.job_id) or [job.job_id]
             bracket = _open_bracket(asha, job.spec["optimisation"]["steps"])
@@ -74,7 +74,7 @@ class Pruner:
             self._brackets |= dict.fromkeys(peers, bracket)
         return self._brackets[job.job_id]
 
-    def _news(self, job: Claim | Held, folder: str) -> list[dict[str, Any]]:
+    def _news(self, job: Claim, folder: str) -> list[dict[str, Any]]:
         """The validations that were written since the last look, whole lines only."""
         attempt = (job.job_id, job.token)
         try:
@@ -88,7 +88,7 @@ class Pruner:
         lines = [line for line in whole.splitlines() if b'"validation"' in line]
         return [json.loads(line) for line in lines]
 
-    def _hear(self, bracket: _Bracket, job: Claim | Held, record: dict[str, Any]) -> None:
+    def _hear(self, bracket: _Bracket, job: Claim, record: dict[str, Any]) -> None:
         step, validation = int(record["step"]), float(record["validation"])
         if not _passes(bracket, job.job_id, step):
             return
