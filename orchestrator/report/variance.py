@@ -71,26 +71,24 @@ def sums_of_squares(
 
     `values`: float64[observations]. A term gets what it explains beyond the terms before it, so
     that the sums never add to more than the total; in a balanced grid types I, II and III are the
-    same. Combinations may be missing: the normal equations are solved column by column, and one
-    that depends on those before it is left out. Source: Goodnight 1979, jstor.org/stable/2683825.
+    same. Where combinations are missing only what does not depend on the terms before counts.
     """
     terms = dict(factors)
     for one, other in interactions:
         both = zip(factors[one], factors[other], strict=True)
         terms[f"{one} × {other}"] = list(map(" × ".join, both))
-    matrix = design(terms)
-    normal = matrix.T @ np.column_stack([matrix, values - values.mean()])
-    smallest = 1e-9 * normal.diagonal()
-    explained = np.zeros((len(normal), 2))
-    for place in range(len(normal)):
-        pivot = normal[place, place]
-        if pivot > smallest[place]:
-            explained[place] = normal[place, -1] ** 2 / pivot, 1
-            multiples = normal[place + 1 :, place] / pivot
-            normal[place + 1 :, place:] -= np.outer(multiples, normal[place, place:])
-    starts = np.cumsum([1, *(len(set(levels)) for levels in terms.values())])[:-1]
-    sums = np.add.reduceat(explained, starts)
-    return {name: (float(s), int(n)) for name, (s, n) in zip(terms, sums, strict=True)}
+    matrix = np.column_stack([design(terms), values])
+    matrix -= matrix.mean(axis=0)
+    products = matrix.T @ matrix  # of what the terms so far leave unexplained
+    found, end = {}, 1
+    for name, levels in terms.items():
+        own, end = slice(end, end + len(set(levels))), end + len(set(levels))
+        lengths, directions = np.linalg.eigh(products[own, own])
+        free = lengths > 1e-9 * len(values)
+        explained = (directions[:, free] / np.sqrt(lengths[free])).T @ products[own]
+        found[name] = float((explained[:, -1] ** 2).sum()), len(explained)
+        products -= explained.T @ explained
+    return found
 
 
 def balanced(factors: Factors) -> bool:
