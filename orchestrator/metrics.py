@@ -43,7 +43,7 @@ class JobTable(Collector):
         yield _family(counter, "failures", "Failed attempts", found.failures, "failure")
         yield _family(counter, "leases_lost", "Attempts whose lease ran out", lost)
         yield _family(gauge, "running_attempts", "Live attempts", found.running, "kind")
-        yield _family(gauge, "pairs_per_second", "Pairs", found.pairs_per_s, "kind")
+        yield _family(gauge, "pairs_per_second", "Of live attempts", found.pairs_per_s, "kind")
         yield _family(gauge, "queue_age_seconds", "Age of the oldest ready job", age_s)
         yield _family(gauge, "controllers", "Controllers seen in the last minute", controllers)
 

@@ -1,6 +1,7 @@
 """A real HTTP server receives what the webhook sends; a bad one keeps nobody waiting."""
 
 import logging
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
@@ -77,6 +78,21 @@ def test_where_nobody_listens_the_log_tells_the_host_and_no_secret(
         webhook = Webhook(f"http://127.0.0.1:{port}/{SECRET}?token={SECRET}", first_wait_s=0.01)
         assert not fate(webhook, {})
     assert "127.0.0.1: Connection refused" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_receiver_that_does_not_speak_http_is_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    class Garbage(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"garbage\r\n\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Garbage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{SECRET}"
+        assert not fate(Webhook(url, first_wait_s=0.01), {})
+        server.shutdown()
+    assert "127.0.0.1: BadStatusLine (try 3 of 3)" in caplog.text
     assert SECRET not in caplog.text
 
 
