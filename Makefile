@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test chaos cluster-test rehearsal rehearsal-postgresql lint clean help
+.PHONY: demo test test-fast chaos cluster-test rehearsal rehearsal-postgresql lint ruff clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -28,8 +28,15 @@ demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluations, the r
 	    --format $${format%:*} --output reports/quickstart.$${format#*:} || exit 1; done
 	@cat reports/quickstart.txt
 
-test: $(INSTALLED) lint ## run the linters and the whole test suite
-	$(BIN)/python -m pytest --durations=15
+# Many tests wait for processes: three lanes keep two cores busy. Mypy runs beside them.
+LANES := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+test: $(INSTALLED) ruff ## run the linters and the whole test suite
+	@$(BIN)/mypy >.mypy.log 2>&1 & mypy=$$!; \
+	$(BIN)/python -m pytest $(LANES) --durations=15; tests=$$?; \
+	wait $$mypy || { cat .mypy.log; exit 1; }; exit $$tests
+
+test-fast: $(INSTALLED) ## run the tests that start no cluster, server or program
+	$(BIN)/python -m pytest $(LANES) -q -m "not slow"
 
 # About eleven minutes; each test has its own time limit.
 chaos: $(INSTALLED) ## fault tests: kill, stop and disconnect processes; report what happened
@@ -46,10 +53,12 @@ rehearsal-postgresql: $(INSTALLED) ## the same on PostgreSQL, whose server is ki
 cluster-test: $(INSTALLED) ## inject faults into three hosts made of network namespaces
 	$(BIN)/python -m tests.cluster
 
-lint: $(INSTALLED) ## run ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: $(INSTALLED) ruff ## run ruff and mypy
 	$(BIN)/mypy
 
+ruff: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
 clean: ## remove caches and build output (keeps .venv and .xsweep)
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis build *.egg-info
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .mypy.log .hypothesis build *.egg-info

@@ -3,13 +3,14 @@
 import itertools
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 from chaos import CHAOS, Account, table
-from postgresql import administer
+from postgresql import administer, run_server
 from sqlalchemy import Engine
 
 from db.engine import connect
@@ -18,9 +19,19 @@ PROJECT = Path(__file__).resolve().parent.parent
 counter = itertools.count()
 accounts: list[Account] = []
 
+# Threads on matrices this small, in lanes beside each other, only wait for each other; and a nice
+# Ray worker would wait for every test that computes.
+os.environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+
 # The deadline of an example would measure how busy the machine is; tests have time limits.
 hypothesis.settings.register_profile("xsweep", deadline=None)
 hypothesis.settings.load_profile("xsweep")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with the most slow tests first: no lane begins one when the others end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture
@@ -47,23 +58,12 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql_server() -> Iterator[str]:
     """URL of a server of our own, with a database `model` that holds the empty tables."""
-    import pgserver
-
-    # below /tmp and not pytest's folder: the path of its socket may have no more than 100 letters
-    folder = (
-        Path("/tmp") / f"xsweep-postgresql-{tmp_path_factory.getbasetemp().name}-{next(counter)}"
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    server = pgserver.get_server(folder, cleanup_mode="delete")
-    url = server.get_uri()
-    # the tests kill clients, not the server's machine: no need to wait for the disk
-    administer(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
-    administer(url, "CREATE DATABASE model")
-    connect(url.replace("/postgres?", "/model?"), create=True).dispose()
-    yield url
-    server.cleanup()
+    with run_server() as (url, _):
+        administer(url, "CREATE DATABASE model")
+        connect(url.replace("/postgres?", "/model?"), create=True).dispose()
+        yield url
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The benchmark of one device, run as a user runs it: two tiny layers, a few pairs, on the CPU."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ PEERS = {
     "trainer: tiny, distill_ranknet",
 }
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Outcome(NamedTuple):
@@ -65,9 +64,7 @@ def outcome(tmp_path_factory) -> Outcome:
     command += ["--shapes", "tiny", "--layers", "2", "--pairs", "8", "--seconds", "0.05"]
     command += ["--sentence-transformers", without, "--limit", "1800"]
     command += ["--sections", *SECTIONS[1:]]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     printed: dict[str, dict] = {}
     for line in done.stdout.splitlines():

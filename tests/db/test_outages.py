@@ -1,6 +1,5 @@
 """The database goes away for a while, for all or for one: nothing is lost but the time."""
 
-import os
 import time
 
 import pytest
@@ -8,6 +7,7 @@ from chaos import CHAOS, account
 from claimers import reap, start, work
 from crowds import accepted, join, let_leases_run_out, to_do
 from job_table import counts, finish, new_job, states, study, submit, take
+from postgresql import run_server
 
 import db.engine
 import db.transactions
@@ -17,26 +17,14 @@ from db.engine import connect
 from db.events import history
 from xsweep import SetupError
 
-pytestmark = pytest.mark.timeout(900 if CHAOS else 300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if CHAOS else 300)]
 
 
 @pytest.fixture
-def own_server(tmp_path_factory):
+def own_server():
     """A PostgreSQL server that nobody else minds being killed; its URL and how to restart it."""
-    import pgserver
-    from pgserver._commands import pg_ctl
-
-    folder = f"/tmp/xsweep-chaos-{os.getpid()}-{tmp_path_factory.getbasetemp().name}"
-    server = pgserver.get_server(folder, cleanup_mode="delete")
-
-    def control(*arguments: str) -> None:
-        arguments += ("-l", str(server.log))
-        pg_ctl(["-w", "-m", "immediate", *arguments], pgdata=server.pgdata, user=server.system_user)
-
-    yield server.get_uri(), control
-    control("restart")
-    control("stop")  # the package itself stops no other process than the one that it started
-    server.cleanup()
+    with run_server() as server:
+        yield server
 
 
 def test_workers_ride_through_restarts_of_the_server(own_server, tell):

@@ -24,7 +24,7 @@ from db.events import history
 from db.status import summary
 from db.submission import add_in
 
-pytestmark = pytest.mark.timeout(900 if CHAOS else 300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if CHAOS else 300)]
 
 
 def test_many_processes_claim_every_job_once(url, engine, tell):

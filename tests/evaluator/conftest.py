@@ -22,9 +22,6 @@ from transformers import (
     RobertaTokenizer,
 )
 
-# On matrices this small, threads only wait for each other.
-torch.set_num_threads(1)
-
 FAMILIES = ("bert", "electra", "roberta", "deberta", "modernbert")
 
 TEXTS = [

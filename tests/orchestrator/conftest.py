@@ -21,11 +21,12 @@ class Workplace:
         self.home = folder / ".xsweep"
         kept = {key: value for key, value in os.environ.items() if not key.startswith("XSWEEP_")}
         kept.pop("RAY_ADDRESS", None)
-        self.environment = {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+        self.environment = {**kept, "COLUMNS": "120"}
+        self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The program, running."""
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator", *arguments],
             cwd=self.folder,
             env=self.environment,
@@ -33,6 +34,8 @@ class Workplace:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._started.append(process)
+        return process
 
     def xsweep(self, *arguments: str, code: int = 0) -> str:
         """What the program prints; it must end with `code`."""
@@ -44,6 +47,13 @@ class Workplace:
     def status(self) -> dict:
         """`xsweep status --json`."""
         return json.loads(self.xsweep("status", "--json"))
+
+    def close(self) -> None:
+        """End what a test that failed may have left, and the cluster."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+        head.stop_local(self.home)
 
 
 @pytest.fixture(scope="session")
@@ -57,13 +67,13 @@ def workplace_in() -> Iterator[Callable[[Path], Workplace]]:
 
     yield make
     for place in places:
-        head.stop_local(place.home)
+        place.close()
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Iterator[Workplace]:
     yield (place := Workplace(tmp_path))
-    head.stop_local(place.home)
+    place.close()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +84,7 @@ def several_nodes(
     token = tmp_path_factory.mktemp("several") / "token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))
-    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "OMP_NUM_THREADS": "1"}
+    ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("several_nodes.py")), *request.module.NODES],
         env={**os.environ, **ours, "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -84,8 +94,11 @@ def several_nodes(
     )
     assert process.stdin
     assert process.stdout
-    told = next((line for line in process.stdout if line.startswith("address ")), "")
-    assert told, "the nodes did not come up"
-    yield {**ours, "RAY_ADDRESS": told.split()[1]}
-    process.stdin.close()
-    process.wait(60)
+    try:
+        told = next((line for line in process.stdout if line.startswith("address ")), "")
+        assert told, "the nodes did not come up"
+        yield {**ours, "RAY_ADDRESS": told.split()[1]}
+        process.stdin.close()
+        process.wait(60)
+    finally:
+        process.kill()

@@ -20,7 +20,7 @@ from waiting import wait_for
 from db import status
 from db.engine import connect
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 HEAD = "f" * 51 + "0" * 5
 """The id that the fake provider gives to the head."""
@@ -62,7 +62,6 @@ def growing_cluster(tmp_path):
     ours = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
-        "OMP_NUM_THREADS": "1",
     }
     fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     log = tmp_path / "head.log"

@@ -19,6 +19,8 @@ from orchestrator import cluster, head
 from orchestrator.settings import load_settings
 from xsweep import SetupError
 
+pytestmark = pytest.mark.slow
+
 CONNECT = """
 import sys
 from pathlib import Path

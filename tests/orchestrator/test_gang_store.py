@@ -22,6 +22,7 @@ from db.check import check
 from db.engine import connect
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0,
@@ -62,7 +63,7 @@ def two_hosts(tmp_path):
     with contextlib.contextmanager(object_store.serve)() as url:
         ours = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
         ours |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        ours |= {"XSWEEP_CACHE": str(cache), "XSWEEP_STORE": f"{url}/study", "OMP_NUM_THREADS": "1"}
+        ours |= {"XSWEEP_CACHE": str(cache), "XSWEEP_STORE": f"{url}/study"}
         try:
             with socket.socket() as probe:
                 probe.bind(("127.0.0.1", 0))

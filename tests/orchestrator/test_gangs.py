@@ -19,7 +19,7 @@ from orchestrator import gangs
 from orchestrator.process import namespace
 from orchestrator.settings import load_settings
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NODES = ("1", "1", "1")
 """CPUs of each: too few for two ranks on one node."""

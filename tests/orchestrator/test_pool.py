@@ -6,6 +6,8 @@ import secrets
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import json, ray
 from orchestrator.pool import Pool
@@ -37,6 +39,7 @@ ray.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_a_job_that_needs_room_ends_as_few_warm_workers_as_it_must_and_none_in_vain(tmp_path):
     token = tmp_path / "token"
     token.touch(0o600)

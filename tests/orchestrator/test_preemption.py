@@ -15,7 +15,7 @@ from db.check import check
 from db.engine import connect
 from orchestrator.assignments import was_preempted
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NODES = ("1", "1")
 """CPUs of each: one job at a time."""

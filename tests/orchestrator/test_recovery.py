@@ -20,7 +20,7 @@ from db.outlook import outlook
 from orchestrator import head
 
 # a calm run is made first, and on a busy machine each run takes minutes
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 600
 """Enough for a training of some seconds, so that there is a middle to be killed in."""

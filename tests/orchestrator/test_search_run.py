@@ -12,7 +12,7 @@ from db.engine import connect
 from db.overview import overview
 from orchestrator import head
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEPS = 120
 SEARCH = f"""

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 from ruamel.yaml import YAML
 
 PROJECT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_trec_dl_sweep_runs_on_real_data_and_its_first_stage_has_the_known_figure(
     workplace, real_data
 ):

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -127,17 +126,6 @@ class World:
             doc_ids = tuple(f"d{number}" for number in random.choice(80, size, replace=False))
             samples.append(Sample(f"q{query}", doc_ids, random.normal(size=size).astype("f4")))
         return model, tokenizer, assembler, samples
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Matrices this small are no work for two, and waiting for each other takes most of it."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

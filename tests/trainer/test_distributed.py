@@ -1,7 +1,6 @@
 """Trainings of several processes: like those of one, killed and continued, on fewer of them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from curves import ENGINES, curve, digest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 # Loads everything once and forks the ranks of each phase: starting them one by one takes minutes.
 PROGRAM = """
@@ -90,8 +89,7 @@ def home(world, tmp_path_factory):
     phase(1, *fewer)
     inputs = {role: str(folder) for role, folder in world.inputs.items()}
     command = [sys.executable, "-c", PROGRAM, str(home), json.dumps(inputs), json.dumps(phases)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=Path(__file__).parents[2], env=environment, check=True)
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True)
     assert json.loads((home / "codes.json").read_text()) == expected
     return home
 

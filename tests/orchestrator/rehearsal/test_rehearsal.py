@@ -127,6 +127,7 @@ def test_weights_depend_on_the_name_alone(tmp_path: Path) -> None:
     assert a == b != c
 
 
+@pytest.mark.slow
 def test_a_rehearsal_fills_every_cell_and_every_format_says_what_it_is(workplace) -> None:
     (workplace.folder / "trial.yaml").write_text(SMALL)
     told = workplace.xsweep("plan", "trial.yaml")
