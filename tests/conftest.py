@@ -1,5 +1,6 @@
 """Fixtures that every package's tests share."""
 
+import gc
 import itertools
 import os
 import shutil
@@ -32,6 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the files with the most slow tests first: no lane begins one when the others end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection walk again what the imports of all tests have made."""
+    gc.freeze()
 
 
 @pytest.fixture
