@@ -56,7 +56,7 @@ def write_scores(path: Path, lines: int) -> None:
 
 def draw(teacher, steps: range) -> Iterator[tuple]:
     """Every pair of some global batches."""
-    from trainer.batches import draw_samples
+    from xsweep.trainer.batching import draw_samples
 
     for step in steps:
         for query_id, doc_ids, targets_D, _ in draw_samples(teacher, 12, step, BATCH):
@@ -73,11 +73,11 @@ def digest(pairs: Iterator[tuple]) -> str:
 
 def measure(path: Path, pairs: int) -> None:
     """Opens, draws, and draws again from the middle."""
-    import trainer.batches  # noqa: F401 - its imports are no part of what is measured
-    from evaluator.collections import Collection
-    from evaluator.files import checksum
-    from trainer.teachers.formats import ScoreTriplesSource
-    from trainer.teachers.pairs import open_pairs
+    import xsweep.trainer.batching  # noqa: F401 - its imports are no part of what is measured
+    from xsweep.evaluator.data.collection import Collection
+    from xsweep.evaluator.data.files import checksum
+    from xsweep.trainer.teachers.formats import ScoreTriplesSource
+    from xsweep.trainer.teachers.pairs import open_pairs
 
     collection = Collection("generated", lambda: iter(()), Ids(QUERIES), {})
     source = ScoreTriplesSource(file={"path": str(path)})

@@ -24,13 +24,12 @@ import torch
 from sentence_transformers import CrossEncoder
 from transformers.utils import logging
 
-from evaluator.collections import load_collection
-from evaluator.cross_encoder import load_cross_encoder
-from evaluator.evaluate import Evaluation, evaluate_together
-from evaluator.jobs import run_job
-from evaluator.measures import evaluate_run, mean
-from evaluator.specs import COLLECTION, EvaluateSpec, ModelSpec
-from evaluator.trec import read_run, write_run
+from xsweep.evaluator.data import load_collection
+from xsweep.evaluator.data.trec import read_run, write_run
+from xsweep.evaluator.jobs import Evaluation, evaluate_together, run_job
+from xsweep.evaluator.measures import evaluate_run, mean
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.specs import COLLECTION, EvaluateSpec, ModelSpec
 
 FIRST_STAGES = ("bm25", "bm25-rm3", "openai-ada2", "repllama", "spladepp-ed", "tasb")
 

@@ -1,4 +1,4 @@
-"""How far the BM25 of `evaluator.candidates` is from Anserini's, and what its settings do.
+"""How far the BM25 of `xsweep.evaluator.first_stage` is from Anserini's, and what its settings do.
 
     python benchmarks/first_stage.py DATA
 
@@ -17,11 +17,19 @@ from pathlib import Path
 
 from scipy.stats import kendalltau
 
-from evaluator.candidates import search
-from evaluator.collections import load_collection, read_texts
-from evaluator.measures import evaluate_run, mean
-from evaluator.specs import Bm25Spec, IrdsSpec
-from evaluator.trec import Qrels, Run, read_qrels, read_run, scores_from_order, sort_docs
+from xsweep.evaluator.data import load_collection
+from xsweep.evaluator.data.collection import read_texts
+from xsweep.evaluator.data.trec import (
+    Qrels,
+    Run,
+    read_qrels,
+    read_run,
+    scores_from_order,
+    sort_docs,
+)
+from xsweep.evaluator.first_stage import search
+from xsweep.evaluator.measures import evaluate_run, mean
+from xsweep.evaluator.specs import Bm25Spec, IrdsSpec
 
 MEASURES = ["nDCG@10", "R@100", "AP"]
 ANSERINI = {

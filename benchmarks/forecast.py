@@ -11,11 +11,17 @@ something only where the jobs ran under the load that the forecast is for.
 import sys
 from collections import defaultdict
 
-from db.durations import Duration, load_durations
-from db.engine import connect
-from orchestrator.estimate.devices import GPUS, Device, this_core
-from orchestrator.estimate.forecast import group_of, paces
-from orchestrator.estimate.work import Planned, seconds, work_of
+from xsweep.db.engine import connect
+from xsweep.db.results import Duration, load_durations
+from xsweep.orchestrator.forecast.cost import group_of, paces
+from xsweep.orchestrator.forecast.cost_model import (
+    GPUS,
+    Device,
+    Planned,
+    seconds,
+    this_core,
+    work_of,
+)
 
 
 def main(url: str) -> None:

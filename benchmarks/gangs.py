@@ -20,10 +20,10 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 import psutil
 import ray
 
-from orchestrator import gangs
-from orchestrator.pool import Pool
-from orchestrator.requests import request_of
-from orchestrator.workers import Task, Worker
+from xsweep.orchestrator.runtime import placement as gangs
+from xsweep.orchestrator.runtime.placement import request_of
+from xsweep.orchestrator.runtime.pool import Pool
+from xsweep.orchestrator.runtime.worker import Task, Worker
 
 
 def total(*_: object) -> float:
@@ -40,14 +40,14 @@ class Summer(Worker):
     """A worker whose job is the sum, in a process group as the trainer's."""
 
     def _work(self, task: Task) -> None:
-        from trainer.ranks import process_group
+        from xsweep.trainer.distributed import process_group
 
         with process_group():
             assert total() == 2
 
 
 def own(number: int) -> None:
-    from orchestrator.assignments import begin
+    from xsweep.orchestrator.runtime.attempt import begin
 
     pool = Pool(Summer, prefix="benchmark/")
     request = request_of({"cpus": 1, "ranks": 2})

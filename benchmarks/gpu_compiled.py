@@ -10,7 +10,7 @@ from gpu_models import QUERY_TOKENS, World
 from gpu_rates import clock
 from gpu_report import Figures, Report
 
-from evaluator.scoring import BATCH_TOKENS, budget_on
+from xsweep.evaluator.scoring import BATCH_TOKENS, budget_on
 
 WAYS: dict[str, dict[str, Any]] = {
     "eager": {},

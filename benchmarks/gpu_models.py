@@ -15,12 +15,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from evaluator.collections import load_collection
-from evaluator.cross_encoder import load_cross_encoder
-from evaluator.pairs import PairEncoder
-from evaluator.specs import ApidocsSpec, IrdsSpec, ModelSpec
-from evaluator.tokenizers import load_tokenizer, tokenize
-from evaluator.trec import read_run
+from xsweep.evaluator.data import load_collection
+from xsweep.evaluator.data.trec import read_run
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.models.tokenizer import load_tokenizer, tokenize
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.specs import ApidocsSpec, IrdsSpec, ModelSpec
 
 SHAPES = ("minilm", "bert-base", "modernbert", "deberta-v3", "tiny")
 """The last is for trying the benchmark out: a BERT 64 wide."""

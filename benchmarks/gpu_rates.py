@@ -14,16 +14,16 @@ from gpu_report import Figures
 from measuring import memory_bytes, product_flops, product_shapes
 from transformers import PreTrainedModel
 
-from evaluator.pairs import PairEncoder
-from evaluator.scoring import score_pairs
-from evaluator.unpadded import has_unpadded
-from trainer.batches import Assembler
-from trainer.engines import open_engine
-from trainer.gradients import Gradients
-from trainer.memory import keep_freed_memory
-from trainer.scorer import Scorer, attention
-from trainer.specs import TrainSpec
-from trainer.teachers import Sample
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.scoring import score_pairs
+from xsweep.evaluator.varlen.encoders import has_unpadded
+from xsweep.trainer.batching import Assembler
+from xsweep.trainer.cpu_kernels import keep_freed_memory
+from xsweep.trainer.engines import open_engine
+from xsweep.trainer.forward import Scorer, attention
+from xsweep.trainer.gradients import Gradients
+from xsweep.trainer.specs import TrainSpec
+from xsweep.trainer.teachers.teacher import Sample
 
 TEACHERS: dict[str, dict[str, Any]] = {
     "infonce": {"signal": "labels", "source": {"type": "candidates"}, "negatives": 7},
@@ -177,7 +177,7 @@ def train(
     assembler = _assembler(spec, encoder, lists, packed=packed, device=options.device)
     samples = _samples(way.objective, lists, batch)
     scorer = Scorer(model.train(), bf16=options.precision == "bf16")
-    # As the training loop has it, see `trainer.loop`.
+    # As the training loop has it, see `xsweep.trainer.loop`.
     usual = model.config._attn_implementation if on_gpu else "eager"
     figures: Figures = {}
     steps = tokens = slots = 0

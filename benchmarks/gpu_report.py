@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from evaluator.provenance import fp32_products, hardware, source_tree
+from xsweep.evaluator.provenance import fp32_products, hardware, source_tree
 
 Figures = dict[str, Any]
 Rows = dict[str, dict[str, Figures]]

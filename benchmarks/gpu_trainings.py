@@ -24,9 +24,9 @@ from gpu_report import Figures
 from measuring import memory_bytes
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from evaluator.tokens import TokenStore
-from trainer.checkpoints import list_checkpoints
-from trainer.train import run_job
+from xsweep.evaluator.models.token_store import TokenStore
+from xsweep.trainer.checkpoint import list_checkpoints
+from xsweep.trainer.train import run_job
 
 STEPS, KILLED_AFTER, CHECKPOINT_EVERY = 6, 5, 2
 """Of the training that is killed: one step after its second checkpoint."""

@@ -13,8 +13,8 @@ import torch
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from evaluator.memory import release_freed_memory
-from evaluator.projections import prepare
+from xsweep.evaluator.device import release_freed_memory
+from xsweep.evaluator.varlen.layers import prepare
 
 
 class Timing(NamedTuple):

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from scoring import DOCUMENT_TOKENS, MINILM, QUERY_TOKENS, ndcg, sample
 
-from evaluator.cross_encoder import load_cross_encoder
-from evaluator.pairs import PairEncoder
-from evaluator.scoring import score_pairs
-from evaluator.specs import ModelSpec
-from evaluator.tokenizers import tokenize
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.models.tokenizer import tokenize
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.scoring import score_pairs
+from xsweep.evaluator.specs import ModelSpec
 
 
 def neighbours(

@@ -33,7 +33,7 @@ def main() -> None:
 
     import torch
 
-    from trainer.train import run_job as train
+    from xsweep.trainer.train import run_job as train
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -45,7 +45,7 @@ def main() -> None:
 
 def prepare(home: Path, depth: int) -> dict[str, Path]:
     """Candidates of both parts and token ids, as the sweep's prepare jobs make them."""
-    from evaluator.jobs import run_job
+    from xsweep.evaluator.jobs import run_job
 
     jobs = {
         "candidates": candidates("train", depth),
@@ -73,8 +73,8 @@ def candidates(split: str, depth: int) -> dict:
 
 
 def bm25_measure(folder: Path) -> float:
-    from evaluator.candidates import read_candidates
-    from evaluator.measures import evaluate_run, mean
+    from xsweep.evaluator.first_stage import read_candidates
+    from xsweep.evaluator.measures import evaluate_run, mean
 
     found = read_candidates(folder)
     return mean(evaluate_run(found.qrels, found.run, ["nDCG@10"])["nDCG@10"])
@@ -118,7 +118,7 @@ def specification(options: argparse.Namespace) -> dict:
 
 def printer(out: Path) -> Callable[..., None]:
     """Prints each validation once it stands in the metrics file."""
-    from trainer.metrics import read_metrics
+    from xsweep.trainer.logging import read_metrics
 
     started_s, shown = time.process_time(), 0
 

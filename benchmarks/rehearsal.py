@@ -47,7 +47,7 @@ class Place:
 
     def command(self, *arguments: str) -> list[str]:
         """`xsweep` of this source tree."""
-        return [sys.executable, "-m", "orchestrator", *arguments]
+        return [sys.executable, "-m", "xsweep.orchestrator", *arguments]
 
     def xsweep(self, *arguments: str) -> str:
         """The output of a command that must succeed."""
@@ -76,7 +76,7 @@ def slice_of_the_grid(
     folder: Path, backbones: int, objectives: int, seeds: int
 ) -> tuple[Path, int]:
     """A grid file with the first so many of each, and how many of the table's 54 rows it keeps."""
-    from orchestrator.gridfile import read_grid
+    from xsweep.orchestrator.grid.load import read_grid
 
     whole, _ = read_grid(ROOT / "sweeps" / "rehearsal.yaml", folder)
     names = {
@@ -153,11 +153,11 @@ def account(place: Place, sweep: str, cells: int) -> list[str]:
     """What became of the jobs, as lines; raises SystemExit where something is lost or doubled."""
     from sqlalchemy import func, select
 
-    from db.check import check
-    from db.engine import connect
-    from db.events import history
-    from db.schema import Attempt, Job, Result
-    from db.transactions import read
+    from xsweep.db.check import check
+    from xsweep.db.engine import connect
+    from xsweep.db.events import history
+    from xsweep.db.schema import Attempt, Job, Result
+    from xsweep.db.transaction import read
 
     engine = connect(place.database)
 

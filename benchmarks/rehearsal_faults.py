@@ -55,7 +55,7 @@ class Faults:
         print(f"{time.strftime('%H:%M:%S')} killed: {kind}", flush=True)
 
     def _workers(self) -> Iterator[psutil.Process]:
-        from orchestrator.head import running_local
+        from xsweep.orchestrator.runtime.ray_cluster import running_local
 
         cluster = running_local(self.home)
         if cluster is None:

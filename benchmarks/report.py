@@ -37,9 +37,9 @@ from study import (
     systems,
 )
 
-from db.engine import connect
-from db.status import summary
-from orchestrator.report import load_report, write
+from xsweep.db.engine import connect
+from xsweep.db.status import summary
+from xsweep.orchestrator.report import load_report, write
 
 if TYPE_CHECKING:
     from ranx import Qrels, Run

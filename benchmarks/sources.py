@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from trainer.specs import TeacherSpec
+    from xsweep.trainer.specs import TeacherSpec
 
 from generated import PASSAGES, write_jsonl, write_passages, write_run, write_triples
 
@@ -49,10 +49,10 @@ class Ids:
 def read_triples(home: Path) -> None:
     """Opens the docpairs and draws 2,000 batches of 32 in shuffled order."""
     os.environ["IR_DATASETS_HOME"] = str(home)
-    from evaluator.collections import Collection
-    from trainer.batches import draw_samples
-    from trainer.teachers.formats import DocpairsSource
-    from trainer.teachers.pairs import open_pairs
+    from xsweep.evaluator.data.collection import Collection
+    from xsweep.trainer.batching import draw_samples
+    from xsweep.trainer.teachers.formats import DocpairsSource
+    from xsweep.trainer.teachers.pairs import open_pairs
 
     collection = Collection("generated", lambda: iter(()), Ids(), {})  # type: ignore[arg-type]
     source = DocpairsSource(id="msmarco-passage/train/triples-v2")
@@ -72,7 +72,7 @@ class Texts(dict):
 
 
 def _list_spec(folder: Path) -> "TeacherSpec":
-    from trainer.specs import TeacherSpec
+    from xsweep.trainer.specs import TeacherSpec
 
     file = {"path": str(folder / "a.run")}
     source = {"type": "run", "file": file, "order": "rank"}
@@ -80,8 +80,8 @@ def _list_spec(folder: Path) -> "TeacherSpec":
 
 
 def _draw_lists(spec, lists) -> None:
-    from trainer.batches import draw_samples
-    from trainer.teachers.lists import ListTeacher
+    from xsweep.trainer.batching import draw_samples
+    from xsweep.trainer.teachers.lists import ListTeacher
 
     teacher = ListTeacher(spec, lists, Texts(), {}, Ids())
     for step in range(2000):
@@ -90,7 +90,7 @@ def _draw_lists(spec, lists) -> None:
 
 def read_lists(folder: Path) -> None:
     """Opens the lists and draws 2,000 of them in shuffled order."""
-    from trainer.teachers import lists
+    from xsweep.trainer.teachers import lists
 
     spec = _list_spec(folder)
     _draw_lists(spec, lists.read_lists(spec, {}))
@@ -98,25 +98,25 @@ def read_lists(folder: Path) -> None:
 
 def read_lists_in_memory(folder: Path) -> None:
     """The same from a run that is read whole."""
-    from evaluator.trec import read_run
+    from xsweep.evaluator.data.trec import read_run
 
     _draw_lists(_list_spec(folder), read_run(folder / "a.run", "rank"))
 
 
 def read_deep_run(folder: Path) -> None:
     """What every evaluation does with its candidates: reads the run of a first stage."""
-    from evaluator.trec import read_run
+    from xsweep.evaluator.data.trec import read_run
 
     read_run(folder / "a.run")
 
 
 def read_jsonl(folder: Path) -> None:
     """Opens the file as collection and as teacher, and draws 500 lists."""
-    from evaluator.collections import load_collection
-    from evaluator.specs import JsonlSpec
-    from trainer.batches import draw_samples
-    from trainer.specs import TeacherSpec
-    from trainer.teachers.lists import ListTeacher, read_lists
+    from xsweep.evaluator.data import load_collection
+    from xsweep.evaluator.specs import JsonlSpec
+    from xsweep.trainer.batching import draw_samples
+    from xsweep.trainer.specs import TeacherSpec
+    from xsweep.trainer.teachers.lists import ListTeacher, read_lists
 
     class All:
         def __contains__(self, _: object) -> bool:
@@ -135,8 +135,8 @@ def read_jsonl(folder: Path) -> None:
 
 def read_passages(home: Path) -> None:
     """The job that tokenises the collection, then what a training opens of it."""
-    from evaluator.specs import TokensSpec
-    from evaluator.tokens import TokenStore, prepare_tokens
+    from xsweep.evaluator.models.token_store import TokenStore, prepare_tokens
+    from xsweep.evaluator.specs import TokensSpec
 
     os.environ["XSWEEP_HOME"] = str(home / "xsweep")
     out = home / "tokens"
@@ -166,8 +166,18 @@ def measure(read: Callable[[Path], None], folder: Path) -> None:
     """Prints seconds of wall and CPU and the growth of peak memory, as one line of JSON."""
     # Their imports are no part of what is measured.
     for module in (
-        *("trainer.batches", "trainer.teachers.formats", "trainer.teachers.lists", "transformers"),
-        *("trainer.teachers.pairs", "evaluator.irds", "evaluator.tokens", "evaluator.tokenizers"),
+        *(
+            "xsweep.trainer.batching",
+            "xsweep.trainer.teachers.formats",
+            "xsweep.trainer.teachers.lists",
+            "transformers",
+        ),
+        *(
+            "xsweep.trainer.teachers.pairs",
+            "xsweep.evaluator.data.irds",
+            "xsweep.evaluator.models.token_store",
+            "xsweep.evaluator.models.tokenizer",
+        ),
     ):
         importlib.import_module(module)
     if read not in (read_passages, read_triples):  # these name a home of their own first

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy import Engine
 
-from db import jobs
-from evaluator.suites import SUITES
+from xsweep.db import jobs
+from xsweep.evaluator.data.suites import SUITES
 
 COLLECTIONS = dict(
     zip(

@@ -86,9 +86,9 @@ def draw_pairs(count: int, tokens: int) -> tuple[Texts, np.ndarray]:
     """
     from measuring import cut_text
 
-    from evaluator.collections import load_collection
-    from evaluator.specs import ApidocsSpec, ModelSpec
-    from evaluator.tokenizers import load_tokenizer
+    from xsweep.evaluator.data import load_collection
+    from xsweep.evaluator.models.tokenizer import load_tokenizer
+    from xsweep.evaluator.specs import ApidocsSpec, ModelSpec
 
     tokenizer = load_tokenizer(ModelSpec(package=PACKAGE))
 
@@ -107,9 +107,9 @@ def draw_pairs(count: int, tokens: int) -> tuple[Texts, np.ndarray]:
 
 def train_peer(row: dict, options: argparse.Namespace, texts: Texts, home: Path) -> dict:
     """Another library's trainer, in its own environment."""
-    from evaluator.cross_encoder import load_cross_encoder
-    from evaluator.specs import ModelSpec
-    from trainer.batches import _pass_order
+    from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+    from xsweep.evaluator.specs import ModelSpec
+    from xsweep.trainer.batching import _pass_order
 
     model, tokenizer = load_cross_encoder(ModelSpec(package=PACKAGE, layers=options.layers), seed=1)
     if not row["dropout"]:
@@ -137,10 +137,10 @@ def train_peer(row: dict, options: argparse.Namespace, texts: Texts, home: Path)
 @contextmanager
 def network_seconds(engine: str) -> Iterator[list[float]]:
     """CPU seconds that each step spends in an engine's forward, backward and update."""
-    from trainer.engines.plain import PlainEngine
-    from trainer.engines.zero import ZeroEngine
+    from xsweep.trainer.engines.deepspeed import DeepSpeedEngine
+    from xsweep.trainer.engines.plain import PlainEngine
 
-    kind = PlainEngine if engine == "plain" else ZeroEngine
+    kind = PlainEngine if engine == "plain" else DeepSpeedEngine
     spent = [0.0]
 
     def watched(name: str):
@@ -166,10 +166,10 @@ def network_seconds(engine: str) -> Iterator[list[float]]:
 
 def train_ours(row: dict, options: argparse.Namespace, texts: Texts, home: Path) -> dict:
     """The trainer's job on a file of triples that holds the same pairs."""
-    from evaluator.specs import ModelSpec
-    from evaluator.tokenizers import load_tokenizer
-    from evaluator.tokens import TokenStore
-    from trainer.train import run_job
+    from xsweep.evaluator.models.token_store import TokenStore
+    from xsweep.evaluator.models.tokenizer import load_tokenizer
+    from xsweep.evaluator.specs import ModelSpec
+    from xsweep.trainer.train import run_job
 
     documents = [(f"d{number}", document) for number, (_, document) in enumerate(texts)]
     content = {
@@ -223,8 +223,8 @@ def share_of_products(row: dict, options: argparse.Namespace, pairs_per_cpu_s: f
     import torch
     from measuring import peak_flops, product_flops
 
-    from evaluator.cross_encoder import load_cross_encoder
-    from evaluator.specs import ModelSpec
+    from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+    from xsweep.evaluator.specs import ModelSpec
 
     model, _ = load_cross_encoder(ModelSpec(package=PACKAGE, layers=options.layers), seed=1)
     flops = 3 * product_flops(model, options.lengths, first_token_only=False)
@@ -260,7 +260,7 @@ def main() -> None:
         return
     import torch
 
-    from evaluator.projections import computed_in
+    from xsweep.evaluator.varlen.layers import computed_in
 
     columns = ("pairs/s", "pairs/CPU s", "padding", "overhead", "of products", "loss", "peak MiB")
     print(

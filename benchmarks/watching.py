@@ -22,13 +22,13 @@ from statistics import median
 import numpy as np
 from sqlalchemy import Engine, event
 
-from db import jobs
-from db.engine import connect
-from db.status import summary
-from orchestrator.cli.status_page import page
-from orchestrator.metrics import as_text
-from orchestrator.serve.pages import Site
-from orchestrator.serve.server import open_server
+from xsweep.db import jobs
+from xsweep.db.engine import connect
+from xsweep.db.status import summary
+from xsweep.orchestrator.cli.status import page
+from xsweep.orchestrator.monitoring.metrics import as_text
+from xsweep.orchestrator.serve.pages import Site
+from xsweep.orchestrator.serve.server import open_server
 
 BACKBONES, OBJECTIVES, SEEDS, COLLECTIONS, QUERIES = 9, 6, 3, 22, 200
 LOOK_S = 2.0

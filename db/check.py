@@ -10,11 +10,22 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.orm import InstrumentedAttribute
 
-from db.schema import Attempt, Edge, Event, Job, QuerySet, Result, Score, Sweep, SweepJob
-from db.scores import digest_query_ids, seal
-from db.states import BROKEN, State
-from db.tally import read_tally
-from db.transactions import reading
+from xsweep.db.schema import (
+    BROKEN,
+    Attempt,
+    Edge,
+    Event,
+    Job,
+    QuerySet,
+    Result,
+    Score,
+    State,
+    Sweep,
+    SweepJob,
+)
+from xsweep.db.scores import digest_query_ids, seal
+from xsweep.db.status import read_tally
+from xsweep.db.transaction import reading
 
 INVARIANTS = {
     "I1": "a job has at most one accepted result, the one that was accepted first",
@@ -26,6 +37,8 @@ INVARIANTS = {
     "I7": "submitting again adds nothing: every row was counted when submitted, and still is",
     "I8": "scores are those that were accepted, to the bit",
 }
+
+
 STREAMED = 10_000
 
 

@@ -4,16 +4,13 @@ from collections.abc import Collection
 
 from sqlalchemy import Connection, Engine, exists, select, update
 
-from db.bulk import pieces
-from db.clock import now_s
-from db.columns import stopped_jobs
-from db.events import record
-from db.family import ancestors, lock, move, reopen, skip_descendants
-from db.lookup import job_id, sweep_id
-from db.schema import Attempt, Job, Sweep, SweepJob
-from db.states import OPEN, State
-from db.transactions import transact
-from xsweep import ConfigError
+from xsweep.db.breaker import stopped_jobs
+from xsweep.db.dependencies import ancestors, lock, move, reopen, skip_descendants
+from xsweep.db.events import record
+from xsweep.db.explain import job_id, sweep_id
+from xsweep.db.schema import OPEN, Attempt, Job, State, Sweep, SweepJob, now_s
+from xsweep.db.transaction import pieces, transact
+from xsweep.errors import ConfigError
 
 
 def cancel(engine: Engine, *, sweep: str | int | None = None, job: str | int | None = None) -> int:

@@ -20,13 +20,19 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from db.schema import REVISION, VERSION_TABLE
-from db.transactions import READING, reading, setup_error, shown
-from xsweep import SetupError
+from xsweep.db.schema import REVISION, VERSION_TABLE
+from xsweep.db.transaction import READING, reading, setup_error, shown
+from xsweep.errors import SetupError
 
 BUSY_TIMEOUT_S = 60
+
+
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+
 MOUNTS = Path("/proc/mounts")
+
+
 NETWORK_FILE_SYSTEMS = frozenset(
     "9p afs beegfs ceph cifs fuse.cephfs fuse.gcsfuse fuse.glusterfs fuse.juicefs fuse.s3fs"  # noqa: SIM905
     " fuse.sshfs gfs2 glusterfs gpfs lustre ncpfs nfs nfs3 nfs4 ocfs2 orangefs panfs pvfs2 smb3"

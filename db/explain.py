@@ -1,22 +1,105 @@
-"""Why a job is where it is, with the facts behind each answer."""
+"""Why a job is where it is, with the facts behind each answer.
 
+Finding what a person means: a sweep by name, a job by id, identity, its beginning, or name.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from db.clock import now_s
-from db.lookup import job_id as find
-from db.schema import Attempt, Definition, Edge, Job, Result, Sweep, SweepJob
-from db.states import State
-from db.transactions import reading
+from xsweep.db.schema import Attempt, Definition, Edge, Job, Result, State, Sweep, SweepJob, now_s
+from xsweep.db.transaction import pieces, reading
+from xsweep.errors import ConfigError, did_you_mean
+
+NAMES_COMPARED = 20_000
+
+
+LISTED = 5
+
+
+def find_sweep(engine: Engine, text: str) -> int:
+    """The id of the sweep of that name or id. Raises ConfigError with the nearest names."""
+    with reading(engine) as connection:
+        return sweep_id(connection, text)
+
+
+def find_job(engine: Engine, text: str) -> int:
+    """The id of the job with that id, identity, beginning of an identity (4 digits on), or name.
+
+    Raises ConfigError when there is none, with the nearest names, or more than one.
+    """
+    with reading(engine) as connection:
+        return job_id(connection, text)
+
+
+def sweep_id(connection: Connection, sweep: str | int) -> int:
+    """See `find_sweep`."""
+    rows = connection.execute(select(Sweep.id, Sweep.name).order_by(Sweep.id)).all()
+    for id_, name in rows:
+        if sweep == name or str(sweep) == str(id_):
+            return id_
+    names = [name for _, name in rows]
+    raise ConfigError(f"no sweep {str(sweep)!r}: {_nearest(str(sweep), names)}")
+
+
+def job_id(connection: Connection, job: str | int) -> int:
+    """See `find_job`."""
+    text = str(job).strip()
+    if text.isascii() and text.isdigit() and len(text) < 19:
+        found = connection.scalar(select(Job.id).where(Job.id == int(text)))
+        if found is not None:
+            return found
+    matches = [Job.name == text]
+    if len(text) >= 4 and all(c in "0123456789abcdef" for c in text):
+        # a range and not LIKE: every database's index on text serves it
+        matches.append(Job.identity.between(text, text + "g"))
+    for match in matches:
+        rows = connection.execute(
+            select(Job.id, Job.identity, Job.name).where(match).order_by(Job.id).limit(LISTED + 1)
+        ).all()
+        if len(rows) == 1:
+            return rows[0].id
+        if rows:
+            listed = ", ".join(f"{row.identity[:12]} ({row.name})" for row in rows[:LISTED])
+            more = ", ..." if len(rows) > LISTED else ""
+            raise ConfigError(
+                f"job {text!r} is ambiguous: {listed}{more}; give more of the identity"
+            )
+    names = connection.scalars(select(Job.name).order_by(Job.id.desc()).limit(NAMES_COMPARED))
+    raise ConfigError(f"no job {text!r}: {_nearest(text, names)}")
+
+
+def identity_of(engine: Engine, id_: int) -> str:
+    """The identity of a job that `find_job` found."""
+    with reading(engine) as connection:
+        return str(connection.scalar(select(Job.identity).where(Job.id == id_)))
+
+
+def done_identities(engine: Engine, identities: Iterable[str]) -> frozenset[str]:
+    """Those of the identities whose job has an accepted result."""
+    found: set[str] = set()
+    with reading(engine) as connection:
+        for piece in pieces(list(identities)):
+            done = select(Job.identity).where(Job.identity.in_(piece), Job.state == State.DONE)
+            found.update(connection.scalars(done))
+    return frozenset(found)
+
+
+def _nearest(text: str, names: Iterable[str]) -> str:
+    known = list(dict.fromkeys(names))
+    if not known:
+        return "the database has none yet; submit a grid first"
+    return did_you_mean(text, known, most=3) or f"there is {', '.join(known[:LISTED])}"
+
 
 COMPARED = 2_000
 """Done jobs that are looked through for the nearest one, the newest of the same kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Relative:
+class ParentRow:
     """A parent, and how it stands."""
 
     role: str
@@ -27,7 +110,7 @@ class Relative:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Try:
+class AttemptRow:
     """An attempt; times in seconds since 1970 by the database's clock."""
 
     token: int
@@ -47,7 +130,7 @@ class Try:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbour:
+class ClosestJob:
     """The done job that differs in the fewest settings: {"optimisation.lr": (here, there)}."""
 
     job_id: int
@@ -69,12 +152,12 @@ class Explanation:
     """Sentences: the reasons for the state, the first one the nearest."""
     sweeps: tuple[str, ...]
     """Names of the sweeps that share the job."""
-    parents: tuple[Relative, ...]
-    attempts: tuple[Try, ...]
+    parents: tuple[ParentRow, ...]
+    attempts: tuple[AttemptRow, ...]
     """The oldest first."""
     folder: str | None
     """Where the accepted result is."""
-    nearest_done: Neighbour | None
+    nearest_done: ClosestJob | None
     spec: dict[str, Any]
 
 
@@ -85,7 +168,7 @@ def explain(engine: Engine, job: str | int, *, compare: bool = True) -> Explanat
     Raises ConfigError for an unknown job, with the nearest names.
     """
     with reading(engine) as connection:
-        id_ = find(connection, job)
+        id_ = job_id(connection, job)
         row = connection.execute(
             select(Job, Definition.spec, Result.folder, now_s().label("now"))
             .join(Definition, Definition.job_id == Job.id)
@@ -116,7 +199,10 @@ def explain(engine: Engine, job: str | int, *, compare: bool = True) -> Explanat
 
 
 def _why(
-    row: Any, parents: tuple[Relative, ...], attempts: tuple[Try, ...], sweeps: dict[str, str]
+    row: Any,
+    parents: tuple[ParentRow, ...],
+    attempts: tuple[AttemptRow, ...],
+    sweeps: dict[str, str],
 ) -> list[str]:
     reasons = []
     if row.state == State.WAITING:
@@ -154,22 +240,26 @@ def _why_unclaimed(row: Any, sweeps: dict[str, str]) -> list[str]:
     return ["ready to be claimed; jobs with longer chains behind them go first"]
 
 
-def _parents(connection: Connection, id_: int) -> tuple[Relative, ...]:
+def _parents(connection: Connection, id_: int) -> tuple[ParentRow, ...]:
     columns = (Edge.role, Job.id.label("job_id"), Job.identity, Job.name, Job.state)
     query = select(*columns).join(Edge, Edge.parent_id == Job.id).where(Edge.child_id == id_)
     rows = connection.execute(query.order_by(Edge.role)).mappings()
-    return tuple(Relative(**row) for row in rows)
+    return tuple(ParentRow(**row) for row in rows)
 
 
-def _attempts(connection: Connection, id_: int) -> tuple[Try, ...]:
-    columns = (getattr(Attempt, name) for name in Try.__dataclass_fields__)
+def _attempts(connection: Connection, id_: int) -> tuple[AttemptRow, ...]:
+    columns = (getattr(Attempt, name) for name in AttemptRow.__dataclass_fields__)
     query = select(*columns).where(Attempt.job_id == id_).order_by(Attempt.token)
-    return tuple(Try(**row) for row in connection.execute(query).mappings())
+    return tuple(AttemptRow(**row) for row in connection.execute(query).mappings())
 
 
 def _nearest_done(
-    connection: Connection, id_: int, kind: str, spec: dict[str, Any], parents: tuple[Relative, ...]
-) -> Neighbour | None:
+    connection: Connection,
+    id_: int,
+    kind: str,
+    spec: dict[str, Any],
+    parents: tuple[ParentRow, ...],
+) -> ClosestJob | None:
     done = (
         select(Job.id, Job.identity, Job.name, Definition.spec)
         .join(Definition)
@@ -178,7 +268,7 @@ def _nearest_done(
         .limit(COMPARED)
     )
     here = _leaves(spec)
-    best: Neighbour | None = None
+    best: ClosestJob | None = None
     for other_id, identity, name, other_spec in connection.execute(done):
         there = _leaves(other_spec)
         differences = {
@@ -187,7 +277,9 @@ def _nearest_done(
             if here.get(key) != there.get(key)
         }
         if best is None or len(differences) < len(best.differences):
-            best = Neighbour(job_id=other_id, identity=identity, name=name, differences=differences)
+            best = ClosestJob(
+                job_id=other_id, identity=identity, name=name, differences=differences
+            )
     if best is None:
         return None
     # equal settings on other inputs are another job too
@@ -198,7 +290,7 @@ def _nearest_done(
         for role in sorted(ours.keys() | theirs.keys())
         if ours.get(role) != theirs.get(role)
     }
-    return Neighbour(
+    return ClosestJob(
         job_id=best.job_id,
         identity=best.identity,
         name=best.name,

@@ -1,14 +1,11 @@
-"""The verbs on jobs, for `from db import jobs`; each is one short transaction."""
+"""The verbs on jobs, for `from xsweep.db import jobs`; each is one short transaction."""
 
-from db.acceptance import NewResult, finish, finish_all
-from db.claims import Claim, claim
-from db.control import cancel, pause, resume, retry
-from db.explain import Explanation, explain
-from db.leases import Place, renew, started, started_all
-from db.lookup import find_job, find_sweep
-from db.outcomes import fail, release
-from db.recovery import adopt, expired, requeue_expired, running
-from db.submission import NewJob, Submission, add_sweep, preview
+from xsweep.db.claim import Claim, Place, claim, renew, started, started_all
+from xsweep.db.complete import NewResult, fail, finish, finish_all, release
+from xsweep.db.control import cancel, pause, resume, retry
+from xsweep.db.explain import Explanation, explain, find_job, find_sweep
+from xsweep.db.recover import adopt, expired, requeue_expired, running
+from xsweep.db.submit import NewJob, Submission, add_sweep, preview
 
 __all__ = [
     "Claim",

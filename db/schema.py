@@ -5,8 +5,14 @@ and stays narrow, because every move rewrites it; what never changes is in `Defi
 
 Conditions of partial indexes hold on PostgreSQL as well, see the migrations; naming them here for
 it would make SQLAlchemy load its dialect, a tenth of the time of `xsweep status` on SQLite.
+
+The database's own clock: the only one that leases, retries and events are measured by.
+
+The life of a job: its states, the moves between them, and how often each failure is retried.
 """
 
+import random
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -23,13 +29,98 @@ from sqlalchemy import (
     Text,
     text,
 )
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.expression import FunctionElement
 
-from db.states import State
+
+class now_s(FunctionElement[float]):
+    """Seconds since 1970 by the database's clock, when the statement began.
+
+    The beginning of a statement errs on the safe side: a lease granted after waiting for a lock
+    ends early rather than late, and an expiry is seen late rather than early.
+    """
+
+    type = Double()
+    inherit_cache = True
+    name = "now_s"
+
+
+@compiles(now_s, "sqlite")
+def _sqlite(element: now_s, compiler: Any, **_: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now_s, "postgresql")
+def _postgresql(element: now_s, compiler: Any, **_: Any) -> str:
+    return "CAST(extract(epoch FROM statement_timestamp()) AS double precision)"
+
+
+class State(StrEnum):
+    """Where a job stands. Done, failed, skipped and cancelled are the ends of the way."""
+
+    WAITING = "waiting"  # for parents whose results are missing
+    READY = "ready"  # may be claimed (from `retry_at` on)
+    RUNNING = "running"  # held by the one live attempt
+    DONE = "done"  # has an accepted result, for ever
+    FAILED = "failed"  # for good: its failure's budget is spent
+    SKIPPED = "skipped"  # an ancestor failed or was cancelled, or its column of the grid is stopped
+    CANCELLED = "cancelled"  # by a person
+
+
+OPEN = (State.WAITING, State.READY, State.RUNNING)
+
+
+BROKEN = (State.FAILED, State.SKIPPED, State.CANCELLED)
+
+
+RETRIES: dict[str, int | None] = {
+    "CONFIG": 0,
+    "DATA": 0,
+    "NAN": 0,
+    "CANCELLED": 0,
+    "HANG": 1,
+    "UNKNOWN": 2,
+    "OOM_HOST": 2,
+    "OOM_GPU": 4,
+    "INFRA": 5,
+    "NODE": 8,
+    "PREEMPTED": None,
+}
+"""How many attempts of one job may end in a failure class and still be tried again; None is free.
+
+What a second try cannot change has none. OOM_GPU has one for each halving of the micro-batch from
+16,384 tokens to 1,024. NODE also counts leases that ran out: most are nobody's fault, but a job
+that takes its machine down each time must stop some day.
+"""
+
+
+BACKOFF_S = {"OOM_GPU": 0.0, "PREEMPTED": 0.0, "NODE": 0.0}
+"""Waits before the first retry where they differ from `FIRST_WAIT_S`: new conditions, no wait."""
+
+
+FIRST_WAIT_S = 5.0
+
+
+LONGEST_WAIT_S = 600.0
+
+
+def backoff_s(failure: str, failures: int) -> float:
+    """Seconds until the next try after the n-th failure (n >= 1) of one class.
+
+    Doubles from `FIRST_WAIT_S` to `LONGEST_WAIT_S`; jitter between half and the whole keeps jobs
+    that failed together from coming back together: the third INFRA waits 10 to 20 s.
+    """
+    wait = min(BACKOFF_S.get(failure, FIRST_WAIT_S) * 2 ** (failures - 1), LONGEST_WAIT_S)
+    return wait * random.uniform(0.5, 1.0)  # noqa: S311  (spreads load, guards nothing)
+
 
 REVISION = "0002"
 """The migration that makes the tables below; revisions are numbers that count up."""
+
+
 VERSION_TABLE = "xsweep_schema"
+
 
 # SQLite's rowid is an INTEGER and nothing else; PostgreSQL's should not end at two thousand million
 Id = BigInteger().with_variant(Integer, "sqlite")
@@ -157,7 +248,7 @@ class Tally(Base):
     """How many jobs of a sweep are in a state: the sum over rows, which triggers append.
 
     Appended and never updated in place, since all that moves a job would wait for the one row;
-    `db.tally.fold` puts them together from time to time.
+    `xsweep.db.status.fold` puts them together from time to time.
     """
 
     __tablename__ = "tally"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, insert, select
 
-from db.schema import QuerySet, Score
-from xsweep import DataError
+from xsweep.db.schema import QuerySet, Score
+from xsweep.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

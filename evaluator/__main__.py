@@ -1,4 +1,4 @@
-"""`python -m evaluator SPEC.json OUT`: one job, without database and cluster.
+"""`python -m xsweep.evaluator SPEC.json OUT`: one job, without database and cluster.
 
 SPEC.json holds {"kind": "evaluate", "spec": {...}, "inputs": {"candidates": FOLDER, ...}}. Where a
 killed job left its scores so far in OUT, the same job goes on from there.
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluator import partial
-from evaluator.jobs import run_job
-from xsweep import ConfigError, XsweepError
+from xsweep.errors import ConfigError, XsweepError
+from xsweep.evaluator import scoring
+from xsweep.evaluator.jobs import run_job
 
-USAGE = "usage: python -m evaluator SPEC.json OUT"
+USAGE = "usage: python -m xsweep.evaluator SPEC.json OUT"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     source, out = Path(arguments[0]), Path(arguments[1])
     try:
         job = _read(source)
-        if out.is_dir() and {path.name for path in out.iterdir()} - {partial.FOLDER}:
+        if out.is_dir() and {path.name for path in out.iterdir()} - {scoring.FOLDER}:
             raise ConfigError(f"{out} is not empty: name a new folder")
         out.mkdir(parents=True, exist_ok=True)
         run_job(job["kind"], job["spec"], job.get("inputs", {}), out, _show)

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluator.measure_names import Measure, parse_measure
-from evaluator.trec import sort_docs
+from xsweep.evaluator.data.trec import sort_docs
+from xsweep.evaluator.specs import Measure, parse_measure
 
 __all__ = ["Measure", "evaluate_run", "mean", "parse_measure"]
+
 
 RANX_NAMES = {
     "nDCG": "ndcg",
@@ -24,6 +25,8 @@ RANX_NAMES = {
     "R": "recall",
     "Success": "hit_rate",
 }
+
+
 _JUDGED_PADDING, _RUN_PADDING, _NEVER_RELEVANT = -2, -1, -(2**31)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from xsweep import ConfigError
+from xsweep.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

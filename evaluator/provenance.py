@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from xsweep import SetupError, __version__
+from xsweep import __version__
+from xsweep.errors import SetupError
 
 PACKAGES = [
     "torch",

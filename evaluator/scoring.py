@@ -1,32 +1,114 @@
 """Scores of many (query, document) pairs by one cross-encoder, longest first under a budget.
 
 Pairs are sorted by their true length and cut into batches of at most `batch_tokens` slots. Where
-`evaluator.unpadded` knows the family they are scored end to end without padding, else padded to
+`varlen.encoders` knows the family they are scored end to end without padding, else padded to
 the longest of their batch; an out-of-memory error shows at once, as the longest come first.
+
+Scoring on several devices at once: pairs are dealt out by their tokens.
+
+Scores of an unfinished job, saved every half minute, so that a killed one goes on from there.
+
+Batches follow from the pairs' lengths and the budget alone, so the scores of a job that was resumed
+are those of one that was not, to the last bit. What was saved counts only for equal pairs, models
+and settings: their digest is in the file.
 """
 
+import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from evaluator.cpu import bf16_units
-from evaluator.memory import is_out_of_memory, release_freed_memory
-from evaluator.packing import Packing, pack
-from evaluator.pairs import PairEncoder, PairIds
-from evaluator.partial import Done, Keep
-from evaluator.specs import BATCH_TOKENS, Layout, Precision
-from evaluator.unpadded import unpadded_scorer
-from xsweep import ConfigError
+from xsweep.errors import ConfigError
+from xsweep.evaluator.data.files import atomic_write
+from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
+from xsweep.evaluator.pairs import PairEncoder, PairIds
+from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision
+from xsweep.evaluator.varlen.attention import Packing, pack
+from xsweep.evaluator.varlen.encoders import unpadded_scorer
+
+SAVE_EVERY_S = 30.0
+
+
+FOLDER = "partial"
+
+
+class Done(NamedTuple):
+    """How far a scoring is."""
+
+    rows: int
+    """Pairs that are scored, in the order of scoring."""
+    batch_tokens: int
+    """The budget now; out of memory halves it."""
+    scores: np.ndarray
+    """float32[pairs], in the order of the pairs; only the first `rows` of the order count."""
+
+
+Keep = Callable[[Done], None]
+
+
+def read_partial(folders: Sequence[Path], name: str, digest: str) -> Done | None:
+    """The furthest state that some attempt saved under this digest; None where there is none."""
+    found = []
+    for folder in folders:
+        try:
+            with np.load(folder / FOLDER / f"{name}.npz", allow_pickle=False) as saved:
+                if str(saved["digest"]) == digest:
+                    found.append(
+                        Done(int(saved["rows"]), int(saved["batch_tokens"]), saved["scores"])
+                    )
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            EOFError,
+            BadZipFile,
+        ):  # none there, or not one of ours
+            continue
+    return max(found, key=lambda done: done.rows, default=None)
+
+
+def keeper(folder: Path, name: str, digest: str, every_s: float = SAVE_EVERY_S) -> Keep:
+    """A function that saves states to `folder`, at most every `every_s` seconds."""
+    path = folder / FOLDER / f"{name}.npz"
+    last_s = time.monotonic()
+
+    def keep(done: Done) -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s < every_s:
+            return
+        with atomic_write(path) as draft, draft.open("wb") as file:
+            np.savez(file, digest=digest, **done._asdict())
+        last_s = time.monotonic()
+
+    return keep
+
+
+def digest_of(settings: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
+    """One digest of settings and of the token ids of all pairs."""
+    digest = hashlib.sha256(settings.encode())
+    for query, document in pairs:
+        digest.update(f"\n{len(query)} {len(document)} ".encode())
+        digest.update(np.asarray(query, dtype=np.int32).tobytes())
+        digest.update(np.asarray(document, dtype=np.int32).tobytes())
+    return digest.hexdigest()
+
 
 TokenPair = tuple[np.ndarray, np.ndarray]
+
 
 CPU_TOKENS = 2048
 """Of one pass without padding on a CPU: its activations stay in the cache. With 4,096 MiniLM-L6
 scores 31 instead of 36 pairs a second (AMD Zen 3)."""
+
 
 GPU_TOKENS = 65_536
 """What a GPU takes where the budget was left at its default: 4,096 tokens of MiniLM-L6 are 0.1
@@ -125,7 +207,7 @@ def score_pairs(
     return ScoredPairs(scores, waste, time.perf_counter() - started)
 
 
-class Way(NamedTuple):
+class ScoringMode(NamedTuple):
     """How pairs are scored, in batches of one kind."""
 
     cut: Callable[[np.ndarray, np.ndarray, int], Iterator[np.ndarray]]
@@ -136,7 +218,9 @@ class Way(NamedTuple):
     """Logits of what was assembled, and the token slots that were computed."""
 
 
-def _way(model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layout: Layout) -> Way:
+def _way(
+    model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layout: Layout
+) -> ScoringMode:
     device = model.device
 
     def moved(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,14 +239,14 @@ def _way(model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layou
 
     # On a GPU padding is still the default: there the unpadded way has not been measured.
     if layout == "padded" or (layout == "auto" and device.type != "cpu"):
-        return Way(batches, collate, padded)
+        return ScoringMode(batches, collate, padded)
     scorer = unpadded_scorer(model, dtype)
     if scorer is None:
         if layout == "unpadded":
             raise ConfigError(
                 f"{model.config.model_type} models are scored padded only: leave layout out"
             )
-        return Way(batches, collate, padded)
+        return ScoringMode(batches, collate, padded)
 
     def unpadded(packing: Packing) -> tuple[torch.Tensor, int]:
         return scorer(packing), packing.ids_T.numel()
@@ -171,7 +255,7 @@ def _way(model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layou
         limit = CPU_TOKENS if device.type == "cpu" else batch_tokens
         return batches_without_padding(lengths, order, min(limit, batch_tokens))
 
-    return Way(cut, lambda pairs: pack(pairs).each(moved), unpadded)
+    return ScoringMode(cut, lambda pairs: pack(pairs).each(moved), unpadded)
 
 
 def budget_on(device: torch.device, batch_tokens: int) -> int:
@@ -225,3 +309,72 @@ def choose_precision(
     if units := bf16_units():
         return torch.bfloat16, f"the CPU has {' and '.join(units)}"
     return torch.float32, "the CPU has neither avx512_bf16 nor amx_bf16"
+
+
+Settings = Callable[[int, Sequence[TokenPair]], dict[str, Any]]
+"""Further arguments of `score_pairs` for one device's place and pairs."""
+
+
+def visible_devices() -> list[torch.device]:
+    """All GPUs that this process may use, else the CPU."""
+    gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return gpus or [torch.device("cpu")]
+
+
+def score_on(
+    devices: Sequence[torch.device],
+    model: PreTrainedModel,
+    pairs: Sequence[TokenPair],
+    settings: Settings,
+    progress: Callable[[int], object] | None = None,
+    **common: Any,
+) -> ScoredPairs:
+    """`score_pairs` over all devices, a copy of the model on each; waste and time are theirs.
+
+    One device gets all pairs as they are. What a device raises is raised once all have ended.
+    """
+    if len(devices) == 1:
+        (device,) = devices
+        return score_pairs(
+            model, pairs=pairs, device=device, progress=progress, **common, **settings(0, pairs)
+        )
+    lengths = np.array([len(query) + len(document) for query, document in pairs], dtype=np.int64)
+    hands = deal(lengths, len(devices))
+    done, lock = [0] * len(devices), Lock()
+
+    def score(place: int) -> ScoredPairs:
+        mine = [pairs[row] for row in hands[place]]
+
+        def heard(count: int) -> None:
+            with lock:
+                done[place] = count
+                if progress:
+                    progress(sum(done))
+
+        replica = copy.deepcopy(model)
+        device = devices[place]
+        further = settings(place, mine)
+        return score_pairs(replica, pairs=mine, device=device, progress=heard, **common, **further)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        results = list(pool.map(score, range(len(devices))))
+    scores = np.empty(len(pairs), dtype=np.float32)
+    for rows, result in zip(hands, results, strict=True):
+        scores[rows] = result.scores
+    shares = [len(rows) for rows in hands]
+    waste = float(np.average([result.padding_waste for result in results], weights=shares))
+    return ScoredPairs(scores, waste, max(result.seconds for result in results))
+
+
+def deal(lengths: np.ndarray, hands: int) -> list[np.ndarray]:
+    """Rows for each hand, int64, so that their sums of lengths are nearly equal.
+
+    The longest first, each to the hand with the least so far: lengths 5, 4, 3, 3 to two hands give
+    5 + 3 and 4 + 3.
+    """
+    sums = np.zeros(hands, dtype=np.int64)
+    owners = np.empty(len(lengths), dtype=np.int64)
+    for row in np.argsort(-lengths, kind="stable"):
+        owners[row] = sums.argmin()
+        sums[owners[row]] += lengths[row]
+    return [np.flatnonzero(owners == hand) for hand in range(hands)]

@@ -12,6 +12,8 @@ import numpy as np
 CORRECTIONS = {"holm": "holm", "bonferroni": "bonferroni", "bh": "fdr_bh", "none": None}
 """Corrections for multiple comparisons -> names in statsmodels: Holm (1979) and Bonferroni hold the
 family-wise error, Benjamini and Hochberg (1995) the false discovery rate."""
+
+
 PERMUTATIONS_PER_CHUNK = 1000
 
 

@@ -3,13 +3,66 @@
 Importing this module costs pydantic and nothing else, so that a command line can check a grid
 without loading torch. Defaults are part of a job's identity contract: a new field must have a
 default that keeps the old behaviour.
+
+Names of measures as ir_measures writes them: nDCG@10, RR(rel=2)@10, AP, R@100, ...
 """
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
-from evaluator.measure_names import parse_measure
+from xsweep.errors import ConfigError
+
+FAMILIES = {
+    "nDCG": "optional",
+    "RR": "optional",
+    "AP": "optional",
+    "P": "needed",
+    "R": "needed",
+    "Success": "needed",
+}
+"""Each measure and whether it needs a cutoff."""
+
+
+_NAME = re.compile(r"(?P<family>[A-Za-z]+)(?:\(rel=(?P<relevant>\d+)\))?(?:@(?P<cutoff>\d+))?")
+
+
+class Measure(NamedTuple):
+    """One measure; `str()` gives its canonical name."""
+
+    family: str
+    cutoff: int | None
+    relevant_grade: int
+    """Smallest grade that counts as relevant; nDCG takes the grades themselves."""
+
+    def __str__(self) -> str:
+        relevant = f"(rel={self.relevant_grade})" if self.relevant_grade != 1 else ""
+        return f"{self.family}{relevant}{f'@{self.cutoff}' if self.cutoff else ''}"
+
+
+def parse_measure(name: str) -> Measure:
+    """The measure that a name stands for: `RR(rel=2)@10` is ("RR", 10, 2).
+
+    Raises ConfigError for a name that is none.
+    """
+    found = _NAME.fullmatch(name.strip())
+    by_lower_name = {family.lower(): family for family in FAMILIES}
+    family = by_lower_name.get(found["family"].lower()) if found else None
+    if not found or family is None:
+        raise ConfigError(
+            f"unknown measure {name!r}: use one of {', '.join(FAMILIES)} with a cutoff and, "
+            "where relevance starts at another grade than 1, like RR(rel=2)@10"
+        )
+    cutoff = int(found["cutoff"]) if found["cutoff"] else None
+    relevant_grade = int(found["relevant"] or 1)
+    if cutoff == 0 or relevant_grade == 0:
+        raise ConfigError(f"measure {name!r}: cutoff and grade start at 1")
+    if cutoff is None and FAMILIES[family] == "needed":
+        raise ConfigError(f"measure {name!r} needs a cutoff, such as {family}@10")
+    if family == "nDCG" and relevant_grade != 1:
+        raise ConfigError(f"measure {name!r}: nDCG uses the grades themselves, leave (rel=) out")
+    return Measure(family, cutoff, relevant_grade)
 
 
 class Location:
@@ -69,18 +122,18 @@ class FilesSpec(Spec):
 
 
 class FolderSpec(Spec):
-    """A folder in BEIR's or TREC's layout, see `evaluator.layouts`."""
+    """A folder in BEIR's or TREC's layout, see `xsweep.evaluator.data.readers`."""
 
     name: str
     source: Literal["folder"] = "folder"
     path: Annotated[str, Location]
     split: str = "test"
     sha256: str | None = None
-    """Of the three files in that order, see `evaluator.layouts.folder_sha256`."""
+    """Of the three files in that order, see `xsweep.evaluator.data.readers.folder_sha256`."""
 
 
 class JsonlSpec(Spec):
-    """A training file that carries its texts, see `evaluator.jsonl`."""
+    """A training file that carries its texts, see `xsweep.evaluator.data.collection`."""
 
     name: str
     source: Literal["jsonl"] = "jsonl"
@@ -90,6 +143,8 @@ class JsonlSpec(Spec):
 CollectionSpec = Annotated[
     ApidocsSpec | IrdsSpec | FilesSpec | FolderSpec | JsonlSpec, Field(discriminator="source")
 ]
+
+
 COLLECTION = TypeAdapter[CollectionSpec](CollectionSpec)
 """`COLLECTION.validate_python({...})` makes the right one of the five."""
 
@@ -133,7 +188,7 @@ class ModelSpec(Spec):
     """Of the package: its checksum; a difference is a DataError."""
     folder: Annotated[str | None, Location] = None
     sha256: str | None = None
-    """Of the folder's files, see `evaluator.files.tree_sha256`."""
+    """Of the folder's files, see `xsweep.evaluator.data.files.tree_sha256`."""
     layers: int | None = Field(default=None, ge=1)
     """Keep only the first n encoder layers."""
     attention: Literal["sdpa", "eager"] = "sdpa"
@@ -158,6 +213,7 @@ class TeacherModelSpec(Spec):
 
 
 Precision = Literal["auto", "fp32", "bf16"]
+
 
 BATCH_TOKENS = 4096
 """Token slots of one forward pass where nothing is said: right for a CPU."""
@@ -192,7 +248,10 @@ class SpladeSpec(Spec):
 FirstStageSpec = Annotated[
     Bm25Spec | RunSpec | ScoredDocsSpec | DenseSpec | SpladeSpec, Field(discriminator="type")
 ]
+
+
 FIRST_STAGE = TypeAdapter[FirstStageSpec](FirstStageSpec)
+
 
 Layout = Literal["auto", "padded", "unpadded"]
 """`auto`: unpadded on a CPU for the families that can be, padded elsewhere."""
@@ -221,6 +280,8 @@ class TokensSpec(Spec):
 
 
 PrepareSpec = Annotated[CandidatesSpec | TokensSpec, Field(discriminator="type")]
+
+
 PREPARE = TypeAdapter[PrepareSpec](PrepareSpec)
 
 
@@ -284,6 +345,8 @@ class RunScorer(Spec):
 
 
 ScorerSpec = Annotated[FirstStageScorer | ModelScorer | RunScorer, Field(discriminator="type")]
+
+
 SCORER = TypeAdapter[ScorerSpec](ScorerSpec)
 
 

@@ -1,6 +1,6 @@
-"""`python -m orchestrator` is the command `xsweep`."""
+"""`python -m xsweep.orchestrator` is the command `xsweep`."""
 
-from orchestrator.cli import main
+from xsweep.orchestrator.cli import main
 
 if __name__ == "__main__":
     main()

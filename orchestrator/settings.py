@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from xsweep import SetupError
+from xsweep.errors import SetupError
 
 Kind = Literal["prepare", "teach", "search", "train", "evaluate"]
+
+
 KINDS: tuple[str, ...] = get_args(Kind)
+
+
 SHORTEST_LEASE_S = 10.0
 """Shorter than a few unanswered questions, a lease would end under jobs that live."""
 
@@ -19,7 +23,7 @@ class Settings:
 
     home: Path
     database: str
-    """SQLAlchemy URL. Never print it as it is: `db.engine.redacted` hides the password."""
+    """SQLAlchemy URL. Never print it as it is: `xsweep.db.engine.redacted` hides the password."""
     store: str
     """Folder (a path or file:// URL) under which every result lives."""
     ray_address: str | None

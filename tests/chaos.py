@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine, func, select
 
-from db.clock import now_s
-from db.events import history
-from db.schema import Job
-from db.transactions import read
+from xsweep.db.events import history
+from xsweep.db.schema import Job, now_s
+from xsweep.db.transaction import read
 
 CHAOS = bool(os.environ.get("XSWEEP_CHAOS"))
 """Whether the long forms of these tests run: `make chaos`."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from job_table import finish, hold, submit
 
-from db import jobs
-from db.engine import connect
-from db.jobs import Claim, NewJob
-from db.status import jobs as list_jobs
-from xsweep import ConfigError
+from xsweep.db import jobs
+from xsweep.db.engine import connect
+from xsweep.db.jobs import Claim, NewJob
+from xsweep.db.status import jobs as list_jobs
+from xsweep.errors import ConfigError
 
 
 def start(program: Callable[..., None], *arguments: Any) -> BaseProcess:

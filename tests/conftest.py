@@ -14,7 +14,7 @@ from chaos import CHAOS, Account, table
 from postgresql import administer, run_server
 from sqlalchemy import Engine
 
-from db.engine import connect
+from xsweep.db.engine import connect
 
 PROJECT = Path(__file__).resolve().parent.parent
 counter = itertools.count()

@@ -9,8 +9,8 @@ from chaos import CHAOS
 from job_table import counts
 from sqlalchemy import Engine, text
 
-from db.events import history
-from db.transactions import transact
+from xsweep.db.events import history
+from xsweep.db.transaction import transact
 
 PATIENCE_S = 800 if CHAOS else 120
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from gridtext import write_grid
 from sqlalchemy import Engine
 
-from db import jobs
-from db.engine import connect
-from evaluator.manifest import write_manifest
-from evaluator.provenance import without_places
-from orchestrator.accept import Finished, accept_all
-from orchestrator.plan import plan_grid
-from orchestrator.settings import Settings
-from orchestrator.store import attempt_folder
+from xsweep.db import jobs
+from xsweep.db.engine import connect
+from xsweep.evaluator.data.files import write_manifest
+from xsweep.evaluator.provenance import without_places
+from xsweep.orchestrator.plan import plan_grid
+from xsweep.orchestrator.runtime.controller import Finished, accept_all
+from xsweep.orchestrator.settings import Settings
+from xsweep.orchestrator.storage.store import attempt_folder
 
 OWNER = "alice"
 

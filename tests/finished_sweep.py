@@ -2,7 +2,7 @@
 
 from hashlib import sha256
 
-from db import jobs
+from xsweep.db import jobs
 
 QUERIES = [f"q{i}" for i in range(5)]
 SCORES = {

@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import Engine, update
 
-from db import jobs
-from db.jobs import Claim, NewJob
-from db.schema import Attempt
-from db.status import summary
+from xsweep.db import jobs
+from xsweep.db.jobs import Claim, NewJob
+from xsweep.db.schema import Attempt
+from xsweep.db.status import summary
 
 
 def identity(name: str) -> str:
@@ -87,7 +87,7 @@ def expire(engine: Engine, claim: Claim) -> None:
 
 def states(engine: Engine) -> dict[str, str]:
     """State by name."""
-    from db.status import jobs as list_jobs
+    from xsweep.db.status import jobs as list_jobs
 
     return {row.name: row.state for row in list_jobs(engine)}
 

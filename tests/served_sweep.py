@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from finished import OWNER, finish_one, submit_small
 
-from db import jobs
-from db.engine import connect
-from db.status import jobs as list_jobs
-from orchestrator.serve.pages import Site
-from orchestrator.serve.server import open_server
+from xsweep.db import jobs
+from xsweep.db.engine import connect
+from xsweep.db.status import jobs as list_jobs
+from xsweep.orchestrator.serve.pages import Site
+from xsweep.orchestrator.serve.server import open_server
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
 

@@ -10,38 +10,38 @@ from pathlib import Path
 
 import pytest
 import typer
+from generate_grid_reference import grid_reference
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 from typer.core import TyperGroup
 
-from orchestrator import entries, grid
-from orchestrator.cli import app
-from orchestrator.cli.app import _global_options_first
-from orchestrator.grid_reference import grid_reference
-from orchestrator.plan import plan_grid
-from orchestrator.settings import Settings
-from orchestrator.space import Range
-from trainer.objectives import OBJECTIVES
-from trainer.specs import AshaSpec
+from xsweep.orchestrator.cli import app
+from xsweep.orchestrator.cli.app import _global_options_first
+from xsweep.orchestrator.grid import schema
+from xsweep.orchestrator.grid.schema import Range
+from xsweep.orchestrator.plan import plan_grid
+from xsweep.orchestrator.settings import Settings
+from xsweep.trainer.objectives import OBJECTIVES
+from xsweep.trainer.specs import AshaSpec
 
 PROJECT = Path(__file__).parent.parent
 STUDY = (PROJECT / "docs" / "study.md").read_text()
 REFERENCE = (PROJECT / "docs" / "grid.md").read_text()
 MODELS = (
-    grid.Grid,
-    entries.Collection,
-    entries.Backbone,
-    entries.Teacher,
-    entries.Objective,
-    grid.Match,
-    grid.Override,
-    grid.Search,
+    schema.Grid,
+    schema.Collection,
+    schema.Backbone,
+    schema.Teacher,
+    schema.Objective,
+    schema.Match,
+    schema.Override,
+    schema.Search,
     Range,
     AshaSpec,
-    grid.TrainingSettings,
-    grid.Validation,
-    grid.Evaluation,
-    grid.Need,
+    schema.TrainingSettings,
+    schema.Validation,
+    schema.Evaluation,
+    schema.Need,
 )
 
 
@@ -92,7 +92,7 @@ def test_every_command_in_the_documents_is_understood(document: str, words: list
 
 
 def test_the_grid_reference_is_what_the_models_say() -> None:
-    command = "python -m orchestrator.grid_reference > docs/grid-reference.md"
+    command = "python docs/generate_grid_reference.py > docs/grid-reference.md"
     assert (PROJECT / "docs" / "grid-reference.md").read_text() == grid_reference(), command
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from xsweep import did_you_mean, first_line
+from xsweep.errors import did_you_mean, first_line
 
 
 def test_the_nearest_known_name_is_suggested_whatever_its_case() -> None:

@@ -1,4 +1,4 @@
-"""`python -m trainer SPEC.json OUT`: one training as a plain program.
+"""`python -m xsweep.trainer SPEC.json OUT`: one training as a plain program.
 
 On SIGTERM or SIGINT it saves a checkpoint after the step in hand and leaves.
 SPEC.json is `{"kind": "train", "spec": {...}, "inputs": {role: folder}}`. Run again with the same
@@ -13,20 +13,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from xsweep import ConfigError, Stopped, XsweepError
+from xsweep.errors import ConfigError, Stopped, XsweepError
 
 PRINT_EVERY_S = 5.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the job in a file and returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m xsweep.trainer", description=__doc__)
     parser.add_argument("spec", type=Path, help="JSON file with kind, spec and inputs")
     parser.add_argument("out", type=Path, help="folder for the result")
     options = parser.parse_args(arguments)
     try:
         job = read_job(options.spec)
-        from trainer.train import run_job
+        from xsweep.trainer.train import run_job
 
         run_job(**job, out=options.out, report=_reporter(), resume_from=[options.out])
     except XsweepError as error:

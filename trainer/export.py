@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from evaluator.cross_encoder import quiet_loading
-from evaluator.provenance import without_places
-from trainer.specs import TrainSpec
-from trainer.writing import writing
+from xsweep.evaluator.models.cross_encoder import quiet_loading
+from xsweep.evaluator.provenance import without_places
+from xsweep.trainer.checkpoint import writing
+from xsweep.trainer.specs import TrainSpec
 
 PACKAGES = ("torch", "transformers", "tokenizers", "deepspeed", "numpy")
 

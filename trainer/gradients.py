@@ -1,14 +1,23 @@
-"""The loss and gradient of a global batch: pieces dealt to the ranks, long lists in two passes."""
+"""The loss and gradient of a global batch: pieces dealt to the ranks, long lists in two passes.
 
-from collections.abc import Callable
+A step's gradient, computed again in smaller pieces where a device lacks the memory.
+
+The token budget of a backward pass, halved where the memory did not hold it.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trainer.batches import (
+from xsweep.evaluator.device import is_out_of_memory, release_freed_memory
+from xsweep.trainer.batching import (
     Assembler,
     MicroBatch,
     Targets,
@@ -16,12 +25,12 @@ from trainer.batches import (
     group_passes,
     pad_targets,
 )
-from trainer.engines import Engine
-from trainer.objectives import OBJECTIVES
-from trainer.ranks import deal, total
-from trainer.scorer import Scorer, slots
-from trainer.specs import ObjectiveSpec, TrainSpec
-from trainer.teachers import Sample
+from xsweep.trainer.distributed import deal, total
+from xsweep.trainer.engines import Engine
+from xsweep.trainer.forward import Scorer, slots
+from xsweep.trainer.objectives import OBJECTIVES
+from xsweep.trainer.specs import ObjectiveSpec, TrainSpec
+from xsweep.trainer.teachers.teacher import Sample
 
 
 class Term(NamedTuple):
@@ -32,7 +41,7 @@ class Term(NamedTuple):
     of_labels: bool
 
     def parts(self, scores_QD: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Sum and count, see `trainer.objectives`."""
+        """Sum and count, see `xsweep.trainer.objectives`."""
         wanted_QD = targets.labels_QD if self.of_labels else targets.targets_QD
         return self.function(scores_QD, wanted_QD, targets.mask_QD)
 
@@ -207,3 +216,87 @@ class Gradients:
             self.engine.backward((again_P * slopes_P[start : start + len(again_P)]).sum())
             start += len(again_P)
         return loss.detach()
+
+
+log = logging.getLogger(__name__)
+
+
+NAME = "budgets.json"
+
+
+class Budgets:
+    """The budget of every step; a smaller one cuts the same global batch into more pieces.
+
+    Each halving is kept in `budgets.json` as [step, tokens], at once, so that the next attempt
+    does not run into the same wall, and one that resumes before that step computes the steps up
+    to it as they were computed.
+    """
+
+    def __init__(self, tokens: int, out: Path, earlier: Iterable[Path] = ()) -> None:
+        """`earlier` are folders of earlier attempts; the smallest budget of a step counts."""
+        self.tokens, self.path = tokens, out / NAME
+        self.halved: list[list[int]] = []
+        """[step, tokens]: the budget from that step on, where it is not the one asked for."""
+        for path in (folder / NAME for folder in earlier):
+            if path.is_file():
+                self.halved += json.loads(path.read_text(encoding="utf-8"))
+        self.halved = sorted(map(list, dict.fromkeys(map(tuple, self.halved))))
+        if self.halved:
+            self._write()
+
+    def at(self, step: int) -> int:
+        """The budget in tokens of a step."""
+        return min((tokens for first, tokens in self.halved if first <= step), default=self.tokens)
+
+    def halve(self, step: int, largest: int, error: Exception) -> None:
+        """Halves the budget from a step on, to below its largest micro-batch.
+
+        Raises the error again where nothing is left to halve.
+        """
+        tokens = min(self.at(step), largest) // 2
+        if tokens < 1:
+            raise error
+        self.halved.append([step, tokens])
+        self._write()
+        log.warning(
+            "out of memory in step %d: micro-batches of %d tokens from here on", step, tokens
+        )
+
+    def _write(self) -> None:
+        self.path.write_text(json.dumps(self.halved) + "\n", encoding="utf-8")
+
+
+def fit_gradient(
+    gradients: Gradients, budgets: Budgets, samples: list[Sample], step: int, prepared: Prepared
+) -> Work:
+    """Adds the gradient of a global batch, under a smaller budget from here on where memory ends.
+
+    `prepared` may be of an older, larger budget. Ranks hear of each other's failure before they
+    exchange gradients, and all halve. Raises the device's error where nothing is left to halve,
+    or where the engine cannot go on after it.
+    """
+    engine, assembler = gradients.engine, gradients.assembler
+    while True:
+        if prepared.budget != budgets.at(step):
+            prepared = gradients.prepare(samples, budgets.at(step))
+        part, error = None, None
+        try:
+            part = gradients.add_part(samples, step, prepared)
+        except (RuntimeError, MemoryError) as raised:
+            if not is_out_of_memory(raised):
+                raise
+            # What the failed pass holds lives as long as the error's traceback.
+            error = raised.with_traceback(None)
+        is_whole = part is not None
+        if engine.ranks > 1 and engine.can_agree:
+            failed = torch.tensor(float(not is_whole), device=gradients.device)
+            is_whole = total(failed).item() == 0
+        if part is not None and is_whole:
+            return gradients.whole(part)
+        assembler.limit(budgets.at(step))
+        largest = max(assembler.tokens(piece) for piece in assembler.cut(samples))
+        error = error or torch.OutOfMemoryError("another rank of this training ran out of it")
+        budgets.halve(step, largest, error)
+        if not engine.discard():
+            raise error
+        release_freed_memory()

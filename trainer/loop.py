@@ -1,38 +1,109 @@
-"""The training loop: steps, validations, checkpoints; leaving and coming back exactly."""
+"""The training loop: steps, validations, checkpoints; leaving and coming back exactly.
+
+How far a training is, as its checkpoints keep it.
+
+What a step needs from the host, prepared while the device computes the step before.
+"""
 
 import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
-from trainer.ahead import Ahead
-from trainer.batches import Assembler, draw_samples
-from trainer.budgets import Budgets
-from trainer.checkpoints import Checkpoint, Weights, load_newest, save_checkpoint
-from trainer.engines import Engine, open_engine
-from trainer.gradients import Gradients, Prepared
-from trainer.halving import fit_gradient
-from trainer.metrics import MetricsLog, read_metrics
-from trainer.progress import Progress
-from trainer.ranks import total
-from trainer.schedule import learning_rate
-from trainer.scorer import Scorer, attention
-from trainer.specs import TrainSpec
-from trainer.teachers import Sample, Teacher
-from xsweep import ConfigError, DivergenceError, SetupError, Stopped
+from xsweep.errors import ConfigError, DivergenceError, SetupError, Stopped
+from xsweep.trainer.batching import Assembler, draw_samples
+from xsweep.trainer.checkpoint import Checkpoint, Weights, load_newest, save_checkpoint
+from xsweep.trainer.distributed import total
+from xsweep.trainer.engines import Engine, open_engine
+from xsweep.trainer.forward import Scorer, attention
+from xsweep.trainer.gradients import Budgets, Gradients, Prepared, fit_gradient
+from xsweep.trainer.logging import MetricsLog, read_metrics
+from xsweep.trainer.optimizer import learning_rate
+from xsweep.trainer.specs import TrainSpec
+from xsweep.trainer.teachers.teacher import Sample, Teacher
+
+
+@dataclass
+class Progress:
+    """What has been done so far; `step` counts finished steps."""
+
+    step: int = 0
+    loss: float = math.nan
+    pairs: int = 0
+    tokens: int = 0
+    slots: int = 0
+    seconds: float = 0.0
+    """Of training steps alone."""
+    validation_seconds: float = 0.0
+    best_step: int = 0
+    best_validation: float | None = None
+    validations_since_best: int = 0
+    ranks: list[list[int]] = field(default_factory=list)
+    """[step, ranks]: how many processes computed it from that step on."""
+    halved_budgets: list[list[int]] = field(default_factory=list)
+    """[step, micro_batch_tokens]: where memory ran out and the budget was halved."""
+    halted: bool = False
+    """Whether it was ended before its last step, since others of its search are better."""
+
+    @property
+    def pairs_per_s(self) -> float:
+        """Query-document pairs trained on in a second, by all ranks together."""
+        return self.pairs / self.seconds if self.seconds else 0.0
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of the computed token slots that were padding."""
+        return 1 - self.tokens / self.slots if self.slots else 0.0
+
+
+Made = TypeVar("Made")
+
+
+class Prefetcher(Generic[Made]):
+    """Calls a function of the step for step n + 1, in a thread, once step n was asked for.
+
+    The function is never called twice at once. What it raises is raised by `get`.
+    """
+
+    def __init__(self, make: Callable[[int], Made], steps: int) -> None:
+        """`steps` is where to stop: no step from there on is prepared."""
+        self.make, self.steps = make, steps
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+        self.next: tuple[int, Future[Made]] | None = None
+
+    def get(self, step: int) -> Made:
+        """What was made for a step, at once or as soon as it is ready."""
+        prepared, self.next = self.next, None
+        if prepared is None or prepared[0] != step:
+            prepared = step, self.pool.submit(self.make, step)
+        made = prepared[1].result()
+        if step + 1 < self.steps:
+            self.next = step + 1, self.pool.submit(self.make, step + 1)
+        return made
+
+    def close(self) -> None:
+        """Waits for the call that runs and makes no further one."""
+        self.pool.shutdown(cancel_futures=True)
+
 
 log = logging.getLogger(__name__)
 
+
 CHECKPOINT_S = 300.0
 """What a training loses at most when it is killed, however many steps lie between checkpoints."""
+
+
 Report = Callable[..., object]
+
+
 Validate = Callable[[PreTrainedModel], float]
 
 
@@ -127,7 +198,7 @@ class _Training:
         self.progress = Progress(ranks=[[0, engine.ranks]])
         self.best: Weights = {}
         steps = spec.optimisation.steps
-        self.ahead = Ahead(self._prepare, steps) if works_ahead(scorer.model.device) else None
+        self.ahead = Prefetcher(self._prepare, steps) if works_ahead(scorer.model.device) else None
         self.saved_s = time.monotonic()
 
     @property

@@ -17,16 +17,19 @@ from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-from evaluator.specs import Spec
-from xsweep import ConfigError
+from xsweep.errors import ConfigError
+from xsweep.evaluator.specs import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Loss = Callable[..., tuple[Tensor, Tensor]]
 
+
 GROUP = "xsweep.objectives"
 """Entry points of installed packages that are losses."""
+
+
 Signal = Literal["labels", "scores", "ranking"]
 
 
@@ -62,6 +65,8 @@ class Objective(NamedTuple):
 
 
 _DECLARED: dict[Loss, Objective] = {}
+
+
 _BUILT_IN: dict[str, Objective] = {}
 
 

@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from evaluator.manifest import write_manifest
-from evaluator.provenance import collect, now
-from trainer.specs import SearchSpec, TrainSpec
-from trainer.writing import writing
-from xsweep import ConfigError, DataError, DivergenceError
+from xsweep.errors import ConfigError, DataError, DivergenceError
+from xsweep.evaluator.data.files import write_manifest
+from xsweep.evaluator.provenance import collect, now
+from xsweep.trainer.checkpoint import writing
+from xsweep.trainer.specs import SearchSpec, TrainSpec
 
 FILES = ("model", "metrics.jsonl", "tensorboard")
+
+
 TOLD = ("summary.json", "provenance.json")
 """What a training's folder consists of, apart from its manifest."""
 

@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, Union
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from evaluator.measure_names import parse_measure
-from evaluator.specs import CollectionSpec, Layout, ModelSpec, Spec
-from trainer.objectives import OBJECTIVES, Package, Signal
-from trainer.teachers.formats import FORMATS, Source
+from xsweep.evaluator.specs import CollectionSpec, Layout, ModelSpec, Spec, parse_measure
+from xsweep.trainer.objectives import OBJECTIVES, Package, Signal
+from xsweep.trainer.teachers.formats import FORMATS, Source
 
 if TYPE_CHECKING:
     AnySource = Source
@@ -17,12 +16,13 @@ else:
         Field(discriminator="type"),
     ]
 
+
 FORWARD_TOKENS = 2048
 """Token slots of one forward pass where nothing is said: right for a CPU."""
 
 
 class LossSpec(Spec):
-    """A loss, by its name in `trainer.objectives`, and its parameters where not the default."""
+    """A loss, by its name in `objectives`, and its parameters where not the default."""
 
     name: str
     parameters: dict[str, float] = Field(default_factory=dict)

@@ -1,34 +1,109 @@
-"""The job `train`: from a specification and its inputs to a finished folder."""
+"""The job `train`: from a specification and its inputs to a finished folder.
+
+Validation: one measure of the model so far, from re-ranking the candidates of collections.
+"""
 
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from evaluator.collections import load_collection
-from evaluator.cross_encoder import load_cross_encoder
-from evaluator.manifest import write_manifest
-from evaluator.pairs import PairEncoder
-from evaluator.provenance import collect, now
-from evaluator.specs import ModelSpec
-from evaluator.tokenizers import tokenize
-from evaluator.tokens import TokenStore
-from trainer.batches import Assembler
-from trainer.export import export_model
-from trainer.loop import Progress, Report, train_model
-from trainer.memory import keep_freed_memory
-from trainer.scorer import runs_packed
-from trainer.search import fingerprint, note_divergence, read_winner, settle, take_over
-from trainer.specs import TrainSpec
-from trainer.teachers import Teacher, open_teacher
-from trainer.validation import prepare_validation
-from trainer.writing import writing
-from xsweep import ConfigError, DivergenceError
+from xsweep.errors import ConfigError, DivergenceError
+from xsweep.evaluator.data import load_collection
+from xsweep.evaluator.data.collection import read_texts
+from xsweep.evaluator.data.files import write_manifest
+from xsweep.evaluator.data.trec import Run, read_qrels, read_run
+from xsweep.evaluator.measures import evaluate_run, mean
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.models.token_store import TokenStore
+from xsweep.evaluator.models.tokenizer import tokenize
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.provenance import collect, now
+from xsweep.evaluator.scoring import score_pairs
+from xsweep.evaluator.specs import ModelSpec
+from xsweep.trainer.batching import Assembler
+from xsweep.trainer.checkpoint import writing
+from xsweep.trainer.cpu_kernels import keep_freed_memory
+from xsweep.trainer.export import export_model
+from xsweep.trainer.forward import runs_packed
+from xsweep.trainer.loop import Progress, Report, train_model
+from xsweep.trainer.search import fingerprint, note_divergence, read_winner, settle, take_over
+from xsweep.trainer.specs import TrainSpec, validation_roles
+from xsweep.trainer.teachers import open_teacher
+from xsweep.trainer.teachers.teacher import Teacher
+
+Validate = Callable[[PreTrainedModel], float]
+
+
+def prepare_validation(
+    spec: TrainSpec, inputs: Mapping[str, Path], tokenizer: PreTrainedTokenizerFast
+) -> Validate | None:
+    """A function that measures a model on the validation collections; None where there are none.
+
+    It needs the inputs `validation` (a candidates folder) and `validation_tokens`, and
+    `validation_2`, `validation_tokens_2` and so on for further collections. A collection's value
+    is the mean over every query of its qrels, and the result the unweighted mean of collections;
+    positives that the first stage missed are not added.
+    """
+    if spec.validation is None:
+        return None
+    parts: list[Validate] = []
+    for place in range(len(spec.validation.collections)):
+        candidates, tokens = validation_roles(place)
+        for role in (candidates, tokens):
+            if role not in inputs:
+                raise ConfigError(
+                    f"validation needs the input {role!r}: name its folder in `inputs`"
+                )
+        parts.append(_prepare(spec, Path(inputs[candidates]), Path(inputs[tokens]), tokenizer))
+    return lambda model: fmean(part(model) for part in parts)
+
+
+def _prepare(
+    spec: TrainSpec, folder: Path, tokens: Path, tokenizer: PreTrainedTokenizerFast
+) -> Validate:
+    settings = spec.validation
+    assert settings
+    run = read_run(folder / "candidates.run.gz")
+    qrels = read_qrels(folder / "qrels.txt")
+    texts = dict(read_texts(folder / "queries.jsonl.gz"))
+    documents = TokenStore(tokens)
+    keys = [
+        (query_id, doc_id)
+        for query_id, scores in run.items()
+        if query_id in qrels
+        for doc_id in list(scores)[: settings.depth]
+    ]
+    if not keys:
+        raise ConfigError(f"{folder}: no candidates for a judged query, nothing to validate on")
+    query_ids = list(dict.fromkeys(query_id for query_id, _ in keys))
+    ids = tokenize(tokenizer, [texts[query_id] for query_id in query_ids], spec.query_tokens)
+    queries = dict(zip(query_ids, ids, strict=True))
+    pairs = [(queries[query_id], documents[doc_id]) for query_id, doc_id in keys]
+    encoder = PairEncoder(tokenizer)
+
+    def validate(model: PreTrainedModel) -> float:
+        scored = score_pairs(
+            model,
+            encoder,
+            pairs,
+            query_tokens=spec.query_tokens,
+            document_tokens=spec.document_tokens,
+            precision=spec.optimisation.precision,
+        )
+        reranked: Run = {query_id: {} for query_id in query_ids}
+        for (query_id, doc_id), score in zip(keys, scored.scores.tolist(), strict=True):
+            reranked[query_id][doc_id] = score
+        (values,) = evaluate_run(qrels, reranked, [settings.measure]).values()
+        return mean(values)
+
+    return validate
 
 
 def run_job(

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from db import jobs
-from db.engine import connect
+from xsweep.db import jobs
+from xsweep.db.engine import connect
 
 Program = Callable[[str, int], Iterator[int]]
 """Works off jobs, a number at once, and yields their ids; before the first job it yields -1."""

@@ -16,10 +16,9 @@ from typing import Any
 from contestants import new_job, result
 from servers import cpu_of_server, database, load, postgresql
 
-from db import jobs
-from db.engine import connect
-from db.outlook import outlook
-from db.status import summary
+from xsweep.db import jobs
+from xsweep.db.engine import connect
+from xsweep.db.status import outlook, summary
 
 TOO_SHORT_S = 0.05
 """Times below are noise and fixed costs; growth is judged from here on."""

@@ -15,8 +15,8 @@ from growth import cells
 from servers import cpu_of_server, database, load, postgresql
 from sqlalchemy import text
 
-from db import jobs
-from db.engine import connect
+from xsweep.db import jobs
+from xsweep.db.engine import connect
 
 ALLOWED = 0.01
 """Of a core."""
@@ -69,7 +69,7 @@ def watch(url: str, home: str, server: int | None, seconds: float) -> tuple[floa
     """Shares of a core that the program and the server took, once the program has started."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "XSWEEP_DB": url, "XSWEEP_HOME": f"{home}/home", "TERM": "xterm"}
-    command = [sys.executable, "-m", "orchestrator", "status", "--watch"]
+    command = [sys.executable, "-m", "xsweep.orchestrator", "status", "--watch"]
     process = subprocess.Popen(command, env=environment, stdout=theirs, stdin=theirs)
     os.close(theirs)
     drain = threading.Thread(target=_read_all, args=(ours,), daemon=True)

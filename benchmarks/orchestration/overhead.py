@@ -9,7 +9,7 @@ import psutil
 import ray
 from simulated import cluster, controlled, waiting_job
 
-from db.outlook import outlook
+from xsweep.db.status import outlook
 
 HALF = 0.5
 """The share of Tune's overhead per trial that ours may have."""

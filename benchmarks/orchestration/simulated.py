@@ -9,10 +9,10 @@ import ray
 from sqlalchemy import Engine
 from waiter import Waiter
 
-from db import jobs
-from db.engine import connect
-from orchestrator.controller import Controller
-from orchestrator.pool import Pool
+from xsweep.db import jobs
+from xsweep.db.engine import connect
+from xsweep.orchestrator.runtime.controller import Controller
+from xsweep.orchestrator.runtime.pool import Pool
 
 
 def waiting_job(name: str, *parents: str, kind: str, seconds: float) -> jobs.NewJob:

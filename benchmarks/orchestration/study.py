@@ -11,8 +11,8 @@ import psutil
 from simulated import cluster, controlled, waiting_job
 from sqlalchemy import Engine
 
-from db.jobs import NewJob
-from db.outlook import outlook
+from xsweep.db.jobs import NewJob
+from xsweep.db.status import outlook
 
 COLLECTIONS = 22
 TRAINING_S = 4_290.0
@@ -62,7 +62,7 @@ def study(folder: Path, trainings: int, slots: int, scale: float) -> int:
 
 
 def memory_mb(engine: Engine) -> tuple[float, float]:
-    """Of this process, and without freed memory and SQLite's cache, which `db.engine` bounds."""
+    """Of this process, and without freed memory and SQLite's cache, which `engine` bounds."""
     process = psutil.Process()
     whole = process.memory_info().rss
     engine.dispose()  # a connection's cache goes with it; the next step opens another one

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from evaluator.manifest import write_manifest
-from orchestrator.workers import Task, Worker
+from xsweep.evaluator.data.files import write_manifest
+from xsweep.orchestrator.runtime.worker import Task, Worker
 
 
 class Waiter(Worker):

@@ -1,18 +1,12 @@
 """The command line `xsweep`: one file per group of commands, heavy imports inside the commands."""
 
-import orchestrator.cli.archive
-import orchestrator.cli.compare
-import orchestrator.cli.data
-import orchestrator.cli.database
-import orchestrator.cli.doctor
-import orchestrator.cli.evaluate
-import orchestrator.cli.jobs
-import orchestrator.cli.metrics
-import orchestrator.cli.plan
-import orchestrator.cli.report
-import orchestrator.cli.serve
-import orchestrator.cli.status
-import orchestrator.cli.sweeps  # noqa: F401 - each adds its commands to the program
-from orchestrator.cli.app import app, main
+import xsweep.orchestrator.cli.admin
+import xsweep.orchestrator.cli.data
+import xsweep.orchestrator.cli.evaluate
+import xsweep.orchestrator.cli.jobs
+import xsweep.orchestrator.cli.report
+import xsweep.orchestrator.cli.status
+import xsweep.orchestrator.cli.sweep  # noqa: F401 - each adds its commands to the program
+from xsweep.orchestrator.cli.app import app, main
 
 __all__ = ["app", "main"]

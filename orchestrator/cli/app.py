@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.settings import Settings, load_settings
-from xsweep import ConfigError, XsweepError, __version__
+from xsweep import __version__
+from xsweep.errors import ConfigError, XsweepError
+from xsweep.orchestrator.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+
 GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
+
+
 INTERRUPTED = 130
+
+
 ORDER = (
     *("submit", "plan", "run", "status", "report", "compare", "explain", "logs"),
     *("serve", "metrics", "cancel", "pause", "resume", "retry", "evaluate", "data"),
@@ -117,7 +123,7 @@ def settings_of(ctx: typer.Context) -> Settings:
 
 def open_database(ctx: typer.Context, *, create: bool = False) -> "Engine":
     """The job table; SetupError says what is wrong with it."""
-    from db.engine import connect
+    from xsweep.db.engine import connect
 
     return connect(settings_of(ctx).database, create=create)
 
@@ -126,7 +132,7 @@ def only_sweep(engine: "Engine", given: str | None) -> str:
     """The sweep that was named, or the newest one."""
     if given:
         return given
-    from db.status import summary
+    from xsweep.db.status import summary
 
     sweeps = summary(engine, failures=0).sweeps
     if not sweeps:
@@ -135,7 +141,7 @@ def only_sweep(engine: "Engine", given: str | None) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of `xsweep` and `python -m orchestrator`."""
+    """Entry point of `xsweep` and `python -m xsweep.orchestrator`."""
     # Imports make many objects that stay: looking for garbage among them took a tenth of the start.
     gc.set_threshold(100_000)
     given = sys.argv[1:] if arguments is None else arguments

@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.app import app, settings_of
-from orchestrator.formatting import data_size
+from xsweep.orchestrator.cli.app import app, settings_of
+from xsweep.orchestrator.formatting import data_size
 
 if TYPE_CHECKING:
-    from evaluator.downloads import Source
-    from evaluator.specs import FileSpec, IrdsSpec
-    from orchestrator.plan import Plan
+    from xsweep.evaluator.data.irds import Source
+    from xsweep.evaluator.specs import FileSpec, IrdsSpec
+    from xsweep.orchestrator.plan import Plan
+
 
 data = typer.Typer(
     no_args_is_help=True, help="The collections and files that a grid needs: list, check, fetch."
 )
+
+
 app.add_typer(data, name="data")
+
 
 GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
 
@@ -32,7 +36,7 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
     Example:
       xsweep data list sweeps/trec_dl.yaml --data-home ~/data
     """
-    from evaluator.downloads import home_of, licence, sources
+    from xsweep.evaluator.data.irds import home_of, licence, sources
 
     plan = _plan(ctx, grid)
     for spec in _datasets(plan):
@@ -66,9 +70,9 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
     Example:
       xsweep data check sweeps/trec_dl.yaml --data-home ~/data
     """
-    from evaluator.downloads import sources
-    from evaluator.files import checked, checksum
-    from xsweep import DataError
+    from xsweep.errors import DataError
+    from xsweep.evaluator.data.files import checked, checksum
+    from xsweep.evaluator.data.irds import sources
 
     plan, wrong = _plan(ctx, grid), 0
     seen: set[Path] = set()
@@ -103,16 +107,16 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
     Example:
       xsweep data fetch sweeps/full_grid.yaml
     """
-    from evaluator import downloads
-    from xsweep import DataError
+    from xsweep.errors import DataError
+    from xsweep.evaluator.data import irds
 
     failed = 0
     for spec in _datasets(_plan(ctx, grid)):
-        if all(source.present for source in downloads.sources(spec)):
+        if all(source.present for source in irds.sources(spec)):
             typer.echo(f"here     {spec.id}")
             continue
         try:
-            documents = downloads.fetch(spec)
+            documents = irds.fetch(spec)
             typer.echo(f"fetched  {spec.id}: {documents:,} documents")
         except DataError as problem:
             failed += 1
@@ -121,14 +125,14 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
 
 
 def _plan(ctx: typer.Context, grid: Path) -> "Plan":
-    from orchestrator.plan import plan_grid
+    from xsweep.orchestrator.plan import plan_grid
 
     return plan_grid(grid, settings_of(ctx))
 
 
 def _datasets(plan: "Plan") -> list["IrdsSpec"]:
     """The data sets of ir_datasets that some job reads, each once."""
-    from evaluator.specs import IrdsSpec
+    from xsweep.evaluator.specs import IrdsSpec
 
     found = {
         block["id"]: IrdsSpec(**block)
@@ -140,7 +144,7 @@ def _datasets(plan: "Plan") -> list["IrdsSpec"]:
 
 
 def _files(plan: "Plan") -> list["FileSpec"]:
-    from evaluator.specs import FileSpec
+    from xsweep.evaluator.specs import FileSpec
 
     found = {
         block["path"]: FileSpec(**block)

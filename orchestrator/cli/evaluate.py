@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from orchestrator.cli.app import app
-from xsweep import ConfigError
+from xsweep.errors import ConfigError
+from xsweep.orchestrator.cli.app import app
 
 if TYPE_CHECKING:
-    from evaluator.evaluate import Evaluation
-    from evaluator.specs import CollectionSpec
+    from xsweep.evaluator.jobs import Evaluation
+    from xsweep.evaluator.specs import CollectionSpec
 
 
 @app.command()
@@ -59,7 +59,7 @@ def evaluate(
     """
     import tempfile
 
-    from evaluator.measure_names import parse_measure
+    from xsweep.evaluator.specs import parse_measure
 
     measures = [str(parse_measure(name)) for name in measure or ["nDCG@10", "RR@10"]]
     if not model.is_dir():
@@ -115,9 +115,9 @@ def _stage(name: str, run: Path | None) -> dict[str, object]:
 
 
 def _collections(names: list[str], suites: list[str]) -> "list[CollectionSpec]":
-    from evaluator.specs import ApidocsSpec, FolderSpec, IrdsSpec
-    from evaluator.suites import suite
-    from orchestrator.references import APIDOCS
+    from xsweep.evaluator.data.suites import suite
+    from xsweep.evaluator.specs import ApidocsSpec, FolderSpec, IrdsSpec
+    from xsweep.orchestrator.grid.resolve import APIDOCS
 
     found: list[CollectionSpec] = []
     for name in names:
@@ -147,11 +147,9 @@ def _evaluate(
     root: Path,
 ) -> list[Row]:
     """Prepares the candidates of every collection, then scores all of them in one go."""
-    from evaluator.evaluate import Evaluation, evaluate_together
-    from evaluator.files import tree_sha256
-    from evaluator.jobs import run_job
-    from evaluator.manifest import is_finished, write_manifest
-    from evaluator.specs import EvaluateSpec
+    from xsweep.evaluator.data.files import is_finished, tree_sha256, write_manifest
+    from xsweep.evaluator.jobs import Evaluation, evaluate_together, run_job
+    from xsweep.evaluator.specs import EvaluateSpec
 
     weights_sha256 = tree_sha256(weights)
     model = {"folder": str(weights), "sha256": weights_sha256}
@@ -207,8 +205,8 @@ def _suite_means(name: str, rows: list[Row]) -> Iterator[str]:
     """A suite's unweighted means over its data sets; CQADupStack's parts count as one."""
     from statistics import fmean
 
-    from evaluator.suites import averaged_as
-    from evaluator.suites import suite as collections_of
+    from xsweep.evaluator.data.suites import averaged_as
+    from xsweep.evaluator.data.suites import suite as collections_of
 
     groups: dict[str, list[Row]] = {}
     names = {collection.name for collection in collections_of(name)}

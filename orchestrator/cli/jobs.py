@@ -6,16 +6,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.app import app, open_database, settings_of
-from xsweep import ConfigError
+from xsweep.errors import ConfigError
+from xsweep.orchestrator.cli.app import app, open_database, settings_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+
 JobName = Annotated[
     str, typer.Argument(metavar="JOB", help="A job's id, name, or the beginning of its identity.")
 ]
+
+
 SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name.")]
+
+
 OneJob = Annotated[bool, typer.Option("--job", help="The name is a job's, not a sweep's.")]
 
 
@@ -28,7 +33,7 @@ def explain(ctx: typer.Context, job: JobName) -> None:
       xsweep explain 17
       xsweep explain "train MiniLM-L6 infonce bm25_lists s1"
     """
-    from db import jobs
+    from xsweep.db import jobs
 
     found = jobs.explain(open_database(ctx), job)
     typer.echo(f"{found.name} (job {found.job_id}, {found.identity[:12]}): {found.state}")
@@ -63,9 +68,8 @@ def logs(
       xsweep logs 17 --attempt 1
       xsweep logs 17 --rank 3
     """
-    from db import jobs
-    from orchestrator.remote import fetch_file
-    from orchestrator.store import open_store
+    from xsweep.db import jobs
+    from xsweep.orchestrator.storage.store import fetch_file, open_store
 
     engine = open_database(ctx)
     job_id = jobs.find_job(engine, job)
@@ -87,9 +91,8 @@ def logs(
 
 def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: int = 0) -> str:
     """The log's place in the store."""
-    from db import jobs
-    from orchestrator.remote import fetch_file
-    from orchestrator.store import resolve
+    from xsweep.db import jobs
+    from xsweep.orchestrator.storage.store import fetch_file, resolve
 
     found = jobs.explain(engine, job)
     tries = [each for each in found.attempts if attempt in (None, each.token)]
@@ -115,7 +118,7 @@ def cancel(ctx: typer.Context, name: SweepName, job: OneJob = False) -> None:
       xsweep cancel quickstart
       xsweep cancel --job 17
     """
-    from db import jobs
+    from xsweep.db import jobs
 
     engine = open_database(ctx)
     count = jobs.cancel(engine, job=name) if job else jobs.cancel(engine, sweep=name)
@@ -130,7 +133,7 @@ def pause(ctx: typer.Context, sweep: SweepName) -> None:
     Example:
       xsweep pause quickstart
     """
-    from db import jobs
+    from xsweep.db import jobs
 
     jobs.pause(open_database(ctx), sweep)
     typer.echo(f"Paused {sweep}. To go on: xsweep resume {sweep}")
@@ -144,7 +147,7 @@ def resume(ctx: typer.Context, sweep: SweepName) -> None:
     Example:
       xsweep resume quickstart
     """
-    from db import jobs
+    from xsweep.db import jobs
 
     jobs.resume(open_database(ctx), sweep)
     _say_next(ctx, f"Resumed {sweep}.")
@@ -167,8 +170,8 @@ def retry(
       xsweep retry quickstart --failure OOM_GPU --failure NODE
       xsweep retry --job 17
     """
-    from db import jobs
-    from db.states import RETRIES
+    from xsweep.db import jobs
+    from xsweep.db.schema import RETRIES
 
     for each in failure or []:
         if each not in RETRIES:
@@ -179,7 +182,7 @@ def retry(
 
 
 def _say_next(ctx: typer.Context, done: str) -> None:
-    from orchestrator import process
+    from xsweep.orchestrator.runtime import process
 
     running = process.is_running(settings_of(ctx))
     typer.echo(done if running else f"{done} Next: xsweep run")

@@ -9,29 +9,180 @@ per planned second) by kind, `troubles` (failed attempts, also of jobs that are 
 at job_id kind name token failure reason next sweeps`), `controllers` (`owner host pid
 dashboard_url started_at silent_s`) and `oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`:
 `jobs` (the same keys as `failures`). Unknown values are null; later versions only add keys.
+
+What `status` and `status --watch` show, for Rich to draw.
 """
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from db.states import OPEN, State
-from orchestrator.cli.app import app, open_database, settings_of
-from orchestrator.cli.status_page import headline, page
-from orchestrator.forecast import count, eta_s
-from xsweep import ConfigError, SetupError
+from xsweep.db.schema import OPEN, State
+from xsweep.errors import ConfigError, SetupError
+from xsweep.orchestrator.cli.app import app, open_database, settings_of
+from xsweep.orchestrator.forecast.eta import count, eta_s, prospect
+from xsweep.orchestrator.formatting import duration
+from xsweep.orchestrator.settings import KINDS
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from sqlalchemy import Engine
 
-    from db.status import Summary
-    from orchestrator.settings import Settings
+    from xsweep.db.events import FailedAttempt
+    from xsweep.db.status import RunningJob, Summary, SweepStatus
+    from xsweep.orchestrator.settings import Settings
+
+
+REHEARSAL = "rehearsal"
+"""How the names of all rehearsals end."""
+
+
+BAR_WIDTH = 40
+
+
+WAITS_S = 60.0
+"""A ready job that waits longer while nothing runs is worth a line."""
+
+
+AGAIN = 3
+"""Attempts that failed and are tried again, of which so many are shown."""
+
+
+def page(found: "Summary", lines: int | None = None) -> "Iterator[RenderableType]":
+    """All of it, or as much as fits `lines`: jobs that run are counted where they are too many."""
+    if not found.sweeps:
+        yield "No sweep was submitted yet: xsweep submit sweeps/quickstart.yaml"
+    used = 0
+    for sweep in found.sweeps:
+        yield headline(sweep, found)
+        yield _bar(sweep)
+        yield _sweep_table(sweep)
+        used += 8 + len(sweep.counts)
+    again = [each for each in found.troubles if each.next == "ready"][:AGAIN]
+    used += len(found.failures) + len(again) + len(found.controllers) + 8
+    if found.running:
+        yield _running_table(found, None if lines is None else max(3, lines - used))
+    for failure in found.failures:
+        yield f"[red]failed[/] {plain(failure.name)}: {failure.failure}: {_line(failure.reason)}"
+    for trouble in again:
+        yield _again(trouble, found)
+    if found.failures:
+        yield "More: xsweep explain JOB, xsweep logs JOB; once repaired: xsweep retry SWEEP"
+    for controller in found.controllers:
+        dashboard = controller.dashboard_url or "no dashboard"
+        yield f"Controller {controller.pid} on {plain(controller.host)}, Ray: {dashboard}"
+    if found.controllers and not found.running and (found.oldest_ready_s or 0) > WAITS_S:
+        yield f"The oldest ready job has waited {duration(found.oldest_ready_s or 0)}"
+    if not found.controllers and any(count(each, OPEN) for each in found.sweeps):
+        yield "No controller is running. Next: xsweep run"
+
+
+def headline(sweep: "SweepStatus", found: "Summary") -> str:
+    """A sweep in a line: how much is done, how long the rest takes, how fast it goes."""
+    notes = [] if sweep.state == "active" else [sweep.state]
+    if sweep.name.endswith(REHEARSAL):
+        notes.append("a rehearsal: tiny random models")
+    note = f" ({', '.join(notes)})" if notes else ""
+    return f"[bold]{plain(sweep.name)}[/]{note}: {prospect(sweep, found)}"
+
+
+def plain(text: str = "") -> str:
+    """Text that Rich does not take for markup."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _line(reason: str | None) -> str:
+    first = (reason or "").strip().partition("\n")[0]
+    return plain(first)
+
+
+def _again(trouble: "FailedAttempt", found: "Summary") -> str:
+    ago = duration(max(0.0, found.at - trouble.at))
+    what = f"attempt {trouble.token} {ago} ago: {trouble.failure}: {_line(trouble.reason)}"
+    return f"[yellow]again[/]  {plain(trouble.name)}: {what}"
+
+
+def _bar(sweep: "SweepStatus") -> "RenderableType":
+    from rich.progress_bar import ProgressBar
+
+    done = count(sweep, ("done",))
+    return ProgressBar(total=max(1, sweep.total), completed=done, width=BAR_WIDTH)
+
+
+def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+
+    shown = [state for state in State if count(sweep, (state,))]
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False)
+    table.add_column("jobs", "all")
+    for state in shown:
+        table.add_column(state, str(count(sweep, (state,))), justify="right")
+    table.add_column("all", str(sweep.total), justify="right")
+    for kind in [kind for kind in KINDS if kind in sweep.counts]:
+        counts = sweep.counts[kind]
+        numbers = [str(counts.get(state, "")) for state in shown]
+        table.add_row(kind, *numbers, str(sum(counts.values())))
+    return table
+
+
+def _running_table(found: "Summary", rows: int | None) -> "RenderableType":
+    """The longest running first; what does not fit is counted in the last row."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=len(found.running) > 1)
+    speed = sum(_figure(job, "pairs_per_s") or 0.0 for job in found.running)
+    table.add_column(f"running ({len(found.running)})", "together", overflow="fold")
+    table.add_column("progress", overflow="fold")
+    table.add_column("pairs/s", f"{speed:,.1f}" if speed else "", justify="right")
+    table.add_column("for", justify="right")
+    table.add_column("left", justify="right")
+    table.add_column("node", overflow="fold")
+    shown = found.running if rows is None else found.running[:rows]
+    for job in shown:
+        progress, left_s = job.progress or {}, _figure(job, "left_s")
+        pairs_per_s = _figure(job, "pairs_per_s")
+        table.add_row(
+            plain(job.name),
+            _progress(progress),
+            "" if pairs_per_s is None else f"{pairs_per_s:,.1f}",
+            duration(job.since_s),
+            "" if left_s is None else duration(left_s),
+            plain(job.node or str(progress.get("node", ""))),
+        )
+    if len(shown) < len(found.running):
+        table.add_row(f"… and {len(found.running) - len(shown)} more")
+    return table
+
+
+def _figure(job: "RunningJob", name: str) -> float | None:
+    value = (job.progress or {}).get(name)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _progress(progress: dict[str, Any]) -> str:
+    """`75/150 50%, loss 0.531`."""
+    if not progress.get("total"):
+        return ""
+    done, total = progress["done"], progress["total"]
+    figures = [
+        f"{name} {value:.4g}"
+        for name, value in progress.items()
+        if name not in ("done", "total", "left_s", "pairs_per_s") and isinstance(value, int | float)
+    ]
+    return ", ".join([f"{done}/{total} {100 * done // total:.0f}%", *figures])
+
 
 REFRESH_S = 2.0
+
+
 START_S = 30.0
 """How long a controller may take until `submit --watch` believes that none came up."""
 
@@ -61,7 +212,7 @@ def status(
     """
     if state is not None and state not in list(State):
         raise ConfigError(f"unknown state {state!r}: use one of {', '.join(State)}")
-    from db import status as table
+    from xsweep.db import status as table
 
     engine = open_database(ctx)
     if jobs or state:
@@ -93,8 +244,8 @@ def _watch(
     from rich.console import Group
     from rich.live import Live
 
-    from db.status import summary
-    from orchestrator import process
+    from xsweep.db.status import summary
+    from xsweep.orchestrator.runtime import process
 
     console = _console()
     seen_s = time.monotonic()
@@ -135,7 +286,7 @@ def _print_jobs(rows: "list[Any]", as_json: bool) -> None:
 
 
 def _as_json(settings: "Settings", found: "Summary") -> dict[str, Any]:
-    from db.engine import redacted
+    from xsweep.db.engine import redacted
 
     content = asdict(found)
     for sweep, each in zip(found.sweeps, content["sweeps"], strict=True):

@@ -6,8 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 WORDS = 600
+
+
 ONSETS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ("", "n", "s")
 """What syllables are made of; words end in one of the last."""
+
+
 GRADES = (1, 2, 1, 3)
 """Of the relevant passages of a query, in turn, where a collection is graded."""
 

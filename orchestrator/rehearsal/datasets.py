@@ -12,14 +12,18 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from evaluator.files import atomic_write
-from orchestrator.rehearsal.corpus import Corpus, corpus
-from xsweep import ConfigError
+from xsweep.errors import ConfigError
+from xsweep.evaluator.data.files import atomic_write
+from xsweep.orchestrator.rehearsal.corpus import Corpus, corpus
 
 DOCUMENTS, QUERIES = 40, 6
 """Of one test collection."""
+
+
 MSMARCO_DOCUMENTS, MSMARCO_QUERIES = 150, 48
 """Of the training collection, whose documents the in-domain sets share."""
+
+
 ROBUST_FILES = {
     "NEWS/FBIS/FB{:06}": 492,
     "NEWS/FR94/01/FR{:06}": 645,
@@ -27,6 +31,8 @@ ROBUST_FILES = {
     "NEWS/LATIMES/LA{:06}": 730,
 }
 """Files below Robust04's folder; ir_datasets counts that there are 2,295."""
+
+
 LOTTE = ("lifestyle", "pooled", "recreation", "science", "technology", "writing")
 
 

@@ -8,22 +8,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from evaluator.specs import Bm25Spec, ModelSpec
-from evaluator.suites import suite
-from orchestrator.entries import Backbone, Collection, FirstStage, Teacher
-from orchestrator.grid import Grid, Need, TrainingSettings
-from orchestrator.rehearsal.datasets import write_datasets
-from orchestrator.rehearsal.models import Head, write_model
-from orchestrator.rehearsal.teachers import write_teacher
-from trainer.teachers.formats import FILE_KEYS
+from xsweep.evaluator.data.suites import suite
+from xsweep.evaluator.specs import Bm25Spec, ModelSpec
+from xsweep.orchestrator.grid.schema import (
+    Backbone,
+    Collection,
+    FirstStage,
+    Grid,
+    Need,
+    Teacher,
+    TrainingSettings,
+)
+from xsweep.orchestrator.rehearsal.datasets import write_datasets
+from xsweep.orchestrator.rehearsal.models import Head, write_model
+from xsweep.orchestrator.rehearsal.teachers import write_teacher
+from xsweep.trainer.teachers.formats import FILE_KEYS
 
 STEPS, WARMUP_STEPS, BATCH_QUERIES = 4, 1, 8
 """Of every training: enough for a checkpoint in the middle and two validations."""
+
+
 LR_FACTOR = 1000
 """On the grid's rates, so that so few steps tell objectives apart: a cell that shows another's
 figures is seen."""
+
+
 EVERY_STEPS = 2
+
+
 SUFFIX = "rehearsal"
+
 
 Model = TypeVar("Model", bound=ModelSpec)
 

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from evaluator.files import atomic_write
-from orchestrator.rehearsal.corpus import CODAS, ONSETS, VOWELS, corpus, seed_of, words
+from xsweep.evaluator.data.files import atomic_write
+from xsweep.orchestrator.rehearsal.corpus import CODAS, ONSETS, VOWELS, corpus, seed_of, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
 
 FAMILY_OF = {
     "deberta": "deberta",
@@ -20,9 +21,15 @@ FAMILY_OF = {
     "distilbert": "distilbert",
 }
 """What a model's name says of its family; BERT's where nothing does (MiniLM is one)."""
+
+
 POSITIONS = 512
+
+
 WHOLE = 100
 """Generated words that are one token each; the others are cut."""
+
+
 Head = Literal["none", "masked", "score"]
 """What a model has above the encoder: nothing, as published backbones, a masked language model's
 (SPLADE is one), or the one logit of a cross-encoder."""
@@ -48,7 +55,7 @@ def write_model(folder: Path, name: str, *, family: str, head: Head) -> None:
         AutoModelForSequenceClassification,
     )
 
-    from evaluator.cross_encoder import quiet_loading
+    from xsweep.evaluator.models.cross_encoder import quiet_loading
 
     kind: Any = {
         "none": AutoModel,

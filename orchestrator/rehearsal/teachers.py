@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluator.files import atomic_write
-from orchestrator.rehearsal.corpus import Corpus, seed_of
-from orchestrator.rehearsal.datasets import training, triples
-from xsweep import ConfigError
+from xsweep.errors import ConfigError
+from xsweep.evaluator.data.files import atomic_write
+from xsweep.orchestrator.rehearsal.corpus import Corpus, seed_of
+from xsweep.orchestrator.rehearsal.datasets import training, triples
 
 DEPTH = 60
 """Documents of each query's list: RankZephyr's lists have 50, cut from 500."""

@@ -1,39 +1,111 @@
-"""Tables from accepted results, for terminals, papers and programs: `render` makes them all."""
+"""Tables from accepted results, for terminals, papers and programs: `render` makes them all.
+
+From a sweep's evaluations to a report: which of them, in which columns, against whom.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from xsweep import ConfigError
+from xsweep.errors import ConfigError, did_you_mean
+from xsweep.orchestrator.report.report import FORMATS, PLAIN, Layout, Report
+from xsweep.orchestrator.report.significance import compare_rows, find_baselines
+from xsweep.orchestrator.report.table import build_table, complete_suites, natural
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from db.results import Cell
-    from orchestrator.report.report import Report
-
-FORMATS = ("text", "markdown", "latex", "csv", "json", "html")
+    from xsweep.db.results import Cell
+    from xsweep.orchestrator.report.report import Report
 
 
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How a report is laid out; every format takes what concerns it."""
+def build_report(
+    cells: Sequence["Cell"],
+    *,
+    sweep: str,
+    measures: Sequence[str] = ("nDCG@10",),
+    by: str = "collection",
+    baselines: Sequence[str] = ("first_stage",),
+    alpha: float = 0.05,
+    correction: str = "holm",
+    test: str = "t",
+    digits: int = 3,
+    percent: bool = False,
+    where: Mapping[str, Sequence[str]] | None = None,
+    best: str = "column",
+    pairs: bool = False,
+) -> Report:
+    """The report of evaluations in whatever order they come.
 
-    width: int = 110
-    """Characters of a line of text."""
-    standalone: bool = False
-    """LaTeX: a document that compiles by itself."""
-    wide: bool = False
-    """LaTeX: across both columns of a two-column page."""
-    landscape: bool = False
-    """LaTeX: turned by 90 degrees, on a page of its own."""
-    max_columns: int = 0
-    """LaTeX: columns of one tabular, more continue below; 0 for 6, or 10 in landscape."""
-    figures: tuple[str, ...] = ()
-    """LaTeX: picture files to include, as the document will find them."""
+    `where` is a choice among them, see `select`; the rest of the options are `render`'s.
+
+    Raises ConfigError for what the cells cannot answer, naming what they could.
+    """
+    if by not in ("collection", "suite"):
+        raise ConfigError(f"unknown grouping {by!r}: columns are made by collection or suite")
+    if best not in ("column", "block"):
+        raise ConfigError(f"best of each {best!r}: best and second are found per column or block")
+    if not 1 <= digits <= 10:
+        raise ConfigError(f"{digits} digits: give 1 to 10")
+    kept = select(sorted(cells, key=lambda cell: cell.identity), where or {})
+    collections = {cell.labels["collection"] for cell in kept}
+    table = build_table(kept, measures, complete_suites(collections) if by == "suite" else None)
+    rows = find_baselines(table, baselines)
+    return Report(
+        sweep=sweep,
+        cells=tuple(kept),
+        table=table,
+        baselines=rows,
+        comparisons=compare_rows(
+            table, rows, alpha=alpha, correction=correction, test=test, pairs=pairs
+        ),
+        alpha=alpha,
+        correction=correction,
+        test=test,
+        digits=digits,
+        percent=percent,
+        by=by,
+        best=best,
+        pairs=pairs,
+        where={label: tuple(values) for label, values in (where or {}).items()},
+    )
 
 
-PLAIN = Layout()
+def select(cells: Sequence["Cell"], where: Mapping[str, Sequence[str]]) -> list["Cell"]:
+    """The cells that pass every condition (label -> accepted values, compared as text).
+
+    First stages and teachers stay whatever the conditions on runs are: only `collection` and
+    `system` concern them. Raises ConfigError for a label or value that no cell has.
+    """
+    for label, values in where.items():
+        concerned = [cell.labels.get(label) for cell in cells if _concerns(label, cell)]
+        known = sorted({str(value) for value in concerned if value is not None}, key=natural)
+        if not known:
+            labels = sorted({label for cell in cells for label in cell.labels})
+            raise ConfigError(
+                f"no evaluation has a label {label!r}: use one of {', '.join(labels)}"
+            )
+        for value in values:
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise ConfigError(
+                    f"no evaluation has {label} {value!r}"
+                    + (f"; {hint}" if hint else ".")
+                    + f" There are: {', '.join(known)}"
+                )
+    return [
+        cell
+        for cell in cells
+        if all(
+            str(cell.labels.get(label)) in values
+            for label, values in where.items()
+            if _concerns(label, cell)
+        )
+    ]
+
+
+def _concerns(label: str, cell: "Cell") -> bool:
+    return cell.labels["system"] == "run" or label in ("collection", "system")
 
 
 def render(engine: "Engine", sweep: str, *, format: str = "text", **options: Any) -> str:
@@ -75,10 +147,10 @@ def load_report(
 
     Raises ConfigError for whatever of this the sweep cannot answer, naming what it could.
     """
-    from orchestrator.report.build import build_report
-    from orchestrator.report.cost import with_cost
-    from orchestrator.report.effects import with_effects
-    from orchestrator.report.reference import reference_section
+    pass
+    from xsweep.orchestrator.report.cost import with_cost
+    from xsweep.orchestrator.report.effects import with_effects
+    from xsweep.orchestrator.report.reference import reference_section
 
     names, cells = load_measures(engine, sweep, measures)
     report = build_report(
@@ -113,8 +185,8 @@ def load_measures(
     Where one of them is stored nowhere the evaluations have all that there is, so that a message
     can say it. Raises ConfigError for an unknown sweep or a name that is no measure.
     """
-    from db.results import load_cells
-    from evaluator.measure_names import parse_measure
+    from xsweep.db.results import load_cells
+    from xsweep.evaluator.specs import parse_measure
 
     names = list(dict.fromkeys(str(parse_measure(measure)) for measure in measures))
     cells = load_cells(engine, sweep, names)
@@ -125,11 +197,10 @@ def load_measures(
 
 def write(report: "Report", format: str, layout: Layout = PLAIN) -> str:
     """The report in one of `FORMATS`."""
-    from orchestrator.report.data import render_csv, render_json
-    from orchestrator.report.html import render_html
-    from orchestrator.report.latex import render_latex
-    from orchestrator.report.markdown import render_markdown
-    from orchestrator.report.text import render_text
+    from xsweep.orchestrator.report.render_data import render_csv, render_json
+    from xsweep.orchestrator.report.render_html import render_html
+    from xsweep.orchestrator.report.render_latex import render_latex
+    from xsweep.orchestrator.report.render_text import render_markdown, render_text
 
     check_format(format)
     match format:

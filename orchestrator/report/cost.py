@@ -5,20 +5,20 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from orchestrator.formatting import duration
-from orchestrator.report.measured import signed
-from orchestrator.report.report import Report, Section
-from orchestrator.report.table import Column, Row, row_of
+from xsweep.orchestrator.formatting import duration
+from xsweep.orchestrator.report.effects import signed
+from xsweep.orchestrator.report.report import Report, Section
+from xsweep.orchestrator.report.table import Column, Row, row_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from db.costs import JobCost
+    from xsweep.db.results import JobCost
 
 
 def with_cost(report: Report, engine: "Engine") -> Report:
     """The report with a section of its runs' costs."""
-    from db.costs import load_costs
+    from xsweep.db.results import load_costs
 
     section = cost_section(report, load_costs(engine, report.sweep))
     return replace(report, sections=(*report.sections, section))

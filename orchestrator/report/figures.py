@@ -6,18 +6,22 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluator.significance import stratified_means
-from orchestrator.report.rankings import Ranking
-from orchestrator.report.report import Report
-from orchestrator.report.table import Column, Row
+from xsweep.evaluator.significance import stratified_means
+from xsweep.orchestrator.report.report import Ranking, Report
+from xsweep.orchestrator.report.table import Column, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 COLOURS = {"better": "#0072B2", "worse": "#D55E00", "same": "#888888"}
 """Okabe and Ito's blue and vermilion: told apart by colour-blind readers, and on grey paper."""
+
+
 DRAWN_UP_TO = 12
 """Differences are drawn for so many pairs of column and baseline; nobody looks at more."""
+
+
 MARKERS = {"better": "^", "worse": "v", "same": "o"}
 
 

@@ -6,14 +6,24 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluator.suites import SUITES
-from orchestrator.report.build import complete_suites
-from orchestrator.report.report import Report, Section
-from orchestrator.report.table import Column, Entry, Row, build_table, row_of
-from xsweep import ConfigError, DataError, did_you_mean
+from xsweep.errors import ConfigError, DataError, did_you_mean
+from xsweep.evaluator.data.suites import SUITES
+from xsweep.orchestrator.report.report import Report, Section
+from xsweep.orchestrator.report.table import (
+    Column,
+    Entry,
+    Row,
+    build_table,
+    complete_suites,
+    row_of,
+)
 
 FOLDER = Path(__file__).resolve().parents[2] / "sweeps" / "reference"
+
+
 NEEDED = ("system", "model", "place", "measure", "value")
+
+
 COLUMNS = (*NEEDED, "objective", "teacher", "first_stage", "version")
 
 

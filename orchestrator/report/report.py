@@ -5,15 +5,62 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from orchestrator.report.comparisons import Comparison
-from orchestrator.report.table import Column, Entry, Row, Table
+from xsweep.orchestrator.report.significance import Comparison
+from xsweep.orchestrator.report.table import Column, Entry, Row, Table
 
 if TYPE_CHECKING:
-    from db.results import Cell
-    from orchestrator.report.rankings import Ranking
+    from xsweep.db.results import Cell
+
+    pass
+
+    pass
 
 
-class Shown(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a report is laid out; every format takes what concerns it."""
+
+    width: int = 110
+    """Characters of a line of text."""
+    standalone: bool = False
+    """LaTeX: a document that compiles by itself."""
+    wide: bool = False
+    """LaTeX: across both columns of a two-column page."""
+    landscape: bool = False
+    """LaTeX: turned by 90 degrees, on a page of its own."""
+    max_columns: int = 0
+    """LaTeX: columns of one tabular, more continue below; 0 for 6, or 10 in landscape."""
+    figures: tuple[str, ...] = ()
+    """LaTeX: picture files to include, as the document will find them."""
+
+
+PLAIN = Layout()
+
+
+FORMATS = ("text", "markdown", "latex", "csv", "json", "html")
+
+
+class Ranking(NamedTuple):
+    """Levels of one choice, the best first, with what tells them apart."""
+
+    measure: str
+    choice: str
+    levels: tuple[str, ...]
+    mean_ranks: tuple[float, ...]
+    """1 is best; ties share their average rank."""
+    blocks: int
+    """Collections, or queries, over which the ranks are averaged."""
+    over: str
+    p: float
+    """Of Friedman's test that all levels rank alike."""
+    critical: float
+    """Levels whose mean ranks differ by less are not told apart (Nemenyi)."""
+    cliques: tuple[tuple[int, int], ...]
+    """First and last place of every longest run of levels that are not told apart."""
+    alpha: float
+
+
+class DisplayCell(NamedTuple):
     """One place of the table, ready to be styled."""
 
     value: str = ""
@@ -135,14 +182,14 @@ class Report:
         runs = [block for block in self.table.blocks if block[0].system == "run"]
         return {row: _letter(place) for block in runs for place, row in enumerate(block)}
 
-    def shown(self, row: Row, column: Column) -> Shown:
+    def shown(self, row: Row, column: Column) -> DisplayCell:
         """What stands in one place of the table."""
         entry = self.table.entries.get((row, column))
         if entry is None:
-            return Shown(note="–")
+            return DisplayCell(note="–")
         if not entry.means:
-            return Shown(note=entry.unfinished[0][0])
-        return Shown(
+            return DisplayCell(note=entry.unfinished[0][0])
+        return DisplayCell(
             value=self.number(entry.mean),
             spread=self.number(entry.std) if len(entry.means) > 1 else "",
             rank=self.ranks.get((row, column), 0),

@@ -16,15 +16,40 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
-from evaluator.suites import averaged_as
-from xsweep import ConfigError, DataError
+from xsweep.errors import ConfigError, DataError
+from xsweep.evaluator.data.suites import SUITES, averaged_as
 
 if TYPE_CHECKING:
-    from db.results import Cell
+    from xsweep.db.results import Cell
+
+
+def complete_suites(collections: set[str]) -> dict[str, tuple[str, ...]]:
+    """The named suites of which the sweep has every collection, with the names it uses.
+
+    A part of a suite is no suite: its mean would be compared with the whole one's elsewhere.
+    """
+    suites = dict(SUITES)
+    suites["ood"] = {name: id for part in OUT_OF_DOMAIN for name, id in SUITES[part].items()}
+    used = {
+        suite: tuple(({name, id} & collections) for name, id in members.items())
+        for suite, members in suites.items()
+    }
+    return {
+        suite: tuple(sorted(set().union(*names))) for suite, names in used.items() if all(names)
+    }
+
+
+OUT_OF_DOMAIN = ("lotte-search", "robust04")
+"""The suites whose collections together are the study's OOD mean."""
+
 
 SYSTEMS = {"first_stage": "first stage", "teacher": "teacher", "run": ""}
 """The kinds of systems in the order of their rows, and what a row's name says of each."""
+
+
 ACCEPTED = "done"
+
+
 STATES = (
     ACCEPTED,
     "not measured",
@@ -38,7 +63,10 @@ STATES = (
 )
 """States of an evaluation; a seed that lacks several collections counts under the last of them."""
 
+
 Name = TypeVar("Name", bound=Hashable)
+
+
 Ordering = Callable[[tuple[str, ...]], tuple[np.ndarray | slice, tuple[str, ...]]]
 
 
@@ -151,7 +179,7 @@ def build_table(
     for cell in cells:
         seeds = found[row_of(cell)][cell.labels["collection"]]
         seed = cell.labels.get("seed")
-        seeds[seed] = _the_one_in_force(cell, seeds[seed]) if seed in seeds else cell
+        seeds[seed] = _current(cell, seeds[seed]) if seed in seeds else cell
     collections = _in_order(cells, lambda cell: cell.labels["collection"])
     columns = [
         Column(measure, place, members)
@@ -239,7 +267,7 @@ def _places(
     return {place: members for place, members in places.items() if members} | alone
 
 
-def _the_one_in_force(one: "Cell", other: "Cell") -> "Cell":
+def _current(one: "Cell", other: "Cell") -> "Cell":
     """Of two jobs with the same labels, the one that was not cancelled."""
     live = [cell for cell in (one, other) if cell.state != "cancelled"]
     if len(live) == 2:

@@ -14,10 +14,17 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 log = logging.getLogger(__name__)
 
+
 LOOPBACK = "127.0.0.1"
+
+
 IDLE_S = 10.0
 """How long a client may take to send its request."""
+
+
 NAMES = ("127.0.0.1", "localhost", "[::1]")
+
+
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; frame-ancestors 'none'; "
@@ -26,7 +33,11 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
+
+
 HTML = "text/html; charset=utf-8"
+
+
 TEXT = "text/plain; charset=utf-8"
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from db.events import history
 from tests.cluster.hosts import Host
 from tests.cluster.site import LEASE_S, Service, Site, Sweep
 from tests.waiting import wait_for
+from xsweep.db.events import history
 
 SHORT_CUT_S = 4.0
 """Shorter than a lease, and than what Ray takes to give a node up."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from sqlalchemy import Engine
 
-from db import jobs, status
-from db.engine import connect
-from db.events import Happening, history
 from tests.chaos import account, clock
 from tests.cluster.faults import Scene
 from tests.cluster.hosts import Host
 from tests.cluster.site import Site, Sweep
 from tests.waiting import wait_for
+from xsweep.db import jobs, status
+from xsweep.db.engine import connect
+from xsweep.db.events import EventRow, history
 
 TRAINS_S = 240.0
 ENDS_S = 300.0
@@ -133,7 +133,7 @@ def _problems(sweep: Sweep, engine: Engine, calm: str) -> list[str]:
     return problems
 
 
-def _recovery_s(events: list[Happening], at: float) -> float | None:
+def _recovery_s(events: list[EventRow], at: float) -> float | None:
     """Until the last of the jobs that were taken from somebody after `at` was in hand again."""
     waiting: dict[int, float] = {}
     last = None

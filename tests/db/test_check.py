@@ -2,8 +2,8 @@ import pytest
 from job_table import expire, fail, finish, hold, new_job, run_all, study, submit, take
 from sqlalchemy import Engine, text
 
-from db import jobs
-from db.check import INVARIANTS, check
+from xsweep.db import jobs
+from xsweep.db.check import INVARIANTS, check
 
 GUARDS = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
 

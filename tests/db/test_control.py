@@ -13,9 +13,9 @@ from job_table import (
     take,
 )
 
-from db import jobs
-from db.check import check
-from xsweep import ConfigError
+from xsweep.db import jobs
+from xsweep.db.check import check
+from xsweep.errors import ConfigError
 
 
 def test_cancelling_a_sweep_ends_all_but_what_is_done(engine):

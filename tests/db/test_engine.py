@@ -6,12 +6,19 @@ import pytest
 from job_table import finish, new_job, run_all, states, study, submit, take
 from sqlalchemy import create_engine, text
 
-import db.engine
-import db.tally
-from db import controllers, jobs
-from db.engine import backup, connect, network_file_system, open_engine, redacted, schema_version
-from db.schema import REVISION
-from xsweep import SetupError
+import xsweep.db.engine
+import xsweep.db.status
+from xsweep.db import jobs, status
+from xsweep.db.engine import (
+    backup,
+    connect,
+    network_file_system,
+    open_engine,
+    redacted,
+    schema_version,
+)
+from xsweep.db.schema import REVISION
+from xsweep.errors import SetupError
 
 MOUNTS = """\
 /dev/vda / ext4 rw 0 0
@@ -240,10 +247,10 @@ def test_a_role_with_the_least_rights_can_do_everything(postgresql_url, monkeypa
         jobs.cancel(engine, job="train s1")
         jobs.retry(engine, sweep="study")
         assert len(run_all(engine)) == 8
-        controllers.register(engine, owner="alice", host="h", pid=1)
-        monkeypatch.setattr(db.tally, "FOLD_ROWS", 1)
-        assert controllers.beat(engine, "alice")
-        controllers.unregister(engine, "alice")
+        status.register(engine, owner="alice", host="h", pid=1)
+        monkeypatch.setattr(xsweep.db.status, "FOLD_ROWS", 1)
+        assert status.beat(engine, "alice")
+        status.unregister(engine, "alice")
         engine.dispose()
     finally:
         on(postgresql_url, "DROP OWNED BY worker")
@@ -268,7 +275,7 @@ def test_network_file_systems_are_recognised(path, kind):
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(f"server:/x {tmp_path.resolve()} nfs4 rw 0 0\n")
-    monkeypatch.setattr(db.engine, "MOUNTS", mounts)
+    monkeypatch.setattr(xsweep.db.engine, "MOUNTS", mounts)
     told = refused(f"sqlite:///{tmp_path}/x.db", create=True)
     assert "SQLite loses data on a network file system (nfs4)" in told
     assert "XSWEEP_DB=postgresql://" in told

@@ -1,8 +1,8 @@
 import pytest
 from job_table import expire, fail, finish, hold, identity, new_job, study, submit, take
 
-from db import jobs
-from xsweep import ConfigError
+from xsweep.db import jobs
+from xsweep.errors import ConfigError
 
 
 def why(engine, job) -> tuple[str, ...]:

@@ -11,13 +11,13 @@ import pytest
 from job_table import identity, new_job, run_all, states, study, submit
 from sqlalchemy import Engine, text
 
-from db import jobs
-from db.check import check
-from db.engine import connect, open_engine, schema_version, upgrade
-from db.results import load_cells
-from db.schema import REVISION, VERSION_TABLE
-from db.status import summary
-from xsweep import SetupError
+from xsweep.db import jobs
+from xsweep.db.check import check
+from xsweep.db.engine import connect, open_engine, schema_version, upgrade
+from xsweep.db.results import load_cells
+from xsweep.db.schema import REVISION, VERSION_TABLE
+from xsweep.db.status import summary
+from xsweep.errors import SetupError
 
 DUMPS = sorted((Path(__file__).parent / "schemas").glob("*.sql"))
 

@@ -9,9 +9,19 @@ from job_table import finish, identity, new_job, submit, take
 from sqlalchemy import Engine, insert, text, update
 from sqlalchemy.exc import DBAPIError
 
-from db.engine import MIGRATIONS, schema_version, upgrade
-from db.schema import REVISION, VERSION_TABLE, Attempt, Base, Event, Job, Result
-from db.states import BROKEN, OPEN, State
+from xsweep.db.engine import MIGRATIONS, schema_version, upgrade
+from xsweep.db.schema import (
+    BROKEN,
+    OPEN,
+    REVISION,
+    VERSION_TABLE,
+    Attempt,
+    Base,
+    Event,
+    Job,
+    Result,
+    State,
+)
 
 MOVES = {
     (State.READY, State.RUNNING),  # claimed

@@ -8,14 +8,13 @@ import pytest
 from job_table import expire, fail, finish, hold, new_job, run_all, study, submit, take
 from sqlalchemy import text
 
-import db.tally
-from db import controllers, jobs
-from db.check import check
-from db.events import history
-from db.outlook import outlook, wanted
-from db.status import jobs as list_jobs
-from db.status import summary
-from xsweep import ConfigError
+import xsweep.db.status
+from xsweep.db import jobs, status
+from xsweep.db.check import check
+from xsweep.db.events import history
+from xsweep.db.status import jobs as list_jobs
+from xsweep.db.status import outlook, summary, wanted
+from xsweep.errors import ConfigError
 
 
 def test_a_summary_counts_every_sweep_by_kind_and_state(engine):
@@ -45,7 +44,7 @@ def test_a_summary_tells_what_runs_fails_and_how_long_things_take(engine):
     with engine.begin() as connection:
         change = "UPDATE attempt SET claimed_at = ended_at - 12.5 WHERE outcome = 'done'"
         connection.execute(text(change))
-    controllers.register(engine, owner="alice", host="h", pid=7, dashboard_url="http://127.0.0.1")
+    status.register(engine, owner="alice", host="h", pid=7, dashboard_url="http://127.0.0.1")
     found = summary(engine)
     assert found.mean_s == {"train": pytest.approx(12.5)}
     assert [(row.job_id, row.owner) for row in found.running] == [(runs.job_id, "alice")]
@@ -74,12 +73,12 @@ def test_a_summary_gives_what_the_time_left_is_foretold_from(engine):
 def test_folded_counts_are_those_that_were_there_before(engine, monkeypatch):
     submit(engine, study(seeds=[1]), name="one")
     submit(engine, study(seeds=[1, 2]), name="two")
-    controllers.register(engine, owner="alice", host="h", pid=1)
+    status.register(engine, owner="alice", host="h", pid=1)
     for _ in range(3):
         finish(engine, take(engine))
         before = summary(engine).sweeps
-        monkeypatch.setattr(db.tally, "FOLD_ROWS", 1)
-        assert controllers.beat(engine, "alice")
+        monkeypatch.setattr(xsweep.db.status, "FOLD_ROWS", 1)
+        assert status.beat(engine, "alice")
         assert summary(engine).sweeps == before
         with engine.connect() as connection:
             rows = connection.execute(text("SELECT sweep_id, kind, state FROM tally")).all()
@@ -133,16 +132,16 @@ def test_what_may_begin_is_counted_by_what_it_asks_for(engine):
 
 def test_controllers_come_and_go(engine):
     for owner in ("first", "second"):
-        controllers.register(engine, owner=owner, host="same", pid=1)
-    assert {live.owner for live in controllers.live(engine)} == {"first", "second"}
+        status.register(engine, owner=owner, host="same", pid=1)
+    assert {live.owner for live in status.live(engine)} == {"first", "second"}
     with engine.begin() as connection:
         dead = "UPDATE controller SET heartbeat_at = heartbeat_at - 100 WHERE owner = 'first'"
         connection.execute(text(dead))
-    assert [live.owner for live in controllers.live(engine)] == ["second"]
-    assert controllers.beat(engine, "first")
-    assert len(controllers.live(engine)) == 2
-    controllers.unregister(engine, "first")
-    assert not controllers.beat(engine, "first")
+    assert [live.owner for live in status.live(engine)] == ["second"]
+    assert status.beat(engine, "first")
+    assert len(status.live(engine)) == 2
+    status.unregister(engine, "first")
+    assert not status.beat(engine, "first")
 
 
 def test_everything_that_happens_to_a_job_is_written_down_in_order(engine):
@@ -168,7 +167,7 @@ def test_everything_that_happens_to_a_job_is_written_down_in_order(engine):
 
 def test_status_imports_nothing_heavy():
     program = (
-        "import sys, db.status, db.jobs\n"
+        "import sys, xsweep.db.status, xsweep.db.jobs\n"
         "heavy = {'numpy', 'scipy', 'torch', 'ray', 'transformers', 'alembic', 'pandas'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -5,19 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluator.__main__ import main
-from evaluator.candidates import read_candidates
-from evaluator.cross_encoder import load_cross_encoder
-from evaluator.evaluate import Evaluation, evaluate_together
-from evaluator.jobs import run_job
-from evaluator.manifest import read_manifest
-from evaluator.pairs import PairEncoder
-from evaluator.scoring import score_pairs
-from evaluator.specs import EvaluateSpec
-from evaluator.tokenizers import tokenize
-from evaluator.tokens import TokenStore
-from evaluator.trec import read_run
-from xsweep import ConfigError, DataError, Stopped
+from xsweep.errors import ConfigError, DataError, Stopped
+from xsweep.evaluator.__main__ import main
+from xsweep.evaluator.data.files import read_manifest
+from xsweep.evaluator.data.trec import read_run
+from xsweep.evaluator.first_stage import read_candidates
+from xsweep.evaluator.jobs import Evaluation, evaluate_together, run_job
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.models.token_store import TokenStore
+from xsweep.evaluator.models.tokenizer import tokenize
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.scoring import score_pairs
+from xsweep.evaluator.specs import EvaluateSpec
 
 WORDS = ["fox", "dog", "cow", "number", "query", "rank", "king", "france", "array", "quick"]
 
@@ -305,7 +304,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was_and_writes_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     same_folder: bool,
 ) -> None:
-    monkeypatch.setattr("evaluator.partial.keeper.__defaults__", (0.0,))
+    monkeypatch.setattr("xsweep.evaluator.scoring.keeper.__defaults__", (0.0,))
     scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
     spec = {"collection": collection, "scorer": scorer, "batch_tokens": 200}
     whole = do("evaluate", spec, candidates=candidates)
@@ -336,7 +335,7 @@ def test_a_state_of_other_settings_is_not_used(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("evaluator.partial.keeper.__defaults__", (0.0,))
+    monkeypatch.setattr("xsweep.evaluator.scoring.keeper.__defaults__", (0.0,))
     scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
     spec = {"collection": collection, "scorer": scorer, "batch_tokens": 200}
     other = spec | {"document_tokens": 5}

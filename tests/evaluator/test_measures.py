@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluator.collections import load_collection
-from evaluator.measures import evaluate_run, mean
-from evaluator.specs import IrdsSpec
-from evaluator.trec import read_qrels, read_run
+from xsweep.evaluator.data import load_collection
+from xsweep.evaluator.data.trec import read_qrels, read_run
+from xsweep.evaluator.measures import evaluate_run, mean
+from xsweep.evaluator.specs import IrdsSpec
 
 MEASURES = [
     "nDCG@10",

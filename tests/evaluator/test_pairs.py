@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from evaluator.pairs import PairEncoder
-from evaluator.tokenizers import tokenize
+from xsweep.evaluator.models.tokenizer import tokenize
+from xsweep.evaluator.pairs import PairEncoder
 
 TEXT = st.text(
     st.sampled_from("abcdefghij klmnop qrstuvwxyz.,;-'  \t\nÉéß京😀019[]<>/▁ĠA"), max_size=60

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluator import provenance
+from xsweep.evaluator import provenance
 
 
 def test_provenance_names_code_packages_hardware_and_settings() -> None:

@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from evaluator.cross_encoder import load_cross_encoder
-from evaluator.pairs import PairEncoder
-from evaluator.scoring import (
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.models.tokenizer import tokenize
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.scoring import (
     batches,
     batches_without_padding,
     budget_on,
     choose_precision,
     score_pairs,
 )
-from evaluator.tokenizers import tokenize
 
 LENGTHS = {"query_tokens": 12, "document_tokens": 40}
 
@@ -149,7 +149,7 @@ def test_what_a_pass_without_memory_held_is_free_before_memory_is_given_back(
 
     model.register_forward_pre_hook(hold, with_kwargs=True)
     monkeypatch.setattr(
-        "evaluator.scoring.release_freed_memory", lambda: alive.append(held[0]() is not None)
+        "xsweep.evaluator.scoring.release_freed_memory", lambda: alive.append(held[0]() is not None)
     )
     score_pairs(model, PairEncoder(tokenizer), _pairs(tokenizer), **LENGTHS, layout="padded")
     assert alive == [False]
@@ -255,9 +255,9 @@ def test_unpadded_batches_hold_every_row_once_and_are_full(lengths: list[int], b
 def test_precision_is_as_asked_or_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_precision("fp32") == (torch.float32, "as asked")
     assert choose_precision("bf16") == (torch.bfloat16, "as asked")
-    monkeypatch.setattr("evaluator.scoring.bf16_units", lambda: ("avx512_bf16",))
+    monkeypatch.setattr("xsweep.evaluator.scoring.bf16_units", lambda: ("avx512_bf16",))
     assert choose_precision("auto") == (torch.bfloat16, "the CPU has avx512_bf16")
-    monkeypatch.setattr("evaluator.scoring.bf16_units", tuple)
+    monkeypatch.setattr("xsweep.evaluator.scoring.bf16_units", tuple)
     assert choose_precision("auto")[0] == torch.float32
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluator.significance import corrected, paired_randomization, paired_t
+from xsweep.evaluator.significance import corrected, paired_randomization, paired_t
 
 
 def _scores(systems: int, queries: int = 40, seed: int = 4) -> np.ndarray:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from evaluator.specs import (
+from xsweep.evaluator.specs import (
     COLLECTION,
     FIRST_STAGE,
     Bm25Spec,
@@ -18,7 +18,7 @@ from evaluator.specs import (
 
 
 def test_importing_the_specs_loads_nothing_heavy() -> None:
-    code = "import sys, evaluator.specs, evaluator.suites; print(*sys.modules)"
+    code = "import sys, xsweep.evaluator.specs, xsweep.evaluator.data.suites; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {"torch", "transformers", "numpy", "ranx", "ir_datasets", "bm25s", "ray"}

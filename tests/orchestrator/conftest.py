@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import head
+from xsweep.orchestrator.runtime import ray_cluster
 
 
 class Workplace:
@@ -27,7 +27,7 @@ class Workplace:
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The program, running."""
         process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", *arguments],
+            [sys.executable, "-m", "xsweep.orchestrator", *arguments],
             cwd=self.folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -53,7 +53,7 @@ class Workplace:
         for process in self._started:
             process.kill()
             process.wait()
-        head.stop_local(self.home)
+        ray_cluster.stop_local(self.home)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 import pytest
 
-from orchestrator.formatting import data_size, duration
+from xsweep.orchestrator.formatting import data_size, duration
 
 
 @pytest.mark.parametrize(

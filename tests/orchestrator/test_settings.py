@@ -2,8 +2,8 @@
 
 import pytest
 
-from orchestrator.settings import load_settings
-from xsweep import SetupError
+from xsweep.errors import SetupError
+from xsweep.orchestrator.settings import load_settings
 
 
 def test_leases_waits_and_limits_come_from_the_environment(monkeypatch):

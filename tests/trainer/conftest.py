@@ -11,8 +11,8 @@ from tiny import write_backbone, write_collection
 
 def write_candidates(folder: Path, collection: dict, depth: int = 12, seed: int = 5) -> Path:
     """A first stage of random documents, the relevant one among them."""
-    from evaluator.collections import read_texts
-    from evaluator.trec import read_qrels, write_run
+    from xsweep.evaluator.data.collection import read_texts
+    from xsweep.evaluator.data.trec import read_qrels, write_run
 
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -37,11 +37,11 @@ class World:
     """Folders of one tiny training; `spec(...)` gives its specification with changes."""
 
     def __init__(self, home: Path) -> None:
-        from evaluator.collections import read_texts
-        from evaluator.specs import ModelSpec
-        from evaluator.tokenizers import load_tokenizer
-        from evaluator.tokens import TokenStore
-        from evaluator.trec import read_run, write_run
+        from xsweep.evaluator.data.collection import read_texts
+        from xsweep.evaluator.data.trec import read_run, write_run
+        from xsweep.evaluator.models.token_store import TokenStore
+        from xsweep.evaluator.models.tokenizer import load_tokenizer
+        from xsweep.evaluator.specs import ModelSpec
 
         self.home = home
         self.backbone = write_backbone(home / "backbone")
@@ -103,14 +103,14 @@ class World:
 
     def prepared(self, *, packed: bool = False, **settings: object) -> tuple:
         """A model in `eval`, its tokenizer, an assembler and five lists of 2 to 6 documents."""
-        from evaluator.collections import read_texts
-        from evaluator.cross_encoder import load_cross_encoder
-        from evaluator.pairs import PairEncoder
-        from evaluator.tokenizers import tokenize
-        from evaluator.tokens import TokenStore
-        from trainer.batches import Assembler
-        from trainer.specs import TrainSpec
-        from trainer.teachers import Sample
+        from xsweep.evaluator.data.collection import read_texts
+        from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+        from xsweep.evaluator.models.token_store import TokenStore
+        from xsweep.evaluator.models.tokenizer import tokenize
+        from xsweep.evaluator.pairs import PairEncoder
+        from xsweep.trainer.batching import Assembler
+        from xsweep.trainer.specs import TrainSpec
+        from xsweep.trainer.teachers.teacher import Sample
 
         spec = TrainSpec.model_validate(self.spec(**settings))
         model, tokenizer = load_cross_encoder(spec.backbone, seed=1)

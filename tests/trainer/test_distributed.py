@@ -16,9 +16,9 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from torch import distributed
-from trainer.engines.zero import load_deepspeed
-from trainer.scorer import Scorer, slots
-from trainer.train import run_job
+from xsweep.trainer.engines.deepspeed import load_deepspeed
+from xsweep.trainer.forward import Scorer, slots
+from xsweep.trainer.train import run_job
 
 def small_device():
     # From now on a backward pass of more than 200 tokens finds no memory.

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from evaluator.memory import is_out_of_memory
-from trainer.batches import Targets
-from trainer.budgets import Budgets
-from trainer.gradients import Gradients, build_terms, count_terms, weigh_terms
-from trainer.objectives import OBJECTIVES
-from trainer.scorer import Scorer, attention
-from trainer.specs import ObjectiveSpec
+from xsweep.evaluator.device import is_out_of_memory
+from xsweep.trainer.batching import Targets
+from xsweep.trainer.forward import Scorer, attention
+from xsweep.trainer.gradients import Budgets, Gradients, build_terms, count_terms, weigh_terms
+from xsweep.trainer.objectives import OBJECTIVES
+from xsweep.trainer.specs import ObjectiveSpec
 
 
 class PlainBackward:

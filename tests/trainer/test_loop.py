@@ -7,12 +7,12 @@ import pytest
 import torch
 from curves import ENGINES, curve, digest
 
-from evaluator.manifest import write_manifest
-from trainer.checkpoints import list_checkpoints
-from trainer.loop import _Training
-from trainer.scorer import Scorer, slots
-from trainer.train import run_job
-from xsweep import ConfigError, DivergenceError, Stopped
+from xsweep.errors import ConfigError, DivergenceError, Stopped
+from xsweep.evaluator.data.files import write_manifest
+from xsweep.trainer.checkpoint import list_checkpoints
+from xsweep.trainer.forward import Scorer, slots
+from xsweep.trainer.loop import _Training
+from xsweep.trainer.train import run_job
 
 
 def train(world, out, *, resume_from=(), report=None, objective="infonce", **optimisation):
@@ -73,7 +73,7 @@ def test_a_killed_training_loses_no_more_than_a_checkpoints_age(
         if done == 6:
             raise Killed
 
-    monkeypatch.setattr("trainer.loop.CHECKPOINT_S", 0.0)
+    monkeypatch.setattr("xsweep.trainer.loop.CHECKPOINT_S", 0.0)
     first = tmp_path / "first"
     with pytest.raises(Killed):
         train(world, first, **ENGINES[name], report=kill, checkpoint_every_steps=1000)
@@ -119,7 +119,7 @@ def test_steps_prepared_in_a_thread_are_the_same_steps(world, undisturbed, tmp_p
         return prepare(self, step)
 
     with (
-        patch("trainer.loop.works_ahead", lambda device: True),
+        patch("xsweep.trainer.loop.works_ahead", lambda device: True),
         patch.object(_Training, "_prepare", watched),
     ):
         with pytest.raises(Stopped):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import tensor
 
-from trainer.objectives import OBJECTIVES
+from xsweep.trainer.objectives import OBJECTIVES
 
 NAMES = list(OBJECTIVES)
 SCORES = tensor([[2.0, 0.5, -1.0]])
@@ -341,5 +341,5 @@ def test_every_objective_names_its_signals_and_parameters():
 
 
 def test_the_table_of_signals_costs_no_torch():
-    code = "import sys, trainer.specs; assert not {'torch', 'numpy'} & set(sys.modules)"
+    code = "import sys, xsweep.trainer.specs; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

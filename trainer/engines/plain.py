@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed
 
-from trainer.engines.adamw import build_adamw, clip, read_moments, set_lr, write_moments
-from trainer.ranks import Ranks, process_group
-from trainer.scorer import Inputs, Scorer
-from trainer.specs import OptimisationSpec
+from xsweep.trainer.distributed import Ranks, process_group
+from xsweep.trainer.forward import Inputs, Scorer
+from xsweep.trainer.optimizer import build_adamw, clip, read_moments, set_lr, write_moments
+from xsweep.trainer.specs import OptimisationSpec
 
 
 @contextmanager

@@ -4,41 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING
+
+from xsweep.trainer.teachers.teacher import Teacher
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from evaluator.collections import Collection
-    from trainer.specs import TeacherSpec
-
-
-class Sample(NamedTuple):
-    """A query with D documents; with negatives, document 0 is the positive."""
-
-    query_id: str
-    doc_ids: tuple[str, ...]
-    targets_D: np.ndarray
-    """float32, higher is better: 1/0 for labels, a teacher's scores, or negated ranks."""
-    labels_D: np.ndarray | None = None
-    """float32: 1 for relevant documents, else 0; None where they are the targets."""
-
-
-class Teacher(Protocol):
-    """A fixed number of units (queries or lines), from each of which samples are drawn."""
-
-    queries: dict[str, str]
-    """Texts of the queries that samples may have."""
-    counts: dict[str, int]
-    """What was used and what was left out and why, for the summary."""
-    uses_chance: bool
-    """Whether a sample of a unit is one of several; else no generator is made for it."""
-
-    def __len__(self) -> int: ...
-
-    def draw(self, unit: int, generator: Any) -> Sample:
-        """A sample of one unit; all chance comes from the generator (None where it needs none)."""
-        ...
+    from xsweep.evaluator.data.collection import Collection
+    from xsweep.trainer.specs import TeacherSpec
 
 
 def open_teacher(
@@ -52,9 +24,9 @@ def open_teacher(
     Raises DataError where a file is missing, malformed or not what was declared, where a document
     is unknown, and where nothing is left to train on.
     """
-    from trainer.teachers.formats import FORMATS
-    from trainer.teachers.lists import ListTeacher, read_lists
-    from trainer.teachers.pairs import open_pairs
+    from xsweep.trainer.teachers.formats import FORMATS
+    from xsweep.trainer.teachers.lists import ListTeacher, read_lists
+    from xsweep.trainer.teachers.pairs import open_pairs
 
     if FORMATS[spec.source.type].pairs:
         return open_pairs(spec.source, collection, documents)

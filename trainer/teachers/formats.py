@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from evaluator.files import checked, read_lines, text
-from evaluator.jsonl import read_records
-from evaluator.specs import FileSpec, Spec
-from evaluator.trec import run_lines
-from trainer.objectives import Signal
-from xsweep import ConfigError, DataError
+from xsweep.errors import ConfigError, DataError
+from xsweep.evaluator.data.collection import read_records
+from xsweep.evaluator.data.files import checked, read_lines, text
+from xsweep.evaluator.data.trec import run_lines
+from xsweep.evaluator.specs import FileSpec, Spec
+from xsweep.trainer.objectives import Signal
 
 Reader = TypeVar("Reader", bound=Callable[..., "ListFile | PairFile"])
 
@@ -92,6 +92,8 @@ class Format(NamedTuple):
 
 FORMATS: dict[str, Format] = {}
 """Formats by the `type` of their sources."""
+
+
 FILE_KEYS: dict[str, str] = {}
 """The grid's keys for teachers that are files, with what their sources' docstrings say first."""
 
@@ -216,7 +218,7 @@ def read_score_triples(source: ScoreTriplesSource) -> PairFile:
 
 
 class JsonlSource(FileSource):
-    """Lines of a query with its passages: texts, labels and scores, see `evaluator.jsonl`.
+    """Lines of a query with its passages: texts, labels and scores, see `data.collection`.
 
     The training's collection is the same file.
     """

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from evaluator.trec import Qrels, scores_from_order, sort_docs, twice
-from trainer.specs import TeacherSpec
-from trainer.teachers import Sample
-from trainer.teachers.formats import FORMATS, Entry
-from xsweep import DataError
+from xsweep.errors import DataError
+from xsweep.evaluator.data.trec import Qrels, scores_from_order, sort_docs, twice
+from xsweep.trainer.specs import TeacherSpec
+from xsweep.trainer.teachers.formats import FORMATS, Entry
+from xsweep.trainer.teachers.teacher import Sample
 
 _HEAD = struct.Struct("<II")
 

@@ -14,14 +14,20 @@ from typing import IO
 
 import numpy as np
 
-from evaluator.collections import Collection
-from trainer.teachers import Sample
-from trainer.teachers.formats import FORMATS, PairFile, Source
-from xsweep import DataError
+from xsweep.errors import DataError
+from xsweep.evaluator.data.collection import Collection
+from xsweep.trainer.teachers.formats import FORMATS, PairFile, Source
+from xsweep.trainer.teachers.teacher import Sample
 
 LARGEST = float(np.finfo(np.float32).max)
+
+
 LABELS = np.array((1, 0), dtype=np.float32)
+
+
 CHUNK_BYTES = 1 << 24
+
+
 STRIDE = 16
 
 

@@ -4,12 +4,17 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0001"
+
+
 down_revision = None
+
 
 Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
+
 # what must never change once it is written
 APPEND_ONLY = ("definition", "event", "query_set", "result", "score")
+
 
 MOVES = (
     "ready>running",
@@ -28,7 +33,11 @@ MOVES = (
     "cancelled>waiting",
     "cancelled>ready",
 )
+
+
 LEGAL = ", ".join(f"'{move}'" for move in MOVES)
+
+
 ILLEGAL = (
     f"(OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({LEGAL}))"  # noqa: S608
     " OR NEW.token < OLD.token OR NEW.identity <> OLD.identity"

@@ -4,9 +4,13 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0002"
+
+
 down_revision = "0001"
 
+
 Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+
 
 OLD_MOVES = (
     "ready>running",
@@ -25,7 +29,10 @@ OLD_MOVES = (
     "cancelled>waiting",
     "cancelled>ready",
 )
+
+
 MOVES = (*OLD_MOVES, "ready>skipped")
+
 
 FILL = (
     "INSERT INTO tally (sweep_id, kind, state, jobs, cost_s)"
@@ -33,6 +40,8 @@ FILL = (
     " FROM sweep_job JOIN job ON job.id = sweep_job.job_id"
     " JOIN definition ON definition.job_id = job.id GROUP BY 1, 2, 3"
 )
+
+
 COUNT_MOVE = (
     "INSERT INTO tally (sweep_id, kind, state, jobs, cost_s)"
     " SELECT sweep_job.sweep_id, NEW.kind, change.state, change.jobs,"

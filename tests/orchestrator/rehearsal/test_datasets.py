@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from evaluator.collections import load_collection
-from evaluator.specs import IrdsSpec
-from evaluator.suites import SUITES
-from orchestrator.rehearsal.datasets import (
+from xsweep.errors import ConfigError
+from xsweep.evaluator.data import load_collection
+from xsweep.evaluator.data.suites import SUITES
+from xsweep.evaluator.specs import IrdsSpec
+from xsweep.orchestrator.rehearsal.datasets import (
     DOCUMENTS,
     MSMARCO_DOCUMENTS,
     MSMARCO_QUERIES,
     QUERIES,
     write_datasets,
 )
-from xsweep import ConfigError
 
 IDS = {
     name: id

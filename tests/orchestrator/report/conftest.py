@@ -7,7 +7,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from db.results import Cell, ParentResult
+from xsweep.db.results import Cell, ParentResult
 
 MakeCell = Callable[..., Cell]
 

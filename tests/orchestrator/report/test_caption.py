@@ -1,8 +1,8 @@
 import pytest
 
-from db.results import ParentResult
-from orchestrator.report.build import build_report
-from orchestrator.report.caption import Style, caption, conclusions, listed, title
+from xsweep.db.results import ParentResult
+from xsweep.orchestrator.report import build_report
+from xsweep.orchestrator.report.caption import Style, caption, conclusions, listed, title
 
 STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
 

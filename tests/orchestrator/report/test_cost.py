@@ -1,8 +1,8 @@
 import pytest
 
-from db.costs import JobCost
-from orchestrator.report.build import build_report
-from orchestrator.report.cost import cost_section
+from xsweep.db.results import JobCost
+from xsweep.orchestrator.report import build_report
+from xsweep.orchestrator.report.cost import cost_section
 
 CELL = {"backbone": "L6", "objective": "infonce", "teacher": "lists"}
 

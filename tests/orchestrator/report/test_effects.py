@@ -4,11 +4,16 @@ import pytest
 import statsmodels.formula.api as smf
 from scipy import stats
 
-from orchestrator.report.build import build_report
-from orchestrator.report.effects import factors_of, marginal_weights, with_effects
-from orchestrator.report.measured import intervals, measured
-from orchestrator.report.table import Row
-from orchestrator.report.text import render_text
+from xsweep.orchestrator.report import build_report
+from xsweep.orchestrator.report.effects import (
+    factors_of,
+    intervals,
+    marginal_weights,
+    measured,
+    with_effects,
+)
+from xsweep.orchestrator.report.render_text import render_text
+from xsweep.orchestrator.report.table import Row
 
 
 def section(report, title):

@@ -4,15 +4,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from orchestrator.report.build import build_report
-from orchestrator.report.figures import (
+from xsweep.orchestrator.report import build_report
+from xsweep.orchestrator.report.effects import rank
+from xsweep.orchestrator.report.figures import (
     COLOURS,
     draw_differences,
     draw_ranking,
     inline_figures,
     save_figures,
 )
-from orchestrator.report.rankings import rank
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,14 @@ import csv
 
 import pytest
 
-from orchestrator.report.build import build_report
-from orchestrator.report.reference import (
+from xsweep.errors import ConfigError, DataError
+from xsweep.orchestrator.report import build_report
+from xsweep.orchestrator.report.reference import (
     FOLDER,
     find_reference,
     read_reference,
     reference_section,
 )
-from xsweep import ConfigError, DataError
 
 HEAD = "system,model,objective,teacher,first_stage,place,measure,value,version\n"
 

@@ -4,9 +4,9 @@ import re
 import numpy as np
 import pytest
 
-from orchestrator.report.build import build_report
-from orchestrator.report.table import build_table, natural
-from xsweep import ConfigError, DataError
+from xsweep.errors import ConfigError, DataError
+from xsweep.orchestrator.report import build_report
+from xsweep.orchestrator.report.table import build_table, natural
 
 NDCG = ["nDCG@10"]
 

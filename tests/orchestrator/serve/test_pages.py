@@ -8,10 +8,9 @@ import pytest
 from job_table import hold
 from served_sweep import Served
 
-from db import jobs
-from db.overview import Place
-from orchestrator.serve.curves import POINTS, draw, read_curves
-from orchestrator.serve.heatmap import LEVELS, Row, heat_map
+from xsweep.db import jobs
+from xsweep.db.status import Place
+from xsweep.orchestrator.serve.pages import LEVELS, POINTS, Row, draw, heat_map, read_curves
 
 TRAINING = "train L6 infonce bm25 s2"
 
@@ -100,9 +99,9 @@ def test_a_jobs_page_tells_attempts_events_parents_and_the_end_of_the_log(served
 def test_a_searchs_page_lists_its_trials_the_best_first(tmp_path: Path) -> None:
     from job_table import finish, new_job, submit, take
 
-    from db.engine import connect
-    from orchestrator.serve.pages import Site
-    from orchestrator.serve.server import Request
+    from xsweep.db.engine import connect
+    from xsweep.orchestrator.serve.pages import Site
+    from xsweep.orchestrator.serve.server import Request
 
     engine = connect(f"sqlite:///{tmp_path / 'xsweep.db'}", create=True)
     roles = ["trial-001", "trial-002", "trial-003"]

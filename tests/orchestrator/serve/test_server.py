@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from served_sweep import NASTY, Served, Serving
 
-from db.engine import connect
-from db.schema import Attempt
-from db.transactions import transact
+from xsweep.db.engine import connect
+from xsweep.db.schema import Attempt
+from xsweep.db.transaction import transact
 
 TRAINING = "train L6 infonce bm25 s2"
 
@@ -136,7 +136,7 @@ def test_the_command_says_where_it_is_and_which_port_is_taken(
     half_done_sweep: tuple[str, Path], tmp_path: Path
 ) -> None:
     environment = {**os.environ, "XSWEEP_DB": half_done_sweep[0], "XSWEEP_STORE": str(tmp_path)}
-    command = [sys.executable, "-u", "-m", "orchestrator", "serve", "--port"]
+    command = [sys.executable, "-u", "-m", "xsweep.orchestrator", "serve", "--port"]
     running = subprocess.Popen(
         [*command, "0"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -158,9 +158,9 @@ def test_the_command_says_where_it_is_and_which_port_is_taken(
 def test_the_password_of_a_database_is_on_no_page(postgresql_url: str, tmp_path: Path) -> None:
     from job_table import study, submit
 
-    from db.engine import redacted
-    from orchestrator.serve.pages import Site
-    from orchestrator.serve.server import Request
+    from xsweep.db.engine import redacted
+    from xsweep.orchestrator.serve.pages import Site
+    from xsweep.orchestrator.serve.server import Request
 
     writer = connect(postgresql_url)
     submit(writer, study())

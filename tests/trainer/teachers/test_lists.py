@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from trainer.specs import TeacherSpec
-from trainer.teachers.lists import ListTeacher
-from xsweep import DataError
+from xsweep.errors import DataError
+from xsweep.trainer.specs import TeacherSpec
+from xsweep.trainer.teachers.lists import ListTeacher
 
 LISTS = {
     "q1": {"a": 9.0, "b": 7.0, "c": 5.0, "d": 3.0, "e": 1.0},

@@ -3,10 +3,10 @@ import gzip
 import numpy as np
 import pytest
 
-from evaluator.collections import Collection
-from trainer.teachers.formats import ScoreTriplesSource, TriplesSource
-from trainer.teachers.pairs import open_pairs
-from xsweep import DataError
+from xsweep.errors import DataError
+from xsweep.evaluator.data.collection import Collection
+from xsweep.trainer.teachers.formats import ScoreTriplesSource, TriplesSource
+from xsweep.trainer.teachers.pairs import open_pairs
 
 DOCUMENTS = {name + str(n) for name in "de" for n in range(50)} | set("abcd")
 COLLECTION = Collection("c", lambda: iter(()), {"q1": "one", "q2": "two"}, {})

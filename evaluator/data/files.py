@@ -1,0 +1,168 @@
+"""Data files: read with line numbers, checked against their checksum, written reproducibly.
+
+The list of a finished folder's files with their checksums, written last.
+
+A folder without `manifest.json` is unfinished and is never read: the atomic rename of that one
+file is what makes a result appear whole.
+"""
+
+import codecs
+import gzip
+import hashlib
+import json
+import shutil
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from xsweep.errors import DataError
+from xsweep.evaluator.specs import FileSpec
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file as bytes, unpacked where its name ends in .gz, without a byte order mark.
+
+    Raises DataError with `file:line` where the file is missing, empty or cut off.
+    """
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                yield line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(
+            f"{path}:{number + 1}: damaged gzip file ({error}): get it again"
+        ) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if number == 0:
+        raise DataError(f"{path}: the file is empty")
+
+
+def text(field: bytes, place: str) -> str:
+    """A field as text. Raises DataError where it is not UTF-8; `place` is its `file:line`."""
+    try:
+        return field.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place}: {field[:80]!r} is not UTF-8: convert the file") from error
+
+
+@contextmanager
+def write_text(path: Path) -> Iterator[Callable[[str], object]]:
+    """Gives a function that writes text to `path`; the same text makes the same bytes, gz too."""
+    if path.suffix != ".gz":
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            yield file.write
+        return
+    with (
+        path.open("wb") as raw,
+        # The name and the time in a gzip header would make every copy differ.
+        gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
+    ):
+        yield lambda line: packed.write(line.encode())
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A draft beside `path`, to be made a file or a folder, which becomes `path` at the end.
+
+    A reader sees all of it or nothing, whoever is killed. Where the block raises, the draft is
+    removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        yield draft
+        draft.replace(path)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        draft.unlink(missing_ok=True)
+
+
+def checksum(path: Path, algorithm: str = "sha256") -> str:
+    """The hex digest of a file's bytes; algorithm is `sha256` or `md5`."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, algorithm).hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def checked(file: FileSpec) -> Path:
+    """The path of a declared file. Raises DataError where its checksum is another."""
+    path = Path(file.path)
+    for algorithm, declared in (("md5", file.md5), ("sha256", file.sha256)):
+        if declared and (found := checksum(path, algorithm)) != declared:
+            raise DataError(
+                f"{path}: {algorithm} is {found}, declared is {declared}: "
+                "the file was changed or is another one"
+            )
+    return path
+
+
+def either(path: Path) -> Path:
+    """`path`, or `path`.gz where only that one exists."""
+    packed = path.with_name(path.name + ".gz")
+    return packed if not path.exists() and packed.exists() else path
+
+
+def tree_sha256(folder: Path) -> str:
+    """One checksum of all files below a folder, by relative name; hidden ones are left out."""
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    visible = (name for name in names if not any(p.startswith(".") for p in name.split("/")))
+    return combined(f"{name} {checksum(folder / name)}" for name in visible)
+
+
+def combined(lines: Iterable[str]) -> str:
+    """One checksum of several lines, such as checksums."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+NAME = "manifest.json"
+
+
+def write_manifest(folder: Path) -> dict:
+    """Closes a folder: lists every file below it and returns {"files": {name: {sha256, bytes}}}."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "sha256": checksum(path),
+            "bytes": path.stat().st_size,
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path != folder / NAME
+    }
+    manifest = {"files": files}
+    with atomic_write(folder / NAME) as draft:
+        draft.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    return manifest
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder was closed; its files are not looked at."""
+    return (folder / NAME).is_file()
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest, after checking that every file is there with its size and checksum.
+
+    Raises DataError where the folder is unfinished or differs from its manifest.
+    """
+    try:
+        files = json.loads((folder / NAME).read_text())["files"]
+        declared = {name: (entry["sha256"], entry["bytes"]) for name, entry in files.items()}
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: unfinished (it has no {NAME}): run its job again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / NAME}: not a manifest: run the job again") from error
+    for name, (sha256, size_bytes) in declared.items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: missing, though the manifest lists it: run the job again")
+        if path.stat().st_size != size_bytes or checksum(path) != sha256:
+            raise DataError(f"{path}: damaged, it differs from the manifest: run the job again")
+    return {"files": files}

@@ -1,0 +1,190 @@
+"""TREC runs and qrels: read strictly, sorted as trec_eval sorts, written reproducibly.
+
+A run is `{query id: {document id: score}}`, each query's documents best first. Files may be
+gzipped and separate their columns by blanks or tabs. trec_eval keeps scores as float32, so two
+that differ only beyond it tie; `read_run` rounds to float32 for the same order.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+from xsweep.errors import DataError
+from xsweep.evaluator.data.files import read_lines, text, write_text
+
+Run = dict[str, dict[str, float]]
+
+
+Qrels = dict[str, dict[str, int]]
+
+
+_FLOAT32 = struct.Struct("f")
+
+
+def sort_docs(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Documents best first by trec_eval's rule: score, ties by document id, both descending.
+
+    `{"a": 1.0, "b": 1.0, "c": 2.0}` gives c, b, a.
+    """
+    return sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)
+
+
+def read_run(path: Path | str, order: Literal["score", "rank"] = "score") -> Run:
+    """The run in a file of lines `query Q0 document rank score tag`.
+
+    `score` is trec_eval's order and ignores the ranks. `rank` goes by them alone; the n documents
+    of a query then carry the scores n, n-1, ..., 1, so that the order outlives another sorting.
+
+    Raises DataError with `file:line` for a wrong number of columns, a score that is not a finite
+    number, a document or (with order="rank") a rank that occurs twice in a query, text that is
+    not UTF-8, an empty and a cut-off file.
+    """
+    path = Path(path)
+    by_rank = order == "rank"
+    run: Run = {}
+    taken_ranks: dict[str, set[float]] = {}
+    for number, query_id, doc_id, value in run_lines(path, order):
+        docs = run.setdefault(query_id, {})
+        if doc_id in docs:
+            raise twice(path, number, query_id, doc_id)
+        if by_rank:
+            ranks = taken_ranks.setdefault(query_id, set())
+            if value in ranks:
+                raise twice(path, number, query_id, rank=-value)
+            ranks.add(value)
+        docs[doc_id] = value
+    if not by_rank:
+        return {query_id: dict(sort_docs(docs)) for query_id, docs in run.items()}
+    return {query_id: scores_from_order(sort_docs(docs)) for query_id, docs in run.items()}
+
+
+def run_lines(
+    path: Path, order: Literal["score", "rank"] = "score"
+) -> Iterator[tuple[int, str, str, float]]:
+    """(line, query id, document id, value) of a run's lines, as they come.
+
+    The value is the score as float32 or, with order="rank", the negated rank. Raises DataError as
+    `read_run` does, but for what occurs twice.
+    """
+    column, kind = ("rank", "a whole number") if order == "rank" else ("score", "a finite number")
+    place = 3 if order == "rank" else 4
+    found = False
+    for number, line in enumerate(read_lines(path), 1):
+        fields = line.split()
+        if len(fields) != 6:
+            if not fields:
+                continue
+            raise _malformed(path, number, "query Q0 document rank score tag", fields)
+        try:
+            query_id, doc_id = fields[0].decode(), fields[2].decode()
+        except UnicodeDecodeError:
+            text(line.strip(), f"{path}:{number}")
+            raise
+        value = _number(fields[place])
+        if value is None or (place == 3 and not value.is_integer()):
+            wrong = text(fields[place], f"{path}:{number}")
+            raise DataError(f"{path}:{number}: the {column} {wrong!r} is not {kind}")
+        found = True
+        yield number, query_id, doc_id, -value if place == 3 else value
+    if not found:
+        raise DataError(f"{path}: the run holds no results")
+
+
+def twice(
+    path: Path, line: int, query_id: str, doc_id: str = "", rank: float | None = None
+) -> DataError:
+    """The error for a document, or a rank, that stands twice in a query's list."""
+    if rank is None:
+        return DataError(
+            f"{path}:{line}: document {doc_id!r} occurs twice for query {query_id!r}: "
+            "remove one of the lines"
+        )
+    return DataError(
+        f"{path}:{line}: rank {rank:.0f} occurs twice for query {query_id!r}: "
+        'correct the ranks or read the run with order "score"'
+    )
+
+
+def line_of(path: Path | str, doc_id: str) -> int:
+    """The first line of a run that names a document; 0 where none does."""
+    wanted = doc_id.encode()
+    for number, line in enumerate(read_lines(Path(path)), 1):
+        if line.split()[2:3] == [wanted]:
+            return number
+    return 0
+
+
+def scores_from_order(ranked: list[tuple[str, float]]) -> dict[str, float]:
+    """Replaces the scores of n documents, best first, by n, n-1, ..., 1."""
+    return {doc_id: float(len(ranked) - place) for place, (doc_id, _) in enumerate(ranked)}
+
+
+def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str) -> None:
+    """Writes a run in trec_eval's order with ranks from 1; scores read back as they were.
+
+    Nine significant digits hold a float32 exactly.
+    """
+    with write_text(Path(path)) as write:
+        for query_id, scores in run.items():
+            for rank, (doc_id, score) in enumerate(sort_docs(scores), 1):
+                write(f"{query_id} Q0 {doc_id} {rank} {score:.9g} {tag}\n")
+
+
+def read_qrels(path: Path | str) -> Qrels:
+    """Relevance grades {query: {document: grade}} in TREC's or BEIR's format.
+
+    TREC: `query 0 document grade`. BEIR: a header line, then `query document grade`.
+    Raises DataError with `file:line` for a wrong number of columns, a grade that is not a whole
+    number, one document with two grades, text that is not UTF-8, an empty and a cut-off file.
+    """
+    path = Path(path)
+    qrels: Qrels = {}
+    columns = 0
+    for number, line in enumerate(read_lines(path), 1):
+        fields = text(line, f"{path}:{number}").split()
+        if not fields:
+            continue
+        if not columns:
+            columns = len(fields)
+            if columns == 3 and fields[0].lower() in ("query-id", "query_id", "qid"):
+                continue
+        if len(fields) != columns or columns not in (3, 4):
+            raise _malformed(path, number, "query 0 document grade", fields)
+        query_id, doc_id, grade = fields[0], fields[-2], fields[-1]
+        if not grade.lstrip("-").isdecimal():
+            raise DataError(f"{path}:{number}: the grade {grade!r} is not a whole number")
+        grades = qrels.setdefault(query_id, {})
+        if grades.setdefault(doc_id, int(grade)) != int(grade):
+            raise DataError(
+                f"{path}:{number}: document {doc_id!r} has two grades for query {query_id!r}: "
+                f"{grades[doc_id]} and {grade}"
+            )
+    if not qrels:
+        raise DataError(f"{path}: the qrels hold no judgements")
+    return qrels
+
+
+def write_qrels(path: Path | str, qrels: Mapping[str, Mapping[str, int]]) -> None:
+    """Writes lines `query 0 document grade` in the order given."""
+    with write_text(Path(path)) as write:
+        for query_id, grades in qrels.items():
+            for doc_id, grade in grades.items():
+                write(f"{query_id} 0 {doc_id} {grade}\n")
+
+
+def _number(field: bytes) -> float | None:
+    """The finite float32 in a field; float() alone would take `nan`, `inf` and `1_0`."""
+    try:
+        (value,) = _FLOAT32.unpack(_FLOAT32.pack(float(field)))
+    except (ValueError, OverflowError):
+        return None
+    return value if isfinite(value) and b"_" not in field else None
+
+
+def _malformed(path: Path, number: int, expected: str, fields: list) -> DataError:
+    return DataError(
+        f"{path}:{number}: expected {len(expected.split())} columns ({expected}), "
+        f"found {len(fields)}"
+    )

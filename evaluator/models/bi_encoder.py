@@ -1,0 +1,193 @@
+"""Bi-encoders, as teachers and as first stages: the cosine of a query's and a document's embedding.
+
+Pooling is what the folder's `modules.json` says (sentence-transformers' layout), else the mean.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
+
+from xsweep.errors import ConfigError
+from xsweep.evaluator.models.cross_encoder import load_weights, max_positions, quiet_loading
+from xsweep.evaluator.models.tokenizer import load_tokenizer, locate
+from xsweep.evaluator.pairs import PairIds
+from xsweep.evaluator.scoring import ScoredPairs, batches, batches_without_padding, choose_precision
+from xsweep.evaluator.specs import BATCH_TOKENS, ModelSpec, Precision
+from xsweep.evaluator.varlen.attention import pack
+from xsweep.evaluator.varlen.encoders import Encoder, means, unpadded_encoder
+
+POOLINGS = ("mean", "cls")
+
+
+PAIRS_PER_PRODUCT = 65_536
+
+
+class BiEncoder(NamedTuple):
+    """A model that embeds one text at a time."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    pooling: str
+    """`mean` or `cls`"""
+
+
+def load_bi_encoder(spec: ModelSpec) -> BiEncoder:
+    """The encoder with fp32 weights and dropout off. Raises DataError where it cannot be had."""
+    tokenizer = load_tokenizer(spec)
+    with quiet_loading():
+        model, _ = load_weights(AutoModel, spec)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(model))
+    return BiEncoder(model, tokenizer, pooling(spec))
+
+
+def pooling(spec: ModelSpec) -> str:
+    """A model's pooling. Raises ConfigError for modules that are not built here."""
+    where = locate(spec)
+    modules = _json_file(spec, "modules.json")
+    if modules is None:
+        return "mean"
+    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
+    if unknown := kinds.keys() - {"Transformer", "Pooling", "Normalize"}:
+        raise ConfigError(f"{where}: bi-encoders with a module {min(unknown)} are not supported")
+    settings = _json_file(spec, f"{kinds['Pooling']}/config.json") or {}
+    asked = settings.get("pooling_mode") or [
+        key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+        for key, on in settings.items()
+        if key.startswith("pooling_mode_") and on
+    ]
+    asked = [asked] if isinstance(asked, str) else asked
+    if len(asked) != 1 or asked[0] not in POOLINGS:
+        raise ConfigError(f"{where}: pooling {asked} is not supported, only mean or cls")
+    return asked[0]
+
+
+def _json_file(spec: ModelSpec, name: str) -> Any:
+    """A JSON file of the model, local or from the hub; None where it has none."""
+    path = cached_file(
+        locate(spec),
+        name,
+        revision=spec.revision or "main",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return json.loads(Path(path).read_text()) if path else None
+
+
+def score(
+    encoder: BiEncoder,
+    pairs: Sequence[tuple[str, str]],
+    queries: Mapping[str, np.ndarray],
+    documents: Mapping[str, np.ndarray],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    precision: Precision = "fp32",
+    progress: Callable[[int], object] | None = None,
+) -> ScoredPairs:
+    """Cosines, -1 to 1, of (query id, document id) pairs; every text is embedded once.
+
+    `queries` and `documents` give token ids, cut and without special tokens. `progress` hears the
+    number of pairs whose share of the embedding is done.
+    """
+    started = time.perf_counter()
+    dtype, _ = choose_precision(precision, encoder.model.device)
+    texts = [*queries.values(), *documents.values()]
+
+    def heard(done: int) -> None:
+        if progress:
+            progress(done * len(pairs) // len(texts))
+
+    embeddings, waste = embed(encoder, texts, batch_tokens, dtype, heard)
+    rows = {("q", key): row for row, key in enumerate(queries)}
+    rows |= {("d", key): row for row, key in enumerate(documents, len(queries))}
+    query_rows = [rows["q", query_id] for query_id, _ in pairs]
+    doc_rows = [rows["d", doc_id] for _, doc_id in pairs]
+    scores = np.empty(len(pairs), dtype=np.float32)
+    for start in range(0, len(pairs), PAIRS_PER_PRODUCT):
+        part = slice(start, start + PAIRS_PER_PRODUCT)
+        np.einsum(
+            "nh,nh->n", embeddings[query_rows[part]], embeddings[doc_rows[part]], out=scores[part]
+        )
+    return ScoredPairs(scores, waste, time.perf_counter() - started)
+
+
+def embed(
+    encoder: BiEncoder,
+    texts: Sequence[np.ndarray],
+    batch_tokens: int,
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], object] = lambda done: None,
+    unit: bool = True,
+) -> tuple[np.ndarray, float]:
+    """Vectors float32[texts, width] of token ids, and the share of padding computed.
+
+    Of length 1 unless told otherwise. On a CPU texts are not padded where the family allows it.
+    """
+    model, tokenizer = encoder.model, encoder.tokenizer
+    prefix, suffix = _template(tokenizer)
+    room = tokenizer.model_max_length - len(prefix) - len(suffix)
+    inputs = [np.concatenate((prefix, ids[:room], suffix)) for ids in texts]
+    lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
+    embeddings = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+    slots = done = 0
+    with torch.inference_mode():
+        unpadded = unpadded_encoder(model, dtype) if model.device.type == "cpu" else None
+        cut = batches_without_padding if unpadded else batches
+        for rows in cut(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
+            batch = [inputs[row] for row in rows]
+            if unpadded:
+                pooled_BH = _pooled_unpadded(encoder.pooling, unpadded, batch)
+                used = int(lengths[rows].sum())
+            else:
+                pooled_BH, used = _pooled_padded(encoder, batch, dtype)
+            if unit:
+                pooled_BH = torch.nn.functional.normalize(pooled_BH, dim=-1)
+            embeddings[rows] = pooled_BH.cpu().numpy()
+            slots += used
+            done += len(rows)
+            progress(done)
+    return embeddings, 1 - int(lengths.sum()) / slots
+
+
+def _pooled_unpadded(pooling: str, encode: Encoder, inputs: Sequence[np.ndarray]) -> torch.Tensor:
+    packing = pack([PairIds(ids, None) for ids in inputs])
+    states = encode(packing, pooling == "cls")
+    return states if pooling == "cls" else means(states, packing)
+
+
+def _pooled_padded(
+    encoder: BiEncoder, inputs: Sequence[np.ndarray], dtype: torch.dtype
+) -> tuple[torch.Tensor, int]:
+    model = encoder.model
+    ids_BT, mask_BT = (
+        tensor.to(model.device) for tensor in _padded(inputs, encoder.tokenizer.pad_token_id or 0)
+    )
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        states_BTH = model(ids_BT, mask_BT).last_hidden_state.float()
+    if encoder.pooling == "cls":
+        return states_BTH[:, 0], ids_BT.numel()
+    sums_BH = (states_BTH * mask_BT[..., None]).sum(1)
+    return sums_BH / mask_BT.sum(1, keepdim=True), ids_BT.numel()
+
+
+def _padded(inputs: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, int64[texts, longest]."""
+    lengths_B = torch.tensor([len(ids) for ids in inputs])
+    ids_BT = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(ids) for ids in inputs], batch_first=True, padding_value=pad_id
+    )
+    return ids_BT, (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
+
+
+def _template(tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
+    """The special tokens before and after a single text."""
+    probe = tokenizer("a")
+    sides, ids = probe.sequence_ids(), np.array(probe["input_ids"], dtype=np.int64)
+    text = [place for place, side in enumerate(sides) if side is not None]
+    return ids[: text[0]], ids[text[-1] + 1 :]

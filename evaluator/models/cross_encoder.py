@@ -1,0 +1,159 @@
+"""Cross-encoders: a backbone with one logit, loaded as fp32 with an explicit attention.
+
+The cross-encoder that this process has loaded last: evaluations of one model follow each other.
+
+One is kept, not several: a card holds one model beside its batches. Scoring leaves weights alone,
+so that the next evaluation gets what a fresh one would.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from xsweep.errors import ConfigError, DataError
+from xsweep.evaluator.models.tokenizer import load_tokenizer, locate
+from xsweep.evaluator.specs import ModelSpec
+
+
+def load_cross_encoder(
+    model: ModelSpec | Path | str, seed: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A model with one output and its tokenizer; fp32 weights, dropout off (`eval`).
+
+    With a seed, weights that the files lack (a new head) are drawn under it and nothing else
+    changes the caller's random state; without one, a missing weight is a DataError. The
+    tokenizer's `model_max_length` becomes the longest input that the model has positions for.
+    """
+    spec = model if isinstance(model, ModelSpec) else ModelSpec(folder=str(model))
+    tokenizer = load_tokenizer(spec)
+    with quiet_loading(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed or 0)
+        loaded, info = load_weights(
+            AutoModelForSequenceClassification,
+            spec,
+            num_labels=1,
+            ignore_mismatched_sizes=seed is not None,
+        )
+    missing = sorted([*info["missing_keys"], *info["mismatched_keys"]], key=str)
+    if seed is None and missing:
+        raise DataError(
+            f"{locate(spec)}: no trained cross-encoder with one output, it lacks {missing[0]}: "
+            "name a model with a head, or train one"
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(loaded))
+    keep_head_in_fp32(loaded)
+    return loaded, tokenizer
+
+
+def keep_head_in_fp32(model: PreTrainedModel) -> None:
+    """Computes the last layer, the one that gives the logit, in fp32 also under autocast.
+
+    bf16 has 8 significant bits: in a list of 1,000 documents many logits would tie by rounding.
+    """
+    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
+    linear = head[-1].forward
+
+    def forward(hidden_PH: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden_PH.device.type, enabled=False):
+            return linear(hidden_PH.float())
+
+    head[-1].forward = forward  # type: ignore[method-assign, assignment]
+
+
+def load_weights(kind: Any, spec: ModelSpec, **settings: Any) -> tuple[PreTrainedModel, dict]:
+    """A model of a transformers auto class, fp32, `eval`, and what its files lacked (`info`)."""
+    where, revision = locate(spec), spec.revision or "main"
+    labels = {"num_labels": settings.pop("num_labels")} if "num_labels" in settings else {}
+    with _data_error(where):
+        config = AutoConfig.from_pretrained(where, revision=revision, **labels)
+    if spec.layers is not None:
+        keep_layers(config, spec.layers)
+    with _data_error(where):
+        model, info = kind.from_pretrained(
+            where,
+            revision=revision,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=_attention(kind, config, spec.attention),
+            output_loading_info=True,
+            **settings,
+        )
+    return model.eval(), info
+
+
+def keep_layers(config: Any, layers: int) -> None:
+    """Cuts a configuration to its first encoder layers."""
+    if layers > config.num_hidden_layers:
+        raise ConfigError(f"layers is {layers}, the model has {config.num_hidden_layers}")
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+
+
+def max_positions(model: PreTrainedModel) -> int:
+    """The longest input in tokens that a model has positions for."""
+    positions = getattr(model.config, "max_position_embeddings", None) or 2**31
+    embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    # RoBERTa numbers positions from padding_idx + 1, so that many rows are not positions.
+    offset = getattr(embeddings, "padding_idx", None)
+    return positions - (offset + 1 if offset is not None else 0)
+
+
+def _attention(kind: Any, config: Any, wanted: str) -> str:
+    """`wanted`, or eager for families (DeBERTa-v2) that have no scaled-dot-product attention."""
+    supported = kind._model_mapping[type(config)]._supports_sdpa
+    return wanted if supported else "eager"
+
+
+@contextmanager
+def _data_error(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise DataError(
+            f"model {where!r} cannot be loaded: {error}. Offline, name a folder or a cached id"
+        ) from error
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silences transformers' progress bars and its report of new or dropped weights."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+_latest: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
+
+
+def load_warm(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """`load_cross_encoder(spec)`, or what it gave the last time where the files are the same."""
+    key = f"{spec.model_dump_json()} {_state(Path(locate(spec)))}"
+    if key not in _latest:
+        _latest.clear()  # before loading: there may not be room for both
+        _latest[key] = load_cross_encoder(spec)
+    return _latest[key]
+
+
+def _state(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file; nothing for a model that is no folder."""
+    files = sorted(folder.glob("*")) if folder.is_dir() else []
+    stats = [(path.name, path.stat()) for path in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

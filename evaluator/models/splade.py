@@ -1,0 +1,101 @@
+"""Learned sparse retrieval: a masked language model whose vectors are words with weights.
+
+A text's weight for a word is the maximum over its tokens of log(1 + max(0, logit)), and two texts
+score the sum of products (SPLADE-max: Formal et al. 2021, arxiv.org/abs/2109.10086).
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from xsweep.errors import ConfigError, DataError
+from xsweep.evaluator.models.cross_encoder import load_weights, max_positions, quiet_loading
+from xsweep.evaluator.models.tokenizer import load_tokenizer, locate
+from xsweep.evaluator.scoring import batches, choose_precision
+from xsweep.evaluator.specs import ModelSpec, Precision
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+
+class Splade(NamedTuple):
+    """A model that turns a text into weights of the vocabulary's words."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+
+def load_splade(spec: ModelSpec) -> Splade:
+    """The model with fp32 weights and dropout off.
+
+    Reads transformers' masked language models and sentence-transformers' sparse encoders of one
+    transformer and max pooling. Raises DataError where it cannot be had, ConfigError for other
+    modules.
+    """
+    folder = Path(locate(spec))
+    modules = folder / "modules.json"
+    if modules.is_file():
+        for module in json.loads(modules.read_text()):
+            kind = module["type"].rsplit(".", 1)[-1]
+            settings = folder / module["path"] / "config.json"
+            pooling = json.loads(settings.read_text()) if kind == "SpladePooling" else {}
+            ours = pooling.get("pooling_strategy", "max"), pooling.get("activation_function")
+            known = kind in ("MLMTransformer", "Transformer", "SpladePooling")
+            if not known or ours not in (("max", None), ("max", "relu")):
+                raise ConfigError(
+                    f"{folder}: a sparse encoder with {kind} {pooling or ''} is not supported, "
+                    "only a masked language model with max pooling over log(1 + relu)"
+                )
+    tokenizer = load_tokenizer(spec)
+    with quiet_loading():
+        model, info = load_weights(AutoModelForMaskedLM, spec)
+    if missing := sorted(map(str, info["missing_keys"])):
+        raise DataError(
+            f"{folder}: no masked language model, it lacks {missing[0]}: name a SPLADE model"
+        )
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(model))
+    return Splade(model, tokenizer)
+
+
+def encode(
+    splade: Splade,
+    texts: Sequence[str],
+    max_tokens: int,
+    *,
+    batch_tokens: int = 1024,
+    precision: Precision = "fp32",
+) -> "csr_matrix":
+    """Sparse weights float32[texts, vocabulary] of texts, cut at `max_tokens` and special tokens.
+
+    The vocabulary's logits of a batch take 4 * batch_tokens * vocabulary bytes.
+    """
+    from scipy.sparse import csr_matrix, vstack
+
+    model, tokenizer = splade
+    dtype, _ = choose_precision(precision, model.device)
+    room = max_tokens + tokenizer.num_special_tokens_to_add()
+    longest = min(room, tokenizer.model_max_length)
+    encoded = tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    parts = []
+    with (
+        torch.inference_mode(),
+        torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32),
+    ):
+        for rows in batches(lengths, order, batch_tokens):
+            batch = tokenizer.pad(
+                {"input_ids": [encoded[row] for row in rows]}, return_tensors="pt"
+            ).to(model.device)
+            logits_BTV = model(**batch).logits
+            hidden_BT = batch["attention_mask"] == 0
+            # The maximum commutes with the growing function: one logarithm per word, not token.
+            highest_BV = logits_BTV.masked_fill_(hidden_BT[..., None], -torch.inf).amax(1)
+            weights_BV = torch.log1p(torch.relu(highest_BV.float()))
+            parts.append(csr_matrix(weights_BV.cpu().numpy()))
+    return vstack(parts, format="csr")[np.argsort(order)]

@@ -1,0 +1,212 @@
+"""The token ids of a collection's documents: written once, memory-mapped ever after.
+
+`ids.bin` holds all ids end to end (uint16 where the vocabulary allows, else uint32), `ends.npy`
+where each document ends (int64), `documents.txt` the document ids in that order, one a line. Where
+these are the numbers from 0 on, as MS MARCO's are, `tokens.json` says so and they are not read: a
+dictionary of 8.8 million ids takes more than a gigabyte of every process.
+
+Where the token ids of pairs come from: a token store where it fits, else the texts.
+"""
+
+import json
+import logging
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from xsweep.errors import DataError
+from xsweep.evaluator.models.tokenizer import fingerprint, tokenize
+from xsweep.evaluator.specs import TokensSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+TEXTS_PER_CALL = 2048
+
+
+class TokenStore:
+    """Document id to token ids (without special tokens), read from disk as needed."""
+
+    def __init__(self, folder: Path | str) -> None:
+        """Opens a folder that `build` wrote. Raises DataError where it is not one."""
+        folder = Path(folder)
+        try:
+            settings = json.loads((folder / "tokens.json").read_text())
+            self.max_tokens: int = settings["max_tokens"]
+            self.fingerprint: str = settings["fingerprint"]
+            # Mapped: processes of one machine share the pages.
+            ends = np.asarray(np.load(folder / "ends.npy", mmap_mode="r"))
+            count = len(ends)
+            self._rows: Mapping[str, int] = _Numbers(count)
+            if not settings.get("numbered"):
+                ids = (folder / "documents.txt").read_text(encoding="utf-8").split("\n")[:-1]
+                self._rows, count = {doc_id: row for row, doc_id in enumerate(ids)}, len(ids)
+            dtype = np.dtype(settings["dtype"])
+            size = (folder / "ids.bin").stat().st_size // dtype.itemsize
+            self._ids = np.memmap(folder / "ids.bin", dtype, "r") if size else np.empty(0, dtype)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{folder}: not a token store ({error}): run its job again") from error
+        if count != len(ends) or (len(ends) and ends[-1] != size):
+            raise DataError(f"{folder}: the token store's files do not fit: run its job again")
+        self._ends = ends
+
+    def __getitem__(self, doc_id: str) -> np.ndarray:
+        """Token ids of a document. Raises DataError for an unknown id."""
+        try:
+            row = self._rows[doc_id]
+        except KeyError:
+            raise DataError(f"the token store has no document {doc_id!r}") from None
+        return self._ids[self._ends[row - 1] if row else 0 : self._ends[row]]
+
+    def __contains__(self, doc_id: object) -> bool:
+        return doc_id in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fits(self, fingerprint: str, max_tokens: int) -> bool:
+        """Whether a tokenizer (see `tokenizers.fingerprint`) would cut texts into these ids."""
+        return self.fingerprint == fingerprint and self.max_tokens >= max_tokens
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64[documents]: the number of stored tokens of each, in the order of iteration."""
+        return np.diff(self._ends, prepend=0)
+
+    @classmethod
+    def build(
+        cls,
+        folder: Path | str,
+        texts: Iterable[tuple[str, str]],
+        tokenizer: "PreTrainedTokenizerFast",
+        max_tokens: int,
+    ) -> "TokenStore":
+        """Tokenizes (id, text) pairs, a few thousand at a time, and writes them to `folder`."""
+        from xsweep.evaluator.models.tokenizer import fingerprint, tokenize
+
+        folder = Path(folder)
+        dtype = np.dtype(np.uint16 if len(tokenizer) < 2**16 else np.uint32)
+        lengths, numbered = array("q"), True
+        remaining = iter(texts)
+        with (
+            (folder / "ids.bin").open("wb") as ids_file,
+            (folder / "documents.txt").open("w", encoding="utf-8", newline="\n") as names_file,
+        ):
+            while chunk := list(islice(remaining, TEXTS_PER_CALL)):
+                for row, (doc_id, _) in enumerate(chunk, len(lengths)):
+                    names_file.write(f"{doc_id}\n")
+                    numbered = numbered and doc_id == str(row)
+                for ids in tokenize(tokenizer, [text for _, text in chunk], max_tokens):
+                    ids_file.write(ids.astype(dtype).tobytes())
+                    lengths.append(len(ids))
+        np.save(folder / "ends.npy", np.cumsum(np.array(lengths, dtype=np.int64)))
+        settings = {
+            "dtype": dtype.name,
+            "max_tokens": max_tokens,
+            "documents": len(lengths),
+            "fingerprint": fingerprint(tokenizer),
+            "numbered": numbered,
+        }
+        (folder / "tokens.json").write_text(json.dumps(settings) + "\n")
+        return cls(folder)
+
+
+class _Numbers(Mapping[str, int]):
+    """The ids "0", "1", ... and their rows."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __getitem__(self, doc_id: str) -> int:
+        # `isdecimal` alone would take digits of all scripts, and 007 is no id here.
+        row = int(doc_id) if doc_id.isdecimal() else -1
+        if 0 <= row < self._count and str(row) == doc_id:
+            return row
+        raise KeyError(doc_id)
+
+    def __contains__(self, doc_id: object) -> bool:
+        return isinstance(doc_id, str) and self.get(doc_id) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return map(str, range(self._count))
+
+    def __len__(self) -> int:
+        return self._count
+
+
+def prepare_tokens(spec: TokensSpec, inputs: Mapping[str, Path], out: Path) -> None:
+    """Job prepare/tokens: the token store of a collection's documents, for one tokenizer.
+
+    provenance.json names the tokenizer and the versions of the packages behind it.
+    """
+    from xsweep.evaluator import provenance
+    from xsweep.evaluator.data import load_collection
+    from xsweep.evaluator.models.tokenizer import load_tokenizer
+
+    origin = provenance.collect(spec.model_dump(mode="json"))
+    documents = load_collection(spec.documents).documents()
+    store = TokenStore.build(out, documents, load_tokenizer(spec.tokenizer), spec.max_tokens)
+    summary = {"documents": len(store), "tokens": int(store.lengths.sum())}
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    provenance.seal(origin, out)
+
+
+log = logging.getLogger(__name__)
+
+
+class TextTokens:
+    """A tokenizer that cuts every text once, however many collections hold it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+        self._known: dict[tuple[str, int], np.ndarray] = {}
+
+    def __call__(self, texts: Iterable[str], max_tokens: int) -> list[np.ndarray]:
+        """The first `max_tokens` token ids of each text."""
+        texts = list(texts)
+        new = [text for text in dict.fromkeys(texts) if (text, max_tokens) not in self._known]
+        for text, ids in zip(new, tokenize(self.tokenizer, new, max_tokens), strict=True):
+            self._known[text, max_tokens] = ids
+        return [self._known[text, max_tokens] for text in texts]
+
+
+class Sources(NamedTuple):
+    """Where the texts of one collection's queries and documents come from."""
+
+    queries: Mapping[str, str]
+    texts: Callable[[Iterable[str]], dict[str, str]]
+    """Gives documents' texts by id; asked only for what the token store does not serve."""
+    tokens: Path | None = None
+    """A token store of the documents, used where the model's tokenizer made it."""
+
+    def query_tokens(
+        self, tokens: TextTokens, candidates: Iterable[str], max_tokens: int
+    ) -> dict[str, np.ndarray]:
+        """Ids of the named queries. Raises DataError where one has no text."""
+        wanted = list(candidates)
+        if unknown := [query_id for query_id in wanted if query_id not in self.queries]:
+            raise DataError(f"{len(unknown)} queries, such as {unknown[0]!r}, have no text")
+        ids = tokens((self.queries[query_id] for query_id in wanted), max_tokens)
+        return dict(zip(wanted, ids, strict=True))
+
+    def document_tokens(
+        self, tokens: TextTokens, candidates: Mapping[str, Sequence[str]], max_tokens: int
+    ) -> Mapping[str, np.ndarray]:
+        """Ids of all candidates. Raises DataError where the collection lacks one."""
+        wanted = dict.fromkeys(doc_id for docs in candidates.values() for doc_id in docs)
+        if self.tokens:
+            store = TokenStore(self.tokens)
+            if store.fits(fingerprint(tokens.tokenizer), max_tokens):
+                return {doc_id: store[doc_id][:max_tokens] for doc_id in wanted}
+            log.info("token store %s is of another tokenizer or shorter: not used", self.tokens)
+        texts = self.texts(wanted)
+        return dict(zip(texts, tokens(texts.values(), max_tokens), strict=True))

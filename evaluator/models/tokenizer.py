@@ -1,0 +1,106 @@
+"""Tokenizers: found, repaired where the published settings are wrong, run in one batch."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from xsweep.errors import ConfigError, DataError
+from xsweep.evaluator.data.files import tree_sha256
+from xsweep.evaluator.specs import ModelSpec
+
+
+def locate(spec: ModelSpec) -> str:
+    """The local folder, or the Hugging Face id, under which a model's files are found.
+
+    Raises DataError where the folder or package is missing or another version than declared.
+    """
+    if spec.folder is not None:
+        folder = Path(spec.folder)
+        if not (folder / "config.json").is_file() and not (folder / "tokenizer.json").is_file():
+            raise DataError(f"{folder}: no model here (neither config.json nor tokenizer.json)")
+        if spec.sha256 and (found := tree_sha256(folder)) != spec.sha256:
+            raise DataError(f"{folder}: sha256 is {found}, declared is {spec.sha256}")
+        return str(folder)
+    if spec.package is not None:
+        return str(_package_folder(spec.package, spec.version))
+    assert spec.id is not None
+    return spec.id
+
+
+def _package_folder(package: str, version: str | None) -> Path:
+    module = importlib.util.find_spec(package.replace("-", "_"))
+    if module is None or module.origin is None:
+        raise DataError(f"package {package!r} is not installed: pip install {package}")
+    if version and (found := importlib.metadata.version(package)) != version:
+        raise DataError(f"package {package!r} is version {found}, declared is {version}")
+    root = Path(module.origin).parent
+    configs = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
+    if not configs:
+        raise DataError(f"package {package!r} holds no model: there is no config.json in {root}")
+    return configs[0].parent
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
+    """The fast tokenizer of a model. Raises DataError where it cannot be had."""
+    where = locate(spec)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=spec.revision or "main")
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"no tokenizer for {where!r}: {error}. Offline, name a folder or a cached id"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ConfigError(f"the tokenizer of {where!r} has no fast (Rust) version")
+    return repair_case(cast(PreTrainedTokenizerFast, tokenizer))
+
+
+def repair_case(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Turns lower-casing on where the vocabulary has no capitals but the settings keep them.
+
+    The published settings of microsoft/MiniLM-L12-H384-uncased lack `do_lower_case`, which turns
+    every capitalised word into [UNK].
+    """
+    from tokenizers.normalizers import BertNormalizer
+
+    backend = tokenizer.backend_tokenizer
+    normalizer = backend.normalizer
+    if not isinstance(normalizer, BertNormalizer) or normalizer.lowercase:
+        return tokenizer
+    words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if any(word != word.lower() for word in words if not word.startswith("[unused")):
+        return tokenizer
+    normalizer.lowercase = True
+    backend.normalizer = normalizer
+    tokenizer.init_kwargs["do_lower_case"] = True
+    return tokenizer
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """Equal for tokenizers that cut texts alike: of the vocabulary and of a probe text's ids."""
+    probe = "Naïve CAFÉ re-ranking, 北京 2,026: don't_split\tthis  twice? 😀 ½"
+    seen = [sorted(tokenizer.get_vocab().items()), tokenize(tokenizer, [probe], 512)[0].tolist()]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int
+) -> list[np.ndarray]:
+    """The first `max_tokens` token ids (int32) of each text, without special tokens."""
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        truncation=True,
+        max_length=max_tokens,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+    )
+    return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]

@@ -1,0 +1,202 @@
+"""The parts that forward passes on packed tokens are made of, for scoring.
+
+`xsweep.evaluator.varlen.encoders` and `xsweep.evaluator.varlen.encoders` put them together;
+`xsweep.trainer.cpu_kernels` has those that can be differentiated.
+
+Linear layers prepared for many calls with the same weights, the activation included.
+
+What is fastest depends on the CPU (MiniLM-L6's shapes, one core). With AVX512, oneDNN gets the
+weights in the blocks that its kernels want: 110 GFLOP/s in fp32 against 97 by `F.linear`, 218 in
+bf16 against 205 (AMD Zen 4). With AVX2, `F.linear` has 70 to 75 and oneDNN 61 to 66 (AMD Zen 3).
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn.functional import gelu, linear
+
+from xsweep.evaluator.varlen.attention import Packing, attend, attend_from_first
+
+Projection = Callable[[torch.Tensor], torch.Tensor]
+
+
+TYPICAL_ROWS = 1024
+"""Tokens for which oneDNN chooses its blocks; other numbers run as well."""
+
+
+def prepare(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    *,
+    with_gelu: bool = False,
+) -> Projection:
+    """`x @ weight.T + bias` in `dtype` (fp32 or bf16), then the exact GELU if asked.
+
+    The weights must not change meanwhile: they may be copied, or not.
+    """
+    inner = computed_in(dtype, weight.device)
+    # Through `dtype` first: where bf16 is computed in fp32, it is bf16 numbers that are multiplied.
+    weight = weight.detach().to(dtype).to(inner)
+    bias = None if bias is None else bias.detach().to(dtype).to(inner)
+    if weight.device.type == "cpu" and lays_out():
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
+        after, algorithm = ("gelu", "none") if with_gelu else ("none", "")
+
+        def product(states: torch.Tensor) -> torch.Tensor:
+            return torch.ops.mkldnn._linear_pointwise(states, packed, bias, after, [], algorithm)
+
+    elif with_gelu:
+
+        def product(states: torch.Tensor) -> torch.Tensor:
+            return gelu(linear(states, weight, bias))
+
+    else:
+
+        def product(states: torch.Tensor) -> torch.Tensor:
+            return linear(states, weight, bias)
+
+    return lambda states: product(states.to(inner)).to(dtype)
+
+
+def lays_out() -> bool:
+    """Whether oneDNN's blocked weights are worth their making on this CPU."""
+    return (
+        torch.backends.mkldnn.is_available() and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    )
+
+
+def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What numbers of this type are multiplied in: fp32 for bf16 on a CPU without units for that.
+
+    Such units sum products of bf16 numbers in fp32, so the results are the same but for the order
+    of sums; PyTorch's own bf16 products without them are ten times slower than fp32 (AMD Zen 3).
+    """
+    if dtype != torch.bfloat16 or device.type != "cpu":
+        return dtype
+    has_units = torch.backends.mkldnn.is_available() and (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return torch.bfloat16 if has_units else torch.float32
+
+
+Weights = tuple[torch.Tensor, torch.Tensor | None]
+"""Weight [out, in] and bias [out] of a linear layer, or of a part of its outputs."""
+
+
+Layer = Callable[..., torch.Tensor]
+
+
+class Kernels:
+    """The parts of a forward pass, for scoring: without dropout and gradients.
+
+    Weights are copied when a layer is first called. Matrix products are computed in `dtype`,
+    residuals and normalisations in fp32. Shapes: T tokens, S sequences, H width of the model,
+    N heads, D width of a head.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+
+    def linear(self, *parts: Weights, with_gelu: bool = False) -> Projection:
+        """Linear layers over the same input as one, their outputs side by side; then GELU."""
+        return once(lambda: prepare(*side_by_side(parts), self.dtype, with_gelu=with_gelu))
+
+    def gated(self, layer: Weights, activation: torch.nn.Module | None) -> Projection:
+        """A layer whose first half of outputs passes an activation (None: GELU) and is multiplied
+        by the other half."""
+        (inner, other), (inner_bias, other_bias) = chunks(layer, 2)
+        widen = prepare(inner, inner_bias, self.dtype, with_gelu=activation is None)
+        gate = prepare(other, other_bias, self.dtype)
+
+        def project(states: torch.Tensor) -> torch.Tensor:
+            inner_TI = widen(states)
+            if activation is not None:
+                inner_TI = activation(inner_TI)
+            return inner_TI.mul_(gate(states))
+
+        return project
+
+    def attend(
+        self, sides_T3ND: torch.Tensor, packing: Packing, window_tokens: int | None, rate: float
+    ) -> torch.Tensor:
+        """Attention of every token, see `varlen.attention.attend`; training drops its weights."""
+        query_TND, key_TND, value_TND = sides_T3ND.unbind(1)
+        return attend(query_TND, key_TND, value_TND, packing, window_tokens)
+
+    def attend_from_first(
+        self,
+        query_SND: torch.Tensor,
+        sides_T2ND: torch.Tensor,
+        packing: Packing,
+        window_tokens: int | None,
+        rate: float,
+    ) -> torch.Tensor:
+        """The same for each sequence's first token alone."""
+        key_TND, value_TND = sides_T2ND.unbind(1)
+        return attend_from_first(query_SND, key_TND, value_TND, packing, window_tokens)
+
+    def rotate(
+        self, sides_TKND: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], count: int
+    ) -> torch.Tensor:
+        """Rotary positions for the first `count` of K sides; what came may be overwritten."""
+        sides_TKND[:, :count] = rotated(sides_TKND[:, :count], *rotation)
+        return sides_TKND
+
+    def drop(self, states: torch.Tensor, rate: float) -> torch.Tensor:
+        """Dropout in training: a number is 0 with this probability, else divided by 1 - `rate`."""
+        return states
+
+    def add(self, residual: torch.Tensor, states: torch.Tensor, rate: float) -> torch.Tensor:
+        """The fp32 residual plus the output of a layer, in training after dropout."""
+        return residual + states.float()
+
+    def run(self, layer: Layer, *arguments: object) -> torch.Tensor:
+        """Call a layer; training may compute its activations again for the gradient."""
+        return layer(*arguments)
+
+
+def once(build: Callable[[], Projection]) -> Projection:
+    """A projection that is built when it is first called: a layer offers more than it uses."""
+    built: list[Projection] = []
+
+    def project(states: torch.Tensor) -> torch.Tensor:
+        if not built:
+            built.append(build())
+        return built[0](states)
+
+    return project
+
+
+def weights(layer: torch.nn.Module) -> Weights:
+    """Of a `torch.nn.Linear`."""
+    assert isinstance(layer, torch.nn.Linear)
+    return layer.weight, layer.bias
+
+
+def chunks(
+    layer: Weights, parts: int
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+    """Weights and biases of equal parts of a layer's outputs."""
+    weight, bias = layer
+    return weight.chunk(parts), (None,) * parts if bias is None else bias.chunk(parts)
+
+
+def side_by_side(parts: Sequence[Weights]) -> Weights:
+    """One layer that gives the outputs of several, which all have a bias or all have none."""
+    if len(parts) == 1:
+        return parts[0]
+    biases = [bias for _, bias in parts if bias is not None]
+    return torch.cat([weight for weight, _ in parts]), torch.cat(biases) if biases else None
+
+
+def rotated(
+    states_TKND: torch.Tensor, cosines_TD: torch.Tensor, sines_TD: torch.Tensor
+) -> torch.Tensor:
+    """Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864), computed in fp32, in
+    the dtype that came."""
+    states = states_TKND.float()
+    half = states.shape[-1] // 2
+    turned = torch.cat((-states[..., half:], states[..., :half]), -1)
+    cosines, sines = cosines_TD[:, None, None], sines_TD[:, None, None]
+    return torch.addcmul(states * cosines, turned, sines).to(states_TKND.dtype)

@@ -1,0 +1,309 @@
+"""`submit` and `run`: from a grid file to jobs, and running them.
+
+`plan`: what a grid would do, need and cost, before anything is stored.
+"""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from xsweep.orchestrator.cli.app import app, open_database, settings_of
+from xsweep.orchestrator.formatting import data_size, duration
+
+if TYPE_CHECKING:
+    from xsweep.db.jobs import Submission
+    from xsweep.db.results import Duration
+    from xsweep.orchestrator.forecast.cost import Forecast
+    from xsweep.orchestrator.plan import Plan
+    from xsweep.orchestrator.settings import Settings
+
+
+GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
+
+
+SHOWN = 12
+"""Lines of a list before the rest is counted."""
+
+
+@app.command()
+def plan(
+    ctx: typer.Context,
+    grid: GridFile,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs of the cluster to forecast for.")
+    ] = None,
+    gpu_type: Annotated[
+        str, typer.Option(help="Their type: H200, H100, A100, L40S, A10G, L4, RTX4090, RTX3090.")
+    ] = "H100",
+) -> None:
+    """Show what a grid would do: jobs, cells left out and why, data, disk, memory and time.
+
+    \b
+    Examples:
+      xsweep plan sweeps/quickstart.yaml
+      xsweep plan sweeps/full_grid.yaml --data-home ~/data --gpus 8 --gpu-type H100
+    """
+    from xsweep.orchestrator.plan import plan_grid
+
+    settings = settings_of(ctx)
+    planned = plan_grid(grid, settings)
+    show_plan(planned, preview(settings, planned))
+    show_forecast(settings, planned, gpus, gpu_type)
+
+
+def preview(settings: "Settings", planned: "Plan") -> "Submission":
+    """What a submission would add; a database that is not there yet is not made for the answer."""
+    from xsweep.db import jobs
+    from xsweep.db.engine import connect
+
+    if not _is_there(settings):
+        total = len(planned.jobs)
+        return jobs.Submission(sweep_id=None, new=total, shared=0, done=0, total=total)
+    return jobs.preview(connect(settings.database), name=planned.name, jobs=planned.jobs)
+
+
+def _is_there(settings: "Settings") -> bool:
+    """Whether there is a job table; asking makes none."""
+    from xsweep.db.engine import open_engine, schema_version
+
+    scheme, _, path = settings.database.partition(":///")
+    absent = scheme.startswith("sqlite") and not Path(path).exists()
+    return not absent and schema_version(open_engine(settings.database)) is not None
+
+
+def show_plan(planned: "Plan", submission: "Submission") -> None:
+    """Jobs by kind, what is new, and the cells that are left out with their reasons."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in planned.kinds.items())
+    typer.echo(
+        f"{planned.name}: {len(planned.cells)} runs, {submission.total} jobs ({kinds}): "
+        f"{submission.new} new, {submission.total - submission.new - submission.done} known, "
+        f"{submission.done} done"
+    )
+    grouped: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for cell, reason in planned.left_out:
+        grouped[cell.objective, cell.teacher, reason].append(f"{cell.backbone.name} s{cell.seed}")
+    if grouped:
+        typer.echo(f"Left out are {len(planned.left_out)} cells:")
+    for (objective, teacher, reason), runs in grouped.items():
+        named = ", ".join(runs) if len(runs) <= 4 else f"{len(runs)} cells"
+        typer.echo(f"  {objective} × {teacher} ({named}): {reason}")
+
+
+def show_forecast(
+    settings: "Settings", planned: "Plan", gpus: int | None = None, gpu_type: str = "H100"
+) -> None:
+    """Data to fetch, disk, GPU memory, device hours and wall time, and what sharing saves."""
+    if planned.rehearsal:
+        typer.echo("A rehearsal: models and data are tiny and generated, so nothing is forecast.")
+        return
+    from xsweep.errors import ConfigError
+    from xsweep.orchestrator.forecast.cost import forecast
+    from xsweep.orchestrator.forecast.cost_model import GPUS, this_core
+    from xsweep.orchestrator.grid.yaml import nearest
+
+    if gpu_type.upper() not in GPUS:
+        raise ConfigError(f"--gpu-type {gpu_type}: {nearest(gpu_type, GPUS)}")
+    on_gpus = any(job.resources.get("gpus") for job in planned.jobs)
+    device = GPUS[gpu_type.upper()] if on_gpus else this_core()
+    devices = (gpus or 1) if on_gpus else len(os.sched_getaffinity(0))
+    durations, done = _measured(settings, planned)
+    _show_data(planned)
+    _show_space(planned, device.memory_bytes if on_gpus else None)
+    _show_time(forecast(planned.jobs, device, devices, durations, done))
+
+
+def _measured(settings: "Settings", planned: "Plan") -> "tuple[list[Duration], frozenset[str]]":
+    """Durations in the database, and the planned jobs that are done."""
+    if not _is_there(settings):
+        return [], frozenset()
+    from xsweep.db.engine import connect
+    from xsweep.db.explain import done_identities
+    from xsweep.db.results import load_durations
+
+    engine = connect(settings.database)
+    return load_durations(engine), done_identities(engine, [job.identity for job in planned.jobs])
+
+
+def _show_data(planned: "Plan") -> None:
+    from xsweep.orchestrator.forecast.cost_model import downloads
+
+    missing = downloads(planned.jobs)
+    if missing:
+        known = sum(each.size_bytes or 0 for each in missing)
+        unknown = sum(each.size_bytes is None for each in missing)
+        note = f" and {unknown} of unknown size" if unknown else ""
+        typer.echo(
+            f"To fetch: {len(missing)} files and models, {data_size(known)}{note}; the largest:"
+        )
+    for each in missing[:SHOWN]:
+        size = data_size(each.size_bytes) if each.size_bytes else "unknown"
+        typer.echo(f"  {size:>9}  {each.name}  ({_short(each.how)})")
+    if planned.absent:
+        typer.echo(
+            f"Missing, and needed before this can be submitted: {len(planned.absent)} files:"
+        )
+    for path, what in list(planned.absent.items())[:SHOWN]:
+        typer.echo(f"  {path}: {what}")
+    if len(planned.absent) > SHOWN:
+        typer.echo(f"  … and {len(planned.absent) - SHOWN} more")
+
+
+def _show_space(planned: "Plan", gpu_bytes: float | None) -> None:
+    from xsweep.orchestrator.forecast.cost_model import disk_bytes, gpu_memory_bytes
+
+    kept = disk_bytes(planned.jobs)
+    parts = ", ".join(f"{kind} {data_size(size)}" for kind, size in kept.items() if size)
+    typer.echo(f"Disk for the results: about {data_size(sum(kept.values()))} ({parts})")
+    if gpu_bytes is None:
+        return
+    needs: dict[str, float] = {}
+    for job in planned.jobs:
+        if job.kind == "train":
+            backbone = str(job.labels.get("backbone"))
+            needs[backbone] = max(needs.get(backbone, 0.0), gpu_memory_bytes(job.spec))
+    shown = ", ".join(f"{name} {data_size(size)}" for name, size in needs.items())
+    typer.echo(f"GPU memory of a training, at most: {shown}")
+    if small := [name for name, size in needs.items() if size > gpu_bytes]:
+        typer.echo(
+            f"  {', '.join(small)} will not fit {data_size(gpu_bytes)}: lower micro_batch_tokens"
+        )
+
+
+def _show_time(found: "Forecast") -> None:
+    device, low, high = found.device, 1 / found.factor, found.factor
+    unit = f"{device.name} hours" if device.is_gpu else "core hours"
+    if not sum(found.jobs.values()):
+        typer.echo("Time: nothing is left to compute.")
+        return
+    cluster = f"{found.devices} × {device.name}" if device.is_gpu else f"{found.devices} cores"
+    hours = found.total_s / 3600
+    typer.echo(
+        f"Time on {cluster}: {hours:,.1f} {unit} ({hours * low:,.1f} to {hours * high:,.1f}), "
+        f"wall {duration(found.wall_s)} ({duration(found.wall_s * low)} to "
+        f"{duration(found.wall_s * high)}); "
+        f"the longest chain of jobs takes {duration(found.chain_s)}"
+    )
+    at = "" if device.is_gpu else f" with {device.flops_per_s / 1e9:.0f} fp32 GFLOP/s of a core"
+    for kind, count in found.jobs.items():
+        pace = found.paces[kind]
+        how = f"the stated model{at}, no such job was measured"
+        if pace:
+            how = f"{pace.jobs} measured jobs, {pace.ratio:.2g} times the model"
+        seconds = found.seconds[kind]
+        typer.echo(f"  {kind:9} {count:6,} jobs {seconds / 3600:10,.1f} {unit}: {how}")
+    if device.is_gpu and not found.seconds.get("prepare"):
+        typer.echo("  (preparations run on CPUs beside)")
+    if found.alone_s > found.all_s:
+        saved = 1 - found.all_s / found.alone_s
+        typer.echo(
+            f"Sharing tokens, candidates, teacher scores and stages saves {saved:.0%}: each run by "
+            f"itself, {found.alone_s / 3600:,.1f} hours; shared, {found.all_s / 3600:,.1f}"
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 90 else f"{text[:89]}…"
+
+
+@app.command()
+def submit(
+    ctx: typer.Context,
+    grid: GridFile,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, store nothing.")
+    ] = False,
+    start: Annotated[bool, typer.Option(help="Start a controller if none runs.")] = True,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the sweep until it ends.")] = False,
+) -> None:
+    """Store a grid's jobs and start them; what is done already is never done again.
+
+    \b
+    Examples:
+      xsweep submit sweeps/quickstart.yaml --dry-run
+      xsweep submit sweeps/quickstart.yaml --watch
+      xsweep submit sweeps/trec_dl.yaml --data-home ~/data --no-start
+    """
+    from xsweep.orchestrator.runtime import process
+
+    pass
+    from xsweep.orchestrator.plan import plan_grid
+
+    settings = settings_of(ctx)
+    planned = plan_grid(grid, settings)
+    if dry_run:
+        show_plan(planned, preview(settings, planned))
+        show_forecast(settings, planned)
+        typer.echo("Dry run: nothing was stored.")
+        return
+
+    _refuse_absent(planned)
+
+    from xsweep.db import jobs
+
+    engine = open_database(ctx, create=True)
+    submission = jobs.add_sweep(engine, name=planned.name, grid=planned.grid, jobs=planned.jobs)
+    show_plan(planned, submission)
+    if submission.done == submission.total:
+        typer.echo("Everything is done already; nothing is computed again. Next: xsweep report")
+        return
+    if start and process.start_detached(settings) is not None:
+        typer.echo(f"Started a controller; its log is {settings.home / 'logs' / 'controller.log'}")
+    elif not start and not process.is_running(settings):
+        typer.echo("Next: xsweep run")
+    if watch:
+        from xsweep.orchestrator.cli.status import watch_sweep
+
+        raise typer.Exit(watch_sweep(settings, engine, planned.name))
+
+
+@app.command()
+def run(
+    ctx: typer.Context,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle/--forever", help="Leave when no job is left, or never.")
+    ] = True,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            envvar="XSWEEP_METRICS_PORT",
+            show_envvar=False,
+            help="Serve Prometheus metrics on this port of 127.0.0.1 [XSWEEP_METRICS_PORT].",
+        ),
+    ] = None,
+) -> None:
+    """Run the stored jobs here, in the foreground; resumes whatever is missing.
+
+    Ctrl-C lets running jobs save and leaves; a second Ctrl-C leaves at once.
+
+    \b
+    Examples:
+      xsweep run
+      RAY_ADDRESS=auto xsweep run --forever --metrics-port 9108
+    """
+    import logging
+
+    from xsweep.orchestrator.runtime import process
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    raise typer.Exit(
+        process.run(settings_of(ctx), until_idle=until_idle, metrics_port=metrics_port)
+    )
+
+
+def _refuse_absent(planned: "Plan") -> None:
+    """Refuse to store jobs whose identity needs the checksum of a file that is not there."""
+    from xsweep.errors import DataError
+
+    if planned.absent:
+        path, what = next(iter(planned.absent.items()))
+        raise DataError(
+            f"{len(planned.absent)} files are missing, whose content is part of the jobs, first "
+            f"{path}: {what}. Put them there and submit again; `xsweep plan` lists them all"
+        )

@@ -1,0 +1,214 @@
+"""YAML that people write by hand: plain data with the line and column of every key and value.
+
+YAML 1.2 (`no` is a word, `1e-5` a number) without its dangerous or confusing parts: no tags that
+make objects, no duplicate keys, no merge keys, no NaN, bounded size, depth and aliases.
+"""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from xsweep.errors import ConfigError, did_you_mean, first_line
+
+MAX_BYTES = 1_000_000
+
+
+MAX_DEPTH = 20
+
+
+MAX_VALUES = 100_000
+"""After aliases are expanded; an "alias bomb" has billions."""
+
+
+Where = tuple[str | int, ...]
+"""Keys and indices that lead to a value: ("backbones", 0, "id")."""
+
+
+_TAG = "tag:yaml.org,2002:"
+
+
+_SCALARS = {"null", "bool", "int", "float", "str", "timestamp", "value"}
+
+
+_VARIABLE = re.compile(r"\$\{([^}]*)\}?")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """A sentence that suggests the known name that is most like a wrong one, or lists them."""
+    names = sorted(map(str, known))
+    listed = f"known are {', '.join(names)}" if names else "there are none"
+    return did_you_mean(name, names) or listed
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A parsed file: its text, its data and where everything in it stands."""
+
+    path: Path
+    text: str
+    data: dict[str, Any]
+    places: Mapping[Where, tuple[Any, Any]]
+    """ruamel's nodes of the key (None for a list's items) and of the value."""
+    base: "YamlFile | None" = None
+    """The file that has the top-level keys which this one does not give."""
+
+    def over(self, base: "YamlFile") -> "YamlFile":
+        """This file with the top-level keys of another one where it has none of its own."""
+        return replace(
+            self,
+            text=f"{self.text.rstrip()}\n\n--- # {base.path.name}\n{base.text}",
+            data={**base.data, **self.data},
+            base=base,
+        )
+
+    def position(self, where: Where, *, at_key: bool = False) -> tuple[int, int]:
+        """Line and column, from 1, of a value or of its key.
+
+        Steps that are not in the file (names of alternatives, missing keys) are passed over.
+        """
+        places = self._owner(where).places
+        found: Where = ()
+        for step in where:
+            if (*found, step) in places:
+                found = (*found, step)
+        key, value = places[found]
+        mark = (key if at_key and key else value).start_mark
+        return mark.line + 1, mark.column + 1
+
+    def error(self, where: Where, message: str, *, at_key: bool = False) -> ConfigError:
+        """A ConfigError that begins with `file:line:column`, see `position`."""
+        line, column = self.position(where, at_key=at_key)
+        return ConfigError(f"{self._owner(where).path}:{line}:{column}: {message}")
+
+    def _owner(self, where: Where) -> "YamlFile":
+        """The file that a value comes from: this one, or one that it is laid over."""
+        if self.base and where and where[:1] not in self.places and where[0] in self.base.data:
+            return self.base._owner(where)
+        return self
+
+
+def read_yaml(path: Path, variables: Mapping[str, str | None]) -> YamlFile:
+    """Read a mapping from a YAML file, `${name}` replaced by the variables.
+
+    Raises ConfigError with `file:line:column` for everything that is not plain YAML, and for a
+    variable that is unknown or not set (None).
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    text = _read_text(path)
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        root = yaml.compose(text)
+    except MarkedYAMLError as problem:
+        raise _error(path, problem.problem_mark, f"not valid YAML: {problem.problem}") from problem
+    except YAMLError as problem:  # a character that YAML does not allow
+        place = _place(text[: getattr(problem, "position", 0)])
+        raise ConfigError(f"{path}:{place}: not valid YAML: {first_line(problem)}") from problem
+    except RecursionError as problem:
+        raise ConfigError(f"{path}: nested far too deep") from problem
+    if root is None or root.id != "mapping":
+        raise ConfigError(
+            f"{path}:1:1: a grid file is a mapping of keys such as `name:` and "
+            "`backbones:`; see sweeps/quickstart.yaml"
+        )
+    reader = _Reader(path, variables, yaml.constructor)
+    return YamlFile(path, text, reader.value((), None, root), reader.places)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ConfigError(
+                f"{path} has {size / 1e6:.1f} MB; a grid file has at most {MAX_BYTES / 1e6:.0f} MB"
+            )
+        content = path.read_bytes()
+    except OSError as problem:
+        raise ConfigError(f"{path}: cannot be read: {problem.strerror or problem}") from problem
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise ConfigError(
+            f"{path}:{_place(content[: problem.start].decode())}: byte "
+            f"{content[problem.start]:#04x} is not UTF-8: save the file as UTF-8 text"
+        ) from problem
+
+
+def _place(before: str) -> str:
+    """`line:column` of what follows a text."""
+    return f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
+
+
+def _error(path: Path, mark: Any, message: str) -> ConfigError:
+    return ConfigError(f"{path}:{mark.line + 1}:{mark.column + 1}: {message}")
+
+
+@dataclass
+class _Reader:
+    """Turns ruamel's nodes, which know their positions, into plain data."""
+
+    path: Path
+    variables: Mapping[str, str | None]
+    constructor: Any
+    places: dict[Where, tuple[Any, Any]] = field(default_factory=dict)
+
+    def value(self, where: Where, key: Any, node: Any) -> Any:
+        if len(where) > MAX_DEPTH:
+            raise self._fail(node, f"nested deeper than {MAX_DEPTH} levels")
+        if len(self.places) > MAX_VALUES:
+            raise self._fail(node, f"more than {MAX_VALUES:,} values, aliases expanded")
+        self.places[where] = key, node
+        match node.id, str(node.tag).removeprefix(_TAG):
+            case "mapping", "map":
+                return self._mapping(where, node)
+            case "sequence", "seq":
+                return [self.value((*where, i), None, item) for i, item in enumerate(node.value)]
+            case "scalar", "str" | "timestamp" | "value":
+                return _VARIABLE.sub(lambda found: self._variable(node, found), node.value)
+            case "scalar", "null" | "bool" | "int" | "float" as kind:
+                return self._constant(node, kind)
+        message = f"the tag {str(node.tag)!r} is not allowed: a grid file holds plain data"
+        raise self._fail(node, message)
+
+    def _mapping(self, where: Where, node: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            kind = str(key.tag).removeprefix(_TAG)
+            if kind == "merge":
+                raise self._fail(key, "merge keys (<<) are not supported: write the keys out")
+            if key.id != "scalar" or kind not in _SCALARS:
+                raise self._fail(key, "a key must be a word")
+            if key.value in found:
+                first = self.places[*where, key.value][0].start_mark.line + 1
+                raise self._fail(key, f"duplicate key {key.value!r} (first in line {first})")
+            found[key.value] = self.value((*where, key.value), key, value)
+        return found
+
+    def _constant(self, node: Any, kind: str) -> bool | int | float | None:
+        try:
+            found = self.constructor.construct_object(node)
+        except (ValueError, KeyError) as problem:
+            what = "a boolean" if kind == "bool" else f"a number of type {kind}"
+            raise self._fail(node, f"{node.value[:40]!r} is not {what}") from problem
+        if kind == "float" and not math.isfinite(found):
+            raise self._fail(node, f"{node.value[:40]} is not a finite number")
+        return found
+
+    def _variable(self, node: Any, found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in self.variables or not found[0].endswith("}"):
+            known = ", ".join(f"${{{variable}}}" for variable in self.variables)
+            raise self._fail(node, f"unknown variable {found[0]!r}: known is {known}")
+        value = self.variables[name]
+        if value is None:
+            flag = name.replace("_", "-")
+            message = f"${{{name}}} is not set: give --{flag} or XSWEEP_{name.upper()}"
+            raise self._fail(node, message)
+        return value
+
+    def _fail(self, node: Any, message: str) -> ConfigError:
+        return _error(self.path, node.start_mark, message)

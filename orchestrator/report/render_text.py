@@ -1,0 +1,193 @@
+"""The report as plain text for a terminal: no colours, marks that survive copy and paste.
+
+The report as Markdown: bold and underlined as on paper, names safe from being markup.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice, zip_longest
+from textwrap import wrap
+
+from xsweep.orchestrator.report.caption import Conclusion, Style, caption, conclusions, title
+from xsweep.orchestrator.report.report import DisplayCell, Report, Section
+from xsweep.orchestrator.report.table import Column
+
+STYLE = Style(best="*0.5*", second="_0.5_", better="▲", worse="▼")
+
+
+GAP = "   "
+
+
+def render_text(report: Report, *, width: int = 110) -> str:
+    """Title, table, caption and conclusions, lines of at most `width` characters where they can.
+
+    Columns that do not fit beside the labels follow below, with the labels again.
+    """
+    labels = _labels(report)
+    columns = [
+        _column(report, column, head)
+        for column, head in zip(report.table.columns, report.heads[-1], strict=True)
+    ]
+    parts = [
+        _block(report, labels, columns[start:end], [level[start:end] for level in report.heads])
+        for start, end in _stretches(columns, width - len(labels[0]))
+    ]
+    below = "\n".join(_wrap(paragraph, width) for paragraph in caption(report, STYLE))
+    found = [_conclusion(each) for each in conclusions(report)]
+    sections = [_section(each, width) for each in report.sections]
+    return "\n\n".join([title(report), *parts, below, *found, *sections]) + "\n"
+
+
+def _stretches(columns: Sequence[Sequence[str]], room: int) -> Iterator[tuple[int, int]]:
+    """Cuts the columns into runs that fit into `room` characters, at least one each."""
+    start, used = 0, 0
+    for place, column in enumerate(columns):
+        needed = len(GAP) + len(column[0])
+        if place > start and used + needed > room:
+            yield start, place
+            start, used = place, 0
+        used += needed
+    yield start, len(columns)
+
+
+def _labels(report: Report) -> list[str]:
+    """The heads, then one line per row, all of one width; a repeated backbone is left blank."""
+    rows = [report.label_heads]
+    for block in report.table.blocks:
+        seen = ""
+        for row in block:
+            label = report.label(row)
+            rows.append(("", *label[1:]) if label[0] == seen else label)
+            seen = label[0] if row.system == "run" else ""
+    # a reference row's only part runs across the label columns and widens none of them
+    several = _aligned([row for row in rows if len(row) > 1])
+    lines = [several.pop(0) if len(row) > 1 else row[0] for row in rows]
+    return [line.ljust(max(map(len, lines))) for line in lines]
+
+
+def _column(report: Report, column: Column, head: str) -> list[str]:
+    """A column's places, top to bottom, with values, spreads, marks and notes each aligned."""
+    shown = [report.shown(row, column) for row in report.table.rows]
+    pieces = [_pieces(each) for each in shown]
+    widths = [max((len(parts[i]) for parts in pieces if parts[0]), default=0) for i in range(4)]
+    cells = [
+        " ".join(part.ljust(w) for part, w in zip(parts, widths, strict=True) if w)
+        if parts[0]
+        else f" {parts[-1]}"
+        for parts in pieces
+    ]
+    width = max(map(len, [f" {head}", *cells]))
+    return [cell.ljust(width) for cell in cells]
+
+
+def _pieces(shown: DisplayCell) -> tuple[str, str, str, str]:
+    around = {1: "*", 2: "_"}.get(shown.rank, " ")
+    marks = "".join(
+        (STYLE.better if verdict == "better" else STYLE.worse) + letter
+        for verdict, letter in shown.marks
+    )
+    if shown.beaten:
+        marks = f"{marks or ' '} {shown.beaten_text}"
+    value = shown.value and f"{around}{shown.value}{around}"
+    return value, shown.spread and f"± {shown.spread}", marks, shown.note
+
+
+def _block(
+    report: Report,
+    labels: Sequence[str],
+    columns: Sequence[Sequence[str]],
+    heads: Sequence[Sequence[str]],
+) -> str:
+    """One stretch of columns with its labels, heads and rules."""
+    widths = [len(column[0]) for column in columns]
+    lines = []
+    for level in heads:
+        line = labels[0] if level is heads[-1] else " " * len(labels[0])
+        for name, same in groupby(zip(level, widths, strict=True), key=lambda each: each[0]):
+            span = [width + len(GAP) for _, width in same]
+            line += (GAP + f" {name}").ljust(sum(span))
+        lines.append(line.rstrip())
+    rule = "─" * (len(labels[0]) + sum(width + len(GAP) for width in widths))
+    rows = iter(zip(labels[1:], *columns, strict=True))
+    for block in report.table.blocks:
+        lines.append(rule)
+        lines += [GAP.join(parts).rstrip() for parts in islice(rows, len(block))]
+    return "\n".join([*lines, rule])
+
+
+def _conclusion(conclusion: Conclusion) -> str:
+    """The heading, then a line per system, its figures in columns."""
+    lines = [
+        (name if place == 0 else "", *figures)
+        for name, systems in conclusion.found.items()
+        for place, figures in enumerate(systems or [("none",)])
+    ]
+    return "\n  ".join([conclusion.heading, *_aligned(lines)])
+
+
+def _section(section: Section, width: int) -> str:
+    head, *lines = _aligned([section.heads, *section.lines])
+    rule = "─" * max(map(len, [head, *lines]))
+    return "\n".join([section.title, "", head, rule, *lines, rule, _wrap(section.note, width)])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
+    padded = (zip(line, widths, strict=False) for line in lines)
+    return ["  ".join(part.ljust(width) for part, width in line).rstrip() for line in padded]
+
+
+def _wrap(paragraph: str, width: int) -> str:
+    """Lines of at most `width` that keep `p < 0.05` and `k1 = 0.9` together."""
+    glued = re.sub(" ([<=]) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", paragraph)
+    lines = wrap(glued, width, break_on_hyphens=False)
+    return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
+
+
+MARKDOWN_STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
+
+
+def render_markdown(report: Report) -> str:
+    """Title, one pipe table, caption and conclusions."""
+    heads = [" ".join(dict.fromkeys(levels)) for levels in zip(*report.heads, strict=True)]
+    lines = [_line([*report.label_heads, *map(_escape, heads)])]
+    lines.append(_line([*[":--"] * len(report.label_heads), *["--:"] * len(heads)]))
+    for row in report.table.rows:
+        label = [*map(_escape, report.label(row))]
+        label += [""] * (len(report.label_heads) - len(label))
+        shown = (report.shown(row, column) for column in report.table.columns)
+        lines.append(_line([*label, *map(_cell, shown)]))
+    parts = [f"### {_escape(title(report))}", "\n".join(lines)]
+    parts += [_escape(paragraph) for paragraph in caption(report, MARKDOWN_STYLE)]
+    for each in conclusions(report):
+        lines = [
+            f"- {name}: {'; '.join(map(', '.join, systems)) or 'none'}"
+            for name, systems in each.found.items()
+        ]
+        parts += [f"**{_escape(each.heading)}**", _escape("\n".join(lines))]
+    for section in report.sections:
+        lines = [
+            _line([_escape(part) for part in line]) for line in (section.heads, *section.lines)
+        ]
+        lines.insert(1, _line([":--"] * len(section.heads)))
+        parts += [f"**{_escape(section.title)}**", "\n".join(lines), _escape(section.note)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(shown: DisplayCell) -> str:
+    value = {1: f"**{shown.value}**", 2: f"<u>{shown.value}</u>"}.get(shown.rank, shown.value)
+    spread = f"± {shown.spread}" if shown.spread else ""
+    marks = "".join(
+        (MARKDOWN_STYLE.better if verdict == "better" else MARKDOWN_STYLE.worse) + letter
+        for verdict, letter in shown.marks
+    )
+    beaten = f"<sup>{shown.beaten_text}</sup>" if shown.beaten else ""
+    return " ".join(filter(None, [value, spread, marks + beaten, shown.note]))
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)

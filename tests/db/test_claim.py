@@ -1,0 +1,172 @@
+import pytest
+from job_table import expire, fail, finish, hold, new_job, study, submit, take
+from sqlalchemy import Engine, event, update
+from sqlalchemy.exc import IntegrityError
+
+from xsweep.db import jobs
+from xsweep.db.events import history
+from xsweep.db.schema import Attempt
+from xsweep.db.status import summary
+
+
+def test_a_claim_carries_all_that_a_worker_needs(engine):
+    submit(engine, [new_job("tokens", resources={"cpus": 2}), new_job("train", "tokens")])
+    first = take(engine)
+    assert (first.name, first.kind, first.token) == ("tokens", "train", 1)
+    assert (first.spec, first.resources, first.inputs) == ({"name": "tokens"}, {"cpus": 2}, {})
+    finish(engine, first, folder="store/tokens")
+    assert take(engine).inputs == {"tokens": "store/tokens"}
+
+
+def test_never_more_is_claimed_than_asked_for(engine):
+    submit(engine, [new_job(f"train {n}") for n in range(10)])
+    assert len(jobs.claim(engine, owner="alice", limit=3, lease_s=60)) == 3
+    assert jobs.claim(engine, owner="alice", limit=0, lease_s=60) == []
+    assert len(jobs.claim(engine, owner="bob", limit=100, lease_s=60)) == 7
+
+
+def test_jobs_are_claimed_by_longest_chain_then_age(engine):
+    grid = [
+        new_job("old"),
+        new_job("new"),
+        new_job("short", cost=5),
+        new_job("start", cost=5),
+        new_job("end", "start", cost=5),
+    ]
+    submit(engine, grid)
+    claims = jobs.claim(engine, owner="alice", limit=10, lease_s=60)
+    assert [claim.name for claim in claims] == ["start", "short", "old", "new"]
+
+
+def test_kinds_and_exclusions_limit_what_is_claimed(engine):
+    submit(engine, study())
+    tokens, candidates = jobs.claim(engine, owner="alice", limit=5, lease_s=60, kinds=["prepare"])
+    assert jobs.claim(engine, owner="alice", limit=5, lease_s=60, kinds=[]) == []
+    jobs.release(engine, **hold(tokens), reason="no room")
+    others = jobs.claim(engine, owner="alice", limit=5, lease_s=60, exclude=[tokens.job_id])
+    assert others == []
+    jobs.release(engine, **hold(candidates), reason="no room")
+    assert take(engine, exclude=[tokens.job_id]).job_id == candidates.job_id
+
+
+def test_a_job_is_not_claimed_before_its_time(engine):
+    submit(engine, [new_job("train")])
+    assert fail(engine, take(engine), retry_after_s=3600) == "ready"
+    assert jobs.claim(engine, owner="alice", limit=1, lease_s=60) == []
+
+
+def test_a_claim_names_the_folders_of_earlier_attempts_newest_first(engine):
+    submit(engine, [new_job("train")])
+    for _ in range(3):
+        claim = take(engine)
+        place = {"actor": "a", "node": "n", "log": "l", "folder": f"store/{claim.token}"}
+        assert jobs.started(engine, **hold(claim), **place)
+        jobs.release(engine, **hold(claim), reason="drain")
+    assert take(engine).previous == ("store/3", "store/2", "store/1")
+
+
+def test_progress_shows_in_the_summary(engine):
+    submit(engine, [new_job("train")])
+    claim = take(engine)
+    pair = (claim.job_id, claim.token)
+    progress = {pair: {"done": 50, "total": 200, "loss": 0.25}}
+    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60, progress=progress) == {pair}
+    (row,) = summary(engine).running
+    assert row.progress == progress[pair]
+
+
+def test_renewing_extends_the_lease_of_what_is_held_and_of_nothing_else(engine):
+    submit(engine, [new_job("mine"), new_job("theirs"), new_job("lost")])
+    mine, theirs, lost = (take(engine, owner) for owner in ("alice", "bob", "alice"))
+    jobs.cancel(engine, job="lost")
+    held = [(claim.job_id, claim.token) for claim in (mine, theirs, lost)]
+    assert jobs.renew(engine, owner="alice", held=held, lease_s=600) == {held[0]}
+    assert jobs.renew(engine, owner="alice", held=[], lease_s=600) == set()
+    left = {row.name: row.lease_left_s for row in summary(engine).running}
+    assert 590 < left["mine"] <= 600
+    assert left["theirs"] < 61
+
+
+def test_a_lease_that_ran_out_is_held_again_as_long_as_nobody_took_it(engine):
+    submit(engine, [new_job("train")])
+    claim = take(engine)
+    pair = (claim.job_id, claim.token)
+    expire(engine, claim)
+    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == {pair}
+    assert jobs.expired(engine) == []
+    expire(engine, claim)
+    assert jobs.requeue_expired(engine, **hold(claim), owner="alice")
+    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == set()
+
+
+def test_a_start_under_an_old_token_is_refused(engine):
+    submit(engine, [new_job("train")])
+    old = take(engine)
+    expire(engine, old)
+    jobs.requeue_expired(engine, **hold(old), owner="alice")
+    take(engine, "bob")
+    place = {"actor": "zombie", "node": "n", "log": "l", "folder": "f"}
+    assert not jobs.started(engine, **hold(old), **place)
+    (row,) = jobs.running(engine)
+    assert (row.owner, row.actor) == ("bob", None)
+
+
+def test_a_job_of_a_paused_sweep_is_claimed_for_another_one_that_is_not(engine):
+    submit(engine, [new_job("shared"), new_job("alone")], name="one")
+    submit(engine, [new_job("shared")], name="two")
+    jobs.pause(engine, "one")
+    claims = jobs.claim(engine, owner="alice", limit=5, lease_s=60)
+    assert [claim.name for claim in claims] == ["shared"]
+    jobs.resume(engine, "one")
+    assert take(engine).name == "alone"
+
+
+@pytest.mark.parametrize("skew_s", [-600, 600])
+def test_the_clock_of_the_program_decides_nothing(engine, monkeypatch, skew_s):
+    import time
+
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + skew_s)
+    submit(engine, [new_job("train")])
+    claim = take(engine, lease_s=60)
+    assert jobs.expired(engine) == []
+    (held,) = summary(engine).running
+    assert 59 < held.lease_left_s <= 60
+    expire(engine, claim)
+    assert len(jobs.expired(engine)) == 1
+
+
+def test_a_second_live_attempt_is_impossible_by_constraint(engine: Engine):
+    submit(engine, [new_job("train")])
+    jobs.release(engine, **hold(take(engine)), reason="drain")
+    take(engine)
+    revived = update(Attempt).where(Attempt.token == 1)
+    revived = revived.values(outcome=None, ended_at=None, lease_until=1.0)
+    with pytest.raises(IntegrityError, match=r"UNIQUE|unique"), engine.begin() as connection:
+        connection.execute(revived)
+
+
+def test_one_job_at_a_time_costs_few_ways_to_the_database(engine):
+    submit(engine, [new_job("alone")])
+    told: list[str] = []
+    event.listen(
+        engine, "before_cursor_execute", lambda *given: told.append(given[2].split(" ", 1)[0])
+    )
+    assert finish(engine, take(engine))
+    # two of SQLite's begin the transactions, which the driver does for PostgreSQL
+    ways = {"postgresql": 3, "sqlite": 11}
+    assert len(told) == ways[engine.dialect.name], told
+
+
+def test_starts_are_noted_together_and_the_lost_ones_told_apart(engine):
+    submit(engine, [new_job("a"), new_job("b")])
+    claims = jobs.claim(engine, owner="alice", limit=2, lease_s=60)
+    expire(engine, claims[1])
+    jobs.requeue_expired(engine, **hold(claims[1]), owner="alice")
+    place = {"actor": "w", "node": "n", "folder": "f", "log": "l"}
+    places = [jobs.Place(**hold(claim), **place) for claim in claims]
+    assert jobs.started_all(engine, places, owner="alice") == {(claims[0].job_id, 1)}
+    (row,) = jobs.running(engine)
+    assert (row.name, row.actor, row.folder) == ("a", "w", "f")
+    assert [e.job_id for e in history(engine) if e.kind == "started"] == [claims[0].job_id]
+    assert jobs.started_all(engine, []) == set()

@@ -1,0 +1,127 @@
+import threading
+
+import pytest
+from job_table import expire, fail, finish, hold, new_job, states, submit, take
+from sqlalchemy import event
+
+from xsweep.db import jobs, status
+from xsweep.db.check import check
+from xsweep.db.events import history
+from xsweep.db.status import summary
+
+
+@pytest.fixture
+def lost(engine):
+    """An attempt of alice whose lease ran out."""
+    submit(engine, [new_job("train")])
+    claim = take(engine, "alice")
+    jobs.started(engine, **hold(claim), actor="xsweep-1-1", node="n", folder="f", log="l")
+    expire(engine, claim)
+    return claim
+
+
+def test_a_lease_that_ran_out_is_found_and_its_job_claimed_again_under_a_larger_token(engine, lost):
+    (overdue,) = jobs.expired(engine)
+    assert (overdue.job_id, overdue.token, overdue.owner) == (lost.job_id, 1, "alice")
+    assert summary(engine).running[0].lease_left_s < 0
+    assert jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    again = take(engine, "bob")
+    assert (again.job_id, again.token, again.previous) == (lost.job_id, 2, ("f",))
+
+
+def test_recovery_names_the_owner_that_it_replaces(engine, lost):
+    assert not jobs.requeue_expired(engine, **hold(lost), owner="somebody else")
+    assert states(engine) == {"train": "running"}
+
+
+def test_a_lease_that_holds_is_not_taken_away(engine):
+    submit(engine, [new_job("train")])
+    claim = take(engine, "alice")
+    assert jobs.expired(engine) == []
+    assert not jobs.requeue_expired(engine, **hold(claim), owner="alice")
+
+
+def test_of_two_reapers_one_takes_the_job(engine, lost):
+    barrier = threading.Barrier(2)
+    taken = []
+
+    def reap():
+        barrier.wait()
+        taken.append(jobs.requeue_expired(engine, **hold(lost), owner="alice"))
+
+    threads = [threading.Thread(target=reap) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == [False, True]
+    assert [event.kind for event in history(engine)].count("expired") == 1
+
+
+def test_an_adopted_attempt_belongs_to_the_new_owner_only(engine, lost):
+    given = {"old_owner": "alice", "lease_s": 60}
+    assert jobs.adopt(engine, **hold(lost), **given, new_owner="bob")
+    assert jobs.adopt(engine, **hold(lost), **given, new_owner="bob")  # an answer got lost
+    assert not jobs.adopt(engine, **hold(lost), **given, new_owner="carol")
+    assert not jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    pair = (lost.job_id, lost.token)
+    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == set()
+    assert jobs.renew(engine, owner="bob", held=[pair], lease_s=60) == {pair}
+    (held,) = jobs.running(engine)
+    assert (held.owner, held.actor, held.token) == ("bob", "xsweep-1-1", 1)
+    assert [event.detail for event in history(engine) if event.kind == "adopted"] == [
+        {"from": "alice"}
+    ]
+
+
+def test_a_result_is_accepted_after_the_lease_ran_out_as_long_as_nobody_took_the_job(engine, lost):
+    assert finish(engine, lost)
+    assert states(engine) == {"train": "done"}
+
+
+def test_an_ended_attempt_can_neither_be_adopted_nor_requeued(engine, lost):
+    fail(engine, lost)
+    assert not jobs.adopt(engine, **hold(lost), old_owner="alice", new_owner="bob", lease_s=60)
+    assert not jobs.requeue_expired(engine, **hold(lost), owner="alice")
+
+
+def test_a_new_process_with_the_host_and_number_of_a_dead_one_is_somebody_else(engine):
+    submit(engine, [new_job("train")])
+    for owner in ("before", "after"):  # the same container started again: pid 1 both times
+        status.register(engine, owner=owner, host="pod-0", pid=1)
+    claim = take(engine, "before")
+    pair = (claim.job_id, claim.token)
+    assert [held.owner for held in jobs.running(engine)] == ["before"]
+    assert jobs.renew(engine, owner="after", held=[pair], lease_s=60) == set()
+    expire(engine, claim)
+    (orphan,) = jobs.expired(engine)
+    assert orphan.owner == "before"
+    assert not jobs.requeue_expired(engine, **hold(claim), owner="after")
+    assert jobs.requeue_expired(engine, **hold(claim), owner="before")
+    assert take(engine, "after").token == 2
+    assert not finish(engine, claim, owner="before")
+
+
+def test_a_reaper_that_dies_while_reaping_leaves_a_job_whole(engine, lost):
+    def die(connection, cursor, statement, *_):
+        if statement.startswith("INSERT INTO event"):
+            raise KeyboardInterrupt
+
+    event.listen(engine, "before_cursor_execute", die)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    event.remove(engine, "before_cursor_execute", die)
+    assert states(engine) == {"train": "running"}
+    assert check(engine) == []
+    assert jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    assert check(engine) == []
+
+
+def test_a_job_that_loses_its_machine_every_time_ends_some_day(engine):
+    submit(engine, [new_job("poison")])
+    for _ in range(9):
+        claim = take(engine)
+        expire(engine, claim)
+        assert jobs.requeue_expired(engine, **hold(claim), owner="alice")
+    assert states(engine) == {"poison": "failed"}
+    assert check(engine) == []

@@ -1,0 +1,156 @@
+import pytest
+from job_table import counts, fail, finish, identity, new_job, run_all, states, study, submit, take
+from sqlalchemy import Engine, func, select
+
+from xsweep.db import jobs
+from xsweep.db.schema import Base, Job
+from xsweep.db.submit import Submission
+from xsweep.errors import ConfigError
+
+
+def rows(engine: Engine) -> dict[str, int]:
+    with engine.connect() as connection:
+        return {
+            table.name: connection.scalar(select(func.count()).select_from(table)) or 0
+            for table in Base.metadata.sorted_tables
+        }
+
+
+def column(engine: Engine, name: str) -> dict[str, float]:
+    with engine.connect() as connection:
+        return dict(connection.execute(select(Job.name, getattr(Job, name))).tuples().all())
+
+
+def test_jobs_without_parents_are_ready_and_others_wait(engine):
+    added = submit(engine, study())
+    assert added == Submission(sweep_id=added.sweep_id, new=8, shared=0, done=0, total=8)
+    assert counts(engine) == {"ready": 2, "waiting": 6}
+
+
+def test_submitting_again_adds_no_row_to_any_table(engine):
+    submit(engine, study())
+    before = rows(engine)
+    again = submit(engine, study())
+    assert (again.new, again.total) == (0, 8)
+    assert rows(engine) == before
+
+
+def test_the_order_of_the_jobs_does_not_matter(engine):
+    submit(engine, study()[::-1])
+    with engine.connect() as connection:
+        ids = dict(connection.execute(select(Job.name, Job.id)).tuples().all())
+    assert ids["tokens"] < ids["train s1"] < ids["evaluate s1 dl19"]
+    assert run_all(engine)[-1].startswith("evaluate")
+
+
+def test_a_larger_grid_adds_only_its_new_cells_to_the_sweep(engine):
+    first = submit(engine, study(seeds=[1]))
+    assert sorted(run_all(engine)) == sorted(job.name for job in study(seeds=[1]))
+    larger = submit(engine, study(seeds=[1, 2]))
+    assert larger == Submission(sweep_id=first.sweep_id, new=3, shared=0, done=5, total=8)
+    assert sorted(run_all(engine)) == ["evaluate s2 dl19", "evaluate s2 dl20", "train s2"]
+
+
+def test_two_sweeps_share_their_equal_jobs(engine):
+    submit(engine, study(seeds=[1]), name="one")
+    other = submit(engine, study(seeds=[1, 2]), name="two")
+    assert (other.new, other.shared) == (3, 5)
+    assert rows(engine)["job"] == 8
+    assert counts(engine, "one") == {"ready": 2, "waiting": 3}
+
+
+def test_a_preview_counts_the_same_and_writes_nothing(engine):
+    submit(engine, study(seeds=[1]), name="one")
+    before = rows(engine)
+    foreseen = jobs.preview(engine, name="two", jobs=study())
+    assert foreseen == Submission(sweep_id=None, new=3, shared=5, done=0, total=8)
+    assert rows(engine) == before
+    added = submit(engine, study(), name="two")
+    assert (added.new, added.shared, added.done) == (3, 5, 0)
+
+
+def test_a_new_child_of_a_failed_job_is_skipped_until_somebody_retries(engine):
+    submit(engine, [new_job("tokens")])
+    fail(engine, take(engine), "CONFIG")
+    submit(engine, [new_job("tokens"), new_job("train", "tokens"), new_job("test", "train")])
+    assert states(engine) == {"tokens": "failed", "train": "skipped", "test": "skipped"}
+    assert jobs.retry(engine, sweep="study") == 3
+    assert run_all(engine) == ["tokens", "train", "test"]
+
+
+def test_a_new_child_of_a_done_job_is_ready(engine):
+    submit(engine, [new_job("tokens")])
+    finish(engine, take(engine))
+    submit(engine, [new_job("train", "tokens")], name="other")
+    assert states(engine)["train"] == "ready"
+
+
+def test_the_longest_chain_behind_a_job_is_the_sum_of_its_costs(engine):
+    grid = [
+        new_job("tokens", cost=1),
+        new_job("quick", "tokens", cost=2),
+        new_job("slow", "tokens", cost=30),
+        new_job("test", "slow", "quick", cost=4),
+    ]
+    submit(engine, grid)
+    # by hand: test 4; slow 30 + 4; quick 2 + 4; tokens 1 + 34
+    assert column(engine, "critical_s") == {"test": 4, "slow": 34, "quick": 6, "tokens": 35}
+    submit(engine, [*grid, new_job("after", "test", cost=100)])
+    assert column(engine, "critical_s")["tokens"] == 135
+
+
+def test_labels_follow_the_newest_grid(engine):
+    from xsweep.db.results import load_cells
+
+    submit(engine, [new_job("test", kind="evaluate", labels={"backbone": "L6"})])
+    submit(engine, [new_job("test", kind="evaluate", labels={"backbone": "MiniLM-L6"})])
+    (cell,) = load_cells(engine, "study")
+    assert cell.labels == {"backbone": "MiniLM-L6"}
+
+
+def test_specs_come_back_exactly_as_they_went_in(engine):
+    spec = {
+        "lr": 1e-05,
+        "big": 1e22,
+        "zero": -0.0,
+        "n": 1,
+        "x": 1.0,
+        "text": "é\u2028\"'\\",
+        "no": None,
+    }
+    job = new_job("train")
+    submit(engine, [type(job)(**(vars(job) | {"spec": spec}))])
+    taken = take(engine)
+    assert repr(taken.spec) == repr(spec)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ([new_job("train", "nowhere")], "its parent nowhere=.* is nowhere"),
+        ([new_job("a", "b"), new_job("b", "a")], "circle: . needs . needs ."),
+        ([new_job("train"), new_job("train")], "given twice"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused_and_leaves_nothing(engine, grid, message):
+    before = rows(engine)
+    with pytest.raises(ConfigError, match=message):
+        submit(engine, grid)
+    assert rows(engine) == before
+
+
+def test_an_identity_that_is_no_sha256_is_refused_by_the_table(engine):
+    job = new_job("train")
+    with pytest.raises(Exception, match=r"job_identity_ck|CHECK"):
+        submit(engine, [type(job)(**(vars(job) | {"identity": "short"}))])
+    assert rows(engine)["job"] == 0
+    assert len(identity("any")) == 64
+
+
+def test_bulk_submission_of_a_few_thousand_cells(engine):
+    grid = study(seeds=range(1500))
+    assert submit(engine, grid).new == 2 + 3 * 1500
+    before = rows(engine)
+    assert submit(engine, grid).new == 0
+    assert rows(engine) == before
+    assert before["edge"] == 1500 + 2 * 2 * 1500

@@ -1,0 +1,38 @@
+import ir_datasets
+import pytest
+
+from xsweep.errors import ConfigError
+from xsweep.evaluator.data.suites import SUITES, averaged_as, suite
+
+
+def test_every_collection_of_every_suite_is_one_that_ir_datasets_knows() -> None:
+    known = set(ir_datasets.registry)
+    for name in SUITES:
+        for spec in suite(name):
+            assert spec.id in known, (name, spec.id)
+            dataset = ir_datasets.registry[spec.id]
+            assert dataset.has_queries(), spec.id
+            assert dataset.has_qrels(), spec.id
+
+
+def test_the_suites_have_the_sizes_of_the_study() -> None:
+    sizes = {name: len(suite(name)) for name in SUITES}
+    assert sizes["in-domain"] + sizes["beir-13"] + sizes["lotte-search"] + sizes["robust04"] == 22
+    assert (sizes["nano-beir"], sizes["beir"]) == (13, 13 + 12)
+
+
+def test_the_home_is_passed_on() -> None:
+    assert suite("robust04", home="/data")[0].home == "/data"
+
+
+def test_cqadupstack_counts_as_one_in_beirs_mean() -> None:
+    names = {averaged_as(name) for name in SUITES["beir"]}
+    assert len(names) == 14
+    assert averaged_as("cqadupstack-gis") == "cqadupstack"
+    assert averaged_as("beir/cqadupstack/gis") == "cqadupstack"
+    assert averaged_as("scifact") == "scifact"
+
+
+def test_an_unknown_suite_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'beir-13'"):
+        suite("beir13")

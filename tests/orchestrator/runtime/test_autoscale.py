@@ -1,0 +1,116 @@
+"""A cluster that begins without a place for jobs, with Ray's own autoscaler and its fake provider.
+
+The provider starts nodes as processes of this machine. `ray.cluster_utils.AutoscalingCluster` is no
+use: it needs a file that Ray's wheel lacks, and ends every Ray cluster of the machine.
+"""
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+
+import pytest
+import ray
+from sessions import end_session
+from tiny import write_study
+from waiting import wait_for
+
+from xsweep.db import status
+from xsweep.db.engine import connect
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+HEAD = "f" * 51 + "0" * 5
+"""The id that the fake provider gives to the head."""
+TYPES = {
+    "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+    "small": {"resources": {"CPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+    "large": {"resources": {"CPU": 2}, "node_config": {}, "min_workers": 0, "max_workers": 1},
+}
+COMMANDS = ("setup", "initialization", "head_setup", "worker_setup", "head_start_ray")
+
+
+@pytest.fixture
+def growing_cluster(tmp_path):
+    """Environment for a program that uses a cluster of a head alone, which grows by itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+    config = {
+        "cluster_name": "growing",
+        "max_workers": 2,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 0.05,
+        "provider": {
+            "type": "fake_multinode",
+            "head_node_id": HEAD,
+            "gcs_address": address,
+            "use_node_id_as_ip": True,  # all its nodes have one address
+        },
+        "auth": {},
+        "available_node_types": TYPES,
+        "head_node_type": "ray.head.default",
+        **{"docker": {}, "file_mounts": {}, "cluster_synced_files": []},
+        **{"file_mounts_sync_continuously": False, "rsync_exclude": [], "rsync_filter": []},
+        **{f"{name}_commands": [] for name in (*COMMANDS, "worker_start_ray")},
+    }
+    (tmp_path / "autoscaler.yaml").write_text(json.dumps(config))
+    (tmp_path / "token").touch(0o600)
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    ours = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+    }
+    fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    log = tmp_path / "head.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+                *("--port", address.rpartition(":")[2], "--num-cpus", "0", "--num-gpus", "0"),
+                *("--include-dashboard", "False", "--disable-usage-stats"),
+                *("--autoscaling-config", str(tmp_path / "autoscaler.yaml")),
+            ],
+            env={**os.environ, **ours, **fake},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    try:
+        wait_for(lambda: "Ray runtime started" in log.read_text(), what="Ray's head")
+        yield {**ours, "RAY_ADDRESS": address}
+    finally:
+        end_session(process.pid)
+        process.wait()
+
+
+NODES = """
+import os, ray
+ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
+print(sorted(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
+"""
+
+
+def cpus_of_nodes(environment):
+    """CPUs of each living node."""
+    command = [sys.executable, "-c", NODES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def test_nodes_come_because_jobs_wait_for_them_and_go_when_none_does(workplace, growing_cluster):
+    workplace.environment |= growing_cluster
+    grid = write_study(workplace.folder)
+    grid.write_text(grid.read_text() + "resources: {train: {cpus: 2}}\n")
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    assert cpus_of_nodes(workplace.environment) == [0]
+    output = workplace.xsweep("run")
+    assert "one asks for 1 CPU, and there is no node that runs jobs" in output
+    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+    # Trainings found their 2 CPUs, which only a node of the larger type has.
+    assert {each.state for each in status.jobs(engine)} == {"done"}
+    engine.dispose()
+    wait_for(lambda: cpus_of_nodes(workplace.environment) == [0], what="idle nodes to go")

@@ -1,0 +1,94 @@
+"""A node of a real Ray cluster is announced to be taken away: its jobs save, leave and go on."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext, NodeDeathInfo
+from tiny import write_study
+from waiting import wait_for
+
+from xsweep.db import jobs, status
+from xsweep.db.check import check
+from xsweep.db.engine import connect
+from xsweep.orchestrator.runtime.attempt import was_preempted
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NODES = ("1", "1")
+"""CPUs of each: one job at a time."""
+
+DRAIN = """
+import os, sys, time
+import ray
+from ray._raylet import GcsClient
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+
+address, job = os.environ["RAY_ADDRESS"], int(sys.argv[1])
+ray.init(address=address, log_to_driver=False)
+for told in ray.util.list_named_actors(all_namespaces=True):
+    said = ray.get(ray.get_actor(told["name"], told["namespace"]).status.remote())
+    if said["job_id"] == job:
+        break
+at_ms = int(time.time() * 1000) + 300_000
+accepted = GcsClient(address=address).drain_node(
+    said["node_id"], DRAIN_NODE_REASON_PREEMPTION, "the spot price rose", at_ms
+)
+print(accepted[0], said["node_id"], flush=True)
+sys.stdin.read()
+print({node["NodeID"]: node["Alive"] for node in ray.nodes()}[said["node_id"]])
+"""
+
+
+def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
+    workplace, several_nodes
+):
+    workplace.environment |= several_nodes
+    write_study(workplace.folder, steps=400)
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    controller = workplace.start("run")
+    pattern = "store/jobs/train/*/*/attempt-1/checkpoints/step-*"
+    checkpoint = wait_for(lambda: next(workplace.home.glob(pattern), None))
+    folder = checkpoint.parent.parent
+    told = folder.with_name("attempt-1.log").read_text()
+    job = int(re.search(r"\[job (\d+), token 1, pid", told)[1])
+    notice = subprocess.Popen(
+        [sys.executable, "-c", DRAIN, str(job)],
+        env=workplace.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert notice.stdout.readline().startswith("True ")
+    output, _ = controller.communicate(timeout=300)
+    assert controller.returncode == 0, output
+    alive, _ = notice.communicate("", timeout=60)
+    assert alive.strip() == "False", "Ray lets go of the node once nothing is left on it"
+
+    (name,) = re.findall(r"leaving   (train .*): its node will be taken away", output)
+    assert f"stopped   {name}" in output
+    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+    first, second = jobs.explain(engine, job).attempts
+    assert (first.outcome, first.failure) == ("released", None)
+    assert second.outcome == "done"
+    assert {each.state for each in status.jobs(engine)} == {"done"}
+    assert check(engine) == []
+    engine.dispose()
+    assert "resuming after step" in folder.with_name("attempt-2.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("reason", "preempted"),
+    [
+        (NodeDeathInfo.AUTOSCALER_DRAIN_PREEMPTED, True),
+        (NodeDeathInfo.AUTOSCALER_DRAIN_IDLE, False),
+        (NodeDeathInfo.UNEXPECTED_TERMINATION, False),
+    ],
+)
+def test_of_a_node_that_went_before_its_jobs_had_saved_ray_tells_why(reason, preempted):
+    died = ActorDiedErrorContext(
+        actor_id=b"0" * 16, node_death_info=NodeDeathInfo(reason=reason), error_message="gone"
+    )
+    assert was_preempted(ray.exceptions.ActorDiedError(died)) is preempted

@@ -1,0 +1,239 @@
+"""Processes are killed while a sweep runs; afterwards the report must be that of a calm run."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+
+import object_store
+import pytest
+from chaos import account
+from proxy import Line
+from tiny import write_study
+from waiting import wait_for
+
+from xsweep.db import events, status
+from xsweep.db.check import check
+from xsweep.db.engine import connect
+from xsweep.db.status import outlook
+from xsweep.orchestrator.runtime import ray_cluster
+
+# a calm run is made first, and on a busy machine each run takes minutes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+STEPS = 600
+"""Enough for a training of some seconds, so that there is a middle to be killed in."""
+
+
+@pytest.fixture(scope="module")
+def calm_report(tmp_path_factory, workplace_in) -> str:
+    """The report of the study when nothing goes wrong."""
+    place = workplace_in(tmp_path_factory.mktemp("calm"))
+    write_study(place.folder, steps=STEPS)
+    place.xsweep("submit", "tiny.yaml", "--no-start")
+    place.xsweep("run")
+    return place.xsweep("report", "tiny", "--format", "json")
+
+
+@pytest.fixture
+def study(workplace):
+    write_study(workplace.folder, steps=STEPS)
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    return workplace
+
+
+@pytest.fixture
+def engine(study):
+    engine = connect(f"sqlite:///{study.home}/xsweep.db")
+    yield engine
+    engine.dispose()
+
+
+def training(study) -> tuple[int, int]:
+    """Job and process of a training that is past its first checkpoint."""
+    folder = wait_for(
+        lambda: next(study.home.glob("store/jobs/train/*/*/attempt-1/checkpoints/step-*"), None)
+    ).parent.parent
+    log = folder.with_suffix(".log").read_text()
+    job, pid = re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups()
+    return int(job), int(pid)
+
+
+def kinds_of_events(engine, job_id: int) -> list[str]:
+    return [happening.kind for happening in events.history(engine, job_id=job_id)]
+
+
+def attempts(engine) -> dict[int, int]:
+    """Number of attempts of every training."""
+    return {job.job_id: job.token for job in status.jobs(engine, kind="train")}
+
+
+def test_after_a_killed_controller_the_next_one_adopts_what_still_runs(study, engine, calm_report):
+    controller = study.start("run")
+    job, _ = training(study)
+    controller.kill()
+    controller.communicate()
+
+    study.xsweep("run")
+    assert "adopted" in kinds_of_events(engine, job)
+    assert attempts(engine)[job] == 1, "it was not begun again"
+    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_a_killed_worker_is_replaced_and_its_training_resumes_at_the_checkpoint(
+    study, engine, calm_report
+):
+    controller = study.start("run")
+    job, pid = training(study)
+    os.kill(pid, signal.SIGKILL)
+
+    output, _ = controller.communicate(timeout=240)
+    assert controller.returncode == 0, output
+    assert attempts(engine)[job] == 2
+    assert "resuming after step" in study.xsweep("logs", str(job))
+    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_after_a_crash_of_the_whole_machine_the_next_run_does_the_rest(study, engine, calm_report):
+    controller = study.start("run")
+    job, _ = training(study)
+    controller.kill()
+    controller.communicate()
+    ray_cluster.stop_local(study.home)
+
+    study.xsweep("run")
+    assert attempts(engine)[job] == 2
+    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_a_study_in_an_object_store_is_drained_on_one_host_and_finished_on_another(
+    workplace, calm_report
+):
+    def checkpoint():
+        assert controller.poll() is None, controller.communicate()[0]
+        return any(
+            workplace.folder.glob("one/stores/*/jobs/train/*/*/attempt-1/checkpoints/step-*")
+        )
+
+    with contextlib.contextmanager(object_store.serve)() as url:
+        write_study(workplace.folder, steps=STEPS)
+        workplace.environment |= {name: os.environ[name] for name in os.environ if "AWS_" in name}
+        workplace.environment |= {"XSWEEP_STORE": f"{url}/study", "XSWEEP_CACHE": "one"}
+        workplace.xsweep("submit", "tiny.yaml", "--no-start")
+        controller = workplace.start("run")
+        wait_for(checkpoint)
+        controller.terminate()
+        controller.communicate(timeout=120)
+        ray_cluster.stop_local(workplace.home)
+        shutil.rmtree(workplace.folder / "one")
+
+        workplace.environment["XSWEEP_CACHE"] = "two"
+        workplace.xsweep("run")
+        engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+        again = [job for job, tries in attempts(engine).items() if tries > 1]
+        assert any("resuming after step" in workplace.xsweep("logs", str(job)) for job in again)
+        assert check(engine) == []
+        assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(
+    study, engine, calm_report
+):
+    controller = study.start("run")
+    job, _ = training(study)
+    controller.terminate()
+    output, _ = controller.communicate(timeout=120)
+    assert controller.returncode == 128 + signal.SIGTERM, output
+    assert kinds_of_events(engine, job)[-1] == "released"
+    assert status.summary(engine).running == []
+    assert ray_cluster.running_local(study.home) is None
+
+    study.xsweep("run")
+    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_ctrl_c_twice_leaves_at_once_and_loses_nothing(study, engine):
+    controller = study.start("run")
+    job, pid = training(study)
+    os.kill(pid, signal.SIGSTOP)  # it will not save anything, however long we wait
+    controller.send_signal(signal.SIGINT)
+    assert any("leaving" in line for line in controller.stdout), "it asks its workers to save"
+    controller.send_signal(signal.SIGINT)
+    output, _ = controller.communicate(timeout=60)
+    assert controller.returncode == 128 + signal.SIGINT, output
+    assert kinds_of_events(engine, job)[-1] == "released"
+    assert status.summary(engine).running == []
+    assert check(engine) == []
+
+
+def test_a_finished_sweep_has_nothing_left_to_do(study, engine):
+    study.xsweep("run")
+    before = {job.job_id: job.token for job in status.jobs(engine)}
+    study.xsweep("submit", "tiny.yaml", "--no-start")
+    study.xsweep("run")
+    assert {job.job_id: job.token for job in status.jobs(engine)} == before
+    left = outlook(engine)
+    assert left.idle
+    assert left.finished == left.total == len(before)
+
+
+def test_a_second_controller_is_refused_while_one_runs(study, engine):
+    controller = study.start("run")
+    training(study)
+    assert "a controller is running here already" in study.xsweep("run", code=3)
+    controller.kill()
+    controller.communicate()
+
+
+def test_a_job_that_fails_for_good_stops_what_needs_it_and_nothing_else(workplace):
+    grid = write_study(workplace.folder)
+    grid.write_text(
+        grid.read_text().replace(
+            "  - {folder: backbone, label: Tiny}",
+            "  - {folder: backbone, label: Tiny}\n  - {folder: backbone, label: Huge, layers: 99}",
+        )
+    )
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    output = workplace.xsweep("run", code=1)
+    assert "Huge" in output
+    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+    ended = {(job.kind, job.name.split()[1]): job for job in status.jobs(engine)}
+    engine.dispose()
+    assert ended["train", "Huge"].state == "failed"
+    assert ended["train", "Huge"].failure == "CONFIG"
+    assert ended["train", "Huge"].token == 1, "a wrong setting is not tried again"
+    assert ended["evaluate", "Huge"].state == "skipped"
+    assert ended["evaluate", "Tiny"].state == "done"
+
+
+def test_a_request_that_no_node_can_meet_fails_with_what_is_missing(workplace):
+    grid = write_study(workplace.folder)
+    grid.write_text(grid.read_text() + "resources: {train: {cpus: 1, gpus: 64}}\n")
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    output = workplace.xsweep("run", code=1)
+    assert "asks for 1 CPU, 64 GPU; the largest node has" in output
+
+
+def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
+    workplace, postgresql_url, calm_report, tell
+):
+    line = Line(postgresql_url)
+    write_study(workplace.folder, steps=STEPS)
+    workplace.environment["XSWEEP_DB"] = line.url
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    controller = workplace.start("run")
+    training(workplace)
+    line.cut()
+    wait_for(lambda: line.refused > 2)  # the controller wants to renew its leases every 3 s
+    line.mend()
+    output, _ = controller.communicate(timeout=240)
+    assert controller.returncode == 0, output
+    assert "database away" in output
+    engine = connect(postgresql_url)
+    tell(account(engine, "a controller cut off from its database", 1))
+    assert set(attempts(engine).values()) == {1}, "nothing was begun again"
+    assert check(engine) == []
+    engine.dispose()
+    assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
+    line.close()

@@ -1,0 +1,160 @@
+"""Trainings of several ranks on the nodes of a real Ray cluster; one of the ranks is killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import write_study
+from waiting import wait_for
+
+from xsweep.db import status
+from xsweep.db.check import check
+from xsweep.db.engine import connect
+from xsweep.orchestrator.runtime import placement
+from xsweep.orchestrator.runtime.process import namespace
+from xsweep.orchestrator.settings import load_settings
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+NODES = ("1", "1", "1")
+"""CPUs of each: too few for two ranks on one node."""
+STEPS = 400
+"""Enough for a training of some seconds, so that there is a middle to be killed in."""
+
+
+def run_with(workplace, environment, ranks, steps=40):
+    """A study with one training, cut over so many ranks, submitted and ready to run."""
+    workplace.environment |= environment
+    grid = write_study(workplace.folder, steps=steps, objectives=("infonce",))
+    needs = f"resources: {{train: {{cpus: 1, ranks: {ranks}, spread: true}}}}\n"
+    grid.write_text(grid.read_text() + needs)
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    return workplace
+
+
+def first_checkpoint(workplace):
+    """Folder of the attempt that has written one first."""
+    pattern = "store/jobs/train/*/*/attempt-1/checkpoints/step-*"
+    return wait_for(lambda: next(workplace.home.glob(pattern), None)).parent.parent
+
+
+def attempts(engine):
+    """Number of attempts of every training."""
+    return {job.job_id: job.token for job in status.jobs(engine, kind="train")}
+
+
+def summary(workplace):
+    """Of the training."""
+    (path,) = workplace.home.glob("store/jobs/train/*/*/attempt-*/summary.json")
+    return json.loads(path.read_text())
+
+
+def means(workplace):
+    """What the report tells, numbers only."""
+    return [float(n) for n in re.findall(r"\d\.\d+", workplace.xsweep("report", "tiny"))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, workplace_in, several_nodes):
+    """The study with one rank."""
+    place = run_with(workplace_in(tmp_path_factory.mktemp("alone")), several_nodes, 1)
+    place.xsweep("run")
+    return place
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_on_as_many_nodes_give_what_one_gives(alone, workplace, several_nodes, ranks):
+    place = run_with(workplace, several_nodes, ranks)
+    place.xsweep("run")
+    several, one = summary(place), summary(alone)
+    assert several["ranks"] == [[0, ranks]]
+    assert several["final_loss"] == pytest.approx(one["final_loss"], rel=1e-4)
+    assert means(place) == pytest.approx(means(alone), abs=1e-3)
+
+
+def test_a_killed_rank_costs_its_gang_the_attempt_and_the_next_gang_resumes(
+    workplace, several_nodes
+):
+    place = run_with(workplace, several_nodes, 2, steps=STEPS)
+    controller = place.start("run")
+    folder = first_checkpoint(place)
+    log = Path(f"{folder}.rank-1.log").read_text()
+    job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
+    os.kill(pid, signal.SIGKILL)
+    output, _ = controller.communicate(timeout=300)
+    assert controller.returncode == 0, output
+    assert "NODE: rank " in output
+    engine = connect(f"sqlite:///{place.home}/xsweep.db")
+    assert attempts(engine)[job] == 2
+    assert check(engine) == []
+    engine.dispose()
+    for rank in ("0", "1"):
+        assert "resuming after step" in place.xsweep("logs", str(job), "--rank", rank)
+    assert "is gone, or not written" in place.xsweep("logs", str(job), "--rank", "2", code=2)
+
+
+def test_after_a_killed_controller_the_next_one_adopts_the_whole_gang(workplace, several_nodes):
+    place = run_with(workplace, several_nodes, 2, steps=STEPS)
+    controller = place.start("run")
+    first_checkpoint(place)
+    controller.kill()
+    controller.communicate()
+    output = place.xsweep("run")
+    adopted = re.findall(r"adopted   (train .*)", output)
+    assert adopted
+    engine = connect(f"sqlite:///{place.home}/xsweep.db")
+    tries = {job.name: job.token for job in status.jobs(engine, kind="train")}
+    assert {tries[name] for name in adopted} == {1}, "it was not begun again"
+    engine.dispose()
+    assert summary(place)["ranks"] == [[0, 2]]
+
+
+RESERVE = """
+import os, sys, ray
+ray.init(address=os.environ["RAY_ADDRESS"], namespace=sys.argv[1], log_to_driver=False)
+group = ray.util.placement_group([{"CPU": 1}], name=sys.argv[2], lifetime="detached")
+assert group.wait(60)
+"""
+
+
+def test_a_group_that_no_job_holds_is_removed_at_the_next_start(workplace, several_nodes):
+    place = run_with(workplace, several_nodes, 3)
+    space = namespace(load_settings(database=f"sqlite:///{place.home}/xsweep.db"))
+    subprocess.run(
+        [sys.executable, "-c", RESERVE, space, f"{space}/left by nobody"],
+        env={**place.environment, "RAY_ADDRESS": several_nodes["RAY_ADDRESS"]},
+        check=True,
+    )
+    # With one CPU reserved, no three ranks would find their nodes.
+    output = place.xsweep("run")
+    assert "removed   the placement group" in output
+    assert summary(place)["ranks"] == [[0, 3]]
+
+
+OUT_OF_MEMORY = {"state": "failed", "failure": "OOM_GPU", "reason": "out of memory"}
+LOST_PEER = {"state": "failed", "failure": "NODE", "reason": "Connection closed by peer"}
+UNKNOWN = {"state": "failed", "failure": "UNKNOWN", "reason": "RuntimeError"}
+FINISHED = {"state": "finished", "failure": None, "reason": None}
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "failure", "rank"),
+    [
+        ({0: LOST_PEER, 1: OUT_OF_MEMORY}, "OOM_GPU", 1),  # the victim tells the peer's fault
+        ({0: UNKNOWN, 1: LOST_PEER}, "NODE", 1),  # a peer is gone: nobody's program is wrong
+        ({1: FINISHED, 0: UNKNOWN}, "UNKNOWN", 0),
+    ],
+)
+def test_of_a_gangs_failures_the_one_with_a_cause_counts(outcomes, failure, rank):
+    told = placement.verdict(outcomes, 2)
+    assert told["failure"] == failure
+    assert told["reason"].startswith(f"rank {rank} of 2: ")
+
+
+def test_a_gang_has_finished_when_its_first_rank_has():
+    assert placement.verdict({0: FINISHED}, 3) == FINISHED

@@ -1,0 +1,62 @@
+"""Which warm workers are used again, and which make room."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import json, ray
+from xsweep.orchestrator.runtime.pool import Pool
+from xsweep.orchestrator.runtime.placement import request_of
+
+class Idle:
+    def __init__(self, gpus):
+        pass
+
+ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, namespace="pool")
+pool, cpu = Pool(Idle), {"cpus": 1}
+
+def take(name, asked, alone=False, model=None):
+    return pool.take(name, request_of(asked), alone=alone, model=model)
+
+oldest, older, busy = (take(f"job {n}", cpu, model=f"model {n}") for n in range(3))
+told = {"full": take("one too many", cpu) is None}
+for placement in (oldest, older):
+    pool.give_back(placement, reusable=True)
+told["no use"] = take("large", {"cpus": 3}, alone=True) is None
+told["warm"] = [p.model for p in pool._idle()]
+told["with its model"] = take("job 3", cpu, model="model 1") is older
+pool.give_back(older, reusable=True)
+alone = take("job 4", cpu, alone=True)
+told["still warm"] = [p.model for p in pool._idle()]
+told["again"] = take("job 5", cpu) is older
+print(json.dumps(told))
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_job_that_needs_room_ends_as_few_warm_workers_as_it_must_and_none_in_vain(tmp_path):
+    token = tmp_path / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    guarded = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, **guarded},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "full": True,
+        "no use": True,
+        "warm": ["model 0", "model 1"],
+        "with its model": True,
+        "still warm": ["model 1"],
+        "again": True,
+    }

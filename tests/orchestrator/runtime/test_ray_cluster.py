@@ -1,0 +1,221 @@
+"""A Ray cluster of our own, started and stopped for real (some seconds)."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from dataclasses import replace
+
+import psutil
+import pytest
+from sessions import lives, session
+from waiting import wait_for
+
+from xsweep.errors import SetupError
+from xsweep.orchestrator.runtime import ray_cluster
+from xsweep.orchestrator.settings import load_settings
+
+pytestmark = pytest.mark.slow
+
+CONNECT = """
+import sys
+from pathlib import Path
+from xsweep.orchestrator import cluster, head
+from xsweep.orchestrator.settings import load_settings
+
+cluster.connect(load_settings(), namespace="test")
+import ray
+
+print(head.running_local(Path(sys.argv[1])).address)
+print(ray.is_initialized(), int(ray.cluster_resources()["CPU"]))
+"""
+
+
+@pytest.fixture
+def home(tmp_path):
+    yield tmp_path
+    ray_cluster.stop_local(tmp_path)
+
+
+def start(program, home, **environment):
+    """A Python program, running, that takes `home` for its working place."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, str(home)],
+        env={**clean, "XSWEEP_HOME": str(home), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def connect_in_a_process(home, **environment):
+    process = start(CONNECT, home, **environment)
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_request(home):
+    first = connect_in_a_process(home, XSWEEP_WEBHOOK="http://127.0.0.1/secret", PGPASSWORD="p")
+    assert first.returncode == 0, first.stderr
+    second = connect_in_a_process(home)
+    assert second.stdout == first.stdout, "the second process must find the first one's cluster"
+
+    assert stat.S_IMODE((home / "ray-token").stat().st_mode) == 0o600
+    local = ray_cluster.running_local(home)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(f"{local.dashboard}/api/jobs/", timeout=30)
+    assert refused.value.code in (401, 403)
+
+    token = home / "another-token"
+    token.write_text("f" * 64)
+    stranger = connect_in_a_process(
+        home,
+        RAY_ADDRESS=local.address,
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+    )
+    assert stranger.returncode == 1
+    assert "no Ray cluster answers" in stranger.stderr
+
+    processes = psutil.Process(local.pid).children(recursive=True)
+    assert processes
+    for process in processes:
+        assert not {"XSWEEP_WEBHOOK", "PGPASSWORD"} & process.environ().keys(), process.name()
+    ray_cluster.stop_local(home)
+    assert not any(map(lives, processes))
+    assert ray_cluster.running_local(home) is None
+
+
+def test_a_cluster_whose_starter_was_killed_before_it_came_up_is_found_by_the_next(home):
+    starter = start(CONNECT, home)
+    begun = wait_for(lambda: ray_cluster.running_local(home))
+    starter.kill()
+    starter.communicate()
+    assert not begun.up
+    following = connect_in_a_process(home)
+    assert following.returncode == 0, following.stderr
+    assert following.stdout.startswith(begun.address)
+    assert ray_cluster.running_local(home) == replace(begun, up=True)
+
+    # What its head leaves behind when it is killed has an owner, too.
+    psutil.Process(begun.pid).kill()
+    assert wait_for(lambda: ray_cluster.running_local(home) is None)
+    assert session(begun.pid)
+    ray_cluster.stop_local(home)
+    assert session(begun.pid) == []
+
+
+BEGIN_AND_DIE = """
+import os
+from pathlib import Path
+from xsweep.orchestrator import head
+from xsweep.orchestrator.settings import load_settings
+
+def die(home, local):
+    print(local.pid, flush=True)
+    os.kill(os.getpid(), 9)
+
+head._note = die
+head.ensure_local(load_settings().home)
+"""
+
+
+def test_a_starter_that_is_killed_before_it_has_noted_its_cluster_leaves_none(home):
+    starter = start(BEGIN_AND_DIE, home)
+    out, _ = starter.communicate(timeout=120)
+    assert starter.returncode == -signal.SIGKILL
+    wait_for(lambda: not session(int(out)))
+    assert (home / "logs" / "ray.log").read_text() == "", "Ray itself never began"
+
+
+def test_a_cluster_that_was_begun_and_does_not_come_up_is_replaced(monkeypatch, home):
+    monkeypatch.setattr(ray_cluster, "START_TIMEOUT_S", 0.0)
+    with pytest.raises(SetupError, match=r"Ray did not start; its output is in .*ray\.log"):
+        ray_cluster.ensure_local(home)
+    assert ray_cluster.running_local(home) is None
+    begun = start(CONNECT, home)
+    first = wait_for(lambda: ray_cluster.running_local(home))
+    begun.kill()
+    begun.communicate()
+    with pytest.raises(SetupError, match="Ray did not start"):
+        ray_cluster.ensure_local(home)
+    assert session(first.pid) == []
+
+
+def test_a_pid_that_belongs_to_somebody_else_is_not_our_cluster(tmp_path):
+    (tmp_path / "ray.json").write_text(
+        f'{{"address": "a", "dashboard": "b", "pid": {os.getpid()}, "started": 1.0}}'
+    )
+    assert ray_cluster.running_local(tmp_path) is None
+    ray_cluster.stop_local(tmp_path)
+    assert psutil.Process().is_running()
+
+
+@pytest.fixture
+def nobody():
+    """An address at which nobody answers: it is taken, but nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+def test_an_address_without_a_cluster_is_a_message(monkeypatch, tmp_path, nobody):
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    with pytest.raises(SetupError, match=f"no Ray cluster answers at {nobody}"):
+        ray_cluster.connect(load_settings(ray_address=nobody), namespace="test")
+
+
+def test_a_server_that_is_no_ray_head_is_told_from_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    monkeypatch.setattr(ray_cluster, "ANSWER_S", 1.0)
+    monkeypatch.setattr(ray_cluster, "_has_a_node", lambda: True)
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"127.0.0.1:{somebody.getsockname()[1]}"
+        with pytest.raises(SetupError, match=f"what answers at {address} is no Ray head"):
+            ray_cluster.connect(load_settings(ray_address=address), namespace="test")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError("Version mismatch: Ray: 2.59.0 here\n  Ray: 2.60.0"), "of another version"),
+        (RuntimeError("Unauthenticated: Invalid or missing auth token"), "refuses this token"),
+        (ConnectionError("ran out of time"), r"answers at host:6379 \(ran out of time\)"),
+    ],
+)
+def test_what_ray_says_is_told_with_what_to_do(error, words):
+    import re
+
+    assert re.search(words, ray_cluster.explain("host:6379", error))
+
+
+def test_a_machine_without_a_node_of_the_cluster_is_told_to_start_one(monkeypatch, tmp_path):
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    monkeypatch.setattr(psutil, "process_iter", lambda attributes: iter(()))
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"127.0.0.1:{somebody.getsockname()[1]}"
+        with pytest.raises(SetupError, match="no Ray node runs on this machine"):
+            ray_cluster.connect(load_settings(ray_address=address), namespace="test")
+
+
+WATCH = """
+import logging, sys, threading
+from xsweep.orchestrator import cluster
+
+logging.basicConfig(format="%(message)s")
+cluster.AWAY_S, cluster.ANSWER_S = 0.2, 0.1
+cluster.leave_without(sys.argv[1])
+threading.Event().wait(60)
+"""
+
+
+def test_a_controller_leaves_with_a_word_when_the_head_stays_away(nobody):
+    command = [sys.executable, "-c", WATCH, nobody]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == SetupError.exit_code
+    assert f"no answer from Ray's head at {nobody}" in done.stderr

@@ -1,0 +1,53 @@
+"""What a worker's process is told of its cards and of its peers."""
+
+import os
+import socket
+
+import psutil
+import pytest
+
+from xsweep.orchestrator.runtime.worker import Worker, interface_of, join
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """The process's variables, put back afterwards."""
+    kept = dict(os.environ)
+    yield monkeypatch
+    for name in os.environ.keys() - kept.keys():
+        del os.environ[name]
+    os.environ.update(kept)
+
+
+def test_a_worker_that_asked_for_no_gpu_sees_none(environment):
+    environment.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    Worker(0.5)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1", "a share of a card is Ray's to show"
+    Worker(0)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_rank_hears_of_its_peers_in_torchruns_words(environment):
+    environment.setattr("xsweep.orchestrator.runtime.worker.ray_address", lambda: "127.0.0.1")
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        environment.delenv(name, raising=False)
+    join(2, 3, ("10.0.0.7", 4711))
+    told = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    assert told == {
+        "RANK": "2",
+        "WORLD_SIZE": "3",
+        "MASTER_ADDR": "10.0.0.7",
+        "MASTER_PORT": "4711",
+    }
+    assert os.environ["LOCAL_RANK"] == "0", "Ray shows each rank its own cards only"
+    assert os.environ["GLOO_SOCKET_IFNAME"] == interface_of("127.0.0.1")
+
+
+def test_the_interface_of_an_address_is_the_one_that_bears_it():
+    loopback = [
+        name
+        for name, bound in psutil.net_if_addrs().items()
+        if any(each.family == socket.AF_INET and each.address == "127.0.0.1" for each in bound)
+    ]
+    assert interface_of("127.0.0.1") == loopback[0]
+    assert interface_of("192.0.2.250") is None

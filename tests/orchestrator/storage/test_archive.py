@@ -1,0 +1,302 @@
+"""Archives: what goes out comes in, in another database, and nothing of it changes."""
+
+import csv
+import gzip
+import json
+import tarfile
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from finished import OWNER, copy_of, finish_one, run_all, submit_small
+from gridtext import write_grid
+from pyarrow import parquet
+from sqlalchemy import Engine
+from tiny import GRID, write_collection
+
+from xsweep.db import jobs
+from xsweep.db.check import check
+from xsweep.db.engine import connect
+from xsweep.db.results import load_cells
+from xsweep.db.status import jobs as list_jobs
+from xsweep.db.status import summary
+from xsweep.errors import ConfigError, DataError
+from xsweep.evaluator.data.files import write_manifest
+from xsweep.orchestrator.plan import plan_grid
+from xsweep.orchestrator.report import render
+from xsweep.orchestrator.settings import Settings
+from xsweep.orchestrator.storage.archive import export_sweep, import_sweep, to_pack, unpacked
+
+
+@pytest.fixture(scope="module")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database and a store in which the small grid is done."""
+    folder = tmp_path_factory.mktemp("finished")
+    engine = submit_small(folder)
+    assert run_all(engine, folder / "store") == 19
+    engine.dispose()
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "study" / "store"
+
+
+@pytest.fixture
+def done(tmp_path: Path, finished_folder: Path) -> Engine:
+    return copy_of(finished_folder, tmp_path / "study")[0]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> tuple[Engine, Path]:
+    """Another database and its store."""
+    place = tmp_path / "elsewhere"
+    (place / "store").mkdir(parents=True)
+    return connect(f"sqlite:///{place / 'xsweep.db'}", create=True), place / "store"
+
+
+def figures(engine: Engine) -> list[tuple]:
+    return [
+        (cell.identity, cell.labels, cell.means, cell.query_ids, cell.scores["nDCG@10"].tobytes())
+        for cell in load_cells(engine, "small")
+    ]
+
+
+def test_a_sweep_that_was_exported_and_imported_gives_the_same_report(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
+) -> None:
+    kinds = export_sweep(done, store, "small", tmp_path / "out")
+    # The token store stays behind: 3 of 4 preparations.
+    assert kinds == {"prepare": 3, "teach": 1, "train": 6, "evaluate": 8}
+    there, other_store = elsewhere
+    found = import_sweep(there, other_store, tmp_path / "out")
+    assert (found.accepted, found.known, found.refused) == (18, 0, 0)
+    assert figures(there) == figures(done)
+    assert render(there, "small") == render(done, "small")
+    assert check(there) == []
+    assert (tmp_path / "out" / "report" / "report.txt").read_text() == render(done, "small")
+
+
+def test_files_arrive_under_the_folder_that_the_result_names(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
+) -> None:
+    export_sweep(done, store, "small", tmp_path / "out")
+    there, other_store = elsewhere
+    import_sweep(there, other_store, tmp_path / "out")
+    for cell in load_cells(there, "small", kind="train"):
+        weights = other_store / cell.folder / "model" / "model.safetensors"
+        assert weights.read_text() == cell.identity
+
+
+def test_importing_again_and_into_the_same_database_changes_nothing(
+    done: Engine, store: Path, tmp_path: Path
+) -> None:
+    export_sweep(done, store, "small", tmp_path / "out")
+    before = figures(done)
+    found = import_sweep(done, store, tmp_path / "out")
+    assert (found.accepted, found.known, found.refused) == (0, 18, 0)
+    assert figures(done) == before
+    assert check(done) == []
+
+
+def test_a_grid_submitted_after_an_import_computes_only_what_is_new(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
+) -> None:
+    export_sweep(done, store, "small", tmp_path / "out")
+    there, other_store = elsewhere
+    import_sweep(there, other_store, tmp_path / "out")
+    settings = Settings(
+        home=tmp_path / "h", database="", store="", ray_address=None, data_home=None
+    )
+    planned = plan_grid(write_grid(tmp_path, ("[1, 2]", "[1, 2, 3]")), settings)
+    jobs.add_sweep(there, name="small", grid=planned.grid, jobs=planned.jobs)
+    # The token store that stayed behind, and 3 runs of seed 3 with an evaluation each.
+    assert run_all(there, other_store) == 1 + 2 * 3
+    assert check(there) == []
+
+
+def test_an_archive_of_an_older_version_is_imported(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
+) -> None:
+    out = tmp_path / "out"
+    export_sweep(done, store, "small", out)
+    content = json.loads((out / "sweep.json").read_text())
+    content["jobs"] = [{**job, "priority": 0} for job in content["jobs"]]
+    (out / "sweep.json").write_text(json.dumps(content))
+    write_manifest(out)
+    assert import_sweep(*elsewhere, out).accepted == 18
+
+
+def test_jobs_that_run_here_are_left_to_this_database(
+    done: Engine, store: Path, tmp_path: Path
+) -> None:
+    export_sweep(done, store, "small", tmp_path / "out")
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    engine = submit_small(busy)
+    (claim,) = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
+    found = import_sweep(engine, busy, tmp_path / "out")
+    assert found.refused > 0
+    assert found.accepted + found.refused == 18
+    assert check(engine) == []
+    states = {row.job_id: row.state for row in list_jobs(engine)}
+    assert states[claim.job_id] == "running"
+    finish_one(engine, busy, claim)
+    run_all(engine, busy)
+    assert {row.state for row in list_jobs(engine)} == {"done"}
+    assert check(engine) == []
+
+
+def test_one_run_goes_out_with_its_evaluations_and_all_it_came_from(
+    done: Engine, store: Path, tmp_path: Path
+) -> None:
+    run = next(row for row in list_jobs(done) if row.name == "train L3 margin_mse minilm s1")
+    kinds = export_sweep(done, store, "small", tmp_path / "out", only_job=run.identity)
+    # Candidates of all three parts: the teacher's, the validation's, the evaluation's.
+    assert kinds == {"prepare": 3, "teach": 1, "train": 1, "evaluate": 1}
+
+
+def test_without_models_and_runs_the_figures_still_go_out(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
+) -> None:
+    export_sweep(done, store, "small", tmp_path / "out", models=False, runs=False)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+    assert not list((tmp_path / "out").rglob("run.trec.gz"))
+    there, other_store = elsewhere
+    import_sweep(there, other_store, tmp_path / "out")
+    assert figures(there) == figures(done)
+
+
+def test_what_is_not_done_stays_behind(tmp_path: Path, store: Path) -> None:
+    engine = submit_small(tmp_path)
+    store.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="nothing of sweep 'small' is done yet"):
+        export_sweep(engine, store, "small", tmp_path / "out")
+    run_all(engine, store, limit=10)
+    counts = Counter(export_sweep(engine, store, "small", tmp_path / "out"))
+    assert counts.total() <= 10
+    with gzip.open(tmp_path / "out" / "results.jsonl.gz", "rt") as lines:
+        assert len(list(lines)) == counts.total()
+
+
+def test_a_damaged_archive_is_refused_and_changes_nothing(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
+) -> None:
+    export_sweep(done, store, "small", tmp_path / "out")
+    model = next((tmp_path / "out" / "files" / "train").rglob("*.safetensors"))
+    model.write_bytes(b"x" * model.stat().st_size)
+    there, other_store = elsewhere
+    with pytest.raises(DataError, match="damaged"):
+        import_sweep(there, other_store, tmp_path / "out")
+    assert summary(there).sweeps == []
+    with pytest.raises(DataError, match="unfinished"):
+        import_sweep(there, other_store, tmp_path)
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(
+    done: Engine, store: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    with pytest.raises(ConfigError, match="is not empty"):
+        export_sweep(done, store, "small", tmp_path / "out")
+
+
+def test_results_that_were_changed_in_the_store_are_not_published(
+    done: Engine, store: Path, tmp_path: Path
+) -> None:
+    (cell, *_) = load_cells(done, "small", kind="train")
+    manifest = store / cell.folder / "manifest.json"
+    manifest.write_text(json.dumps({"files": {}}))
+    with pytest.raises(DataError, match="not the manifest that was accepted"):
+        export_sweep(done, store, "small", tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["published.tar.gz", "published.zip"])
+def test_an_archive_can_be_one_file(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path], name: str
+) -> None:
+    with to_pack(tmp_path / name) as folder:
+        export_sweep(done, store, "small", folder)
+    assert [path.name for path in tmp_path.glob("*published*")] == [name]
+    there, other_store = elsewhere
+    with unpacked(tmp_path / name) as folder:
+        assert import_sweep(there, other_store, folder).accepted == 18
+    assert figures(there) == figures(done)
+    with pytest.raises(ConfigError, match="is there already"), to_pack(tmp_path / name):
+        pass
+
+
+def test_a_packed_archive_that_is_cut_off_or_leads_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    with (
+        pytest.raises(DataError, match=r"cut\.tar\.gz: cannot be unpacked"),
+        unpacked(tmp_path / "cut.tar.gz"),
+    ):
+        pass
+    with tarfile.open(tmp_path / "out.tar.gz", "w:gz") as packed:
+        packed.addfile(tarfile.TarInfo("../escaped"))
+    with (
+        pytest.raises(DataError, match=r"out\.tar\.gz: cannot be unpacked"),
+        unpacked(tmp_path / "out.tar.gz"),
+    ):
+        pass
+    assert not (tmp_path / "escaped").exists()
+
+
+@pytest.mark.parametrize("name", ["../escaped", "small/../../escaped", "/{}/escaped"])
+def test_of_a_zip_file_what_leads_out_is_not_written(tmp_path: Path, name: str) -> None:
+    with zipfile.ZipFile(tmp_path / "out.zip", "w") as packed:
+        packed.writestr("small/sweep.json", "{}")
+        packed.writestr(name.format(str(tmp_path).strip("/")), "x")
+    with unpacked(tmp_path / "out.zip") as folder:
+        assert [path.name for path in folder.parent.rglob("*")] == ["small", "sweep.json"]
+        assert not (folder.parent.parent / "escaped").exists()
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_no_path_of_the_machine_is_published(tmp_path: Path) -> None:
+    for part, seed in (("train", 3), ("test", 4)):
+        write_collection(tmp_path / "data" / part, seed=seed)
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "config.json").write_text("{}")
+    grid = tmp_path / "tiny.yaml"
+    text = GRID.format(steps=4, objectives="infonce: {teachers: lists}, bce: {teachers: lists}")
+    grid.write_text(text.replace(" test/", f" {tmp_path}/data/test/"))
+    grid.write_text(grid.read_text().replace(" train/", " data/train/"))
+    settings = Settings(
+        home=tmp_path / "h", database="", store="", ray_address=None, data_home=None
+    )
+    planned = plan_grid(grid, settings)
+    engine = connect(f"sqlite:///{tmp_path / 'tiny.db'}", create=True)
+    jobs.add_sweep(engine, name="tiny", grid=planned.grid, jobs=planned.jobs)
+    run_all(engine, tmp_path / "store")
+    export_sweep(engine, tmp_path / "store", "tiny", tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file() and path.suffix != ".parquet":
+            open_ = gzip.open if path.suffix == ".gz" and path.name != "run.trec.gz" else open
+            with open_(path, "rb") as file:
+                assert str(tmp_path).encode() not in file.read(), path
+    published = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    documents = {job["spec"]["collection"]["documents"]["path"] for job in published["jobs"]}
+    assert documents == {"documents.tsv"}
+    assert "documents: documents.tsv" in published["grid"]
+
+
+def test_parquet_holds_what_the_csv_and_the_database_hold(
+    done: Engine, store: Path, tmp_path: Path
+) -> None:
+    export_sweep(done, store, "small", tmp_path / "out")
+    folder = tmp_path / "out" / "report"
+    tidy = parquet.read_table(folder / "results.parquet").to_pylist()
+    lines = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))
+    assert [float(line["mean"]) for line in lines] == [row["mean"] for row in tidy]
+    assert [line["name"] for line in lines] == [row["name"] for row in tidy]
+    scores = parquet.read_table(folder / "per_query.parquet").to_pylist()
+    cells = load_cells(done, "small")
+    assert len(scores) == sum(len(cell.query_ids) for cell in cells) == 8 * 20
+    last = cells[-1]
+    mine = {row["query_id"]: row["score"] for row in scores if row["identity"] == last.identity}
+    assert mine == dict(zip(last.query_ids, last.scores["nDCG@10"].tolist(), strict=True))

@@ -1,0 +1,97 @@
+"""Garbage: superseded attempts and old checkpoints go; what anything needs stays."""
+
+from pathlib import Path
+
+import pytest
+from finished import OWNER, finish_one, run_all, submit_small
+from sqlalchemy import Engine
+
+from xsweep.db import jobs
+from xsweep.db.results import load_folders
+from xsweep.orchestrator.report import render
+from xsweep.orchestrator.storage.gc import find_garbage, remove
+from xsweep.orchestrator.storage.store import attempt_folder
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    (tmp_path / "store").mkdir()
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Engine:
+    return submit_small(tmp_path)
+
+
+def begin(engine: Engine, store: Path, *steps: int) -> tuple[jobs.Claim, Path]:
+    """An attempt with checkpoints after so many steps, and its log."""
+    (claim,) = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
+    folder = attempt_folder(claim.kind, claim.identity, claim.token)
+    hold = {"job_id": claim.job_id, "token": claim.token, "owner": OWNER}
+    jobs.started(engine, **hold, actor="a", node="n", folder=folder, log=f"{folder}.log")
+    for step in steps:
+        (store / folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
+        (store / folder / "checkpoints" / f"step-{step}" / "weights").write_bytes(b"x" * 1_000)
+    (store / f"{folder}.log").write_text("what happened")
+    return claim, store / folder
+
+
+def give_up(engine: Engine, claim: jobs.Claim) -> None:
+    hold = {"job_id": claim.job_id, "token": claim.token}
+    assert jobs.fail(engine, **hold, failure="HANG", reason="hung", retry_after_s=0)
+
+
+def garbage(engine: Engine, store: Path, older_than_s: float = 0) -> list:
+    return find_garbage(store, load_folders(engine), older_than_s=older_than_s)
+
+
+def test_of_a_done_job_only_the_accepted_attempt_stays_and_the_logs_of_all(
+    engine: Engine, store: Path
+) -> None:
+    claim, lost = begin(engine, store, 10, 20)
+    give_up(engine, claim)
+    (again,) = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
+    assert again.job_id == claim.job_id
+    kept = finish_one(engine, store, again)
+    found = garbage(engine, store)
+    assert [(each.folder, each.size_bytes >= 2_000) for each in found] == [
+        (lost.relative_to(store).as_posix(), True)
+    ]
+    assert "was accepted" in found[0].why
+    assert remove(store, found) >= 2_000
+    assert not lost.exists()
+    assert (store / f"{lost.relative_to(store)}.log").exists()
+    assert (store / kept / "manifest.json").exists()
+    assert garbage(engine, store) == []
+
+
+def test_a_job_that_is_to_go_on_keeps_its_two_furthest_checkpoints(
+    engine: Engine, store: Path
+) -> None:
+    claim, first = begin(engine, store, 10, 20)
+    give_up(engine, claim)
+    claim, second = begin(engine, store, 30)
+    give_up(engine, claim)
+    assert [store / each.folder for each in garbage(engine, store)] == [
+        first / "checkpoints" / "step-10"
+    ]
+    assert (second / "checkpoints" / "step-30").exists()
+
+
+def test_a_live_attempt_and_what_was_written_just_now_stay(engine: Engine, store: Path) -> None:
+    claim, _ = begin(engine, store, 10, 20, 30)
+    assert garbage(engine, store) == []
+    give_up(engine, claim)
+    assert garbage(engine, store, older_than_s=60) == []
+    assert len(garbage(engine, store)) == 1
+
+
+def test_nothing_that_a_report_or_a_child_needs_is_garbage(engine: Engine, store: Path) -> None:
+    run_all(engine, store)
+    stranger = store / "jobs" / "train" / "ab" / "ab" / "attempt-1"
+    stranger.mkdir(parents=True)
+    before = render(engine, "small")
+    assert garbage(engine, store) == []
+    assert render(engine, "small") == before
+    assert stranger.exists()

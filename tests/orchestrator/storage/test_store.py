@@ -1,0 +1,31 @@
+import pytest
+
+from xsweep.errors import SetupError
+from xsweep.orchestrator.storage.store import attempt_folder, open_store, resolve
+
+
+def test_a_store_is_a_path_or_a_file_url(tmp_path):
+    assert open_store(str(tmp_path / "a")) == tmp_path / "a"
+    assert open_store(f"file://{tmp_path}/b") == tmp_path / "b"
+    assert list((tmp_path / "a").iterdir()) == [], "the probe must not stay"
+
+
+def test_an_unsupported_scheme_is_refused_with_what_to_do():
+    with pytest.raises(SetupError, match=r"store nowhere://x: .*or give a folder"):
+        open_store("nowhere://x")
+    with pytest.raises(SetupError, match="lost with the process"):
+        open_store("memory://x")
+
+
+def test_a_store_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SetupError, match="cannot be written"):
+        open_store(str(tmp_path / "file" / "store"))
+
+
+def test_no_stored_folder_leads_out_of_the_store(tmp_path):
+    folder = attempt_folder("train", "ab" * 32, 3)
+    assert resolve(tmp_path, folder) == tmp_path / "jobs/train/ab" / ("ab" * 32) / "attempt-3"
+    for outside in ("../elsewhere", "/etc", "jobs/../../x"):
+        with pytest.raises(SetupError, match="outside the store"):
+            resolve(tmp_path, outside)

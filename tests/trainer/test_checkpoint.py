@@ -1,0 +1,69 @@
+import resource
+
+import pytest
+import torch
+
+from xsweep.errors import SetupError
+from xsweep.trainer.checkpoint import Checkpoint, list_checkpoints, load_newest, save_checkpoint
+
+
+def checkpoint(step):
+    weights = {"w": torch.full((2, 3), float(step))}
+    return Checkpoint(weights, {"exp_avg.w": weights["w"].T}, {}, {"step": step})
+
+
+def test_a_checkpoint_reads_back_as_it_was(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(5))
+    found = load_newest([tmp_path])
+    assert found.progress == {"step": 5}
+    assert torch.equal(found.weights["w"], torch.full((2, 3), 5.0))
+    assert torch.equal(found.moments["exp_avg.w"], torch.full((3, 2), 5.0))
+
+
+def test_the_last_two_checkpoints_stay(tmp_path):
+    for step in (8, 9, 10):
+        save_checkpoint(tmp_path, checkpoint(step))
+    assert [path.name for path in list_checkpoints([tmp_path])] == ["step-10", "step-9"]
+
+
+def test_the_furthest_of_several_attempts_is_taken(tmp_path):
+    save_checkpoint(tmp_path / "new", checkpoint(3))
+    save_checkpoint(tmp_path / "old", checkpoint(12))
+    assert load_newest([tmp_path / "new", tmp_path / "old"]).progress["step"] == 12
+
+
+@pytest.mark.parametrize("part", ["weights.safetensors", "progress.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, part):
+    save_checkpoint(tmp_path, checkpoint(1))
+    save_checkpoint(tmp_path, checkpoint(2))
+    path = tmp_path / "step-2" / part
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert load_newest([tmp_path]).progress["step"] == 1
+
+
+def test_a_half_written_checkpoint_is_not_seen_and_does_not_hinder(tmp_path):
+    (tmp_path / ".step-4.part").mkdir()
+    assert load_newest([tmp_path]) is None
+    save_checkpoint(tmp_path, checkpoint(4))
+    assert load_newest([tmp_path]).progress["step"] == 4
+
+
+def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_it(tmp_path):
+    """A file may grow to 64 kB here: writing beyond fails as on a full disk."""
+    save_checkpoint(tmp_path, checkpoint(1))
+    large = checkpoint(2)._replace(moments={"exp_avg.w": torch.zeros(100_000)})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(SetupError, match=r"step-2: cannot be written .* the disk is full"):
+            save_checkpoint(tmp_path, large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert load_newest([tmp_path]).progress["step"] == 1
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file, no folder")
+    with pytest.raises(SetupError, match="cannot be written"):
+        save_checkpoint(tmp_path / "checkpoints", checkpoint(1))

@@ -1,0 +1,148 @@
+"""The DeepSpeed engine: ZeRO 0, 1 or 2 around our optimiser, schedule and autocast.
+
+DeepSpeed's own optimisers, schedulers and bf16 modes are left out on purpose: their meaning
+changed within 2026, and its autocast would reduce gradients in bf16. The caller decides where a
+step ends (`managed_gradient_accumulation`) and gradients are summed, not averaged, over ranks,
+since the loss is already divided by the global count. Needs DeepSpeed 0.19.6 or later.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from xsweep.trainer.distributed import Ranks, process_group
+from xsweep.trainer.forward import Inputs, Scorer
+from xsweep.trainer.optimizer import MOMENTS, build_adamw, clip, read_moments, set_lr, write_moments
+from xsweep.trainer.specs import OptimisationSpec
+
+
+@contextmanager
+def open_deepspeed(scorer: Scorer, settings: OptimisationSpec) -> Iterator["DeepSpeedEngine"]:
+    """The engine and its process group."""
+    deepspeed = load_deepspeed()
+    with process_group(leave=deepspeed.comm.destroy_process_group) as ranks:
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        engine = DeepSpeedEngine(deepspeed, scorer, settings, ranks)
+        try:
+            yield engine
+        finally:
+            engine.inner.destroy()
+
+
+def load_deepspeed() -> Any:
+    """DeepSpeed, imported quietly and for the device that torch sees."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    import deepspeed
+
+    # Otherwise the CPU accelerator compiles a C++ operator (half a minute with g++) for exchange
+    # through shared memory; gloo is there and one rank exchanges nothing.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class DeepSpeedEngine:
+    """Moves the weights by DeepSpeed; see `xsweep.trainer.engines.Engine`."""
+
+    can_agree = False
+
+    def __init__(
+        self, deepspeed: Any, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks
+    ) -> None:
+        self.rank, self.ranks = ranks
+        self.scorer = scorer
+        self.stage = settings.zero_stage
+        self.adamw = build_adamw(scorer.model, settings)
+        self.norm = 0.0
+        # Stage 0 neither reports the norm nor offers it later: there we clip, just before the
+        # update and after the reduction.
+        if self.stage == 0:
+            parameters = [p for p in scorer.parameters() if p.requires_grad]
+
+            def clip_first(*_: object) -> None:
+                self.norm = clip(parameters, settings.clip)
+
+            self.adamw.register_step_pre_hook(clip_first)
+        self.inner, *_ = deepspeed.initialize(
+            model=scorer,
+            optimizer=self.adamw,
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "managed_gradient_accumulation": False,
+                "gradient_allreduce_op": "sum",
+                "gradient_clipping": settings.clip if self.stage else 0.0,
+                "zero_optimization": {"stage": self.stage},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": None,
+            },
+        )
+        self.functions = deepspeed.utils
+        if self.stage:
+            self._tie_moments(steps=0)
+        elif ranks.size == 1:
+            # It would flatten, exchange with nobody and copy back: 5 times AdamW's own time.
+            self.inner.enable_backward_allreduce = False
+
+    def __call__(self, forwards: list[Inputs]) -> Tensor:
+        return self.inner(forwards)
+
+    def backward(self, loss: Tensor) -> None:
+        self.inner.backward(loss)
+
+    def discard(self) -> bool:
+        # Stages 1 and 2 keep part of the gradient in buckets of their own.
+        self.adamw.zero_grad()
+        return self.ranks == 1 and self.stage == 0
+
+    def step(self, lr: float) -> float:
+        set_lr(self.adamw, lr)
+        self.inner.step()
+        return float(self.inner.get_global_grad_norm()) if self.stage else self.norm
+
+    def moments(self) -> dict[str, Tensor]:
+        if self.stage == 0:
+            return read_moments(self.scorer.model, self.adamw)
+        whole = self.functions.safe_get_full_optimizer_state
+        return {
+            f"{moment}.{name}": whole(parameter, moment)
+            for name, parameter in self.scorer.model.named_parameters()
+            for moment in MOMENTS
+        }
+
+    def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
+        model = self.scorer.model
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(weights[name])
+        if self.stage == 0:
+            write_moments(model, self.adamw, moments, steps)
+            return
+        self._tie_moments(steps)
+        for name, parameter in model.named_parameters():
+            self.functions.safe_set_full_fp32_param(parameter, weights[name])
+            for moment in MOMENTS:
+                whole = moments.get(f"{moment}.{name}", torch.zeros_like(parameter))
+                self.functions.safe_set_full_optimizer_state(parameter, whole, moment)
+
+    def _tie_moments(self, steps: int) -> None:
+        """Makes AdamW's state and lets DeepSpeed find each parameter's part of it.
+
+        Left alone it does so in the first step, after the first parameter group's update, and
+        misses the other groups (0.19.8).
+        """
+        zero = self.inner.optimizer
+        for partition in zero.single_partition_of_fp32_groups:
+            self.adamw.state[partition] = {
+                "step": torch.tensor(float(steps), device=partition.device),
+                **{moment: torch.zeros_like(partition) for moment in MOMENTS},
+            }
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()

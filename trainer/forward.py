@@ -1,0 +1,103 @@
+"""The forward pass of a micro-batch: what an engine wraps and differentiates."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from xsweep.errors import ConfigError
+from xsweep.evaluator.specs import Layout
+from xsweep.evaluator.varlen.attention import Packing
+from xsweep.evaluator.varlen.encoders import build_scorer, has_unpadded
+from xsweep.trainer.cpu_kernels import TrainingKernels
+
+Inputs = dict[str, Tensor] | Packing
+"""Model inputs of one forward pass: padded, or packed for the families that have such a pass."""
+
+
+class Scorer(nn.Module):
+    """A cross-encoder over the forward passes of one micro-batch.
+
+    Some things are done once for all passes. Weights are cast to bf16 once, by one autocast context
+    or in the packed kernels. And word embeddings are looked up once: otherwise every pass would
+    give a dense gradient of the whole vocabulary, which on a CPU costs a small backbone more than
+    a layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, bf16: bool, recompute: bool = False) -> None:
+        """`recompute` is gradient checkpointing of packed passes; padded ones ask the model."""
+        super().__init__()
+        self.model = model
+        self.bf16, self.recompute = bf16, recompute
+
+    def forward(self, forwards: Sequence[Inputs]) -> Tensor:
+        """The logits of all pairs, fp32, in the order of the passes."""
+        packings = [inputs for inputs in forwards if isinstance(inputs, Packing)]
+        if packings:
+            return self._packed(packings)
+        return self._padded([inputs for inputs in forwards if isinstance(inputs, dict)])
+
+    def _packed(self, packings: Sequence[Packing]) -> Tensor:
+        kernels = TrainingKernels(
+            torch.bfloat16 if self.bf16 else torch.float32,
+            dropout=self.model.training,
+            recompute=self.recompute,
+        )
+        score = build_scorer(self.model, kernels)
+        ids_T = torch.cat([packing.ids_T for packing in packings])
+        words = self.model.get_input_embeddings()(ids_T)
+        words_of_passes = words.split([len(packing.ids_T) for packing in packings])
+        return torch.cat(
+            [
+                score(packing._replace(words_TE=words_TE))
+                for packing, words_TE in zip(packings, words_of_passes, strict=True)
+            ]
+        )
+
+    def _padded(self, forwards: Sequence[dict[str, Tensor]]) -> Tensor:
+        ids_T = torch.cat([inputs["input_ids"].flatten() for inputs in forwards])
+        distinct_V, rows_T = ids_T.unique(return_inverse=True)
+        embedded_VE = self.model.get_input_embeddings()(distinct_V)
+        logits = []
+        with torch.autocast(ids_T.device.type, torch.bfloat16, enabled=self.bf16):
+            for inputs, rows in zip(
+                forwards, rows_T.split([slots(inputs) for inputs in forwards]), strict=True
+            ):
+                others = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
+                embedded_PLE = embedded_VE[rows.view(inputs["input_ids"].shape)]
+                output = self.model(inputs_embeds=embedded_PLE, **others)
+                logits.append(output.logits[:, 0].float())
+        return torch.cat(logits)
+
+
+def slots(inputs: Inputs) -> int:
+    """Token slots of a forward pass, padding included."""
+    return (inputs.ids_T if isinstance(inputs, Packing) else inputs["input_ids"]).numel()
+
+
+def runs_packed(model: PreTrainedModel, layout: Layout) -> bool:
+    """Whether a training runs without padding; `auto` does so on a CPU where the family can.
+
+    On a GPU padding is still what `auto` means: there the packed way has not been measured.
+    Raises ConfigError where `unpadded` is asked of a family that has no such pass.
+    """
+    if layout == "unpadded" and not has_unpadded(model):
+        raise ConfigError(
+            f"{model.config.model_type} models are trained padded only: leave layout out"
+        )
+    return layout == "unpadded" or (
+        layout == "auto" and model.device.type == "cpu" and has_unpadded(model)
+    )
+
+
+@contextmanager
+def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Another attention implementation inside the block; the results differ by rounding."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

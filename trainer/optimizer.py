@@ -1,0 +1,82 @@
+"""AdamW as both engines use it: built, stepped under a rate, saved and restored by name.
+
+The learning rate of every step.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from xsweep.trainer.specs import OptimisationSpec
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def build_adamw(model: nn.Module, settings: OptimisationSpec) -> torch.optim.AdamW:
+    """AdamW over a model's parameters; matrices decay, biases and norms do not.
+
+    Loshchilov & Hutter 2019 (https://arxiv.org/abs/1711.05101). The fused form walks over
+    weights, gradients and moments once instead of a dozen times.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The rate of the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip(parameters: list[nn.Parameter], largest_norm: float) -> float:
+    """Scales gradients down to a norm (0: not at all); the norm before. No pass if it is less."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if 0 < largest_norm < norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
+    return norm.item()
+
+
+def read_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments by parameter name; parameters that never had a gradient have none."""
+    return {
+        f"{moment}.{name}": optimizer.state[parameter][moment]
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for moment in MOMENTS
+    }
+
+
+def write_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], steps: int
+) -> None:
+    """Puts moments back that `steps` updates have made."""
+    for name, parameter in model.named_parameters():
+        if f"{MOMENTS[0]}.{name}" in moments:
+            state = {m: moments[f"{m}.{name}"].to(parameter.device).clone() for m in MOMENTS}
+            step = torch.tensor(float(steps), device=parameter.device)
+            optimizer.state[parameter] = {"step": step, **state}
+
+
+def learning_rate(settings: OptimisationSpec, step: int) -> float:
+    """The rate of step 0 .. steps - 1: linear warm-up to `lr`, then the schedule down to 0.
+
+    The warm-up reaches `lr` at step `warmup_steps`; the decay would reach 0 at step `steps`, so
+    that every step moves the weights except step 0 of a warm-up. Worked: lr 1, 2 warm-up steps
+    of 6 and linear decay give 0, 0.5, 1, 0.75, 0.5, 0.25.
+    """
+    if step < settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
+    if settings.schedule == "cosine":
+        return settings.lr * (1 + math.cos(math.pi * progress)) / 2
+    return settings.lr * (1 - progress)

@@ -1,0 +1,66 @@
+"""Errors that every package raises, and the wording that their messages share."""
+
+from collections.abc import Iterable
+
+
+class XsweepError(Exception):
+    """Something a user can act on: the message says what was wrong, where, and what to do.
+
+    `failure` is the class under which the job table counts it (see `orchestrator.failures`),
+    `exit_code` what the command line returns.
+    """
+
+    failure = "UNKNOWN"
+    exit_code = 1
+
+
+class ConfigError(XsweepError, ValueError):
+    """A setting is wrong: trying again changes nothing until somebody edits it."""
+
+    failure = "CONFIG"
+    exit_code = 2
+
+
+class DataError(XsweepError, ValueError):
+    """A data file is missing, damaged or not what was declared."""
+
+    failure = "DATA"
+    exit_code = 2
+
+
+class SetupError(XsweepError, RuntimeError):
+    """The environment is wrong: a database, store, cluster or package does not answer."""
+
+    failure = "INFRA"
+    exit_code = 3
+
+
+class DivergenceError(XsweepError, ArithmeticError):
+    """A training's loss or gradient is no longer a finite number."""
+
+    failure = "NAN"
+
+
+class Stopped(XsweepError):
+    """Work left on request after saving what it had; it costs no attempt."""
+
+    failure = "PREEMPTED"
+
+
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """A question that names the known names nearest to a wrong one; empty where none is near.
+
+    `did_you_mean("infonze", ["bce", "infonce"])` is "did you mean 'infonce'?".
+    """
+    from difflib import get_close_matches
+
+    by_lower_name = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower(), by_lower_name, n=most)
+    listed = " or ".join(repr(by_lower_name[each]) for each in near)
+    return f"did you mean {listed}?" if near else ""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank, or the name of its class."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
