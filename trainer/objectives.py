@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 
     Loss = Callable[..., tuple[Tensor, Tensor]]
 
-
 GROUP = "xsweep.objectives"
 """Entry points of installed packages that are losses."""
-
-
 Signal = Literal["labels", "scores", "ranking"]
 
 
@@ -65,8 +62,6 @@ class Objective(NamedTuple):
 
 
 _DECLARED: dict[Loss, Objective] = {}
-
-
 _BUILT_IN: dict[str, Objective] = {}
 
 

@@ -148,8 +148,6 @@ class Teacher(_FileKeys):
     signal: Signal
     run: str | None = None
     """A TREC run, or `bm25`: the training collection's BM25 candidates."""
-    jsonl: str | None = None
-    """Lines of a query with its passages: texts, labels and scores, see `data.collection`."""
     source: str | None = Field(None, pattern="^irds:")
     """`irds:<id>`: the docpairs of an ir_datasets data set."""
     model: Annotated[tuple[ModelSpec, ...], BeforeValidator(listed)] = ()

@@ -141,6 +141,18 @@ assert sample.targets_D.tolist() == [1.5, 0]
     assert ("logistic", "temperature") in found
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["steps"] == 2
+    (command,) = re.findall(r"`python (\S+) > docs/grid-reference.md`", PAGE)
+    program = [sys.executable, PROJECT / command]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    page = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
+    assert "| `csv` | text |  | Lines `query id,document id,score`. |" in page.stdout
+
+
+def test_every_file_that_the_page_names_is_there():
+    named = set(re.findall(r"`(\w+/[\w/.]+\.\w+)`", PAGE)) - {"docs/grid-reference.md"}
+    assert "trainer/objectives.py" in named
+    for path in named:
+        assert (PROJECT / path).is_file(), path
 
 
 def test_a_loss_is_added_by_an_installed_package_as_the_page_says(world, tmp_path):

@@ -92,8 +92,6 @@ class Format(NamedTuple):
 
 FORMATS: dict[str, Format] = {}
 """Formats by the `type` of their sources."""
-
-
 FILE_KEYS: dict[str, str] = {}
 """The grid's keys for teachers that are files, with what their sources' docstrings say first."""
 
@@ -218,7 +216,7 @@ def read_score_triples(source: ScoreTriplesSource) -> PairFile:
 
 
 class JsonlSource(FileSource):
-    """Lines of a query with its passages: texts, labels and scores, see `data.collection`.
+    """Lines of a query with its passages: their texts, labels and scores.
 
     The training's collection is the same file.
     """

@@ -20,14 +20,8 @@ from xsweep.trainer.teachers.formats import FORMATS, PairFile, Source
 from xsweep.trainer.teachers.teacher import Sample
 
 LARGEST = float(np.finfo(np.float32).max)
-
-
 LABELS = np.array((1, 0), dtype=np.float32)
-
-
 CHUNK_BYTES = 1 << 24
-
-
 STRIDE = 16
 
 
