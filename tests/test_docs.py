@@ -25,6 +25,8 @@ from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import AshaSpec
 
 PROJECT = Path(__file__).parent.parent
+DOCUMENTS = [*sorted(PROJECT.glob("*.md")), *sorted(PROJECT.glob("docs/*.md"))]
+FOLDERS = "db|evaluator|trainer|orchestrator|xsweep|sweeps|benchmarks|tests|docs|docker"
 STUDY = (PROJECT / "docs" / "study.md").read_text()
 REFERENCE = (PROJECT / "docs" / "grid.md").read_text()
 MODELS = (
@@ -55,16 +57,19 @@ def test_the_reference_names_every_objective() -> None:
     assert set(OBJECTIVES) <= set(re.findall(r"`(\w+)`", REFERENCE))
 
 
-def test_links_between_the_documents_lead_somewhere() -> None:
-    for document in [PROJECT / "README.md", *PROJECT.glob("docs/*.md")]:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_and_paths_in_the_documents_lead_somewhere(document: Path) -> None:
+    text = document.read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    for path in re.findall(rf"`((?:{FOLDERS})/[\w./-]*)", text):
+        assert (PROJECT / path).exists(), f"{document.name} names {path}"
 
 
 def console_commands() -> list[tuple[str, list[str]]]:
     """Every `xsweep …` line of a console block, with the document that has it."""
     found = []
-    for document in [PROJECT / "README.md", *sorted(PROJECT.glob("docs/*.md"))]:
+    for document in DOCUMENTS:
         text = document.read_text()
         for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
             for line in textwrap.dedent(block).splitlines():
