@@ -138,3 +138,19 @@ def test_tests_mirror_the_packages():
             if not any(f"{folder}.{name}" in modules() or name == package for name in names):
                 strangers.append(str(path.relative_to(PROJECT)))
     assert strangers == []
+
+
+def test_importing_the_package_is_instant_and_its_interface_is_loaded_when_used():
+    program = (
+        "import sys, time\nknown, began_s = set(sys.modules), time.perf_counter()\nimport xsweep\n"
+        "print(time.perf_counter() - began_s, sorted(set(sys.modules) - known))\n"
+        "assert xsweep.XsweepError.__module__ == 'xsweep.errors'\n"
+        "assert {'__version__', 'ConfigError'} <= set(dir(xsweep))"
+    )
+    command = [sys.executable, "-c", program]
+    found = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(" ", 1)
+        for _ in range(3)
+    ]
+    assert min(float(spent_s) for spent_s, _ in found) < 0.05
+    assert {loaded.strip() for _, loaded in found} == {"['xsweep']"}

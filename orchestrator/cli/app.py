@@ -18,6 +18,22 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
 
+def _find_grid(path: Path) -> Path:
+    from xsweep.orchestrator.grid.load import find_grid
+
+    return find_grid(path)
+
+
+GridFile = Annotated[
+    Path,
+    typer.Argument(
+        help="A grid file, or the name of a shipped one, such as quickstart.",
+        metavar="GRID",
+        callback=_find_grid,
+    ),
+]
+
+
 GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from xsweep.orchestrator.cli.app import app, settings_of
+from xsweep.orchestrator.cli.app import GridFile, app, settings_of
 from xsweep.orchestrator.formatting import data_size
 
 if TYPE_CHECKING:
@@ -21,9 +21,6 @@ data = typer.Typer(
 
 
 app.add_typer(data, name="data")
-
-
-GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
 
 
 @data.command("list")

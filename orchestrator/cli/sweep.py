@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xsweep.orchestrator.cli.app import app, open_database, settings_of
+from xsweep.orchestrator.cli.app import GridFile, app, open_database, settings_of
 from xsweep.orchestrator.formatting import data_size, duration
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from xsweep.orchestrator.forecast.cost import Forecast
     from xsweep.orchestrator.plan import Plan
     from xsweep.orchestrator.settings import Settings
-
-
-GridFile = Annotated[Path, typer.Argument(help="A grid file.", metavar="GRID")]
 
 
 SHOWN = 12

@@ -6,10 +6,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from xsweep.errors import ConfigError
+from xsweep.errors import ConfigError, did_you_mean
 from xsweep.orchestrator.grid.schema import FirstStage, Grid, Need, Teacher, TrainingSettings
 from xsweep.orchestrator.grid.yaml import Where, YamlFile, nearest, read_yaml
 
+SHIPPED = Path(__file__).resolve().parents[2] / "sweeps"
 _SWITCHES = {
     name
     for block in (Grid, Teacher, FirstStage, TrainingSettings, Need)
@@ -17,6 +18,23 @@ _SWITCHES = {
     if field.annotation is bool
 }
 """The keys whose values are true or false."""
+
+
+def find_grid(path: Path) -> Path:
+    """A path to a grid file as it is; a bare name such as `quickstart` is a shipped grid's.
+
+    Raises ConfigError for a bare name that is neither.
+    """
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return path
+    known = {grid.stem: grid for grid in sorted(SHIPPED.glob("*.yaml"))}
+    if path.name not in known:
+        hint = did_you_mean(path.name, known)
+        raise ConfigError(
+            f"no grid file {path}: give a path, or the name of a shipped grid "
+            f"({', '.join(known)})" + (f"; {hint}" if hint else "")
+        )
+    return known[path.name]
 
 
 def read_grid(path: Path, data_home: Path | None = None) -> tuple[Grid, YamlFile]:
