@@ -108,6 +108,14 @@ def test_no_lower_package_imports_a_higher_one():
     assert wrong == []
 
 
+def test_only_the_runtime_imports_ray():
+    users = {
+        name for name in modules() if any(other.split(".")[0] == "ray" for other in imports(name))
+    }
+    assert users
+    assert {name for name in users if not name.startswith("xsweep.orchestrator.runtime.")} == set()
+
+
 @pytest.mark.parametrize("command", ["--help", "status"])
 def test_a_light_command_imports_neither_torch_nor_ray(command, tmp_path):
     program = (

@@ -290,11 +290,7 @@ def _ray(settings: Settings) -> str:
 
     installed_version("ray")
     if settings.ray_address:
-        import ray
-
-        dashboard = ray_cluster.connect(settings, namespace="xsweep-doctor")
-        resources = ray.cluster_resources()
-        ray.shutdown()
+        dashboard, resources = ray_cluster.probe(settings)
         sizes = ", ".join(f"{resources.get(key, 0):g} {key}" for key in ("CPU", "GPU"))
         token = os.environ.get("RAY_AUTH_MODE") == "token"
         lock = "token authentication" if token else "no token: set RAY_AUTH_MODE=token there"

@@ -5,7 +5,6 @@ The named entries of a grid file: collections, backbones, teachers and objective
 The space of a search: where the values of a setting come from, and samples drawn by Ray Tune.
 """
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -232,14 +231,6 @@ class Objective(Spec):
         return self.model_extra or {}
 
 
-DIGITS = 4
-"""Of a number that is drawn: `2.345e-05` can be read, and written into a grid file."""
-
-
-DRAWS = 1_000
-"""So many times is drawn for each sample that must differ from the others."""
-
-
 class Range(Spec):
     """Values of a setting: `{choice: [1e-5, 3e-5]}`, `{uniform: [0, 0.1]}` or `{loguniform: …}`."""
 
@@ -260,48 +251,6 @@ class Range(Spec):
             if self.loguniform and bounds[0] <= 0:
                 raise ValueError(f"a loguniform bound must be positive: {list(bounds)}")
         return self
-
-
-def draw(space: Mapping[str, Range], samples: int, seed: int) -> list[dict[str, Any]]:
-    """So many different samples of the space, fewer where no new one comes any more.
-
-    The same for the same arguments, whatever the order of the settings; those of fewer samples are
-    the first of those of more.
-    """
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-    domains = {name: _domain(name, values) for name, values in sorted(space.items())}
-    found: list[dict[str, Any]] = []
-    for _ in range(samples * DRAWS):
-        drawn = {
-            name: _readable(domain.sample(random_state=random)) for name, domain in domains.items()
-        }
-        if drawn not in found:
-            found.append(drawn)
-        if len(found) == samples:
-            break
-    return found
-
-
-def _domain(name: str, values: Range) -> Any:
-    """The domain of Ray Tune; whole numbers where the setting has such, both bounds included."""
-    from ray import tune
-
-    if values.choice is not None:
-        return tune.choice(list(values.choice))
-    is_whole = OptimisationSpec.model_fields[name].annotation is int
-    low, high = values.uniform or values.loguniform or (0.0, 1.0)
-    if is_whole:
-        draw_whole = tune.randint if values.uniform else tune.lograndint
-        return draw_whole(round(low), round(high) + 1)
-    return tune.uniform(low, high) if values.uniform else tune.loguniform(low, high)
-
-
-def _readable(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}")
-    return value.item() if hasattr(value, "item") else value
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

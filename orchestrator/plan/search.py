@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from xsweep.orchestrator.grid.cells import Cell, Layers, matches
 from xsweep.orchestrator.grid.resolve import Objectives, References, Step
-from xsweep.orchestrator.grid.schema import Search, TrainingSettings, draw
+from xsweep.orchestrator.grid.schema import Search, TrainingSettings
 from xsweep.orchestrator.grid.yaml import Where, nearest
+from xsweep.orchestrator.runtime.asha import draw
 from xsweep.trainer.specs import OptimisationSpec, SearchSpec, TrialSpec
 
 FIXED = ("steps", "engine", "zero_stage")

@@ -7,6 +7,7 @@ scheduler never hears of a rung twice. A trial trains on while it is decided abo
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,13 +16,21 @@ from sqlalchemy import Engine
 
 from xsweep.db.events import Rung, note_rung, peers_of, rungs_of
 from xsweep.db.jobs import Claim
+from xsweep.orchestrator.grid.schema import Range
 from xsweep.orchestrator.storage.store import fetch_file
+from xsweep.trainer.specs import OptimisationSpec
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import AsyncHyperBandScheduler
 
 
 log = logging.getLogger("xsweep")
+
+SIGNIFICANT_DIGITS = 4
+"""Precision of a drawn number: `2.345e-05` can be read and copied into a grid file."""
+
+DRAWS_PER_SAMPLE = 1_000
+"""Attempts to draw a sample that differs from the others."""
 
 
 class _Trial(NamedTuple):
@@ -135,3 +144,44 @@ def _tell(bracket: _Bracket, trial: int, step: int, validation: float) -> bool:
     result = {"step": step, "validation": validation}
     decision = bracket.scheduler.on_trial_result(None, who, result)  # type: ignore[arg-type]
     return decision == bracket.scheduler.STOP
+
+
+def draw(space: Mapping[str, Range], samples: int, seed: int) -> list[dict[str, Any]]:
+    """Draw distinct samples of a search space; fewer than `samples` where the space has no more.
+
+    Deterministic in its arguments; the order of the settings does not matter, and a larger number
+    of samples begins with those of a smaller one.
+    """
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    domains = {name: _domain(name, values) for name, values in sorted(space.items())}
+    found: list[dict[str, Any]] = []
+    for _ in range(samples * DRAWS_PER_SAMPLE):
+        drawn = {
+            name: _readable(domain.sample(random_state=random)) for name, domain in domains.items()
+        }
+        if drawn not in found:
+            found.append(drawn)
+        if len(found) == samples:
+            break
+    return found
+
+
+def _domain(name: str, values: Range) -> Any:
+    """Ray Tune's domain; integer settings draw integers, both bounds included."""
+    from ray import tune
+
+    if values.choice is not None:
+        return tune.choice(list(values.choice))
+    low, high = values.uniform or values.loguniform or (0.0, 1.0)
+    if OptimisationSpec.model_fields[name].annotation is int:
+        draw_integer = tune.randint if values.uniform else tune.lograndint
+        return draw_integer(round(low), round(high) + 1)
+    return tune.uniform(low, high) if values.uniform else tune.loguniform(low, high)
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    return value.item() if hasattr(value, "item") else value

@@ -239,6 +239,16 @@ def disconnect(settings: Settings, *, stop: bool) -> None:
         stop_local(settings.home)
 
 
+def probe(settings: Settings) -> tuple[str | None, dict[str, float]]:
+    """Connect, and give the dashboard's URL and the cluster's resources by Ray's names."""
+    import ray
+
+    dashboard = connect(settings, namespace="xsweep-doctor")
+    resources = ray.cluster_resources()
+    ray.shutdown()
+    return dashboard, resources
+
+
 def exit_if_head_lost(head: str) -> None:
     """End this process, exit code 3, once nobody has answered at the head for `AWAY_S`.
 
