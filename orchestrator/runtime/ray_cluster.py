@@ -27,6 +27,7 @@ import psutil
 
 from xsweep.errors import SetupError
 from xsweep.evaluator.data.files import atomic_write
+from xsweep.orchestrator.runtime.import_path import child_environment
 from xsweep.orchestrator.settings import Settings
 
 START_TIMEOUT_S = 180.0
@@ -160,7 +161,7 @@ def _start(home: Path) -> LocalCluster:
     when_noted = ["/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh", *command]
     log = _log_of(home)
     log.parent.mkdir(exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    kept = {name: value for name, value in child_environment().items() if name not in SECRETS}
     with log.open("w") as out:
         process = subprocess.Popen(
             when_noted,
@@ -301,13 +302,15 @@ def _connect(address: str, namespace: str) -> str | None:
                 "6379 unless it was started with another)"
             )
     try:
-        context: Any = ray.init(
-            address=address,
-            namespace=namespace,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-        )
+        # Ray puts the working folder ahead of everything in the workers' import path.
+        with contextlib.chdir(sys.prefix):
+            context: Any = ray.init(
+                address=address,
+                namespace=namespace,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=False,
+            )
     except Exception as error:
         # Ray raises many kinds here: ConnectionError, RuntimeError, its own.
         raise SetupError(explain(address, error)) from error

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from xsweep.errors import Stopped, XsweepError
+from xsweep.orchestrator.runtime.import_path import put_user_folders_last
 from xsweep.orchestrator.storage.store import attach, fetch, uploading
 
 _INFRA_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE}
@@ -102,6 +103,7 @@ class Worker:
     """Runs one task at a time in a thread of its own, so that it can answer while it works."""
 
     def __init__(self, gpus: float) -> None:
+        put_user_folders_last()
         logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
         for room in ("evaluator", "trainer"):
             logging.getLogger(f"xsweep.{room}").setLevel(logging.INFO)
