@@ -18,7 +18,7 @@ from pathlib import Path
 from scipy.stats import kendalltau
 
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.collection import read_texts
+from xsweep.evaluator.data.readers import read_texts
 from xsweep.evaluator.data.trec import (
     Qrels,
     Run,

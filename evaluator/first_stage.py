@@ -27,8 +27,9 @@ import torch
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator import provenance
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.collection import Collection, read_texts
+from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.data.files import checked, write_text
+from xsweep.evaluator.data.readers import read_texts
 from xsweep.evaluator.data.trec import (
     Run,
     line_of,

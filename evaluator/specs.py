@@ -122,18 +122,18 @@ class FilesSpec(Spec):
 
 
 class FolderSpec(Spec):
-    """A folder in BEIR's or TREC's layout, see `xsweep.evaluator.data.readers`."""
+    """A folder in BEIR's or TREC's layout, see `xsweep.evaluator.data.collection.folder_files`."""
 
     name: str
     source: Literal["folder"] = "folder"
     path: Annotated[str, Location]
     split: str = "test"
     sha256: str | None = None
-    """Of the three files in that order, see `xsweep.evaluator.data.readers.folder_sha256`."""
+    """Of the three files in that order, see `xsweep.evaluator.data.collection.folder_sha256`."""
 
 
 class JsonlSpec(Spec):
-    """A training file that carries its texts, see `xsweep.evaluator.data.collection`."""
+    """A training file that carries its texts, see `xsweep.evaluator.data.readers.read_records`."""
 
     name: str
     source: Literal["jsonl"] = "jsonl"

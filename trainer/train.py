@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xsweep.errors import ConfigError, DivergenceError
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.collection import read_texts
 from xsweep.evaluator.data.files import write_manifest
+from xsweep.evaluator.data.readers import read_texts
 from xsweep.evaluator.data.trec import Run, read_qrels, read_run
 from xsweep.evaluator.measures import evaluate_run, mean
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder

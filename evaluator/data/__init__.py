@@ -1,9 +1,11 @@
-from pathlib import Path
+"""Test and training collections: documents, queries and qrels.
 
-from xsweep.errors import DataError
-from xsweep.evaluator.data import files
-from xsweep.evaluator.data.collection import Collection, from_files
-from xsweep.evaluator.data.readers import folder_files, folder_sha256
+`files` reads and writes bytes, `readers` texts, `trec` runs and qrels. `collection`, `irds` and
+`apidocs` make collections of them; `suites` names sets of test collections.
+"""
+
+from xsweep.evaluator.data import apidocs, irds
+from xsweep.evaluator.data.collection import Collection, from_files, from_folder, from_jsonl
 from xsweep.evaluator.specs import (
     ApidocsSpec,
     CollectionSpec,
@@ -21,30 +23,12 @@ def load_collection(spec: CollectionSpec) -> Collection:
     """
     match spec:
         case ApidocsSpec():
-            from xsweep.evaluator.data import apidocs
-
             return apidocs.load(spec)
         case IrdsSpec():
-            from xsweep.evaluator.data import irds
-
             return irds.load(spec)
         case FilesSpec():
-            paths = [files.checked(file) for file in (spec.documents, spec.queries, spec.qrels)]
-            return from_files(spec.name, *paths)
+            return from_files(spec)
         case FolderSpec():
-            return _from_folder(spec)
+            return from_folder(spec)
         case JsonlSpec():
-            from xsweep.evaluator.data import collection
-
-            return collection.load_jsonl(spec)
-
-
-def _from_folder(spec: FolderSpec) -> Collection:
-    folder = Path(spec.path)
-    paths = folder_files(folder, spec.split)
-    if spec.sha256 and (found := folder_sha256(folder, spec.split)) != spec.sha256:
-        raise DataError(
-            f"{folder}: the files of split {spec.split!r} have sha256 {found}, declared is "
-            f"{spec.sha256}: they were changed or are others"
-        )
-    return from_files(spec.name, *paths)
+            return from_jsonl(spec)

@@ -25,8 +25,9 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.collection import Collection, Texts
+from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.data.files import atomic_write
+from xsweep.evaluator.data.readers import Texts
 from xsweep.evaluator.data.trec import Qrels, Run, sort_docs
 from xsweep.evaluator.specs import IrdsSpec
 
@@ -150,20 +151,6 @@ def _link(source: Path, link: Path) -> None:
             draft.symlink_to(source)
 
 
-LICENCES = {
-    "msmarco-passage": "MS MARCO terms: non-commercial research",
-    "msmarco-passage-v2": "MS MARCO terms: non-commercial research",
-    "beir/scifact": "claims CC BY 4.0, abstracts ODC-By 1.0",
-    "beir": "each set as its source says: github.com/beir-cellar/beir",
-    "nano-beir": "as the sets of BEIR that it samples",
-    "lotte": "released as Apache 2.0; texts of Stack Exchange are CC BY-SA",
-    "disks45": "an agreement with NIST is needed: trec.nist.gov/data/cd45",
-    "cranfield": "free for research, no formal licence",
-    "vaswani": "free for research, no formal licence",
-}
-"""By the longest name that a data set's id starts with."""
-
-
 _SHARED = {
     "msmarco-passage": {"collectionandqueries"},
     "msmarco-passage-v2": {"passages"},
@@ -208,15 +195,6 @@ def sources(spec: IrdsSpec) -> list[Source]:
 def home_of(spec: IrdsSpec) -> Path:
     """The folder that holds the data set, whether it exists or not."""
     return Path(spec.home or os.environ.get("IR_DATASETS_HOME") or "~/.ir_datasets").expanduser()
-
-
-def licence(dataset: str) -> str:
-    """A note on the licence of a data set's texts."""
-    parts = dataset.split("/")
-    for length in range(len(parts), 0, -1):
-        if note := LICENCES.get("/".join(parts[:length])):
-            return note
-    return f"see https://ir-datasets.com/{parts[0]}.html"
 
 
 def fetch(spec: IrdsSpec) -> int:

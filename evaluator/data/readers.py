@@ -1,133 +1,94 @@
-"""Folders that hold a collection: which file of a folder has the documents, queries and qrels.
+"""Readers of text files: tables, JSON lines, TREC markup, and training files with their texts."""
 
-BEIR's layout is `corpus.jsonl`, `queries.jsonl` and `qrels/SPLIT.tsv`. TREC's has no one set of
-names; read are:
-
-documents: `documents`, `collection`, `corpus`, `passages` or `docs` + `.tsv`, `.jsonl` or `.trec`
-queries: `queries` or `topics` + `.SPLIT` or nothing + `.tsv`, `.txt`, `.jsonl` or `.trec`
-qrels: `qrels` + `.SPLIT` or nothing + `.txt`, `.tsv`, `.trec`, `.qrels` or nothing
-
-Each file may be gzipped.
-
-Documents and topics in TREC's markup: `<DOC>` with `<DOCNO>`, `<top>` with `<num>`, `<title>`.
-
-A document's text is that of its content elements, headings first as they stand, tags removed. Of a
-topic the title is read, as rankers do; description and narrative are for the assessors.
-"""
-
+import hashlib
 import html
+import json
+import math
 import re
-from collections.abc import Iterable, Iterator
-from itertools import product
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.files import checksum, combined, either, read_lines, text
+from xsweep.evaluator.data import files
+
+Texts = Iterator[tuple[str, str]]
+"""(id, text) of documents or queries."""
 
 
-class FolderFiles(NamedTuple):
-    """The three files of a collection."""
+def read_texts(path: Path) -> Texts:
+    """(id, text) of a .tsv (`id<TAB>text`), .jsonl (`_id`, `title`, `text`) or .trec file (markup).
 
-    documents: Path
-    queries: Path
-    qrels: Path
-
-
-def folder_files(folder: Path, split: str) -> FolderFiles:
-    """The files of one split of a folder, in BEIR's layout where it has a `corpus.jsonl`.
-
-    Raises DataError where a file is missing, or where several could be meant.
+    Raises DataError with `file:line` for a malformed line, an id that occurs twice, text that is
+    not UTF-8, an empty and a cut-off file.
     """
-    if (documents := either(folder / "corpus.jsonl")).exists() or (folder / "qrels").is_dir():
-        return FolderFiles(
-            documents, either(folder / "queries.jsonl"), either(folder / "qrels" / f"{split}.tsv")
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix not in _READERS:
+        raise DataError(
+            f"{path}: texts are read from .tsv, .jsonl and .trec files (or .gz of these)"
         )
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
-    return FolderFiles(
-        _one(
-            folder,
-            "documents",
-            ("documents", "collection", "corpus", "passages", "docs"),
-            ("",),
-            (".tsv", ".jsonl", ".trec"),
-        ),
-        _one(
-            folder,
-            "queries",
-            ("queries", "topics"),
-            (f".{split}", ""),
-            (".tsv", ".txt", ".jsonl", ".trec"),
-        ),
-        _one(
-            folder,
-            "qrels",
-            ("qrels",),
-            (f".{split}", ""),
-            (".txt", ".tsv", ".trec", ".qrels", ""),
-        ),
-    )
-
-
-def folder_sha256(folder: Path, split: str) -> str:
-    """One checksum of a folder's split: of the checksums of its three files."""
-    return combined(checksum(path) for path in folder_files(folder, split))
-
-
-def _one(
-    folder: Path, what: str, names: Iterable[str], splits: Iterable[str], suffixes: Iterable[str]
-) -> Path:
-    """The one file of a kind; a file of the split goes before one for all splits."""
-    names, suffixes = list(names), list(suffixes)
-    for split in splits:
-        tried = [folder / f"{name}{split}{suffix}" for name, suffix in product(names, suffixes)]
-        found = [path for path in map(either, tried) if path.is_file()]
-        if len(found) > 1:
+    seen: set[str] = set()
+    for number, text_id, text in _READERS[suffix](path):
+        if text_id.split() != [text_id]:
             raise DataError(
-                f"{folder}: the {what} could be {found[0].name} or {found[1].name}: name the "
-                "three files in the grid (documents, queries, qrels) in place of the folder"
+                f"{path}:{number}: the id {text_id!r} is empty or has blanks: no run can hold it"
             )
-        if found:
-            return found[0]
-    raise DataError(
-        f"{folder}: no file with the {what}: it is neither in BEIR's layout (corpus.jsonl, "
-        f"queries.jsonl, qrels/SPLIT.tsv) nor is there one of "
-        f"{', '.join(names)} with one of the endings {', '.join(filter(None, suffixes))}"
-    )
+        if text_id in seen:
+            raise DataError(f"{path}:{number}: the id {text_id!r} occurs twice")
+        seen.add(text_id)
+        yield text_id, text
 
 
-CONTENT = ("HEADLINE", "TITLE", "TTL", "HEAD", "HL", "DD", "LP", "LEADPARA", "GRAPHIC", "TEXT")
+def _lines(parse: Callable[[str], tuple[str, str]], path: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, id, text) of each line that is not blank."""
+    for number, line in enumerate(files.read_lines(path), 1):
+        decoded = files.text(line, f"{path}:{number}").rstrip("\r\n")
+        if not decoded.strip():
+            continue
+        try:
+            text_id, text = parse(decoded)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path}:{number}: expected {parse.__doc__}, found {decoded[:60]!r}"
+            ) from error
+        yield number, text_id, text
 
 
-_CONTENT = re.compile(rf"<({'|'.join(CONTENT)})\b[^>]*>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
+def _parse_tsv(line: str) -> tuple[str, str]:
+    """id<TAB>text"""
+    text_id, text = line.split("\t", 1)
+    return text_id.strip(), text.strip()
 
 
+def _parse_json(line: str) -> tuple[str, str]:
+    """an object with `_id` and `text`"""
+    record = json.loads(line)
+    id_key = next((key for key in ("_id", "id", "doc_id", "query_id") if key in record), "_id")
+    return str(record[id_key]), f"{record.get('title') or ''} {record['text']}".strip()
+
+
+_TAGS = ("HEADLINE", "TITLE", "TTL", "HEAD", "HL", "DD", "LP", "LEADPARA", "GRAPHIC", "TEXT")
+_CONTENT = re.compile(rf"<({'|'.join(_TAGS)})\b[^>]*>(.*?)</\1>", re.DOTALL | re.IGNORECASE)
 _DOCNO = re.compile(r"<DOCNO>\s*(.*?)\s*</DOCNO>", re.DOTALL | re.IGNORECASE)
-
-
 _NUM = re.compile(r"<num>\s*(?:Number:)?\s*([^\s<]+)", re.IGNORECASE)
-
-
 _TITLE = re.compile(r"<title>\s*(?:Topic:)?\s*([^<]*)", re.IGNORECASE)
-
-
 _TAG = re.compile(r"<[^>]*>")
-
-
 _START = re.compile(r"<(DOC|top)>", re.IGNORECASE)
 
 
-def read_markup(path: Path) -> Iterator[tuple[int, str, str]]:
-    """(line, id, text) of each document or topic of a file, in its order.
+def _markup(path: Path) -> Iterator[tuple[int, str, str]]:
+    """(line, id, text) of each document (`<DOC>`, `<DOCNO>`) or topic (`<top>`, `<num>`).
 
-    Raises DataError with `file:line` for an element without an id, one that is not closed, text
-    outside of elements, and text that is not UTF-8.
+    A document's text is that of its content elements, headings included, in their order, without
+    tags. The text of a topic is its title, as rankers use it; description and narrative are for
+    the assessors. Raises DataError with `file:line` for an element without an id, one that is not
+    closed, text outside of elements, and text that is not UTF-8.
     """
     block: list[str] = []
     start, end = 0, ""
-    for number, line in enumerate(read_lines(path), 1):
-        decoded = text(line, f"{path}:{number}")
+    for number, line in enumerate(files.read_lines(path), 1):
+        decoded = files.text(line, f"{path}:{number}")
         if not block:
             if not decoded.strip() or decoded.lstrip().startswith(("<?", "<!")):
                 continue
@@ -139,20 +100,85 @@ def read_markup(path: Path) -> Iterator[tuple[int, str, str]]:
             start, end = number, f"</{opening[1].lower()}>"
         block.append(decoded)
         if end in decoded.lower():
-            yield start, *_parse("".join(block), topic=end == "</top>", place=f"{path}:{start}")
+            yield start, *_parse_element("".join(block), end == "</top>", f"{path}:{start}")
             block = []
     if block:
         raise DataError(f"{path}:{start}: the element is not closed by {end} before the file ends")
 
 
-def _parse(block: str, topic: bool, place: str) -> tuple[str, str]:
-    identity = (_NUM if topic else _DOCNO).search(block)
+def _parse_element(element: str, is_topic: bool, place: str) -> tuple[str, str]:
+    identity = (_NUM if is_topic else _DOCNO).search(element)
     if not identity:
-        raise DataError(f"{place}: the element has no {'<num>' if topic else '<DOCNO>'}")
-    if topic:
-        title = _TITLE.search(block)
+        raise DataError(f"{place}: the element has no {'<num>' if is_topic else '<DOCNO>'}")
+    if is_topic:
+        title = _TITLE.search(element)
         parts = [title[1]] if title else []
     else:
-        parts = [match[2] for match in _CONTENT.finditer(block)]
+        parts = [match[2] for match in _CONTENT.finditer(element)]
     plain = html.unescape(_TAG.sub(" ", " ".join(parts)))
     return identity[1], " ".join(plain.split())
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, str, str]]]] = {
+    ".tsv": partial(_lines, _parse_tsv),
+    ".txt": partial(_lines, _parse_tsv),
+    ".jsonl": partial(_lines, _parse_json),
+    ".trec": _markup,
+}
+
+
+class Passage(NamedTuple):
+    """A passage of a training file, with its label and score for the query."""
+
+    doc_id: str
+    """A checksum of the text: equal texts are one document, whatever the file calls them."""
+    text: str
+    label: int
+    score: float | None
+
+
+class Record(NamedTuple):
+    """One line of a training file."""
+
+    query_id: str
+    """The number of its line."""
+    query: str
+    passages: list[Passage]
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The lines of a training file that carries its texts (.jsonl or .gz of it).
+
+    `{"query": text, "passages": [{"text": text, "label": 1, "teacher_score": 9.5}, …]}`; label 1
+    marks what is relevant, a score is needed only for learning from scores. Raises DataError with
+    `file:line` for a malformed line.
+    """
+    for number, line in enumerate(files.read_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            query, passages = record["query"], list(map(_passage, record["passages"]))
+            if not isinstance(query, str) or not query.strip():
+                raise ValueError("the query has no text")
+            if not passages:
+                raise ValueError("no passages")
+        except (ValueError, KeyError, TypeError) as error:
+            problem = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(
+                f"{path}:{number}: expected an object with `query` and `passages`, each of these "
+                f"with `text`, `label` and `teacher_score`; {problem}"
+            ) from error
+        yield Record(str(number), query, passages)
+
+
+def _passage(entry: Any) -> Passage:
+    text, label, score = entry["text"], entry.get("label", 0), entry.get("teacher_score")
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("a passage has no text")
+    if isinstance(label, bool) or not isinstance(label, int | float) or label != int(label):
+        raise ValueError(f"the label {label!r} is not a whole number")
+    if score is not None and (not isinstance(score, int | float) or not math.isfinite(score)):
+        raise ValueError(f"the score {score!r} is not a finite number")
+    doc_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Passage(doc_id, text, int(label), score)

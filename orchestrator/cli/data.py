@@ -33,7 +33,8 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
     Example:
       xsweep data list sweeps/trec_dl.yaml --data-home ~/data
     """
-    from xsweep.evaluator.data.irds import home_of, licence, sources
+    from xsweep.evaluator.data.irds import home_of, sources
+    from xsweep.evaluator.data.suites import licence
 
     plan = _plan(ctx, grid)
     for spec in _datasets(plan):

@@ -283,7 +283,7 @@ def compare(
 
 def _query_texts(store: str, cell: "Cell") -> dict[str, str]:
     """From the candidates' folder; none where the store is not at hand, and a word about it."""
-    from xsweep.evaluator.data.collection import read_texts
+    from xsweep.evaluator.data.readers import read_texts
     from xsweep.orchestrator.storage.store import fetch_file, resolve, store_root
 
     candidates = cell.parents_summary.get("candidates")

@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xsweep.evaluator.data.suites import Size, size
+
 
 class Shape(NamedTuple):
     """An encoder's sizes."""
@@ -98,68 +100,8 @@ def _installed(model: Mapping[str, Any]) -> Shape | None:
 SAMPLE = 500
 
 
-TOKENS_PER_WORD = 1.35
-"""Word pieces per word of English text."""
-
-
 QUERY_TOKENS = 10
 """Of a question as people type it."""
-
-
-class Size(NamedTuple):
-    """A collection in numbers."""
-
-    queries: int
-    """Judged ones."""
-    documents: int
-    words: float
-    """Mean length of a document."""
-
-    def document_tokens(self, limit: int) -> float:
-        """Mean tokens of a document cut to `limit`, at most nine tenths of it: lengths vary."""
-        return min(self.words * TOKENS_PER_WORD, 0.9 * limit)
-
-
-_MSMARCO = 8_841_823
-
-
-_BEIR = {
-    "arguana": Size(1_406, 8_674, 167),
-    "climate-fever": Size(1_535, 5_416_593, 85),
-    "dbpedia-entity": Size(400, 4_635_922, 50),
-    "fever": Size(6_666, 5_416_568, 85),
-    "fiqa": Size(648, 57_638, 132),
-    "hotpotqa": Size(7_405, 5_233_329, 46),
-    "nfcorpus": Size(323, 3_633, 232),
-    "nq": Size(3_452, 2_681_468, 79),
-    "quora": Size(10_000, 522_931, 11),
-    "scidocs": Size(1_000, 25_657, 176),
-    "scifact": Size(300, 5_183, 214),
-    "trec-covid": Size(50, 171_332, 161),
-    "webis-touche2020": Size(49, 382_545, 292),
-}
-"""Thakur et al. 2021, table 1 (https://arxiv.org/abs/2104.08663)."""
-
-
-_KNOWN = {
-    "msmarco-passage/train": Size(502_939, _MSMARCO, 56),
-    "msmarco-passage/dev/small": Size(6_980, _MSMARCO, 56),
-    "msmarco-passage/dev/2": Size(4_281, _MSMARCO, 56),
-    "msmarco-passage/trec-dl-2019/judged": Size(43, _MSMARCO, 56),
-    "msmarco-passage/trec-dl-2020/judged": Size(54, _MSMARCO, 56),
-    "msmarco-passage": Size(6_980, _MSMARCO, 56),
-    "lotte/writing": Size(1_071, 199_994, 130),
-    "lotte/recreation": Size(924, 166_975, 130),
-    "lotte/science": Size(617, 1_694_164, 130),
-    "lotte/technology": Size(596, 638_509, 130),
-    "lotte/lifestyle": Size(661, 119_461, 130),
-    "disks45/nocr": Size(249, 528_155, 480),
-    "cranfield": Size(225, 1_400, 165),
-    "vaswani": Size(93, 11_429, 42),
-    **{f"beir/{name}": size for name, size in _BEIR.items()},
-    **{f"nano-beir/{name}": Size(50, 4_500, size.words) for name, size in _BEIR.items()},
-    "nano-beir/msmarco": Size(50, 5_043, 56),
-}
 
 
 _APIDOCS = {"train": 2_976, "validation": 164, "test": 236}
@@ -175,10 +117,8 @@ def size_of(collection: Mapping[str, Any]) -> tuple[Size, bool]:
         case "apidocs":
             return Size(_APIDOCS[collection["split"]], 3_376, 60), True
         case "irds":
-            parts = collection["id"].split("/")
-            for length in range(len(parts), 0, -1):
-                if found := _KNOWN.get("/".join(parts[:length])):
-                    return found, True
+            if found := size(collection["id"]):
+                return found, True
         case "files":
             return _sampled(*(Path(collection[key]["path"]) for key in ("documents", "qrels")))
         case "folder":

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from xsweep.evaluator.data.suites import TOKENS_PER_WORD, Size
 from xsweep.evaluator.device import bf16_units
 from xsweep.evaluator.specs import ModelSpec
 from xsweep.orchestrator.forecast.catalog import (
     QUERY_TOKENS,
-    TOKENS_PER_WORD,
     Shape,
-    Size,
     shape_of,
     size_of,
 )

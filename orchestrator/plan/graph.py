@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from xsweep.db.jobs import NewJob
-from xsweep.evaluator.data.readers import folder_files
+from xsweep.evaluator.data.collection import folder_files
 from xsweep.evaluator.specs import (
     ApidocsSpec,
     Bm25Spec,

@@ -16,8 +16,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from xsweep.errors import ConfigError
+from xsweep.evaluator.data.collection import folder_files, folder_sha256
 from xsweep.evaluator.data.files import atomic_write, checksum, tree_sha256
-from xsweep.evaluator.data.readers import folder_files, folder_sha256
 from xsweep.evaluator.provenance import installed_version
 from xsweep.evaluator.specs import ApidocsSpec, FileSpec, FolderSpec, Location, ModelSpec
 

@@ -11,7 +11,7 @@ from tiny import write_backbone, write_collection
 
 def write_candidates(folder: Path, collection: dict, depth: int = 12, seed: int = 5) -> Path:
     """A first stage of random documents, the relevant one among them."""
-    from xsweep.evaluator.data.collection import read_texts
+    from xsweep.evaluator.data.readers import read_texts
     from xsweep.evaluator.data.trec import read_qrels, write_run
 
     folder.mkdir(parents=True)
@@ -37,7 +37,7 @@ class World:
     """Folders of one tiny training; `spec(...)` gives its specification with changes."""
 
     def __init__(self, home: Path) -> None:
-        from xsweep.evaluator.data.collection import read_texts
+        from xsweep.evaluator.data.readers import read_texts
         from xsweep.evaluator.data.trec import read_run, write_run
         from xsweep.evaluator.models.token_store import TokenStore
         from xsweep.evaluator.models.tokenizer import load_tokenizer
@@ -103,7 +103,7 @@ class World:
 
     def prepared(self, *, packed: bool = False, **settings: object) -> tuple:
         """A model in `eval`, its tokenizer, an assembler and five lists of 2 to 6 documents."""
-        from xsweep.evaluator.data.collection import read_texts
+        from xsweep.evaluator.data.readers import read_texts
         from xsweep.evaluator.models.cross_encoder import load_cross_encoder
         from xsweep.evaluator.models.token_store import TokenStore
         from xsweep.evaluator.models.tokenizer import tokenize

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from xsweep.evaluator.data.collection import read_texts
+from xsweep.evaluator.data.readers import read_texts
 from xsweep.trainer.batching import draw_samples, dropout_seed, pad_targets
 from xsweep.trainer.forward import Scorer, attention
 from xsweep.trainer.objectives import OBJECTIVES

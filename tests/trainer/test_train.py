@@ -104,7 +104,7 @@ def test_without_validation_the_last_weights_are_the_result(world, tmp_path):
 
 
 def test_bf16_follows_the_losses_of_fp32_on_a_packaged_backbone(world, tmp_path):
-    from xsweep.evaluator.data.collection import read_texts
+    from xsweep.evaluator.data.readers import read_texts
     from xsweep.evaluator.models.token_store import TokenStore
     from xsweep.evaluator.models.tokenizer import load_tokenizer
     from xsweep.evaluator.specs import ModelSpec

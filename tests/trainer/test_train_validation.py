@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from xsweep.errors import ConfigError
-from xsweep.evaluator.data.collection import read_texts
+from xsweep.evaluator.data.readers import read_texts
 from xsweep.evaluator.data.trec import read_qrels, read_run
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.trainer.specs import TrainSpec

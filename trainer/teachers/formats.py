@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from xsweep.errors import ConfigError, DataError
-from xsweep.evaluator.data.collection import read_records
 from xsweep.evaluator.data.files import checked, read_lines, text
+from xsweep.evaluator.data.readers import read_records
 from xsweep.evaluator.data.trec import run_lines
 from xsweep.evaluator.specs import FileSpec, Spec
 from xsweep.trainer.objectives import Signal

@@ -6,9 +6,9 @@ import pytest
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.collection import read_texts
+from xsweep.evaluator.data.collection import folder_sha256
 from xsweep.evaluator.data.files import checksum
-from xsweep.evaluator.data.readers import folder_sha256
+from xsweep.evaluator.data.readers import read_texts
 from xsweep.evaluator.specs import COLLECTION
 
 DOCUMENTS = [

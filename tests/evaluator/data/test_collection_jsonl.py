@@ -4,7 +4,7 @@ import pytest
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.collection import read_records
+from xsweep.evaluator.data.readers import read_records
 from xsweep.evaluator.specs import JsonlSpec
 
 LINES = [

@@ -5,8 +5,8 @@ import ir_datasets
 import pytest
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.irds import fetch, home_of, licence, sources
-from xsweep.evaluator.data.suites import SUITES, suite
+from xsweep.evaluator.data.irds import fetch, home_of, sources
+from xsweep.evaluator.data.suites import SUITES, licence, suite
 from xsweep.evaluator.specs import IrdsSpec
 
 

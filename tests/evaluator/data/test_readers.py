@@ -5,7 +5,7 @@ import pytest
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.readers import folder_files, folder_sha256
+from xsweep.evaluator.data.collection import folder_files, folder_sha256
 from xsweep.evaluator.specs import COLLECTION
 
 

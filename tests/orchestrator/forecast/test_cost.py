@@ -6,8 +6,9 @@ import pytest
 from gridtext import write_grid
 
 from xsweep.db.results import Duration
+from xsweep.evaluator.data.suites import SIZES
 from xsweep.evaluator.device import bf16_units
-from xsweep.orchestrator.forecast.catalog import _BEIR, BERT_BASE, KNOWN, shape_of, size_of
+from xsweep.orchestrator.forecast.catalog import BERT_BASE, KNOWN, shape_of, size_of
 from xsweep.orchestrator.forecast.cost import forecast, paces
 from xsweep.orchestrator.forecast.cost_model import (
     CPU_CORE,
@@ -74,7 +75,7 @@ def test_the_22_collections_have_the_studys_44_429_queries() -> None:
     names += ["msmarco-passage/trec-dl-2020/judged", "disks45/nocr/trec-robust-2004"]
     parts = ("writing", "recreation", "science", "technology", "lifestyle")
     names += [f"lotte/{part}/test/search" for part in parts]
-    names += [f"beir/{name}" for name in _BEIR]
+    names += [name for name in SIZES if name.startswith("beir/")]
     sizes = [size_of({"source": "irds", "id": name}) for name in names]
     assert len(sizes) == 22
     assert all(known for _, known in sizes)
