@@ -1,4 +1,4 @@
-"""The program: options for all commands, and the one place that turns errors into exit codes."""
+"""The Typer application: global options, and the one place that maps errors to exit codes."""
 
 import gc
 import sys
@@ -27,7 +27,7 @@ def _find_grid(path: Path) -> Path:
 GridFile = Annotated[
     Path,
     typer.Argument(
-        help="A grid file, or the name of a shipped one, such as quickstart.",
+        help="A grid file, or the name of a shipped grid such as quickstart.",
         metavar="GRID",
         callback=_find_grid,
     ),
@@ -35,28 +35,25 @@ GridFile = Annotated[
 
 
 GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
-
-
 INTERRUPTED = 130
-
-
 ORDER = (
     *("submit", "plan", "run", "status", "report", "compare", "explain", "logs"),
     *("serve", "metrics", "cancel", "pause", "resume", "retry", "evaluate", "data"),
     *("export", "import", "gc", "db", "doctor", "version"),
 )
-"""Of the commands in `--help`: as a newcomer needs them."""
+"""Commands in `--help`, in the order in which a newcomer needs them; others follow."""
 
 
 class Program(TyperGroup):
-    """Runs a command; every error ends in one message on stderr and an exit code."""
+    """Run a command; every error ends as one message on stderr and an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """The commands in the order of `--help`."""
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        """List the commands in the order of `--help`."""
+        rank = {name: place for place, name in enumerate(ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda name: rank.get(name, len(ORDER)))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named."""
+        """Run the named command."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -68,7 +65,7 @@ class Program(TyperGroup):
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except Exception as error:
-            if hasattr(error, "exit_code"):  # a wrong option or argument: Typer explains it
+            if hasattr(error, "exit_code"):  # a wrong option or argument: Typer reports it
                 raise
             place = _write_crash(load_settings().home)
             _complain(f"error: {type(error).__name__}: {error}\nThe full traceback is in {place}")
@@ -86,7 +83,7 @@ def _write_crash(home: Path) -> Path | str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"xsweep {__version__}, {sys.version}\n{trace}")
     except OSError:
-        return f"no file, {path.parent} cannot be written:\n{trace}"
+        return f"no file ({path.parent} is not writable):\n{trace}"
     return path
 
 
@@ -115,57 +112,57 @@ def _settings(
         str | None, typer.Option(help="A running Ray cluster [RAY_ADDRESS; one is started here].")
     ] = None,
 ) -> None:
-    """Sweeps of cross-encoder trainings: a grid file in, tables that a reviewer trusts out.
+    """Train and compare cross-encoder re-rankers: a grid file in, tables for a paper out.
 
     \b
     First steps:
-      xsweep doctor                            is everything here?
-      xsweep submit sweeps/quickstart.yaml     plan, store and start the demo
-      xsweep status --watch                    follow it
-      xsweep report                            the table
+      xsweep doctor                check this installation
+      xsweep submit quickstart     plan, store and start the demo
+      xsweep status --watch        follow it
+      xsweep report                print its table
 
     \b
-    Exit codes: 0 fine, 1 some jobs failed, 2 the input is wrong, 3 the environment is wrong.
+    Exit codes: 0 success, 1 some jobs failed, 2 wrong input, 3 wrong environment.
     """
     ctx.obj = load_settings(database=db, store=store, ray_address=ray_address, data_home=data_home)
 
 
 def settings_of(ctx: typer.Context) -> Settings:
-    """The settings that the options before the command, and the environment, gave."""
+    """Return the settings from global options, environment and defaults."""
     settings = ctx.obj
     assert isinstance(settings, Settings)
     return settings
 
 
 def open_database(ctx: typer.Context, *, create: bool = False) -> "Engine":
-    """The job table; SetupError says what is wrong with it."""
+    """Open the job table. Raises SetupError if it is missing, newer or unreachable."""
     from xsweep.db.engine import connect
 
     return connect(settings_of(ctx).database, create=create)
 
 
 def only_sweep(engine: "Engine", given: str | None) -> str:
-    """The sweep that was named, or the newest one."""
+    """Return the named sweep, or the newest. Raises ConfigError if there is none."""
     if given:
         return given
     from xsweep.db.status import summary
 
     sweeps = summary(engine, failures=0).sweeps
     if not sweeps:
-        raise ConfigError("no sweep was submitted yet: xsweep submit sweeps/quickstart.yaml")
+        raise ConfigError("no sweep has been submitted yet: run xsweep submit quickstart")
     return sweeps[-1].name
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `xsweep` and `python -m xsweep.orchestrator`."""
-    # Imports make many objects that stay: looking for garbage among them took a tenth of the start.
+    # Imports create many long-lived objects; collecting among them took a tenth of the start-up.
     gc.set_threshold(100_000)
     given = sys.argv[1:] if arguments is None else arguments
     app(args=_global_options_first(given), prog_name="xsweep")
 
 
 def _global_options_first(arguments: list[str]) -> list[str]:
-    """Let `--db` and the other options of all commands stand after the command, too."""
+    """Accept `--db` and the other global options after the command as well."""
     moved, rest = [], []
     words = iter(arguments)
     for word in words:

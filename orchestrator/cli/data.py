@@ -1,4 +1,4 @@
-"""`data`: the collections and files that a grid needs: listed, checked, fetched."""
+"""`data`: list, check and fetch the collections and files of a grid."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 data = typer.Typer(
-    no_args_is_help=True, help="The collections and files that a grid needs: list, check, fetch."
+    no_args_is_help=True, help="List, check and fetch the collections and files of a grid."
 )
 
 
@@ -25,13 +25,11 @@ app.add_typer(data, name="data")
 
 @data.command("list")
 def list_files(ctx: typer.Context, grid: GridFile) -> None:
-    """What a grid's jobs read: whether it is there, size, checksum, licence, how to get it.
-
-    Asks no network.
+    """List a grid's inputs: presence, size, checksum, licence, source; needs no network.
 
     \b
     Example:
-      xsweep data list sweeps/trec_dl.yaml --data-home ~/data
+      xsweep data list trec_dl --data-home ~/data
     """
     from xsweep.evaluator.data.irds import home_of, sources
     from xsweep.evaluator.data.suites import licence
@@ -59,14 +57,14 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
 
 @data.command()
 def check(ctx: typer.Context, grid: GridFile) -> None:
-    """Compare files with their checksums; exit code 2 where one is missing or not as declared.
+    """Verify checksums; exit code 2 if a file is missing or differs from its declaration.
 
-    A file of ir_datasets that differs from the published one is named, not refused: archives get
-    packed anew, and the grid declares nothing about them.
+    A file of ir_datasets that differs from the published one is only reported: archives are
+    sometimes repacked, and the grid declares no checksum for them.
 
     \b
     Example:
-      xsweep data check sweeps/trec_dl.yaml --data-home ~/data
+      xsweep data check trec_dl --data-home ~/data
     """
     from xsweep.errors import DataError
     from xsweep.evaluator.data.files import checked, checksum
@@ -99,11 +97,11 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
 
 @data.command()
 def fetch(ctx: typer.Context, grid: GridFile) -> None:
-    """Download the collections that are missing, verified; exit code 2 where one cannot be had.
+    """Download and verify missing collections; exit code 2 if a download fails.
 
     \b
     Example:
-      xsweep data fetch sweeps/full_grid.yaml
+      xsweep data fetch full_grid
     """
     from xsweep.errors import DataError
     from xsweep.evaluator.data import irds
@@ -129,7 +127,7 @@ def _plan(ctx: typer.Context, grid: Path) -> "Plan":
 
 
 def _datasets(plan: "Plan") -> list["IrdsSpec"]:
-    """The data sets of ir_datasets that some job reads, each once."""
+    """Return the ir_datasets collections that the jobs read, each once."""
     from xsweep.evaluator.specs import IrdsSpec
 
     found = {

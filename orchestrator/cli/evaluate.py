@@ -1,4 +1,4 @@
-"""`evaluate`: a finished cross-encoder on collections, here and now, without the job table."""
+"""`evaluate`: evaluate a trained cross-encoder on collections, without the job table."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @app.command()
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL_DIR", help="A model's folder, or that of a training.")
+        Path, typer.Argument(metavar="MODEL_DIR", help="Folder of a model or of a training.")
     ],
     collection: Annotated[
         list[str] | None,
@@ -27,29 +27,29 @@ def evaluate(
     ] = None,
     suite: Annotated[list[str] | None, typer.Option(help="A suite, such as beir-13.")] = None,
     run: Annotated[
-        Path | None, typer.Option(help="A TREC run to re-rank, in place of --first-stage.")
+        Path | None, typer.Option(help="A TREC run to re-rank instead of --first-stage.")
     ] = None,
     first_stage: Annotated[
         str, typer.Option(help="bm25, scoreddocs, dense:FOLDER or splade:FOLDER.")
     ] = "bm25",
-    depth: Annotated[int, typer.Option(help="Candidates to re-rank.", min=1)] = 100,
+    depth: Annotated[int, typer.Option(help="Candidates to re-rank per query.", min=1)] = 100,
     measure: Annotated[
-        list[str] | None, typer.Option("--measure", "-m", help="May be repeated [nDCG@10, RR@10].")
+        list[str] | None, typer.Option("--measure", "-m", help="Repeatable [nDCG@10, RR@10].")
     ] = None,
     query_tokens: Annotated[int, typer.Option(min=1)] = 32,
     document_tokens: Annotated[int, typer.Option(min=1)] = 256,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
     max_passages: Annotated[
-        int, typer.Option(help="Windows of a long document; the best one counts.", min=1)
+        int, typer.Option(help="Windows per document; the best score counts.", min=1)
     ] = 1,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Keep runs and per-query values here.")
+        Path | None, typer.Option("--output", "-o", help="Folder for runs and per-query values.")
     ] = None,
 ) -> None:
     """Re-rank collections with a model and print its measures beside the first stage's.
 
-    Texts and pairs that the collections share are tokenised and scored once. With -o, a
-    command that was killed goes on where it was when it is given again.
+    Texts and pairs that collections share are tokenised and scored once. With -o, a killed
+    command resumes when it is run again.
 
     \b
     Examples:
@@ -64,11 +64,11 @@ def evaluate(
     measures = [str(parse_measure(name)) for name in measure or ["nDCG@10", "RR@10"]]
     if not model.is_dir():
         raise ConfigError(f"{model} is not a folder with a model")
-    # The folder that a training leaves holds the model beside its logs.
+    # The folder of a training holds the model beside its logs.
     weights = model / "model" if (model / "model").is_dir() else model
     collections = _collections(collection or [], suite or [])
     if run is not None and len(collections) != 1:
-        raise ConfigError("--run belongs to one --collection: its queries are in the run")
+        raise ConfigError("--run re-ranks one collection: give exactly one --collection")
     settings = {
         "depth": depth,
         "measures": measures,
@@ -90,17 +90,17 @@ def evaluate(
 
 
 class Row(NamedTuple):
-    """A collection's line of results."""
+    """Results on one collection."""
 
     collection: str
     queries: int
     recall: str
     means: dict[str, tuple[float, float]]
-    """Each measure's mean for the first stage and for the model."""
+    """Mean of each measure: first stage, model."""
 
 
 def _stage(name: str, run: Path | None) -> dict[str, object]:
-    """The first stage as a job's spec has it."""
+    """Return the first stage as a job's specification. Raises ConfigError if it is unknown."""
     if run is not None:
         return {"type": "run", "file": {"path": str(run.absolute())}}
     kind, _, folder = name.partition(":")
@@ -135,7 +135,7 @@ def _collections(names: list[str], suites: list[str]) -> "list[CollectionSpec]":
     for name in suites:
         found += suite(name)
     if not found:
-        raise ConfigError("name what to evaluate on: --collection or --suite")
+        raise ConfigError("nothing to evaluate on: give --collection or --suite")
     return found
 
 
@@ -146,7 +146,7 @@ def _evaluate(
     settings: dict[str, object],
     root: Path,
 ) -> list[Row]:
-    """Prepares the candidates of every collection, then scores all of them in one go."""
+    """Prepare the candidates of every collection, then score all of them in one pass."""
     from xsweep.evaluator.data.files import is_finished, tree_sha256, write_manifest
     from xsweep.evaluator.jobs import Evaluation, evaluate_together, run_job
     from xsweep.evaluator.specs import EvaluateSpec
@@ -182,13 +182,13 @@ def _evaluate(
 
 
 def _claim(place: Path, job: dict[str, object]) -> None:
-    """Notes what a folder is for; the same work goes on in it, other work is refused."""
+    """Claim a folder for one evaluation. Raises ConfigError if it holds another one."""
     note = place / "job.json"
     described = json.dumps(job, indent=1, sort_keys=True)
     if note.is_file() and note.read_text() == described:
         return
     if place.is_dir() and any(place.iterdir()):
-        raise ConfigError(f"{place} holds another evaluation: name another --output")
+        raise ConfigError(f"{place} holds another evaluation: choose another --output")
     place.mkdir(parents=True, exist_ok=True)
     note.write_text(described)
 
@@ -202,7 +202,7 @@ def _row(first: "Evaluation", model: "Evaluation") -> Row:
 
 
 def _suite_means(name: str, rows: list[Row]) -> Iterator[str]:
-    """A suite's unweighted means over its data sets; CQADupStack's parts count as one."""
+    """Format a suite's unweighted means over data sets; CQADupStack's parts count as one."""
     from statistics import fmean
 
     from xsweep.evaluator.data.suites import averaged_as

@@ -1,4 +1,4 @@
-"""`explain`, `logs`, `cancel`, `pause`, `resume`, `retry`: looking at jobs, and steering them."""
+"""`explain`, `logs`, `cancel`, `pause`, `resume`, `retry`: inspect and control jobs."""
 
 import time
 from pathlib import Path
@@ -14,19 +14,15 @@ if TYPE_CHECKING:
 
 
 JobName = Annotated[
-    str, typer.Argument(metavar="JOB", help="A job's id, name, or the beginning of its identity.")
+    str, typer.Argument(metavar="JOB", help="A job's id, name, or a prefix of its identity.")
 ]
-
-
 SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name.")]
-
-
-OneJob = Annotated[bool, typer.Option("--job", help="The name is a job's, not a sweep's.")]
+OneJob = Annotated[bool, typer.Option("--job", help="Take the name as a job's.")]
 
 
 @app.command()
 def explain(ctx: typer.Context, job: JobName) -> None:
-    """Why a job is where it is: what it waits for, its attempts, who shares it, what differs.
+    """Explain a job's state: dependencies, attempts, sweeps that share it, nearest finished job.
 
     \b
     Examples:
@@ -44,7 +40,7 @@ def explain(ctx: typer.Context, job: JobName) -> None:
         typer.echo(f"  {parent.role}: {parent.name} (job {parent.job_id}): {parent.state}")
     if found.nearest_done:
         near = found.nearest_done
-        typer.echo(f"Nearest finished job: {near.name} (job {near.job_id}); what differs:")
+        typer.echo(f"Nearest finished job: {near.name} (job {near.job_id}); differences:")
         for setting, (here, there) in near.differences.items():
             typer.echo(f"  {setting}: {here!r} here, {there!r} there")
 
@@ -54,12 +50,12 @@ def logs(
     ctx: typer.Context,
     job: JobName,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on until the job ends.")
+        bool, typer.Option("--follow", "-f", help="Follow until the job ends.")
     ] = False,
-    attempt: Annotated[int | None, typer.Option(help="Not the last attempt but this one.")] = None,
-    rank: Annotated[int, typer.Option(help="Of a training of several ranks.", min=0)] = 0,
+    attempt: Annotated[int | None, typer.Option(help="Number of the attempt [the last].")] = None,
+    rank: Annotated[int, typer.Option(help="Rank of a training on several.", min=0)] = 0,
 ) -> None:
-    """The output of a job's last attempt.
+    """Print the log of a job's last attempt.
 
     \b
     Examples:
@@ -77,7 +73,7 @@ def logs(
     name = _log_of(engine, store, job_id, attempt, rank)
     position = 0
     while True:
-        # Asked before reading: what is written while the job ends is still shown.
+        # Checked before reading, so that the last lines of an ending job are printed.
         running = follow and any(held.job_id == job_id for held in jobs.running(engine))
         with fetch_file(store, name).open("rb") as file:
             file.seek(position)
@@ -90,7 +86,7 @@ def logs(
 
 
 def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: int = 0) -> str:
-    """The log's place in the store."""
+    """Return the log's path in the store. Raises ConfigError if there is none yet."""
     from xsweep.db import jobs
     from xsweep.orchestrator.storage.store import fetch_file, resolve
 
@@ -105,13 +101,13 @@ def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: 
         name = f"{name.removesuffix('.log')}.rank-{rank}.log"
     resolve(store, name)
     if not (path := fetch_file(store, name)).exists():
-        raise ConfigError(f"the log {path} is gone, or not written yet")
+        raise ConfigError(f"the log {path} is not written yet, or was removed")
     return name
 
 
 @app.command()
 def cancel(ctx: typer.Context, name: SweepName, job: OneJob = False) -> None:
-    """Cancel a sweep, or one job with --job; jobs that another sweep needs go on.
+    """Cancel a sweep, or one job with --job; jobs that another sweep needs continue.
 
     \b
     Examples:
@@ -122,12 +118,12 @@ def cancel(ctx: typer.Context, name: SweepName, job: OneJob = False) -> None:
 
     engine = open_database(ctx)
     count = jobs.cancel(engine, job=name) if job else jobs.cancel(engine, sweep=name)
-    typer.echo(f"Cancelled {count} jobs. To take them up again: xsweep retry {name}")
+    typer.echo(f"Cancelled {count} jobs. To run them after all: xsweep retry {name}")
 
 
 @app.command()
 def pause(ctx: typer.Context, sweep: SweepName) -> None:
-    """Start no more jobs of a sweep; those that run go on.
+    """Start no more jobs of a sweep; running jobs continue.
 
     \b
     Example:
@@ -136,12 +132,12 @@ def pause(ctx: typer.Context, sweep: SweepName) -> None:
     from xsweep.db import jobs
 
     jobs.pause(open_database(ctx), sweep)
-    typer.echo(f"Paused {sweep}. To go on: xsweep resume {sweep}")
+    typer.echo(f"Paused {sweep}. To continue: xsweep resume {sweep}")
 
 
 @app.command()
 def resume(ctx: typer.Context, sweep: SweepName) -> None:
-    """Start jobs of a paused sweep again.
+    """Resume a paused sweep.
 
     \b
     Example:
@@ -150,7 +146,7 @@ def resume(ctx: typer.Context, sweep: SweepName) -> None:
     from xsweep.db import jobs
 
     jobs.resume(open_database(ctx), sweep)
-    _say_next(ctx, f"Resumed {sweep}.")
+    _print_next(ctx, f"Resumed {sweep}.")
 
 
 @app.command()
@@ -159,10 +155,10 @@ def retry(
     name: SweepName,
     job: OneJob = False,
     failure: Annotated[
-        list[str] | None, typer.Option(help="Only failures of this class; may be repeated.")
+        list[str] | None, typer.Option(help="Only failures of this class; repeatable.")
     ] = None,
 ) -> None:
-    """Let a sweep's failed and cancelled jobs try again, with what was skipped for them.
+    """Retry failed and cancelled jobs, and the jobs that were skipped because of them.
 
     \b
     Examples:
@@ -178,10 +174,10 @@ def retry(
             raise ConfigError(f"unknown failure class {each!r}: use one of {', '.join(RETRIES)}")
     chosen = {"job": name} if job else {"sweep": name}
     count = jobs.retry(open_database(ctx), failures=failure, **chosen)
-    _say_next(ctx, f"{count} jobs try again.")
+    _print_next(ctx, f"{count} jobs will be retried.")
 
 
-def _say_next(ctx: typer.Context, done: str) -> None:
+def _print_next(ctx: typer.Context, done: str) -> None:
     from xsweep.orchestrator.runtime import process
 
     running = process.is_running(settings_of(ctx))

@@ -1,4 +1,4 @@
-"""`status`: where every sweep stands, once, live, or as JSON.
+"""`status`: the progress of every sweep, once, live, or as JSON.
 
 `--json` prints one object of schema `xsweep.status/1`: `at` (the database's clock, seconds since
 1970), `database` (without its password), `sweeps` (`id name state created_at counts total cost_s
@@ -9,8 +9,6 @@ per planned second) by kind, `troubles` (failed attempts, also of jobs that are 
 at job_id kind name token failure reason next sweeps`), `controllers` (`owner host pid
 dashboard_url started_at silent_s`) and `oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`:
 `jobs` (the same keys as `failures`). Unknown values are null; later versions only add keys.
-
-What `status` and `status --watch` show, for Rich to draw.
 """
 
 import json
@@ -38,60 +36,56 @@ if TYPE_CHECKING:
 
 
 REHEARSAL = "rehearsal"
-"""How the names of all rehearsals end."""
-
-
+"""Suffix of every rehearsal's name."""
 BAR_WIDTH = 40
-
-
 WAITS_S = 60.0
-"""A ready job that waits longer while nothing runs is worth a line."""
-
-
-AGAIN = 3
-"""Attempts that failed and are tried again, of which so many are shown."""
+"""Age of the oldest ready job, with nothing running, from which it is reported."""
+RETRIES_SHOWN = 3
+REFRESH_S = 2.0
+START_S = 30.0
+"""Time for a controller to start before `submit --watch` gives up."""
 
 
 def page(found: "Summary", lines: int | None = None) -> "Iterator[RenderableType]":
-    """All of it, or as much as fits `lines`: jobs that run are counted where they are too many."""
+    """Render the page; with `lines`, running jobs that do not fit are counted instead of listed."""
     if not found.sweeps:
-        yield "No sweep was submitted yet: xsweep submit sweeps/quickstart.yaml"
+        yield "No sweep has been submitted yet. Next: xsweep submit quickstart"
     used = 0
     for sweep in found.sweeps:
         yield headline(sweep, found)
         yield _bar(sweep)
         yield _sweep_table(sweep)
         used += 8 + len(sweep.counts)
-    again = [each for each in found.troubles if each.next == "ready"][:AGAIN]
+    again = [each for each in found.troubles if each.next == "ready"][:RETRIES_SHOWN]
     used += len(found.failures) + len(again) + len(found.controllers) + 8
     if found.running:
         yield _running_table(found, None if lines is None else max(3, lines - used))
     for failure in found.failures:
         yield f"[red]failed[/] {plain(failure.name)}: {failure.failure}: {_line(failure.reason)}"
     for trouble in again:
-        yield _again(trouble, found)
+        yield _retried(trouble, found)
     if found.failures:
-        yield "More: xsweep explain JOB, xsweep logs JOB; once repaired: xsweep retry SWEEP"
+        yield "Details: xsweep explain JOB, xsweep logs JOB. After a fix: xsweep retry SWEEP"
     for controller in found.controllers:
         dashboard = controller.dashboard_url or "no dashboard"
         yield f"Controller {controller.pid} on {plain(controller.host)}, Ray: {dashboard}"
     if found.controllers and not found.running and (found.oldest_ready_s or 0) > WAITS_S:
-        yield f"The oldest ready job has waited {duration(found.oldest_ready_s or 0)}"
+        yield f"The oldest ready job has been waiting for {duration(found.oldest_ready_s or 0)}"
     if not found.controllers and any(count(each, OPEN) for each in found.sweeps):
         yield "No controller is running. Next: xsweep run"
 
 
 def headline(sweep: "SweepStatus", found: "Summary") -> str:
-    """A sweep in a line: how much is done, how long the rest takes, how fast it goes."""
+    """Return one line about a sweep: jobs done, time left, pace."""
     notes = [] if sweep.state == "active" else [sweep.state]
     if sweep.name.endswith(REHEARSAL):
-        notes.append("a rehearsal: tiny random models")
+        notes.append("rehearsal: tiny random models")
     note = f" ({', '.join(notes)})" if notes else ""
     return f"[bold]{plain(sweep.name)}[/]{note}: {prospect(sweep, found)}"
 
 
 def plain(text: str = "") -> str:
-    """Text that Rich does not take for markup."""
+    """Escape Rich markup."""
     from rich.markup import escape
 
     return escape(text)
@@ -102,10 +96,10 @@ def _line(reason: str | None) -> str:
     return plain(first)
 
 
-def _again(trouble: "FailedAttempt", found: "Summary") -> str:
+def _retried(trouble: "FailedAttempt", found: "Summary") -> str:
     ago = duration(max(0.0, found.at - trouble.at))
     what = f"attempt {trouble.token} {ago} ago: {trouble.failure}: {_line(trouble.reason)}"
-    return f"[yellow]again[/]  {plain(trouble.name)}: {what}"
+    return f"[yellow]retried[/] {plain(trouble.name)}: {what}"
 
 
 def _bar(sweep: "SweepStatus") -> "RenderableType":
@@ -133,13 +127,13 @@ def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
 
 
 def _running_table(found: "Summary", rows: int | None) -> "RenderableType":
-    """The longest running first; what does not fit is counted in the last row."""
+    """List running jobs, longest first; the last row counts those that do not fit."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=len(found.running) > 1)
     speed = sum(_figure(job, "pairs_per_s") or 0.0 for job in found.running)
-    table.add_column(f"running ({len(found.running)})", "together", overflow="fold")
+    table.add_column(f"running ({len(found.running)})", "total", overflow="fold")
     table.add_column("progress", overflow="fold")
     table.add_column("pairs/s", f"{speed:,.1f}" if speed else "", justify="right")
     table.add_column("for", justify="right")
@@ -168,7 +162,7 @@ def _figure(job: "RunningJob", name: str) -> float | None:
 
 
 def _progress(progress: dict[str, Any]) -> str:
-    """`75/150 50%, loss 0.531`."""
+    """Format progress, for example `75/150 50%, loss 0.531`."""
     if not progress.get("total"):
         return ""
     done, total = progress["done"], progress["total"]
@@ -180,28 +174,23 @@ def _progress(progress: dict[str, Any]) -> str:
     return ", ".join([f"{done}/{total} {100 * done // total:.0f}%", *figures])
 
 
-REFRESH_S = 2.0
-
-
-START_S = 30.0
-"""How long a controller may take until `submit --watch` believes that none came up."""
-
-
 @app.command()
 def status(
     ctx: typer.Context,
-    sweep: Annotated[str | None, typer.Argument(help="A sweep; without it, all.")] = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow until all is done.")] = False,
+    sweep: Annotated[str | None, typer.Argument(help="A sweep [all].")] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Follow until all jobs ended.")
+    ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One object of schema xsweep.status/1.")
+        bool, typer.Option("--json", help="Print one object of schema xsweep.status/1.")
     ] = False,
     jobs: Annotated[bool, typer.Option("--jobs", "-j", help="List the jobs.")] = False,
     state: Annotated[
         str | None, typer.Option(help=f"Only jobs in this state: {', '.join(State)}.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="Jobs to list at most.", min=1)] = 1000,
+    limit: Annotated[int, typer.Option(help="Maximum number of jobs to list.", min=1)] = 1000,
 ) -> None:
-    """Totals per sweep, what runs, what failed lately and when it will be done.
+    """Show totals per sweep, running jobs, recent failures and the time left.
 
     \b
     Examples:
@@ -231,9 +220,9 @@ def status(
 
 
 def watch_sweep(settings: "Settings", engine: "Engine", sweep: str) -> int:
-    """Follow a submitted sweep to its end; 1 if some of its jobs failed, else 0.
+    """Follow a submitted sweep to its end; return 1 if some of its jobs failed, else 0.
 
-    Raises SetupError when no controller is there to run it.
+    Raises SetupError if no controller runs it.
     """
     return _watch(settings, engine, sweep, needs_controller=True)
 
@@ -249,7 +238,7 @@ def _watch(
 
     console = _console()
     seen_s = time.monotonic()
-    told: list[dict[str, dict[str, int]]] = []
+    printed: list[dict[str, dict[str, int]]] = []
     with Live(console=console, auto_refresh=False, transient=not console.is_terminal) as live:
         while True:
             began_s = time.monotonic()
@@ -257,18 +246,18 @@ def _watch(
             took_s = time.monotonic() - began_s
             if console.is_terminal:
                 live.update(Group(*page(found, console.size.height)), refresh=True)
-            elif told != (counts := [each.counts for each in found.sweeps]):
-                # In a log file, a line per change is all that can be followed.
+            elif printed != (counts := [each.counts for each in found.sweeps]):
+                # A log file gets a line per change instead of a live view.
                 console.print(*(headline(each, found) for each in found.sweeps), sep="\n")
-                told = counts
+                printed = counts
             if not any(count(each, OPEN) for each in found.sweeps):
                 break
             if found.controllers or process.is_running(settings):
                 seen_s = time.monotonic()
             elif needs_controller and time.monotonic() - seen_s > START_S:
                 log = settings.home / "logs" / "controller.log"
-                raise SetupError(f"no controller is running; its log is {log}. Next: xsweep run")
-            # A hundredth of a core at most, however large the table.
+                raise SetupError(f"no controller is running; see {log}. Next: xsweep run")
+            # Use at most 1% of a core, however large the table.
             time.sleep(min(60.0, max(REFRESH_S, 100 * took_s)))
     if not console.is_terminal:
         console.print(Group(*page(found)))

@@ -1,7 +1,4 @@
-"""`submit` and `run`: from a grid file to jobs, and running them.
-
-`plan`: what a grid would do, need and cost, before anything is stored.
-"""
+"""`plan`, `submit` and `run`: preview a grid, store its jobs, run them."""
 
 import os
 from collections import defaultdict
@@ -22,26 +19,24 @@ if TYPE_CHECKING:
 
 
 SHOWN = 12
-"""Lines of a list before the rest is counted."""
+"""Lines of a list that are printed; the rest are counted."""
 
 
 @app.command()
 def plan(
     ctx: typer.Context,
     grid: GridFile,
-    gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs of the cluster to forecast for.")
-    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs to forecast for.")] = None,
     gpu_type: Annotated[
-        str, typer.Option(help="Their type: H200, H100, A100, L40S, A10G, L4, RTX4090, RTX3090.")
+        str, typer.Option(help="GPU type: H200, H100, A100, L40S, A10G, L4, RTX4090, RTX3090.")
     ] = "H100",
 ) -> None:
-    """Show what a grid would do: jobs, cells left out and why, data, disk, memory and time.
+    """Show a grid's jobs, skipped cells, data, disk, memory and time; store nothing.
 
     \b
     Examples:
-      xsweep plan sweeps/quickstart.yaml
-      xsweep plan sweeps/full_grid.yaml --data-home ~/data --gpus 8 --gpu-type H100
+      xsweep plan quickstart
+      xsweep plan full_grid --data-home ~/data --gpus 8 --gpu-type H100
     """
     from xsweep.orchestrator.plan import plan_grid
 
@@ -52,18 +47,18 @@ def plan(
 
 
 def preview(settings: "Settings", planned: "Plan") -> "Submission":
-    """What a submission would add; a database that is not there yet is not made for the answer."""
+    """Count the jobs that a submission would add; never create a database."""
     from xsweep.db import jobs
     from xsweep.db.engine import connect
 
-    if not _is_there(settings):
+    if not _table_exists(settings):
         total = len(planned.jobs)
         return jobs.Submission(sweep_id=None, new=total, shared=0, done=0, total=total)
     return jobs.preview(connect(settings.database), name=planned.name, jobs=planned.jobs)
 
 
-def _is_there(settings: "Settings") -> bool:
-    """Whether there is a job table; asking makes none."""
+def _table_exists(settings: "Settings") -> bool:
+    """Return True if the job table exists; never create it."""
     from xsweep.db.engine import open_engine, schema_version
 
     scheme, _, path = settings.database.partition(":///")
@@ -72,7 +67,7 @@ def _is_there(settings: "Settings") -> bool:
 
 
 def show_plan(planned: "Plan", submission: "Submission") -> None:
-    """Jobs by kind, what is new, and the cells that are left out with their reasons."""
+    """Print the jobs by kind and the skipped cells with their reasons."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in planned.kinds.items())
     typer.echo(
         f"{planned.name}: {len(planned.cells)} runs, {submission.total} jobs ({kinds}): "
@@ -83,7 +78,7 @@ def show_plan(planned: "Plan", submission: "Submission") -> None:
     for cell, reason in planned.left_out:
         grouped[cell.objective, cell.teacher, reason].append(f"{cell.backbone.name} s{cell.seed}")
     if grouped:
-        typer.echo(f"Left out are {len(planned.left_out)} cells:")
+        typer.echo(f"{len(planned.left_out)} cells skipped:")
     for (objective, teacher, reason), runs in grouped.items():
         named = ", ".join(runs) if len(runs) <= 4 else f"{len(runs)} cells"
         typer.echo(f"  {objective} × {teacher} ({named}): {reason}")
@@ -92,9 +87,9 @@ def show_plan(planned: "Plan", submission: "Submission") -> None:
 def show_forecast(
     settings: "Settings", planned: "Plan", gpus: int | None = None, gpu_type: str = "H100"
 ) -> None:
-    """Data to fetch, disk, GPU memory, device hours and wall time, and what sharing saves."""
+    """Print downloads, disk, GPU memory, device hours, wall time and the savings of shared work."""
     if planned.rehearsal:
-        typer.echo("A rehearsal: models and data are tiny and generated, so nothing is forecast.")
+        typer.echo("Rehearsal: models and data are tiny and generated; there is no forecast.")
         return
     from xsweep.errors import ConfigError
     from xsweep.orchestrator.forecast.cost import forecast
@@ -113,8 +108,8 @@ def show_forecast(
 
 
 def _measured(settings: "Settings", planned: "Plan") -> "tuple[list[Duration], frozenset[str]]":
-    """Durations in the database, and the planned jobs that are done."""
-    if not _is_there(settings):
+    """Return measured durations and the identities of planned jobs that are done."""
+    if not _table_exists(settings):
         return [], frozenset()
     from xsweep.db.engine import connect
     from xsweep.db.explain import done_identities
@@ -133,15 +128,13 @@ def _show_data(planned: "Plan") -> None:
         unknown = sum(each.size_bytes is None for each in missing)
         note = f" and {unknown} of unknown size" if unknown else ""
         typer.echo(
-            f"To fetch: {len(missing)} files and models, {data_size(known)}{note}; the largest:"
+            f"To download: {len(missing)} files and models, {data_size(known)}{note}; the largest:"
         )
     for each in missing[:SHOWN]:
         size = data_size(each.size_bytes) if each.size_bytes else "unknown"
         typer.echo(f"  {size:>9}  {each.name}  ({_short(each.how)})")
     if planned.absent:
-        typer.echo(
-            f"Missing, and needed before this can be submitted: {len(planned.absent)} files:"
-        )
+        typer.echo(f"{len(planned.absent)} files are missing; add them before you submit:")
     for path, what in list(planned.absent.items())[:SHOWN]:
         typer.echo(f"  {path}: {what}")
     if len(planned.absent) > SHOWN:
@@ -162,18 +155,16 @@ def _show_space(planned: "Plan", gpu_bytes: float | None) -> None:
             backbone = str(job.labels.get("backbone"))
             needs[backbone] = max(needs.get(backbone, 0.0), gpu_memory_bytes(job.spec))
     shown = ", ".join(f"{name} {data_size(size)}" for name, size in needs.items())
-    typer.echo(f"GPU memory of a training, at most: {shown}")
+    typer.echo(f"Peak GPU memory of a training: {shown}")
     if small := [name for name, size in needs.items() if size > gpu_bytes]:
-        typer.echo(
-            f"  {', '.join(small)} will not fit {data_size(gpu_bytes)}: lower micro_batch_tokens"
-        )
+        typer.echo(f"  {', '.join(small)} exceed {data_size(gpu_bytes)}: lower micro_batch_tokens")
 
 
 def _show_time(found: "Forecast") -> None:
     device, low, high = found.device, 1 / found.factor, found.factor
     unit = f"{device.name} hours" if device.is_gpu else "core hours"
     if not sum(found.jobs.values()):
-        typer.echo("Time: nothing is left to compute.")
+        typer.echo("Time: no job is left to run.")
         return
     cluster = f"{found.devices} × {device.name}" if device.is_gpu else f"{found.devices} cores"
     hours = found.total_s / 3600
@@ -181,23 +172,23 @@ def _show_time(found: "Forecast") -> None:
         f"Time on {cluster}: {hours:,.1f} {unit} ({hours * low:,.1f} to {hours * high:,.1f}), "
         f"wall {duration(found.wall_s)} ({duration(found.wall_s * low)} to "
         f"{duration(found.wall_s * high)}); "
-        f"the longest chain of jobs takes {duration(found.chain_s)}"
+        f"critical path {duration(found.chain_s)}"
     )
-    at = "" if device.is_gpu else f" with {device.flops_per_s / 1e9:.0f} fp32 GFLOP/s of a core"
+    at = "" if device.is_gpu else f" at {device.flops_per_s / 1e9:.0f} fp32 GFLOP/s per core"
     for kind, count in found.jobs.items():
         pace = found.paces[kind]
-        how = f"the stated model{at}, no such job was measured"
+        how = f"cost model{at}; no such job measured yet"
         if pace:
-            how = f"{pace.jobs} measured jobs, {pace.ratio:.2g} times the model"
+            how = f"{pace.jobs} measured jobs, {pace.ratio:.2g} times the cost model"
         seconds = found.seconds[kind]
         typer.echo(f"  {kind:9} {count:6,} jobs {seconds / 3600:10,.1f} {unit}: {how}")
     if device.is_gpu and not found.seconds.get("prepare"):
-        typer.echo("  (preparations run on CPUs beside)")
+        typer.echo("  (preparations run on CPUs in parallel)")
     if found.alone_s > found.all_s:
         saved = 1 - found.all_s / found.alone_s
         typer.echo(
-            f"Sharing tokens, candidates, teacher scores and stages saves {saved:.0%}: each run by "
-            f"itself, {found.alone_s / 3600:,.1f} hours; shared, {found.all_s / 3600:,.1f}"
+            f"Sharing tokens, candidates, teacher scores and stages saves {saved:.0%}: "
+            f"{found.all_s / 3600:,.1f} hours instead of {found.alone_s / 3600:,.1f}"
         )
 
 
@@ -210,23 +201,22 @@ def submit(
     ctx: typer.Context,
     grid: GridFile,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan, store nothing.")
+        bool, typer.Option("--dry-run", help="Show the plan; store nothing.")
     ] = False,
     start: Annotated[bool, typer.Option(help="Start a controller if none runs.")] = True,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the sweep until it ends.")] = False,
 ) -> None:
-    """Store a grid's jobs and start them; what is done already is never done again.
+    """Store a grid's jobs and start a controller; finished jobs never run again.
 
     \b
     Examples:
-      xsweep submit sweeps/quickstart.yaml --dry-run
-      xsweep submit sweeps/quickstart.yaml --watch
-      xsweep submit sweeps/trec_dl.yaml --data-home ~/data --no-start
+      xsweep submit quickstart --dry-run
+      xsweep submit quickstart --watch
+      xsweep submit trec_dl --data-home ~/data --no-start
     """
-    from xsweep.orchestrator.runtime import process
-
-    pass
+    from xsweep.db import jobs
     from xsweep.orchestrator.plan import plan_grid
+    from xsweep.orchestrator.runtime import process
 
     settings = settings_of(ctx)
     planned = plan_grid(grid, settings)
@@ -237,17 +227,14 @@ def submit(
         return
 
     _refuse_absent(planned)
-
-    from xsweep.db import jobs
-
     engine = open_database(ctx, create=True)
     submission = jobs.add_sweep(engine, name=planned.name, grid=planned.grid, jobs=planned.jobs)
     show_plan(planned, submission)
     if submission.done == submission.total:
-        typer.echo("Everything is done already; nothing is computed again. Next: xsweep report")
+        typer.echo("All jobs are done already. Next: xsweep report")
         return
     if start and process.start_detached(settings) is not None:
-        typer.echo(f"Started a controller; its log is {settings.home / 'logs' / 'controller.log'}")
+        typer.echo(f"Started a controller; its log: {settings.home / 'logs' / 'controller.log'}")
     elif not start and not process.is_running(settings):
         typer.echo("Next: xsweep run")
     if watch:
@@ -260,7 +247,7 @@ def submit(
 def run(
     ctx: typer.Context,
     until_idle: Annotated[
-        bool, typer.Option("--until-idle/--forever", help="Leave when no job is left, or never.")
+        bool, typer.Option("--until-idle/--forever", help="Exit when no job is left, or never.")
     ] = True,
     metrics_port: Annotated[
         int | None,
@@ -273,9 +260,9 @@ def run(
         ),
     ] = None,
 ) -> None:
-    """Run the stored jobs here, in the foreground; resumes whatever is missing.
+    """Run the controller in the foreground: it runs every stored job that is not done.
 
-    Ctrl-C lets running jobs save and leaves; a second Ctrl-C leaves at once.
+    Ctrl-C checkpoints the running jobs, then exits; a second Ctrl-C exits at once.
 
     \b
     Examples:
@@ -295,12 +282,12 @@ def run(
 
 
 def _refuse_absent(planned: "Plan") -> None:
-    """Refuse to store jobs whose identity needs the checksum of a file that is not there."""
+    """Raise DataError if a file is missing whose checksum is part of an identity."""
     from xsweep.errors import DataError
 
     if planned.absent:
         path, what = next(iter(planned.absent.items()))
         raise DataError(
-            f"{len(planned.absent)} files are missing, whose content is part of the jobs, first "
-            f"{path}: {what}. Put them there and submit again; `xsweep plan` lists them all"
+            f"{len(planned.absent)} files that the jobs depend on are missing, first {path}: "
+            f"{what}. Add them and submit again; `xsweep plan` lists them all"
         )

@@ -122,7 +122,7 @@ def test_running_and_failed_jobs_are_shown_with_progress_and_reason(submitted: P
     assert f"failed {lost.name}: DATA: corpus [gone]" in output
     assert "xsweep retry SWEEP" in output
     assert "failed" in xsweep("explain", str(lost.job_id)).stdout
-    assert "try again" in xsweep("retry", "small", "--failure", "DATA").stdout
+    assert "will be retried" in xsweep("retry", "small", "--failure", "DATA").stdout
     assert "failed" not in xsweep("status").stdout
 
 
@@ -196,8 +196,8 @@ def test_an_environment_that_is_wrong_ends_with_exit_code_3(home: Path) -> None:
 
 def test_without_a_sweep_there_is_a_hint(home: Path) -> None:
     xsweep("db", "upgrade")
-    assert "No sweep was submitted yet" in xsweep("status").stdout
-    assert "no sweep was submitted yet" in xsweep("report", code=2).stderr
+    assert "No sweep has been submitted yet" in xsweep("status").stdout
+    assert "no sweep has been submitted yet" in xsweep("report", code=2).stderr
 
 
 def test_the_database_is_checked_and_copied(submitted: Path, tmp_path: Path) -> None:

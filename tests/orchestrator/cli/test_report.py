@@ -83,7 +83,7 @@ def test_before_any_result_the_message_says_what_runs(submitted):
 
 def test_without_a_sweep_it_says_how_to_submit_one(home):
     connect(f"sqlite:///{home / 'xsweep.db'}", create=True)
-    assert "no sweep was submitted yet" in xsweep("report", code=2).stderr
+    assert "no sweep has been submitted yet" in xsweep("report", code=2).stderr
 
 
 def test_seeds_conditions_and_baselines_are_in_the_caption(finished):

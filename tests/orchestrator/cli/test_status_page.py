@@ -48,8 +48,8 @@ def test_every_running_job_has_its_progress_speed_time_left_and_node() -> None:
     text = shown(table(2))
     row = next(line for line in text.splitlines() if "train L6 s1" in line)
     assert " ".join(row.split()) == "train L6 s1 25/100 25%, loss 0.5 10.5 30 s 90 s node-1"
-    total = next(line for line in text.splitlines() if line.strip().startswith("together"))
-    assert total.split() == ["together", "21.0"]
+    total = next(line for line in text.splitlines() if line.strip().startswith("total"))
+    assert total.split() == ["total", "21.0"]
     # each is to take 120 s in all, of which 30 are over
     assert "study: 10 of 12 jobs done, about 90 s left" in text
 
@@ -78,7 +78,7 @@ def test_failures_and_attempts_that_are_tried_again_tell_their_reasons() -> None
     text = shown(table(1, failures=[lost], troubles=[again]))
     assert "failed train [x]: NAN: the loss of step 7 is nan" in text
     assert "Traceback" not in text
-    assert "again  train L6 s3: attempt 2 60 s ago: NODE: the node is gone" in text
+    assert "retried train L6 s3: attempt 2 60 s ago: NODE: the node is gone" in text
 
 
 def test_a_job_that_waits_while_nothing_runs_is_worth_a_line() -> None:
