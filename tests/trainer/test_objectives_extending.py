@@ -101,14 +101,15 @@ def copy(tmp_path: Path) -> Path:
         shutil.copytree(PROJECT / name, folder / name)
     shutil.copytree(PROJECT / "xsweep", folder / "xsweep", symlinks=True)
     for name, code in FILES:
-        if (folder / name).exists():
-            with (folder / name).open("a") as file:
-                file.write(f"\n\n{code}")
+        path = folder / name
+        if path.exists() or path.parent != folder:
+            with path.open("a") as file:
+                file.write(f"\n\n{code}" if file.tell() else code)
     return folder
 
 
 def test_a_loss_and_file_formats_are_added_as_the_page_says(world, copy, tmp_path):
-    variations, logistic, _, teachers = GRIDS
+    variations, logistic, _, teachers, _ = GRIDS
     grid(tmp_path, variations, logistic, teachers)
     lists = {"q0": ["d1", "d2", "d3", "d4"], "q1": ["d5", "d6", "d7"]}
     (tmp_path / "scores.csv").write_text(
@@ -146,6 +147,33 @@ assert sample.targets_D.tolist() == [1.5, 0]
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     page = subprocess.run(program, env=environment, check=True, capture_output=True, text=True)
     assert "| `csv` | text |  | Lines `query id,document id,score`. |" in page.stdout
+
+
+def test_a_suite_is_added_as_the_page_says(copy, tmp_path):
+    today = "evaluation: {collections: [apidocs/test], depth: 20, measures: [nDCG@10]}"
+    write_grid(tmp_path, (today, GRIDS[4].strip()))
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    command = [sys.executable, "-m", "xsweep.orchestrator", "plan", "grid.yaml"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "antique" in done.stdout
+
+
+def test_a_command_is_added_as_the_page_says(copy, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-m", "xsweep.orchestrator", *arguments],
+            env=environment,
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for arguments in (["db", "upgrade"], ["--help"], ["failures"])
+    ]
+    assert "Count failed jobs by failure class." in outputs[1]
+    assert outputs[2] == ""
 
 
 def test_a_loss_is_added_by_an_installed_package_as_the_page_says(world, tmp_path):
