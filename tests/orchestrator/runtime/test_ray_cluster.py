@@ -24,13 +24,13 @@ pytestmark = pytest.mark.slow
 CONNECT = """
 import sys
 from pathlib import Path
-from xsweep.orchestrator import cluster, head
+from xsweep.orchestrator.runtime import ray_cluster
 from xsweep.orchestrator.settings import load_settings
 
-cluster.connect(load_settings(), namespace="test")
+ray_cluster.connect(load_settings(), namespace="test")
 import ray
 
-print(head.running_local(Path(sys.argv[1])).address)
+print(ray_cluster.running_local(Path(sys.argv[1])).address)
 print(ray.is_initialized(), int(ray.cluster_resources()["CPU"]))
 """
 
@@ -113,15 +113,15 @@ def test_a_cluster_whose_starter_was_killed_before_it_came_up_is_found_by_the_ne
 BEGIN_AND_DIE = """
 import os
 from pathlib import Path
-from xsweep.orchestrator import head
+from xsweep.orchestrator.runtime import ray_cluster
 from xsweep.orchestrator.settings import load_settings
 
 def die(home, local):
     print(local.pid, flush=True)
     os.kill(os.getpid(), 9)
 
-head._note = die
-head.ensure_local(load_settings().home)
+ray_cluster._note = die
+ray_cluster.ensure_local(load_settings().home)
 """
 
 
@@ -205,11 +205,11 @@ def test_a_machine_without_a_node_of_the_cluster_is_told_to_start_one(monkeypatc
 
 WATCH = """
 import logging, sys, threading
-from xsweep.orchestrator import cluster
+from xsweep.orchestrator.runtime import ray_cluster
 
 logging.basicConfig(format="%(message)s")
-cluster.AWAY_S, cluster.ANSWER_S = 0.2, 0.1
-cluster.leave_without(sys.argv[1])
+ray_cluster.AWAY_S, ray_cluster.ANSWER_S = 0.2, 0.1
+ray_cluster.exit_if_head_lost(sys.argv[1])
 threading.Event().wait(60)
 """
 
