@@ -1,8 +1,7 @@
 """`data`: list, check and fetch the collections and files of a grid."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -129,11 +128,12 @@ def _plan(ctx: typer.Context, grid: Path) -> "Plan":
 def _datasets(plan: "Plan") -> list["IrdsSpec"]:
     """Return the ir_datasets collections that the jobs read, each once."""
     from xsweep.evaluator.specs import IrdsSpec
+    from xsweep.orchestrator.forecast.catalog import mappings_in
 
     found = {
         block["id"]: IrdsSpec(**block)
         for job in plan.jobs
-        for block in _blocks(job.spec)
+        for block in mappings_in(job.spec)
         if block.get("source") == "irds"
     }
     return [found[dataset] for dataset in sorted(found)]
@@ -141,24 +141,15 @@ def _datasets(plan: "Plan") -> list["IrdsSpec"]:
 
 def _files(plan: "Plan") -> list["FileSpec"]:
     from xsweep.evaluator.specs import FileSpec
+    from xsweep.orchestrator.forecast.catalog import mappings_in
 
     found = {
         block["path"]: FileSpec(**block)
         for job in plan.jobs
-        for block in _blocks(job.spec)
+        for block in mappings_in(job.spec)
         if block.keys() == FileSpec.model_fields.keys()
     }
     return [found[path] for path in sorted(found)]
-
-
-def _blocks(value: Any) -> Iterator[dict[str, Any]]:
-    """All mappings inside a JSON value."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from _blocks(item)
 
 
 def _size(found: list["Source"]) -> str:

@@ -22,7 +22,7 @@ import typer
 from xsweep.db.schema import OPEN, State
 from xsweep.errors import ConfigError, SetupError
 from xsweep.orchestrator.cli.app import app, open_database, settings_of
-from xsweep.orchestrator.forecast.eta import count, eta_s, prospect
+from xsweep.orchestrator.forecast.eta import count, eta_s, progress_text
 from xsweep.orchestrator.formatting import duration
 from xsweep.orchestrator.settings import KINDS
 
@@ -81,7 +81,7 @@ def headline(sweep: "SweepStatus", found: "Summary") -> str:
     if sweep.name.endswith(REHEARSAL):
         notes.append("rehearsal: tiny random models")
     note = f" ({', '.join(notes)})" if notes else ""
-    return f"[bold]{plain(sweep.name)}[/]{note}: {prospect(sweep, found)}"
+    return f"[bold]{plain(sweep.name)}[/]{note}: {progress_text(sweep, found)}"
 
 
 def plain(text: str = "") -> str:

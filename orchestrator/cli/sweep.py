@@ -120,7 +120,7 @@ def _measured(settings: "Settings", planned: "Plan") -> "tuple[list[Duration], f
 
 
 def _show_data(planned: "Plan") -> None:
-    from xsweep.orchestrator.forecast.cost_model import downloads
+    from xsweep.orchestrator.forecast.catalog import downloads
 
     missing = downloads(planned.jobs)
     if missing:

@@ -1,50 +1,51 @@
-"""Shapes of encoders: what a token costs, and how many parameters there are.
-
-How many queries and documents a collection has, and how long its documents are.
-"""
+"""Sizes of published models and collections, and of those on this machine."""
 
 import gzip
 import importlib.util
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from xsweep.db.jobs import NewJob
+from xsweep.errors import DataError
+from xsweep.evaluator.data.irds import sources
 from xsweep.evaluator.data.suites import Size, size
+from xsweep.evaluator.specs import FileSpec, IrdsSpec
 
 
 class Shape(NamedTuple):
-    """An encoder's sizes."""
+    """The architecture of an encoder."""
 
     layers: int
     hidden: int
     intermediate: int
     vocabulary: int
     gated: bool = False
-    """Whether the feed-forward part has a gate, half as many weights again (ModernBERT)."""
-    slower: float = 1.0
-    """Time of a layer against plain attention of this shape (DeBERTa's relative positions)."""
+    """The feed-forward part has a gate and so half as many weights again (ModernBERT)."""
+    slowdown: float = 1.0
+    """Time of a layer relative to plain attention (DeBERTa's relative positions)."""
 
     @property
     def layer_parameters(self) -> int:
-        """Weights that every token is multiplied by: 12 x 7,077,888 for BERT-Base."""
+        """Weights of the layers: 12 x 7,077,888 for BERT-Base."""
         feed_forward = (3 if self.gated else 2) * self.hidden * self.intermediate
         return self.layers * (4 * self.hidden**2 + feed_forward)
 
     @property
     def parameters(self) -> int:
-        """With the embeddings; biases, norms, positions and heads (1%) are left out."""
+        """Weights of layers and embeddings, without biases, norms, positions and heads (1%)."""
         return self.layer_parameters + self.vocabulary * self.hidden
 
     def token_flops(self, length: int) -> float:
-        """Floating-point operations of one token's forward pass in a sequence of this length."""
+        """Floating-point operations of one token's forward pass; `length` is the sequence's."""
         attention = 4 * self.layers * self.hidden * length
-        return self.slower * (2 * self.layer_parameters + attention)
+        return self.slowdown * (2 * self.layer_parameters + attention)
 
 
 BERT_BASE = Shape(12, 768, 3072, 30_522)
-
 
 KNOWN = {
     "jhu-clsp/ettin-encoder-17m": Shape(7, 256, 384, 50_368, gated=True),
@@ -58,14 +59,14 @@ KNOWN = {
     "bert-base-uncased": BERT_BASE,
     "google/electra-base-discriminator": BERT_BASE,
     "FacebookAI/roberta-base": Shape(12, 768, 3072, 50_265),
-    "microsoft/deberta-v3-base": Shape(12, 768, 3072, 128_100, slower=1.6),
+    "microsoft/deberta-v3-base": Shape(12, 768, 3072, 128_100, slowdown=1.6),
     "naver/splade-v3-distilbert": Shape(6, 768, 3072, 30_522),
 }
-"""Published configurations of the study's models."""
+"""Published configurations."""
 
 
 def shape_of(model: Mapping[str, Any]) -> tuple[Shape, bool]:
-    """The shape of a model's spec, and whether it is known or taken to be BERT-Base's."""
+    """The shape of a model, and whether it is known; unknown models count as BERT-Base."""
     found = KNOWN.get(model.get("id") or "") or _installed(model)
     shape = found or BERT_BASE
     if model.get("layers"):
@@ -74,7 +75,7 @@ def shape_of(model: Mapping[str, Any]) -> tuple[Shape, bool]:
 
 
 def _installed(model: Mapping[str, Any]) -> Shape | None:
-    """From the config.json of a folder or of a package, where there is one here."""
+    """The shape by the `config.json` in a model's folder or package, if there is one."""
     folder = Path(model["folder"]) if model.get("folder") else None
     if model.get("package"):
         found = importlib.util.find_spec(model["package"].replace("-", "_"))
@@ -97,22 +98,17 @@ def _installed(model: Mapping[str, Any]) -> Shape | None:
     return None
 
 
-SAMPLE = 500
-
-
-QUERY_TOKENS = 10
-"""Of a question as people type it."""
-
+SAMPLED_DOCUMENTS = 500
+"""Documents of a file whose mean length is taken for all."""
 
 _APIDOCS = {"train": 2_976, "validation": 164, "test": 236}
 
-
 UNKNOWN = Size(200, 100_000, 100)
-"""Taken for a collection of which nothing is known."""
+"""Assumed size of an unknown collection."""
 
 
 def size_of(collection: Mapping[str, Any]) -> tuple[Size, bool]:
-    """The size of a collection's spec, and whether it is known; files that are here are sampled."""
+    """The size of a collection, and whether it is known; local files are counted and sampled."""
     match collection["source"]:
         case "apidocs":
             return Size(_APIDOCS[collection["split"]], 3_376, 60), True
@@ -131,7 +127,7 @@ def size_of(collection: Mapping[str, Any]) -> tuple[Size, bool]:
 
 def _sampled(documents: Path, qrels: Path) -> tuple[Size, bool]:
     try:
-        first = list(islice(_lines(documents), SAMPLE))
+        first = list(islice(_lines(documents), SAMPLED_DOCUMENTS))
         queries = {line.split(maxsplit=1)[0] for line in _lines(qrels) if line.strip()}
         count = sum(1 for _ in _lines(documents))
     except (OSError, EOFError):
@@ -144,3 +140,70 @@ def _lines(path: Path) -> Iterator[str]:
     opened = gzip.open if path.suffix == ".gz" else open
     with opened(path, "rt", encoding="utf-8", errors="replace") as file:
         yield from file
+
+
+FILE_BYTES = {
+    "4d99696386f96a7f1631076bcc53ac3c": 1.8e9,
+    "a2575af08a19b47c2041e67c9efcd917": 1.8e9,
+    "6ed152027f7270f32fcbfaaa6def951e": 3.5e8,
+    "c37b78874d4893a00566ab40aa453c56": 3.5e7,
+}
+"""Sizes of published files by MD5: 40M lines of 46 bytes; 10,000 queries of 500 or 50 lines of 70
+bytes."""
+
+
+class Download(NamedTuple):
+    """A data set, file or model that jobs read and that is not on this machine."""
+
+    name: str
+    size_bytes: float | None
+    how: str
+
+
+def downloads(jobs: Iterable[NewJob]) -> list[Download]:
+    """Everything that the jobs read and that is missing here, the largest first."""
+    blocks = {repr(block): block for job in jobs for block in mappings_in(job.spec)}
+    found: dict[str, Download] = {}
+    for block in blocks.values():
+        for each in _missing(block):
+            found.setdefault(each.name, each)
+    return sorted(found.values(), key=lambda each: (-(each.size_bytes or 0), each.name))
+
+
+def mappings_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping inside a JSON value, such as the specs inside a job's spec."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from mappings_in(item)
+
+
+def _missing(block: Mapping[str, Any]) -> Iterator[Download]:
+    if block.get("source") == "irds":
+        yield from _missing_sources(IrdsSpec(**block))
+    elif block.get("type") == "docpairs":
+        yield Download(f"docpairs of {block['id']}", 1.84e9, "fetched by ir_datasets")
+    elif block.keys() == FileSpec.model_fields.keys() and not Path(block["path"]).exists():
+        size_bytes = FILE_BYTES.get(block["md5"] or "")
+        yield Download(block["path"], size_bytes, "put it there; its checksum is verified")
+    elif block.get("id") and "layers" in block and not _in_hub_cache(block["id"]):
+        shape, known = shape_of(block)
+        size_bytes = 4.0 * shape.parameters if known else None
+        yield Download(block["id"], size_bytes, "fetched from huggingface.co")
+
+
+def _missing_sources(spec: IrdsSpec) -> Iterator[Download]:
+    try:
+        for source in sources(spec):
+            if not source.present:
+                yield Download(str(source.path), source.size_bytes, source.how)
+    except DataError as problem:
+        yield Download(spec.id, None, str(problem))
+
+
+def _in_hub_cache(model: str) -> bool:
+    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    return (hub / f"models--{model.replace('/', '--')}").is_dir()

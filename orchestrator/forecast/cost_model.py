@@ -1,53 +1,55 @@
-"""The arithmetic of a job, and the seconds that it takes on a device by the stated model.
+"""Cost model: a job's arithmetic, its seconds on a device, its memory and its disk space.
 
-Rates of devices: published or measured peaks, and the share of them that jobs reach.
-
-What jobs cost next to each other, by a rule of thumb: it orders them and weighs progress.
-
-Rough on purpose. `xsweep.orchestrator.estimate` forecasts time and money.
-
-Bytes: GPU memory of a training, disk for what a sweep keeps, and what it has to download.
+`work_of` and `seconds` state how long a job takes; `forecast.cost` corrects them by measured jobs.
+`planned_s` is a rule of thumb with fixed sizes, stored with each job: it orders the queue and
+weighs progress.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from xsweep.db.jobs import NewJob
 from xsweep.evaluator.data.suites import TOKENS_PER_WORD, Size
 from xsweep.evaluator.device import bf16_units
-from xsweep.evaluator.specs import ModelSpec
-from xsweep.orchestrator.forecast.catalog import (
-    QUERY_TOKENS,
-    Shape,
-    shape_of,
-    size_of,
-)
+from xsweep.orchestrator.forecast.catalog import Shape, shape_of, size_of
 from xsweep.orchestrator.settings import KINDS
-from xsweep.trainer.specs import TeacherSpec, TrainSpec
 
-if TYPE_CHECKING:
-    from xsweep.db.jobs import NewJob
-
-
-TRAINING_SHARE = 0.30
-
-
-SCORING_SHARE = 0.40
-"""Of the peak, assumed where nothing was measured: what well-kept encoders reach on such GPUs."""
-
+TRAINING_SHARE, SCORING_SHARE = 0.30, 0.40
+"""Assumed share of a GPU's peak that well-tuned encoders reach."""
 
 CPU_TRAINING_SHARE, CPU_SCORING_SHARE = 0.6, 0.75
-"""Of a core's peak, in fp32 and bf16: 62% and 63% were seen, and 62% to 89%."""
-
+"""Share of a core's peak; measured were 62% and 63%, and 62% to 89%."""
 
 LAYER_S, STEP_S = 0.0012, 0.005
-"""Launching the kernels of one layer's training step and of the optimiser: small models on large
-GPUs wait for these and not for arithmetic. Assumed as well."""
+"""Assumed time to launch the kernels of one layer's training step, and of the optimiser: small
+models on large GPUs wait for these and not for arithmetic."""
+
+START_S, WARM_S = 15.0, 5.0
+"""Start of a worker with its model and candidates; an evaluation in a running worker."""
+
+TOKENISED_PER_S, INDEXED_PER_S = 3_000.0, 5_000.0
+"""Documents per CPU second: tokenised, and added to a BM25 index."""
+
+QUERY_TOKENS, SPECIAL_TOKENS = 10, 3
+"""Tokens of a typed question, and the special tokens of a pair."""
+
+STATE_BYTES = 16
+"""Bytes per parameter: fp32 weight, gradient and AdamW's two moments."""
+
+ACTIVATION_BYTES = 34
+"""Bytes per token, layer and hidden unit in bf16: Korthikanti et al. 2022, eq. 1, without the
+attention matrix (https://arxiv.org/abs/2205.05198); twice as many in fp32."""
+
+CONTEXT_BYTES = 1e9
+"""CUDA's context and the allocator's overhead."""
+
+RUN_LINE_BYTES = 14
+"""Bytes of one line of a TREC run, gzipped."""
 
 
 class Device(NamedTuple):
@@ -58,8 +60,8 @@ class Device(NamedTuple):
     """Peak of dense matrix products: in bf16, for a core in fp32."""
     memory_bytes: float
     is_gpu: bool = True
-    bf16_times: float = 1.0
-    """How much faster a core computes bf16 products."""
+    bf16_speedup: float = 1.0
+    """Rate of a core in bf16 relative to fp32."""
 
 
 GPUS = {
@@ -75,61 +77,55 @@ GPUS = {
         Device("RTX3090", 71e12, 24e9),
     )
 }
-"""Dense bf16 as in the vendor's data sheets, without sparsity."""
-
+"""Dense bf16 rates of the vendors' data sheets, without sparsity."""
 
 CPU_CORE = Device("CPU", 1.1e11, 0, is_gpu=False)
-"""A core with AVX-512, without units for bf16."""
+"""A core with AVX-512 but no bf16 instructions."""
 
 
 @cache
 def this_core() -> Device:
     """A core of this machine, its fp32 peak measured in about 0.1 s.
 
-    Units for bf16 are taken to double it: 111 and 222 GFLOP/s were seen (AMD EPYC, AVX512-BF16).
+    bf16 instructions are taken to double it: 111 and 222 GFLOP/s measured (AMD EPYC, AVX512-BF16).
     """
     left, right = np.ones((1024, 384), np.float32), np.ones((384, 1536), np.float32)
     with threadpool_limits(1):
-        fastest_s = min(_seconds_of_product(left, right) for _ in range(10))
+        fastest_s = min(_product_s(left, right) for _ in range(10))
     rate = 2 * left.size * right.shape[1] / fastest_s
-    return CPU_CORE._replace(flops_per_s=rate, bf16_times=2.0 if bf16_units() else 1.0)
+    return CPU_CORE._replace(flops_per_s=rate, bf16_speedup=2.0 if bf16_units() else 1.0)
 
 
-def _seconds_of_product(left: np.ndarray, right: np.ndarray) -> float:
+def _product_s(left: np.ndarray, right: np.ndarray) -> float:
     started = time.perf_counter()
     left @ right
     return time.perf_counter() - started
 
 
-SPECIAL_TOKENS = 3
+class Planned(NamedTuple):
+    """A parent of a job: its kind and its spec."""
 
-
-START_S, WARM_S = 15.0, 5.0
-"""A worker's start, loading a model, reading candidates; and an evaluation in a worker that is
-there."""
-
-
-TOKENISED_PER_S, INDEXED_PER_S = 3_000.0, 5_000.0
-"""Documents per CPU second: tokenised, and put into a BM25 index."""
+    kind: str
+    spec: Mapping[str, Any]
 
 
 class Work(NamedTuple):
-    """What a job computes."""
+    """The computation of a job."""
 
     pairs: float = 0.0
-    """Scored or trained on."""
+    """Pairs that are scored or trained on."""
     training_flops: float = 0.0
     scoring_flops: float = 0.0
     steps: int = 0
     layers: int = 0
     cpu_s: float = 0.0
-    """On one core, whatever the device."""
+    """Seconds on one CPU core, whatever the device."""
     bf16: bool = False
-    """Whether a CPU may compute it in bf16, where that is faster."""
+    """A CPU may compute it in bf16 where that is faster."""
 
 
-def work_of(kind: str, spec: Mapping[str, Any], parents: Mapping[str, "Planned"]) -> Work:
-    """The arithmetic of a job from its spec; an evaluation's model is that of its `run` parent."""
+def work_of(kind: str, spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work:
+    """The work of a job by its spec; an evaluation's model is that of its `run` parent."""
     match kind:
         case "train":
             return _training(spec)
@@ -139,40 +135,50 @@ def work_of(kind: str, spec: Mapping[str, Any], parents: Mapping[str, "Planned"]
             return Work(cpu_s=1.0)
         case "teach":
             size, _ = size_of(spec["collection"])
-            pairs = float(size.queries * _depth_of(parents, 100))
-            flops = _model_flops(spec["model"], pairs, size, spec)
-            return Work(pairs=pairs, scoring_flops=flops, cpu_s=START_S, bf16=_may_be_bf16(spec))
+            return _scoring(spec["model"], size.queries * _depth(parents, 100), size, spec, START_S)
     return _preparation(spec)
-
-
-class Planned(NamedTuple):
-    """A job as this module sees its parents."""
-
-    kind: str
-    spec: Mapping[str, Any]
 
 
 def _training(spec: Mapping[str, Any]) -> Work:
     shape, _ = shape_of(spec["backbone"])
-    how = spec["optimisation"]
+    settings = spec["optimisation"]
     size, _ = size_of(spec["collection"])
-    pairs = float(how["steps"] * how["batch_queries"] * documents_per_query(spec["teacher"]))
+    pairs = float(training_pairs(spec))
     scored = flops = 0.0
-    if validation := spec["validation"]:
-        times = -(-how["steps"] // validation["every_steps"])
-        for collection in (validation["collection"], *validation.get("further", ())):
-            validated, _ = size_of(collection)
-            scored += (some := times * validated.queries * validation["depth"])
-            flops += some * _pair_flops(shape, validated, spec)
+    for collection in validation_collections(spec):
+        validated, _ = size_of(collection)
+        again = validations(spec) * validated.queries * spec["validation"]["depth"]
+        scored += again
+        flops += again * _pair_flops(shape, validated, spec)
     return Work(
         pairs=pairs + scored,
         training_flops=3 * pairs * _pair_flops(shape, size, spec),
         scoring_flops=flops,
-        steps=how["steps"],
+        steps=settings["steps"],
         layers=shape.layers,
         cpu_s=START_S,
-        bf16=_may_be_bf16(how),
+        bf16=_allows_bf16(settings),
     )
+
+
+def training_pairs(spec: Mapping[str, Any]) -> int:
+    """Pairs that a training reads: 10 steps of 4 queries with 7 negatives are 320."""
+    teacher, settings = spec["teacher"], spec["optimisation"]
+    documents = teacher.get("list_size") or teacher.get("depth") or 2
+    if teacher.get("negatives"):
+        documents = teacher["negatives"] + 1
+    return int(settings["steps"] * settings["batch_queries"] * documents)
+
+
+def validations(spec: Mapping[str, Any]) -> int:
+    """The number of validations of a training."""
+    return -(-spec["optimisation"]["steps"] // spec["validation"]["every_steps"])
+
+
+def validation_collections(spec: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """The collections that a training is validated on."""
+    validation = spec["validation"]
+    return (validation["collection"], *validation.get("further", ())) if validation else ()
 
 
 def _evaluation(spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work:
@@ -180,27 +186,22 @@ def _evaluation(spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work
     if scorer["type"] == "first_stage":
         return Work(cpu_s=1)
     size, _ = size_of(spec["collection"])
-    pairs = float(size.queries * min(spec["depth"] or _depth_of(parents, 1000), size.documents))
-    pairs *= spec.get("max_passages", 1)
+    pairs = size.queries * min(spec["depth"] or _depth(parents, 1000), size.documents)
     model = scorer.get("model")
     if scorer["type"] == "run":
         model = {"type": "cross_encoder", "models": [parents["run"].spec["backbone"]]}
-    flops = _model_flops(model, pairs, size, spec)
-    return Work(pairs=pairs, scoring_flops=flops, cpu_s=WARM_S, bf16=_may_be_bf16(spec))
+    return _scoring(model, pairs * spec.get("max_passages", 1), size, spec, WARM_S)
 
 
-def _may_be_bf16(settings: Mapping[str, Any]) -> bool:
-    return settings.get("precision", "fp32") != "fp32"
-
-
-def _model_flops(
-    model: Mapping[str, Any], pairs: float, size: Size, spec: Mapping[str, Any]
-) -> float:
-    """Scoring pairs with models; a bi-encoder reads each of their texts once."""
-    texts = pairs
+def _scoring(
+    model: Mapping[str, Any], pairs: float, size: Size, spec: Mapping[str, Any], cpu_s: float
+) -> Work:
+    """Scoring of pairs by one or several models; a bi-encoder encodes each text once."""
+    texts = pairs = float(pairs)
     if model["type"] == "bi_encoder":
         texts = min(pairs, size.documents + size.queries)
-    return sum(texts * _pair_flops(shape_of(each)[0], size, spec) for each in model["models"])
+    flops = sum(texts * _pair_flops(shape_of(each)[0], size, spec) for each in model["models"])
+    return Work(pairs=pairs, scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
 
 
 def _preparation(spec: Mapping[str, Any]) -> Work:
@@ -216,40 +217,36 @@ def _preparation(spec: Mapping[str, Any]) -> Work:
         tokens = size.documents * size.document_tokens(stage.get("document_tokens", 256))
         flops = tokens * shape.token_flops(128)
         cpu_s = START_S + size.documents / INDEXED_PER_S
-        return Work(scoring_flops=flops, cpu_s=cpu_s, bf16=_may_be_bf16(stage))
+        return Work(scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(stage))
     return Work(cpu_s=2 + size.queries * spec["depth"] / 500_000)
 
 
+def _allows_bf16(settings: Mapping[str, Any]) -> bool:
+    return settings.get("precision", "fp32") != "fp32"
+
+
 def _pair_flops(shape: Shape, size: Size, spec: Mapping[str, Any]) -> float:
-    """One pair's forward pass, at mean lengths."""
-    query = min(QUERY_TOKENS, spec["query_tokens"])
-    tokens = SPECIAL_TOKENS + query + size.document_tokens(spec["document_tokens"])
+    """FLOPs of one pair's forward pass, at mean lengths."""
+    query_tokens = min(QUERY_TOKENS, spec["query_tokens"])
+    tokens = SPECIAL_TOKENS + query_tokens + size.document_tokens(spec["document_tokens"])
     return tokens * shape.token_flops(round(tokens))
 
 
-def _depth_of(parents: Mapping[str, Planned], usual: int) -> int:
-    return int(parents["candidates"].spec["depth"]) if "candidates" in parents else usual
-
-
-def documents_per_query(teacher: Mapping[str, Any]) -> int:
-    """Documents of one sample."""
-    if teacher.get("negatives"):
-        return int(teacher["negatives"]) + 1
-    return int(teacher.get("list_size") or teacher.get("depth") or 2)
+def _depth(parents: Mapping[str, Planned], default: int) -> int:
+    return int(parents["candidates"].spec["depth"]) if "candidates" in parents else default
 
 
 def seconds(work: Work, device: Device, cpus: float) -> float:
-    """How long a job takes on one device by the stated model.
+    """Seconds of a job on one device.
 
-    On a GPU a step takes as long as its arithmetic at the assumed share of the peak, but no less
-    than launching its kernels; on a CPU it is arithmetic on `cpus` cores, at the assumed share of
-    theirs: 1e13 FLOP of training on a core of 1e11 FLOP/s take 167 s, in bf16 twice as fast 83 s.
-    BERT-Base, 200,000 steps
-    of 64 pairs with 89 tokens on an H100: 200,000 x max(9.9 ms, 12 x 1.2 + 5 ms) = 3,880 s.
+    A GPU computes at the assumed share of its peak, but a training step takes no less than the
+    launches of its kernels. On a CPU, the job runs on `cpus` cores: 1e13 FLOP of training on a core
+    of 1e11 FLOP/s take 167 s, in bf16 at twice the rate 83 s. BERT-Base on an H100, 200,000 steps
+    of 64 pairs with 89 tokens: 200,000 x max(9.9 ms, 12 x 1.2 + 5 ms) = 3,880 s.
     """
     cores = max(1.0, cpus)
     if not device.is_gpu:
-        rate = device.flops_per_s * cores * (device.bf16_times if work.bf16 else 1.0)
+        rate = device.flops_per_s * cores * (device.bf16_speedup if work.bf16 else 1.0)
         training_s = work.training_flops / (CPU_TRAINING_SHARE * rate)
         return training_s + work.scoring_flops / (CPU_SCORING_SHARE * rate) + work.cpu_s
     training_s = work.training_flops / (TRAINING_SHARE * device.flops_per_s)
@@ -258,106 +255,76 @@ def seconds(work: Work, device: Device, cpus: float) -> float:
     return max(training_s, launching_s) + scoring_s + work.cpu_s / cores
 
 
-PAIRS_PER_S = 20.0
-"""Trained on by a small machine and a backbone of six layers."""
+PLANNED_PAIRS_PER_S = 20.0
+"""Rule of thumb: pairs a small machine trains on per second, with a backbone of six layers."""
+
+PLANNED_QUERIES = 200
+"""Rule of thumb: queries of a collection."""
+
+PLANNED_SCORING = 1 / 3
+"""Rule of thumb: time to score a pair relative to training on it."""
 
 
-QUERIES = 200
-"""Of a collection."""
+def planned_s(kind: str, spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> float:
+    """Seconds that a plan assumes for a job; only their proportions matter.
+
+    200 queries at depth 100, scored by six layers: 200 x 100 / 3 / 20 = 333 s.
+    """
+    match kind:
+        case "train":
+            pairs = float(training_pairs(spec))
+            if collections := validation_collections(spec):
+                queries = PLANNED_QUERIES * len(collections)
+                depth = spec["validation"]["depth"]
+                pairs += validations(spec) * queries * depth * PLANNED_SCORING
+            return pairs / PLANNED_PAIRS_PER_S * _relative_layers(spec["backbone"])
+        case "evaluate" if spec["scorer"]["type"] == "first_stage":
+            return 5.0
+        case "evaluate":
+            layers = _relative_layers(parents["run"].spec["backbone"]) if "run" in parents else 1.0
+            pairs = PLANNED_QUERIES * spec["depth"]
+            return pairs * PLANNED_SCORING / PLANNED_PAIRS_PER_S * layers
+        case "search":
+            return 1.0
+        case "prepare" if "first_stage" in spec and "model" not in spec["first_stage"]:
+            return 60.0 if spec["first_stage"]["type"] == "bm25" else 10.0
+        case "prepare" if spec["type"] == "tokens":
+            return 60.0
+    return 600.0  # a model that scores or encodes a whole collection
 
 
-SCORING = 1 / 3
-"""What it takes to score a pair, next to training on it."""
-
-
-def training_s(spec: TrainSpec) -> float:
-    """Seconds of a training with its validations."""
-    settings, validation = spec.optimisation, spec.validation
-    pairs = float(settings.steps * settings.batch_queries) * _documents_per_query(spec.teacher)
-    if validation:
-        times = -(-settings.steps // validation.every_steps)
-        queries = QUERIES * len(validation.collections)
-        pairs += times * queries * validation.depth * SCORING
-    return pairs / PAIRS_PER_S * _size(spec.backbone)
-
-
-def scoring_s(depth: int, backbone: ModelSpec | None = None) -> float:
-    """Seconds of scoring a collection's candidates, by six layers if no backbone is given."""
-    return QUERIES * depth * SCORING / PAIRS_PER_S * (_size(backbone) if backbone else 1.0)
-
-
-def _size(backbone: ModelSpec) -> float:
-    """What a pair costs, with as many layers as are kept, next to a backbone of six layers."""
-    return backbone.layers / 6 if backbone.layers else 1.0
-
-
-def _documents_per_query(teacher: TeacherSpec) -> int:
-    if teacher.negatives:
-        return teacher.negatives + 1
-    return teacher.list_size or teacher.depth or 2
-
-
-STATE_BYTES = 16
-"""Of a parameter: fp32 weight, gradient and AdamW's two moments."""
-
-
-ACTIVATION_BYTES = 34
-"""Of a token, a layer and a hidden unit in bf16: Korthikanti et al. 2022, eq. 1, without the
-attention matrix (https://arxiv.org/abs/2205.05198); twice as many in fp32."""
-
-
-CONTEXT_BYTES = 1e9
-"""CUDA's own, and what its allocator loses."""
-
-
-RUN_LINE_BYTES = 14
-"""Of a line of a TREC run, gzipped."""
-
-
-FILE_SIZES = {
-    "4d99696386f96a7f1631076bcc53ac3c": 1.8e9,
-    "a2575af08a19b47c2041e67c9efcd917": 1.8e9,
-    "6ed152027f7270f32fcbfaaa6def951e": 3.5e8,
-    "c37b78874d4893a00566ab40aa453c56": 3.5e7,
-}
-"""By md5, from lines: 40M of 46 bytes; 10,000 queries with 500 and 50 lines of 70 bytes."""
-
-
-class Download(NamedTuple):
-    """Something that jobs read and that is not here."""
-
-    name: str
-    size_bytes: float | None
-    how: str
+def _relative_layers(backbone: Mapping[str, Any]) -> float:
+    """The layers that are kept, relative to six; a whole backbone counts as six."""
+    return backbone["layers"] / 6 if backbone["layers"] else 1.0
 
 
 def gpu_memory_bytes(spec: Mapping[str, Any]) -> float:
-    """Memory of a training, at most: states of all parameters and one backward pass.
+    """Peak memory of a training: states of all parameters and one backward pass.
 
     BERT-Base in bf16 with 16,384 tokens a pass: 108M x 16 + 16,384 x 12 x 768 x 34 bytes and 1 GB
     are 7.9 GB.
     """
     shape, _ = shape_of(spec["backbone"])
-    how = spec["optimisation"]
-    width = ACTIVATION_BYTES * (1 if how["precision"] == "bf16" else 2)
-    kept = 2 if how["gradient_checkpointing"] else shape.layers
-    activations = how["micro_batch_tokens"] * kept * shape.hidden * width
+    settings = spec["optimisation"]
+    width = ACTIVATION_BYTES * (1 if settings["precision"] == "bf16" else 2)
+    kept = 2 if settings["gradient_checkpointing"] else shape.layers
+    activations = settings["micro_batch_tokens"] * kept * shape.hidden * width
     return shape.parameters * STATE_BYTES + activations + CONTEXT_BYTES
 
 
-def disk_bytes(jobs: "Iterable[NewJob]") -> dict[str, float]:
-    """What the store keeps when all is done, by kind of job."""
+def disk_bytes(jobs: Iterable[NewJob]) -> dict[str, float]:
+    """Size of the results of all jobs in the store, by kind of job."""
     found = dict.fromkeys(KINDS, 0.0)
     for job in jobs:
-        found[job.kind] += _kept_bytes(job.kind, job.spec)
+        found[job.kind] += _result_bytes(job.kind, job.spec)
     return found
 
 
-def _kept_bytes(kind: str, spec: Mapping[str, Any]) -> float:
+def _result_bytes(kind: str, spec: Mapping[str, Any]) -> float:
     if kind == "train":
         return 4.0 * shape_of(spec["backbone"])[0].parameters
     if kind == "search":
-        return 0.0  # the winner's files, under a second name
+        return 0.0  # links to the winner's files
     size, _ = size_of(spec["documents" if spec.get("type") == "tokens" else "collection"])
     if spec.get("type") == "tokens":
         shape, _ = shape_of(spec["tokenizer"])
@@ -365,64 +332,3 @@ def _kept_bytes(kind: str, spec: Mapping[str, Any]) -> float:
         return size.documents * tokens * (2 if shape.vocabulary <= 65_536 else 4)
     depth = min(spec.get("depth") or 1000, size.documents)
     return float(RUN_LINE_BYTES * size.queries * depth)
-
-
-def downloads(jobs: "Iterable[NewJob]") -> list[Download]:
-    """Data sets, files and models that are not on this machine, each once."""
-    found: dict[str, Download] = {}
-    looked_at: set[str] = set()
-    for job in jobs:
-        for block in blocks(job.spec):
-            # The same few blocks stand in thousands of jobs.
-            if (key := repr(block)) in looked_at:
-                continue
-            looked_at.add(key)
-            for each in _missing(block):
-                found.setdefault(each.name, each)
-    return sorted(found.values(), key=lambda each: (-(each.size_bytes or 0), each.name))
-
-
-def _missing(block: Mapping[str, Any]) -> Iterator[Download]:
-    if block.get("source") == "irds":
-        yield from _of_dataset(block)
-    elif block.get("type") == "docpairs":
-        yield Download(f"docpairs of {block['id']}", 1.84e9, "fetched by ir_datasets")
-    elif block.keys() == {"path", "md5", "sha256"} and not Path(block["path"]).exists():
-        size = FILE_SIZES.get(block["md5"] or "")
-        yield Download(block["path"], size, "put it there; its checksum is verified")
-    elif block.get("id") and "layers" in block and not _in_cache(block["id"]):
-        shape, known = shape_of(block)
-        size = 4.0 * shape.parameters if known else None
-        yield Download(block["id"], size, "fetched from huggingface.co")
-
-
-def _of_dataset(block: Mapping[str, Any]) -> Iterator[Download]:
-    from xsweep.errors import DataError
-    from xsweep.evaluator.data.irds import sources
-    from xsweep.evaluator.specs import IrdsSpec
-
-    try:
-        for source in sources(IrdsSpec(**block)):
-            if not source.present:
-                yield Download(str(source.path), source.size_bytes, source.how)
-    except DataError as problem:
-        yield Download(block["id"], None, str(problem))
-
-
-def _in_cache(model: str) -> bool:
-    """Whether a model of Hugging Face lies in its usual cache."""
-    import os
-
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-    return (hub / f"models--{model.replace('/', '--')}").is_dir()
-
-
-def blocks(value: Any) -> Iterator[dict[str, Any]]:
-    """All mappings inside a JSON value."""
-    if isinstance(value, dict):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for item in value:
-            yield from blocks(item)

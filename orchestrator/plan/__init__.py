@@ -8,7 +8,6 @@ from typing import Any
 
 from xsweep.db.jobs import NewJob
 from xsweep.evaluator.specs import ModelSpec
-from xsweep.orchestrator.forecast.cost_model import training_s
 from xsweep.orchestrator.grid.cells import Cell, Layers, LeftOut, check_names, select_cells
 from xsweep.orchestrator.grid.load import read_grid
 from xsweep.orchestrator.grid.resolve import Objectives, References, Step
@@ -122,7 +121,7 @@ class _Planner:
                 self.left_out.append(LeftOut(cell, f"it is the same training as {first.name}"))
                 continue
             _, settings = self.steps[cell][-1]
-            self.evaluations.add_run(cell, run, settings, *self.backbones[cell.backbone.name])
+            self.evaluations.add_run(cell, run, settings, self.backbones[cell.backbone.name][1])
         return Plan(
             name=self.grid.name,
             grid=self.refs.source.text,
@@ -209,7 +208,6 @@ class _Planner:
             parents=training.parents,
             savings=training.savings,
             labels=labels,
-            cost_s=training_s(training.spec),
         )
 
 

@@ -10,7 +10,6 @@ from xsweep.db.jobs import NewJob
 from xsweep.evaluator.data.collection import folder_files
 from xsweep.evaluator.specs import (
     ApidocsSpec,
-    Bm25Spec,
     CandidatesSpec,
     CollectionSpec,
     DenseSpec,
@@ -24,6 +23,7 @@ from xsweep.evaluator.specs import (
     SpladeSpec,
     TokensSpec,
 )
+from xsweep.orchestrator.forecast.cost_model import Planned, planned_s
 from xsweep.orchestrator.grid.schema import Kind, Need
 from xsweep.orchestrator.plan.identity import ChecksumCache, canonical, identity_of, significant
 
@@ -65,7 +65,6 @@ class JobGraph:
         savings: Mapping[str, str] = NO_PARENTS,
         same_as: BaseModel | None = None,
         labels: Mapping[str, Any] | None = None,
-        cost_s: float = 1.0,
         needs: Kind | None = None,
     ) -> str:
         """Add a job unless it is there already, and give its identity.
@@ -87,9 +86,15 @@ class JobGraph:
                 parents={**parents, **savings},
                 resources=_resources(self.needs.get(needs or kind, Need())),
                 labels=dict(labels or {}),
-                cost=cost_s,
+                cost=self._planned_s(kind, known.dumped, parents),
             )
         return key
+
+    def _planned_s(self, kind: Kind, spec: dict[str, Any], parents: Mapping[str, str]) -> float:
+        jobs = {role: self.jobs[identity] for role, identity in parents.items()}
+        return planned_s(
+            kind, spec, {role: Planned(job.kind, job.spec) for role, job in jobs.items()}
+        )
 
     def _know(self, spec: BaseModel, same_as: BaseModel | None) -> "_Known":
         """What jobs need of a spec, worked out once: a grid's evaluations share a few of them."""
@@ -109,8 +114,8 @@ class JobGraph:
         name = f"prepare candidates {stage.type}-{depth} [{collection.name}]"
         if isinstance(stage, DenseSpec | SpladeSpec):
             # A model that reads every document: work like a teacher's, and it wants the same GPU.
-            return self.add("prepare", name, spec, cost_s=600, needs="teach")
-        return self.add("prepare", name, spec, cost_s=60 if isinstance(stage, Bm25Spec) else 10)
+            return self.add("prepare", name, spec, needs="teach")
+        return self.add("prepare", name, spec)
 
     def tokens(self, collection: CollectionSpec, tokenizer: ModelSpec, used_tokens: int) -> str:
         """The job that tokenises a collection's documents, of which `used_tokens` are used."""
@@ -127,7 +132,7 @@ class JobGraph:
         documents = self.pins.pin(documents_of(collection))
         name = f"prepare tokens {model_name(tokenizer)} [{documents.name}]"
         same_as = spec.model_copy(update={"documents": documents})
-        return self.add("prepare", name, spec, same_as=same_as, cost_s=60)
+        return self.add("prepare", name, spec, same_as=same_as)
 
 
 def documents_of(collection: CollectionSpec) -> CollectionSpec:

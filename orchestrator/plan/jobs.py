@@ -23,7 +23,6 @@ from xsweep.evaluator.specs import (
     TeachSpec,
     parse_measure,
 )
-from xsweep.orchestrator.forecast.cost_model import scoring_s
 from xsweep.orchestrator.grid.cells import Cell
 from xsweep.orchestrator.grid.resolve import References, Role
 from xsweep.orchestrator.grid.schema import TrainingSettings
@@ -188,7 +187,6 @@ class Shared:
             f"teach {label} [{collection.name}]",
             teach,
             parents={"candidates": candidates},
-            cost_s=600,
         )
         return ResolvedTeacher(spec, collection, {"teacher": scores}, model, label)
 
@@ -220,10 +218,6 @@ def _content(spec: BaseModel) -> str:
     return canonical(significant(spec))
 
 
-FIRST_STAGE_S = 5.0
-"""Rough cost of measuring candidates as they are."""
-
-
 class Evaluations:
     """Adds evaluations on a grid's test collections to a graph."""
 
@@ -246,20 +240,18 @@ class Evaluations:
                 models.setdefault(taught.model.model_dump_json(), (taught.label, taught.model))
         for test in self.tests:
             name = self.refs.first_stage_label(test.collection.name)
-            self._add(test, name, FirstStageScorer(), {"system": "first_stage"}, FIRST_STAGE_S)
+            self._add(test, name, FirstStageScorer(), {"system": "first_stage"})
         for label, model in models.values():
             labels = {"system": "teacher", "teacher": label}
-            cost_s = scoring_s(self.settings.depth)
             for test in self.tests:
                 scoring = self.shared.scoring()
-                self._add(test, label, ModelScorer(model=model), labels, cost_s, **scoring)
+                self._add(test, label, ModelScorer(model=model), labels, **scoring)
 
     def add_run(
         self,
         cell: Cell,
         run: str,
         settings: TrainingSettings,
-        backbone: ModelSpec,
         tokenizer: ModelSpec,
     ) -> None:
         """A cell's training, whose identity is `run`, on every collection."""
@@ -276,7 +268,6 @@ class Evaluations:
                 cell.name,
                 RunScorer(),
                 {"system": "run", **cell.labels},
-                scoring_s(self.settings.depth, backbone),
                 parents={"run": run},
                 savings={"tokens": self.graph.tokens(test.collection, tokenizer, read_tokens)},
                 **scoring,
@@ -288,7 +279,6 @@ class Evaluations:
         name: str,
         scorer: ScorerSpec,
         labels: Mapping[str, Any],
-        cost_s: float,
         *,
         parents: Mapping[str, str] = NO_PARENTS,
         savings: Mapping[str, str] = NO_PARENTS,
@@ -307,7 +297,6 @@ class Evaluations:
             parents={"candidates": test.candidates, **parents},
             savings=savings,
             labels={**labels, **place},
-            cost_s=cost_s,
         )
 
     def _spec(self, test: TestSet, scorer: ScorerSpec, scoring: Mapping[str, Any]) -> EvaluateSpec:

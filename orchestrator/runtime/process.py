@@ -214,7 +214,7 @@ def _tell(controller: "Controller") -> None:
     found = summary(controller.engine)
     for sweep in found.sweeps:
         if eta.count(sweep, eta.OPEN):
-            log.info("progress  %s: %s", sweep.name, eta.prospect(sweep, found))
+            log.info("progress  %s: %s", sweep.name, eta.progress_text(sweep, found))
 
 
 def _waits_for(left: "Outlook") -> str:

