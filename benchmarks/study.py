@@ -122,19 +122,18 @@ def generate(engine: Engine, backbones: int, depth: int) -> None:
     ids = {name: [f"q{i}" for i in range(n)] for name, n in COLLECTIONS.items()}
     while claims := jobs.claim(engine, owner="benchmark", limit=500, lease_s=3600):
         for claim in claims:
-            held = {"job_id": claim.job_id, "token": claim.token}
             folder = f"jobs/{claim.kind}/{claim.identity}/attempt-1"
-            jobs.started(engine, **held, actor="a", node="n", folder=folder, log=f"{folder}/log")
-            scores, place = None, claim.spec.get("collection")
+            place = jobs.Place(actor="a", node="n", folder=folder, log=f"{folder}/log")
+            jobs.mark_started(engine, {claim.lease: place})
+            scores, collection = None, claim.spec.get("collection")
             if claim.kind == "evaluate":
-                measured = per_query(place, known[claim.spec["system"]], depth)
+                measured = per_query(collection, known[claim.spec["system"]], depth)
                 scores = {
-                    name: dict(zip(ids[place], values.tolist(), strict=True))
+                    name: dict(zip(ids[collection], values.tolist(), strict=True))
                     for name, values in measured.items()
                 }
-            jobs.finish(
-                engine,
-                **held,
+            result = jobs.NewResult(
+                lease=claim.lease,
                 folder=folder,
                 manifest_sha256="0" * 64,
                 summary={"seconds": 60.0},
@@ -143,8 +142,9 @@ def generate(engine: Engine, backbones: int, depth: int) -> None:
                     "spec": claim.spec,
                 },
                 scores=scores,
-                query_set_name=place,
+                query_set_name=collection,
             )
+            jobs.finish(engine, [result])
 
 
 def planned(backbones: int) -> Iterator[jobs.NewJob]:

@@ -79,8 +79,7 @@ def fill(engine: Engine, studies: int) -> None:
                 }
             results.append(
                 jobs.NewResult(
-                    job_id=claim.job_id,
-                    token=claim.token,
+                    lease=claim.lease,
                     folder=claim.name,
                     manifest_sha256="0" * 64,
                     summary={},
@@ -88,12 +87,11 @@ def fill(engine: Engine, studies: int) -> None:
                     scores=scores,
                 )
             )
-        jobs.finish_all(engine, results)
+        jobs.finish(engine, results)
         left -= len(claims)
     running = jobs.claim(engine, owner="me", limit=16, lease_s=3600)
-    pairs = [(claim.job_id, claim.token) for claim in running]
-    progress = {pair: {"done": 5, "total": 10, "pairs_per_s": 100.0} for pair in pairs}
-    jobs.renew(engine, owner="me", held=pairs, lease_s=3600, progress=progress)
+    progress = {claim.lease: {"done": 5, "total": 10, "pairs_per_s": 100.0} for claim in running}
+    jobs.renew(engine, list(progress), lease_s=3600, progress=progress)
 
 
 def timed(work: Callable[[], object], repeats: int) -> tuple[float, float]:

@@ -23,8 +23,8 @@ from xsweep.db.schema import (
     Sweep,
     SweepJob,
 )
-from xsweep.db.scores import digest_query_ids, seal
-from xsweep.db.status import read_tally
+from xsweep.db.scores import checksum_arrays, digest_query_ids
+from xsweep.db.tally import read_tally
 from xsweep.db.transaction import reading
 
 INVARIANTS = {
@@ -215,9 +215,9 @@ def _compare_scores(connection: Connection, past: _Replay) -> Iterator[Violation
         elif math.fsum(struct.unpack(f"<{count}d", packed)) / count != mean:
             yield _violation("I8", job_id, f"{measure}: {mean} is not the mean of its scores")
     for job in sorted(stored.keys() | past.accepted.keys()):
-        sealed = seal(stored[job]) if job in stored else None
-        told = past.accepted[job][2] if job in past.accepted else None
-        if sealed != told:
+        checksum = checksum_arrays(stored[job]) if job in stored else None
+        accepted = past.accepted[job][2] if job in past.accepted else None
+        if checksum != accepted:
             yield _violation("I8", job, "its scores are not those that were accepted")
 
 

@@ -1,9 +1,6 @@
-"""Taking jobs: the claim of an owner, and what it is told of them.
+"""Claim ready jobs, record where their attempts run, and renew the leases that hold them."""
 
-Keeping jobs: where their attempts run, and the leases that hold them.
-"""
-
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -16,8 +13,10 @@ from sqlalchemy import (
     Engine,
     Executable,
     Integer,
+    RowMapping,
     Select,
     Text,
+    and_,
     bindparam,
     cast,
     exists,
@@ -45,10 +44,32 @@ from xsweep.db.schema import (
 )
 from xsweep.db.transaction import pieces, transact
 
+MAY_START = or_(Job.retry_at.is_(None), Job.retry_at <= now_s())
+IN_ACTIVE_SWEEP = exists().where(
+    SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
+)
+
+
+class Lease(NamedTuple):
+    """An owner's hold on a job under a fencing token; every write of an attempt presents it."""
+
+    job_id: int
+    token: int
+    owner: str
+
+
+class Place(NamedTuple):
+    """The process, node, folder and log of an attempt."""
+
+    actor: str
+    node: str
+    folder: str
+    log: str
+
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A job held by `owner` under `token` as long as its lease is renewed."""
+    """A job and the live attempt at it, which `owner` holds as long as its lease is renewed."""
 
     job_id: int
     token: int
@@ -61,12 +82,16 @@ class Claim:
     inputs: dict[str, str]
     """Folder of the accepted result of the parent in each role."""
     previous: tuple[str, ...] = ()
-    """Folders of earlier attempts, the newest first, in a new claim: checkpoints may be there."""
+    """Folders of earlier attempts, the newest first: checkpoints may be there."""
     actor: str | None = None
-    """This and the next three: where it runs, once it has started."""
+    """This and the next three are set once the attempt has started; see `Place`."""
     node: str | None = None
     folder: str | None = None
     log: str | None = None
+
+    @property
+    def lease(self) -> Lease:
+        return Lease(self.job_id, self.token, self.owner)
 
 
 def claim(
@@ -80,85 +105,67 @@ def claim(
 ) -> list[Claim]:
     """Take up to `limit` ready jobs, those with the longest chain behind first, then the oldest.
 
-    Jobs of sweeps that are all paused are left, as are those whose `retry_at` is to come. When the
-    connection breaks after the commit, the jobs are held by `owner` all the same and appear in
-    `running`; a lease that nobody renews ends.
+    Skips jobs whose sweeps are all paused and jobs whose `retry_at` is in the future. When the
+    connection breaks after the commit, `owner` holds the jobs all the same: they appear in
+    `running`, and their leases expire unless renewed.
     """
-    if limit < 1:
-        return []
-    return transact(engine, lambda c: _claim(c, owner, limit, lease_s, kinds, exclude))
-
-
-def _claim(
-    connection: Connection,
-    owner: str,
-    limit: int,
-    lease_s: float,
-    kinds: Sequence[str] | None,
-    exclude: Collection[int],
-) -> list[Claim]:
-    postgresql = connection.dialect.name == "postgresql"
-    take = _taking(postgresql, kinds is not None, bool(exclude))
-    lease = {"holder": owner, "lease_s": float(lease_s)}
-    chosen: dict[str, Any] = {"at_most": limit}
+    parameters: dict[str, Any] = {"at_most": limit, "exclude": list(exclude)}
     if kinds is not None:
-        chosen["kinds"] = list(kinds)
-    if exclude:
-        chosen["exclude"] = list(exclude)
-    if postgresql:
-        rows = connection.execute(take, chosen | lease).all()
-    else:
-        taken = [tuple(pair) for pair in connection.execute(take, chosen)]
-        if not taken:
-            return []
-        attempts = [{"job_id": id_, "token": token, "owner": owner} for id_, token in taken]
-        connection.execute(_HOLD, [attempt | lease for attempt in attempts])
-        record(connection, "claimed", *attempts)
-        rows = connection.execute(_TAKEN, {"ids": [id_ for id_, _ in taken]}).all()
-    return [
-        Claim(
-            job_id=row.id,
-            token=row.token,
-            owner=owner,
-            identity=row.identity,
-            kind=row.kind,
-            name=row.name,
-            spec=row.spec,
-            resources=row.resources,
-            inputs=row.inputs or {},
-            previous=tuple(folder for _, folder in sorted(_by_token(row.earlier), reverse=True)),
-        )
-        for row in sorted(rows, key=lambda row: (-row.critical_s, row.id))
-    ]
+        parameters["kinds"] = list(kinds)
+    lease = {"holder": owner, "lease_s": float(lease_s)}
+
+    def work(connection: Connection) -> list[Claim]:
+        postgresql = connection.dialect.name == "postgresql"
+        take = _take(postgresql, kinds is not None)
+        if postgresql:
+            rows = connection.execute(take, parameters | lease).mappings().all()
+        else:
+            taken = connection.execute(take, parameters).all()
+            if not taken:
+                return []
+            attempts = [{"job_id": id_, "token": token, "owner": owner} for id_, token in taken]
+            connection.execute(_HOLD, [attempt | lease for attempt in attempts])
+            record(connection, "claimed", *attempts)
+            ids = {"ids": [id_ for id_, _ in taken]}
+            rows = connection.execute(_TAKEN, ids).mappings().all()
+        first = sorted(rows, key=lambda row: (-row["critical_s"], row["job_id"]))
+        return [_as_claim(row, owner=owner) for row in first]
+
+    return transact(engine, work) if limit > 0 else []
 
 
-def _by_token(folders: dict[str, str] | None) -> Iterator[tuple[int, str]]:
-    return ((int(token), folder) for token, folder in (folders or {}).items())
+def read_claims(connection: Connection, *conditions: ColumnElement[bool]) -> list[Claim]:
+    """The live attempts that meet the conditions, by job id."""
+    started = (Attempt.owner, Attempt.actor, Attempt.node, Attempt.folder, Attempt.log)
+    query = (
+        _claim_columns(Job.__table__.c, connection.dialect.name == "postgresql")
+        .add_columns(*started)
+        .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.outcome.is_(None)))
+        .where(*conditions)
+        .order_by(Job.id)
+    )
+    rows = connection.execute(query).mappings()
+    return [_as_claim(row, **{each.key: row[each.key] for each in started}) for row in rows]
 
 
-# Statements are made once: making one takes longer than running it.
+# Statements are built once: building one takes longer than running it.
 _LEASE = {"claimed_at": now_s(), "lease_until": now_s() + bindparam("lease_s", type_=Double)}
-
-
 _HOLD = insert(Attempt).values(_LEASE)
+_JOB = ("id", "identity", "kind", "name", "token", "critical_s")
 
 
 @cache
-def _taking(postgresql: bool, of_kinds: bool, but_some: bool) -> Executable:
-    """Takes `at_most` jobs; on PostgreSQL it writes attempts and events too, and tells all of them.
+def _take(postgresql: bool, of_kinds: bool) -> Executable:
+    """Take `at_most` jobs; on PostgreSQL also write attempts and events and return the claims.
 
-    One statement is one way to the server and back, where a job at a time used to take seven. State
-    and limit stand in its text: a plan made once for all values could use neither the index of
-    ready jobs nor the knowledge that they are few.
+    PostgreSQL needs one round trip this way instead of seven. State and limit are literals: a plan
+    made once for all values could use neither the index of ready jobs nor the small limit.
     """
-    wanted_by_active_sweep = exists().where(
-        SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
-    )
     candidates = (
         select(Job.id)
         .where(Job.state == bindparam(None, State.READY, Text, literal_execute=True))
-        .where(or_(Job.retry_at.is_(None), Job.retry_at <= now_s()))
-        .where(wanted_by_active_sweep)
+        .where(MAY_START, IN_ACTIVE_SWEEP)
+        .where(Job.id.not_in(bindparam("exclude", expanding=True)))
         # every priority is 0, but the index of ready jobs begins with it
         .order_by(Job.priority.desc(), Job.critical_s.desc(), Job.id)
         .limit(bindparam("at_most", type_=Integer, literal_execute=True))
@@ -166,8 +173,6 @@ def _taking(postgresql: bool, of_kinds: bool, but_some: bool) -> Executable:
     )
     if of_kinds:
         candidates = candidates.where(Job.kind.in_(bindparam("kinds", expanding=True)))
-    if but_some:
-        candidates = candidates.where(Job.id.not_in(bindparam("exclude", expanding=True)))
     # materialised: inlined, the sub-query may run more than once and take more than the limit
     picked = candidates.cte("picked").prefix_with("MATERIALIZED")
     take = (
@@ -177,130 +182,101 @@ def _taking(postgresql: bool, of_kinds: bool, but_some: bool) -> Executable:
     )
     if not postgresql:
         return take.returning(Job.id, Job.token)
-    taken = take.returning(*_JOB).cte("taken")
+    taken = take.returning(*(getattr(Job, name) for name in _JOB)).cte("taken")
     holder = bindparam("holder", type_=Text)
-    attempts = select(taken.c.id, taken.c.token, holder, *_LEASE.values())
     columns = ["job_id", "token", "owner"]
+    attempts = select(taken.c.id, taken.c.token, holder, *_LEASE.values())
     held = insert(Attempt).from_select([*columns, *_LEASE], attempts).cte("held")
     events = select(
         *(now_s(), literal("claimed", Text), taken.c.id, taken.c.token, holder, literal({}, JSON))
     )
-    told = insert(Event).from_select(["at", "kind", *columns, "detail"], events).cte("told")
-    return _told_of(taken.c, "json_object_agg").select_from(taken).add_cte(held, told)
+    recorded = insert(Event).from_select(["at", "kind", *columns, "detail"], events).cte("recorded")
+    return _claim_columns(taken.c, postgresql).select_from(taken).add_cte(held, recorded)
 
 
-_JOB = (Job.id, Job.identity, Job.kind, Job.name, Job.token, Job.critical_s)
-
-
-def _told_of(job: Any, by_key: str) -> Select[Any]:
-    """What a claim tells of jobs, given their columns and the database's name of json_object."""
-    gather = getattr(func, by_key)
+def _claim_columns(job: Any, postgresql: bool) -> Select[Any]:
+    """Select the columns of claims, given those of their jobs."""
+    gather = func.json_object_agg if postgresql else func.json_group_object
     inputs = (
         select(gather(Edge.role, Result.folder, type_=JSON))
         .join(Result, Result.job_id == Edge.parent_id)
         .where(Edge.child_id == job.id)
     )
-    earlier = select(gather(cast(Attempt.token, Text), Attempt.folder, type_=JSON)).where(
-        Attempt.job_id == job.id, Attempt.token < job.token, Attempt.folder.is_not(None)
+    before = Attempt.__table__.alias("before").c
+    earlier = select(gather(cast(before.token, Text), before.folder, type_=JSON)).where(
+        before.job_id == job.id, before.token < job.token, before.folder.is_not(None)
     )
-    columns = (job[column.key] for column in _JOB)
     return select(
-        *(*columns, Definition.spec, Definition.resources),
+        *(job[name].label("job_id") if name == "id" else job[name] for name in _JOB),
+        *(Definition.spec, Definition.resources),
         inputs.scalar_subquery().label("inputs"),
         earlier.scalar_subquery().label("earlier"),
     ).join(Definition, Definition.job_id == job.id)
 
 
-_TAKEN = _told_of(Job.__table__.c, "json_group_object").where(
+_TAKEN = _claim_columns(Job.__table__.c, postgresql=False).where(
     Job.id.in_(bindparam("ids", expanding=True))
 )
 
 
-class Place(NamedTuple):
-    """Where an attempt runs."""
-
-    job_id: int
-    token: int
-    actor: str
-    node: str
-    folder: str
-    log: str
-
-
-def started(engine: Engine, *, owner: str | None = None, **place: Any) -> bool:
-    """Note where one attempt runs, given as the fields of `Place`. False: stop it."""
-    return bool(started_all(engine, [Place(**place)], owner=owner))
+def _as_claim(row: RowMapping, **attempt: Any) -> Claim:
+    same = ("job_id", "token", "identity", "kind", "name", "spec", "resources")
+    folders = {int(token): folder for token, folder in (row["earlier"] or {}).items()}
+    return Claim(
+        **{name: row[name] for name in same},
+        inputs=row["inputs"] or {},
+        previous=tuple(folders[token] for token in sorted(folders, reverse=True)),
+        **attempt,
+    )
 
 
-def started_all(
-    engine: Engine, places: Sequence[Place], *, owner: str | None = None
-) -> set[tuple[int, int]]:
-    """Note where attempts run. Returns the (job id, token) pairs that are held: stop all others."""
+def mark_started(engine: Engine, places: Mapping[Lease, Place]) -> set[Lease]:
+    """Record where attempts run. Returns the leases that still hold: stop all other attempts."""
 
-    def work(connection: Connection) -> set[tuple[int, int]]:
-        noted = []
-        for place in places:
-            hold = Hold(place.job_id, place.token, owner)
-            values = {name: getattr(place, name) for name in ("actor", "node", "folder", "log")}
-            start = update(Attempt).where(*live(hold)).values(started_at=now_s(), **values)
-            holder = connection.scalar(start.returning(Attempt.owner))
-            if holder is not None:
-                noted.append({**place._asdict(), "owner": holder})
-        record(connection, "started", *noted)
-        return {(row["job_id"], row["token"]) for row in noted}
+    def work(connection: Connection) -> set[Lease]:
+        held = []
+        for lease, place in places.items():
+            begun = update(Attempt).where(live([lease]))
+            row = begun.values(started_at=now_s(), **place._asdict())
+            if connection.execute(row).rowcount:
+                held.append(lease)
+        events = ({**lease._asdict(), **places[lease]._asdict()} for lease in held)
+        record(connection, "started", *events)
+        return set(held)
 
     return transact(engine, work) if places else set()
 
 
 def renew(
     engine: Engine,
+    leases: Collection[Lease],
     *,
-    owner: str,
-    held: Collection[tuple[int, int]],
     lease_s: float,
-    progress: Mapping[tuple[int, int], dict[str, Any]] | None = None,
-) -> set[tuple[int, int]]:
-    """Extend the leases of (job id, token) pairs, and return those still held: stop all others.
+    progress: Mapping[Lease, dict[str, Any]] | None = None,
+) -> set[Lease]:
+    """Extend leases. Returns those that still hold: stop all other attempts.
 
-    A lease that ran out but that nobody took is held again. `progress`, by pair, is kept with the
-    attempt: {"done": 50, "total": 200, "loss": 0.3}.
+    An expired lease that nobody took is held again. `progress` is stored with the attempt:
+    {"done": 50, "total": 200, "loss": 0.3}.
     """
 
-    def work(connection: Connection) -> set[tuple[int, int]]:
-        still: set[tuple[int, int]] = set()
-        for piece in pieces(sorted(held)):
-            extended = (
-                update(Attempt)
-                .where(
-                    tuple_(Attempt.job_id, Attempt.token).in_(piece),
-                    Attempt.owner == owner,
-                    Attempt.outcome.is_(None),
-                )
-                .values(lease_until=now_s() + lease_s)
-                .returning(Attempt.job_id, Attempt.token)
-            )
-            still |= {(job_id, token) for job_id, token in connection.execute(extended)}
-        for pair in still & set(progress or ()):
-            seen = update(Attempt).where(Attempt.job_id == pair[0], Attempt.token == pair[1])
-            connection.execute(seen.values(progress=(progress or {})[pair]))
-        return still
+    def work(connection: Connection) -> set[Lease]:
+        held: set[Lease] = set()
+        for piece in pieces(sorted(leases)):
+            extended = update(Attempt).where(live(piece)).values(lease_until=now_s() + lease_s)
+            rows = connection.execute(extended.returning(*LEASE))
+            held |= {Lease(*row) for row in rows}
+        for lease in held & set(progress or ()):
+            made = update(Attempt).where(live([lease])).values(progress=(progress or {})[lease])
+            connection.execute(made)
+        return held
 
-    return transact(engine, work) if held else set()
+    return transact(engine, work) if leases else set()
 
 
-class Hold(NamedTuple):
-    """What a write of an attempt is made under; without an owner, the token alone must fit."""
-
-    job_id: int
-    token: int
-    owner: str | None = None
+LEASE = (Attempt.job_id, Attempt.token, Attempt.owner)
 
 
-def live(hold: Hold) -> list[ColumnElement[bool]]:
-    """What every write of an attempt requires: it is held still, by this owner if one is named."""
-    conditions = [
-        Attempt.job_id == hold.job_id,
-        Attempt.token == hold.token,
-        Attempt.outcome.is_(None),
-    ]
-    return conditions if hold.owner is None else [*conditions, Attempt.owner == hold.owner]
+def live(leases: Iterable[Lease]) -> ColumnElement[bool]:
+    """The condition of every write of attempts: they have not ended, and these leases hold them."""
+    return and_(tuple_(*LEASE).in_(list(leases)), Attempt.outcome.is_(None))

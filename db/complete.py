@@ -1,7 +1,4 @@
-"""How an attempt ends well: its result is accepted, and what waited for it becomes ready.
-
-How an attempt ends without a result: it fails, or it is given back.
-"""
+"""Complete attempts: accept their results, or end them without one by a failure or a release."""
 
 import json
 import math
@@ -27,26 +24,29 @@ from sqlalchemy import (
     insert,
     literal,
     select,
-    tuple_,
     update,
 )
 from sqlalchemy.types import TypeEngine
 
 from xsweep.db.breaker import stop_columns
-from xsweep.db.claim import Hold, live
+from xsweep.db.claim import LEASE, Lease, live
 from xsweep.db.dependencies import lock, move, skip_descendants, wake_children
 from xsweep.db.events import record
 from xsweep.db.schema import RETRIES, Attempt, Event, Job, Result, State, backoff_s, now_s
-from xsweep.db.scores import PackedScores, pack_scores, seal_of, store_scores
+from xsweep.db.scores import PackedScores, checksum_scores, pack_scores, store_scores
 from xsweep.db.transaction import pieces, transact
+
+REASON_CHARACTERS = 10_000
+
+Rows = dict[Lease, dict[str, Any]]
+"""The values to write for each attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewResult:
-    """What an attempt came to: its folder, sealed by its manifest, and what is reported of it."""
+    """The result of an attempt: its folder, sealed by its manifest, and what is reported of it."""
 
-    job_id: int
-    token: int
+    lease: Lease
     folder: str
     manifest_sha256: str
     summary: dict[str, Any]
@@ -56,114 +56,84 @@ class NewResult:
     query_set_name: str | None = None
 
 
-def finish(engine: Engine, *, owner: str | None = None, **result: Any) -> bool:
-    """Accept the result of one attempt, given as the fields of `NewResult`; see `finish_all`."""
-    return bool(finish_all(engine, [NewResult(**result)], owner=owner))
+def finish(engine: Engine, results: Sequence[NewResult]) -> set[Lease]:
+    """Accept results of attempts and make the jobs ready that waited for them, in one transaction.
 
-
-def finish_all(
-    engine: Engine, results: Sequence[NewResult], *, owner: str | None = None
-) -> set[tuple[int, int]]:
-    """Accept results of attempts and make ready what waited for them, in one transaction.
-
-    Returns the (job id, token) pairs whose results count. Any other is no longer held: nothing of
-    it changed, its folder counts for nothing. Saying it again after a lost answer is the same
-    answer. Numbers that are not finite become null in summary and provenance; in scores they raise
-    DataError, and no result of the call is accepted.
+    Returns the leases whose results count. Any other no longer holds: its job is unchanged and its
+    folder counts for nothing. A retry after a lost reply returns the same. Numbers that are not
+    finite become null in summary and provenance; in scores they raise DataError, and no result of
+    the call is accepted.
     """
     packed = [pack_scores(each.scores or {}, each.query_set_name or "") for each in results]
-    accepted: set[tuple[int, int]] = set()
+    accepted: set[Lease] = set()
     for piece in pieces(list(zip(results, packed, strict=True))):
-        accepted |= transact(engine, lambda c, piece=piece: finish_held(c, piece, owner))  # type: ignore[misc]
+        accepted |= transact(engine, lambda c, piece=piece: accept_results(c, piece))  # type: ignore[misc]
     return accepted
 
 
-def finish_held(
-    connection: Connection, results: list[tuple[NewResult, PackedScores]], owner: str | None
-) -> set[tuple[int, int]]:
-    """`finish_all` within a transaction."""
+def accept_results(
+    connection: Connection, results: list[tuple[NewResult, PackedScores]]
+) -> set[Lease]:
+    """`finish` within a transaction, for at most `xsweep.db.transaction.PIECE` results."""
+    packed = {result.lease: scores for result, scores in results}
     rows: Rows = {}
-    events: Rows = {}
-    packed: dict[tuple[int, int], PackedScores] = {}
+    details: Rows = {}
     for result, scores in results:
-        pair = result.job_id, result.token
-        seal = {"manifest_sha256": result.manifest_sha256}
-        told = {"summary": _storable(result.summary), "provenance": _storable(result.provenance)}
-        rows[pair] = {"job_id": pair[0], "token": pair[1], "folder": result.folder, **seal, **told}
-        events[pair] = {**seal, "scores_sha256": seal_of(scores)}
-        packed[pair] = scores
+        checksum = {"manifest_sha256": result.manifest_sha256}
+        details[result.lease] = {**checksum, "scores_sha256": checksum_scores(scores)}
+        rows[result.lease] = {
+            "job_id": result.lease.job_id,
+            "token": result.lease.token,
+            "folder": result.folder,
+            **checksum,
+            "summary": _storable(result.summary),
+            "provenance": _storable(result.provenance),
+        }
     write = _write_at_once if connection.dialect.name == "postgresql" else _write_in_turn
-    held = write(connection, rows, events, owner)
-    for pair in held:
-        store_scores(connection, pair[0], packed[pair])
+    held = write(connection, rows, details)
+    for lease in held:
+        store_scores(connection, lease.job_id, packed[lease])
     if held:
-        woken = wake_children(connection, [job_id for job_id, _ in held])
+        woken = wake_children(connection, [lease.job_id for lease in held])
         record(connection, "ready", *({"job_id": child} for child in woken))
-    return held | {
-        pair for pair in rows.keys() - held if _accepted_before(connection, rows[pair], owner)
-    }
+    lost = [lease for lease in rows if lease not in held]
+    return held | {lease for lease in lost if _accepted_before(connection, lease, rows[lease])}
 
 
-Rows = dict[tuple[int, int], dict[str, Any]]
-"""What is to be written of each attempt, by job id and token."""
+def _write_in_turn(connection: Connection, rows: Rows, details: Rows) -> set[Lease]:
+    """End the attempts that are held and write their results; returns their leases.
 
-
-def _write_in_turn(
-    connection: Connection, rows: Rows, events: Rows, owner: str | None
-) -> set[tuple[int, int]]:
-    """End the attempts that are held and write their results; returns these attempts.
-
-    A statement after the other, for SQLite, whose transaction holds the whole database.
+    One statement after the other, for SQLite, whose transaction locks the whole database.
     """
-    end, move = _ending(owner is not None), _MOVE
-    ended = connection.execute(end, {"pairs": list(rows), "holder": owner}).all()
-    if not ended:
-        return set()
-    holders = {(job_id, token): holder for job_id, token, holder in ended}
-    connection.execute(_KEEP, [rows[pair] for pair in holders])
-    connection.execute(move, {"ids": [job_id for job_id, _ in holders]})
-    record(
-        connection,
-        "accepted",
-        *(
-            {"job_id": pair[0], "token": pair[1], "owner": holder, **events[pair]}
-            for pair, holder in holders.items()
-        ),
-    )
-    return set(holders)
+    held = end_attempts(connection, live(rows), "done")
+    if held:
+        connection.execute(_INSERT_RESULT, [rows[lease] for lease in held])
+        move(connection, [lease.job_id for lease in held], State.DONE, ended_at=now_s())
+        events = ({**lease._asdict(), **details[lease]} for lease in held)
+        record(connection, "accepted", *events)
+    return set(held)
 
 
-def _write_at_once(
-    connection: Connection, rows: Rows, events: Rows, owner: str | None
-) -> set[tuple[int, int]]:
-    """The same as `_write_in_turn` in one statement, for PostgreSQL.
+_INSERT_RESULT = insert(Result).values(accepted_at=now_s())
 
-    Its children are woken by another one: this one may wait for a submission that adds some, and
-    would not see them.
+
+def _write_at_once(connection: Connection, rows: Rows, details: Rows) -> set[Lease]:
+    """`_write_in_turn` in one statement, for PostgreSQL.
+
+    Another one wakes the children: this one may wait for a submission that adds some, and would not
+    see them.
     """
-    told: dict[str, list[Any]] = {name: [row[name] for row in rows.values()] for name in _GIVEN}
+    values = {name: [row[name] for row in rows.values()] for name in _RESULT}
     for name in ("summary", "provenance"):
-        told[name] = [json.dumps(value, allow_nan=False) for value in told[name]]
-    told["detail"] = [json.dumps(events[pair]) for pair in rows]
-    alone = len(rows) == 1
-    given = {_parameter(name): values[0] if alone else values for name, values in told.items()}
-    accepted = connection.execute(_accepting(alone, owner is not None), given | {"holder": owner})
-    return {(job_id, token) for job_id, token in accepted}
+        values[name] = [json.dumps(value, allow_nan=False) for value in values[name]]
+    values["owner"] = [lease.owner for lease in rows]
+    values["detail"] = [json.dumps(details[lease]) for lease in rows]
+    single = len(rows) == 1
+    parameters = {_parameter(name): each[0] if single else each for name, each in values.items()}
+    return {Lease(*row) for row in connection.execute(_accept(single), parameters)}
 
 
-_KEEP = insert(Result).values(accepted_at=now_s())
-
-
-_ENDED = {"outcome": "done", "ended_at": now_s(), "lease_until": None}
-
-
-_DONE = {"state": State.DONE, "ended_at": now_s()}
-
-
-_MOVE = update(Job).where(Job.id.in_(bindparam("ids", expanding=True))).values(_DONE)
-
-
-_GIVEN: dict[str, type[TypeEngine[Any]]] = {
+_RESULT: dict[str, type[TypeEngine[Any]]] = {
     "job_id": BigInteger,
     "token": Integer,
     "folder": Text,
@@ -171,44 +141,32 @@ _GIVEN: dict[str, type[TypeEngine[Any]]] = {
     "summary": Text,
     "provenance": Text,
 }
+_GIVEN: dict[str, type[TypeEngine[Any]]] = {**_RESULT, "owner": Text, "detail": Text}
 
 
 def _parameter(column: str) -> str:
-    """SQLAlchemy takes a parameter that is called as a column for a new value of that column."""
+    """A parameter of the column's own name would be taken for a new value of that column."""
     return f"{column}s"
 
 
 @cache
-def _ending(of_owner: bool) -> Executable:
-    pair = tuple_(Attempt.job_id, Attempt.token)
-    ended = update(Attempt).where(pair.in_(bindparam("pairs", expanding=True)))
-    ended = ended.where(Attempt.outcome.is_(None)).values(_ENDED)
-    if of_owner:
-        ended = ended.where(Attempt.owner == bindparam("holder"))
-    return ended.returning(Attempt.job_id, Attempt.token, Attempt.owner)
+def _accept(single: bool) -> Executable:
+    """The statement of `_write_at_once`; each part reads what the one before it wrote.
 
-
-@cache
-def _accepting(alone: bool, of_owner: bool) -> Executable:
-    """Each part reads what the one before it wrote, which puts them in order.
-
-    A result alone is given as values and not as arrays of one: of arrays the server expects ten,
-    so it makes a new plan each time, which takes as long as the rest.
+    A single result is given as values and not as arrays of one: the server expects ten elements of
+    an array, so it would make a new plan each time, which takes as long as the rest.
     """
     given: FromClause
-    columns: dict[str, type[TypeEngine[Any]]] = {**_GIVEN, "detail": Text}
-    if alone:
-        values = (
-            cast(bindparam(_parameter(name), type_=type_), type_).label(name)
-            for name, type_ in columns.items()
-        )
+    if single:
+        values: list[Any] = [
+            cast(bindparam(_parameter(name), type_=kind), kind).label(name)
+            for name, kind in _GIVEN.items()
+        ]
         given = select(*values).subquery("given")
     else:
-        arrays = (
-            bindparam(_parameter(name), type_=ARRAY(type_)) for name, type_ in columns.items()
-        )
-        given = func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
-    # in ascending order, as everywhere, so that nobody deadlocks
+        arrays = [bindparam(_parameter(name), type_=ARRAY(kind)) for name, kind in _GIVEN.items()]
+        given = func.unnest(*arrays).table_valued(*_GIVEN, name="given").render_derived()
+    # in ascending order, see `lock`
     locked = (
         select(Job.id)
         .where(Job.id.in_(select(given.c.job_id)))
@@ -216,44 +174,39 @@ def _accepting(alone: bool, of_owner: bool) -> Executable:
         .with_for_update()
         .cte("locked")
     )
-    end = (
+    ended = (
         update(Attempt)
         .where(Attempt.job_id == locked.c.id, Attempt.outcome.is_(None))
-        .where(Attempt.job_id == given.c.job_id, Attempt.token == given.c.token)
+        .where(*(column == given.c[column.key] for column in LEASE))
+        .values(_ended("done"))
+        .returning(*(given.c[name] for name in _GIVEN))
+        .cte("ended")
     )
-    if of_owner:
-        end = end.where(Attempt.owner == bindparam("holder"))
-    told = (given.c[name] for name in columns)
-    ended = end.values(_ENDED).returning(Attempt.owner, *told).cte("ended")
     result = select(
         *(ended.c[name] for name in ("job_id", "token", "folder", "manifest_sha256")),
         *(cast(ended.c[name], JSON) for name in ("summary", "provenance")),
         now_s(),
     )
-    keep = insert(Result).from_select([*_GIVEN, "accepted_at"], result)
-    kept = keep.returning(Result.job_id, Result.token).cte("kept")
-    moved = update(Job).where(Job.id == kept.c.job_id).values(_DONE).cte("moved")
-    event = select(
-        *(now_s(), literal("accepted", Text), ended.c.job_id, ended.c.token, ended.c.owner),
-        cast(ended.c.detail, JSON),
-    )
-    subject = ["at", "kind", "job_id", "token", "owner", "detail"]
-    recorded = insert(Event).from_select(subject, event).cte("recorded")
-    return select(kept.c.job_id, kept.c.token).add_cte(moved, recorded)
+    keep = insert(Result).from_select([*_RESULT, "accepted_at"], result)
+    kept = keep.returning(Result.job_id).cte("kept")
+    done = {"state": State.DONE, "ended_at": now_s()}
+    moved = update(Job).where(Job.id == kept.c.job_id).values(done).cte("moved")
+    lease = [ended.c[column.key] for column in LEASE]
+    event = select(now_s(), literal("accepted", Text), *lease, cast(ended.c.detail, JSON))
+    columns = ["at", "kind", "job_id", "token", "owner", "detail"]
+    recorded = insert(Event).from_select(columns, event).cte("recorded")
+    return select(*lease).add_cte(moved, recorded)
 
 
-def _accepted_before(connection: Connection, row: dict[str, Any], owner: str | None) -> bool:
-    """Whether these are words said again, since the answer to the first time was lost."""
-    seal = {name: row[name] for name in ("job_id", "token", "manifest_sha256")}
-    if connection.scalar(select(Result.job_id).filter_by(**seal)) is not None:
-        return True
-    hold = {"job_id": row["job_id"], "token": row["token"], "owner": owner}
-    record(connection, "refused", {**hold, "verb": "finish"})
-    return False
+def _accepted_before(connection: Connection, lease: Lease, row: dict[str, Any]) -> bool:
+    """Whether this is a retry of a call whose reply was lost."""
+    result = {name: row[name] for name in ("job_id", "token", "manifest_sha256")}
+    accepted = connection.scalar(select(Result.job_id).filter_by(**result)) is not None
+    return accepted or _refuse(connection, "finish", lease)
 
 
 def _storable(value: Any) -> Any:
-    """The value with null for every number that JSON has no word for."""
+    """The value with null for every number that JSON cannot express."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -261,97 +214,78 @@ def _storable(value: Any) -> Any:
     return [_storable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-REASON_CHARACTERS = 10_000
-
-
 def fail(
     engine: Engine,
+    lease: Lease,
     *,
-    job_id: int,
-    token: int,
     failure: str,
     reason: str,
     retry_after_s: float | None = None,
-    owner: str | None = None,
 ) -> str | None:
     """End the attempt in a class of `xsweep.db.schema.RETRIES`; returns the job's new state.
 
-    "ready" with a wait (`retry_after_s`, or one that grows) while the class allows, else "failed",
-    and what needs the job is skipped, as is a column of the grid that fails throughout. None: the
-    attempt is no longer held and nothing changed.
+    "ready" after a wait (`retry_after_s`, or one that grows) while the class allows another try,
+    else "failed": then the jobs that need it are skipped, and so is the rest of a column of the
+    grid that always fails. None: the lease no longer holds and nothing changed.
     """
-
-    hold = Hold(job_id, token, owner)
     reason = _clean(reason)
 
     def work(connection: Connection) -> str | None:
-        lock(connection, [job_id])
-        holder = end_attempt(connection, live(hold), "failed", failure=failure, reason=reason)
-        if holder is not None:
-            ended = hold._replace(owner=holder)
-            return retry_or_fail(connection, "failed", ended, failure, reason, retry_after_s)
-        if not _ended_before(connection, "failed", hold):
-            _refuse(connection, "fail", hold)
-            return None
-        return connection.scalar(select(Job.state).where(Job.id == job_id))
+        lock(connection, [lease.job_id])
+        if end_attempts(connection, live([lease]), "failed", failure=failure, reason=reason):
+            return retry_or_fail(connection, "failed", lease, failure, reason, retry_after_s)
+        if _ended_before(connection, "failed", lease) or _refuse(connection, "fail", lease):
+            return connection.scalar(select(Job.state).where(Job.id == lease.job_id))
+        return None
 
     state = transact(engine, work)
     if state == State.FAILED:
-        # apart from the failure, which counts whatever becomes of this
-        transact(engine, lambda connection: stop_columns(connection, job_id))
+        # in another transaction: the failure counts even if this one breaks off
+        transact(engine, lambda connection: stop_columns(connection, lease.job_id))
     return state
 
 
-def release(
-    engine: Engine, *, job_id: int, token: int, reason: str, owner: str | None = None
-) -> bool:
-    """Give the job back, ready for anyone, at no cost to it: a drain, a preemption, no room.
+def release(engine: Engine, lease: Lease, *, reason: str) -> bool:
+    """Give the job back uncharged, ready for anyone: after a drain or preemption, or for no room.
 
-    False: the attempt is no longer held and nothing changed.
+    False: the lease no longer holds and nothing changed.
     """
-    hold = Hold(job_id, token, owner)
     reason = _clean(reason)
 
     def work(connection: Connection) -> bool:
-        lock(connection, [job_id])
-        holder = end_attempt(connection, live(hold), "released", reason=reason)
-        if holder is None:
-            said_before = _ended_before(connection, "released", hold)
-            return said_before or _refuse(connection, "release", hold)
-        move(connection, [job_id], State.READY)
-        record(connection, "released", {**hold._asdict(), "owner": holder, "reason": reason})
+        lock(connection, [lease.job_id])
+        if not end_attempts(connection, live([lease]), "released", reason=reason):
+            before = _ended_before(connection, "released", lease)
+            return before or _refuse(connection, "release", lease)
+        move(connection, [lease.job_id], State.READY)
+        record(connection, "released", {**lease._asdict(), "reason": reason})
         return True
 
     return transact(engine, work)
 
 
-def end_attempt(
-    connection: Connection, conditions: list[ColumnElement[bool]], outcome: str, **values: Any
-) -> str | None:
-    """End the attempt of these conditions (see `live`); its owner, or None when there is none."""
-    return next(iter(end_attempts(connection, conditions, outcome, **values).values()), None)
-
-
 def end_attempts(
-    connection: Connection, conditions: list[ColumnElement[bool]], outcome: str, **values: Any
-) -> dict[tuple[int, int], str]:
-    """End the attempts of these conditions; their owners by (job id, token)."""
-    values |= {"outcome": outcome, "ended_at": now_s(), "lease_until": None}
-    ended = update(Attempt).where(*conditions).values(values)
-    rows = connection.execute(ended.returning(Attempt.job_id, Attempt.token, Attempt.owner))
-    return {(job_id, token): owner for job_id, token, owner in rows}
+    connection: Connection, condition: ColumnElement[bool], outcome: str, **values: Any
+) -> list[Lease]:
+    """End the attempts that meet a condition (see `live`); their leases."""
+    ended = update(Attempt).where(condition).values(_ended(outcome) | values)
+    return [Lease(*row) for row in connection.execute(ended.returning(*LEASE))]
+
+
+def _ended(outcome: str) -> dict[str, Any]:
+    return {"outcome": outcome, "ended_at": now_s(), "lease_until": None}
 
 
 def retry_or_fail(
     connection: Connection,
     event: str,
-    hold: Hold,
+    lease: Lease,
     failure: str,
     reason: str,
     wait_s: float | None = None,
 ) -> str:
-    """Where a job goes whose attempt has just ended in a failure. Returns its new state."""
-    job_id = hold.job_id
+    """Move a job whose attempt has just failed to ready or failed. Returns its new state."""
+    job_id = lease.job_id
     counted = select(func.count()).join_from(Attempt, Job).where(Job.id == job_id)
     counted = counted.where(Attempt.failure == failure, Attempt.token > Job.forgiven_token)
     failures = connection.scalar(counted) or 0
@@ -365,28 +299,23 @@ def retry_or_fail(
         move(connection, [job_id], state, failure=failure, reason=reason, ended_at=now_s())
         name = connection.scalar(select(Job.name).where(Job.id == job_id))
         skip_descendants(connection, [job_id], f"{name} failed: {failure}")
-    figures = {"failure": failure, "count": failures, "allowed": allowed, "next": str(state)}
-    record(connection, event, {**hold._asdict(), **figures, "reason": reason})
+    detail = {"failure": failure, "count": failures, "allowed": allowed, "next": str(state)}
+    record(connection, event, {**lease._asdict(), **detail, "reason": reason})
     return str(state)
 
 
-def _ended_before(connection: Connection, outcome: str, hold: Hold) -> bool:
-    """Whether these are words said again, since the answer to the first time was lost."""
-    ended = select(Attempt.owner).where(
-        Attempt.job_id == hold.job_id,
-        Attempt.token == hold.token,
-        Attempt.outcome == outcome,
-    )
-    holder = connection.scalar(ended)
-    return holder is not None and hold.owner in (None, holder)
+def _ended_before(connection: Connection, outcome: str, lease: Lease) -> bool:
+    """Whether this is a retry of a call whose reply was lost."""
+    ended = select(Attempt.job_id).filter_by(**lease._asdict(), outcome=outcome)
+    return connection.scalar(ended) is not None
 
 
-def _refuse(connection: Connection, verb: str, hold: Hold) -> bool:
-    record(connection, "refused", {**hold._asdict(), "verb": verb})
+def _refuse(connection: Connection, verb: str, lease: Lease) -> bool:
+    record(connection, "refused", {**lease._asdict(), "verb": verb})
     return False
 
 
 def _clean(reason: str) -> str:
-    """A reason that every database can store: no NUL, no half characters, of bounded length."""
+    """A reason that every database can store: no NUL, no lone surrogate, of bounded length."""
     text = reason.replace("\0", "").encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= REASON_CHARACTERS else text[: REASON_CHARACTERS - 3] + "..."

@@ -1,12 +1,7 @@
-"""The history: one row per thing that happened, written in the transaction that made it happen.
-
-What went wrong lately: failed attempts from the history, whether they are tried again or not.
-
-What was measured and decided when trials of a search came to a rung; events, in their order.
-"""
+"""The history: an event per change, appended in the transaction that makes the change."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, func, insert, select
@@ -14,10 +9,14 @@ from sqlalchemy import Connection, Engine, func, insert, select
 from xsweep.db.schema import Edge, Event, Job, Sweep, SweepJob, now_s
 from xsweep.db.transaction import pieces, read, reading, transact
 
-_APPEND = insert(Event).values(at=now_s())
-
-
 SUBJECT = ("sweep_id", "job_id", "token", "owner")
+
+RUNG = "rung"
+
+SCANNED = 2_000
+"""Latest events that are scanned for failures: a cost that does not grow with the history."""
+
+_APPEND = insert(Event).values(at=now_s())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +48,8 @@ def record(connection: Connection, kind: str, *rows: Mapping[str, Any]) -> None:
     )
 
 
-def note(engine: Engine, kind: str, **row: Any) -> None:
-    """Append one event of somebody who moves no job: who announced, what was decided."""
+def record_event(engine: Engine, kind: str, **row: Any) -> None:
+    """Append one event that changes no job: a notification sent, a decision made."""
     transact(engine, lambda connection: record(connection, kind, row))
 
 
@@ -68,11 +67,13 @@ def history(
     return [EventRow(**row) for row in reversed(rows)]
 
 
-KINDS = ("failed", "expired")
+def last_event(engine: Engine) -> int:
+    """Id of the newest event, 0 before there is any."""
+    return read(engine, _last_event)
 
 
-LOOKED_AT = 2_000
-"""Events that are looked through for failures: a cost that does not grow with the history."""
+def _last_event(connection: Connection) -> int:
+    return connection.scalar(select(func.max(Event.id))) or 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,42 +93,39 @@ class FailedAttempt:
     sweeps: tuple[str, ...] = ()
 
 
-def last_event(engine: Engine) -> int:
-    """Id of the newest event, 0 before there is any."""
-    return read(engine, lambda connection: connection.scalar(select(func.max(Event.id))) or 0)
-
-
-def troubles_since(engine: Engine, event: int) -> list[FailedAttempt]:
-    """The failures after an event, the oldest first, with the sweeps that share their jobs."""
+def failures_since(engine: Engine, event: int) -> list[FailedAttempt]:
+    """The failed attempts after an event, oldest first, with the sweeps that share their jobs."""
 
     def work(connection: Connection) -> list[FailedAttempt]:
-        return _with_sweeps(connection, _troubles(connection, event))
+        found = _failures(connection, event)
+        names: dict[int, list[str]] = {each.job_id: [] for each in found}
+        members = select(SweepJob.job_id, Sweep.name).join(Sweep).order_by(Sweep.id)
+        for job_id, name in connection.execute(members.where(SweepJob.job_id.in_(list(names)))):
+            names[job_id].append(name)
+        return [replace(each, sweeps=tuple(names[each.job_id])) for each in found]
 
     return read(engine, work)
 
 
-def latest_troubles(
-    connection: Connection, limit: int, sweep: int | None = None
+def latest_failures(
+    connection: Connection, limit: int, sweep_id: int | None = None
 ) -> list[FailedAttempt]:
-    """The latest failures among the last `LOOKED_AT` events, the newest first; of one sweep's jobs
-    where it is named by its id."""
-    newest = connection.scalar(select(func.max(Event.id))) or 0
-    found = _troubles(connection, newest - LOOKED_AT)
-    if sweep is not None and found:
+    """The failed attempts, of one sweep or of all, in the last `SCANNED` events, newest first."""
+    found = _failures(connection, _last_event(connection) - SCANNED)
+    if sweep_id is not None and found:
         ids = {each.job_id for each in found}
-        mine = select(SweepJob.job_id).where(SweepJob.sweep_id == sweep)
-        kept = set(connection.scalars(mine.where(SweepJob.job_id.in_(ids))))
-        found = [each for each in found if each.job_id in kept]
+        members = select(SweepJob.job_id).where(SweepJob.sweep_id == sweep_id)
+        members_failed = set(connection.scalars(members.where(SweepJob.job_id.in_(ids))))
+        found = [each for each in found if each.job_id in members_failed]
     return found[: -limit - 1 : -1]
 
 
-def _troubles(connection: Connection, event: int) -> list[FailedAttempt]:
+def _failures(connection: Connection, event: int) -> list[FailedAttempt]:
     # a range of ids, and not a search for kinds, which have no index
     rows = connection.execute(
-        select(Event.id, Event.at, Event.token, Event.detail, Job.id.label("job_id"))
-        .add_columns(Job.kind, Job.name)
+        select(Event.id, Event.at, Event.token, Event.detail, Event.job_id, Job.kind, Job.name)
         .join(Job, Job.id == Event.job_id)
-        .where(Event.id > event, Event.kind.in_(KINDS))
+        .where(Event.id > event, Event.kind.in_(("failed", "expired")))
         .order_by(Event.id)
     )
     return [
@@ -146,19 +144,8 @@ def _troubles(connection: Connection, event: int) -> list[FailedAttempt]:
     ]
 
 
-def _with_sweeps(connection: Connection, found: list[FailedAttempt]) -> list[FailedAttempt]:
-    names: dict[int, list[str]] = {each.job_id: [] for each in found}
-    members = select(SweepJob.job_id, Sweep.name).join(Sweep).order_by(Sweep.id)
-    for job_id, name in connection.execute(members.where(SweepJob.job_id.in_(list(names)))):
-        names[job_id].append(name)
-    return [FailedAttempt(**{**vars(each), "sweeps": tuple(names[each.job_id])}) for each in found]
-
-
-KIND = "rung"
-
-
 class Rung(NamedTuple):
-    """A trial at a rung: its first validation there, and whether it was to end."""
+    """A trial at a rung: its first validation there, and the decision to end it or not."""
 
     job_id: int
     step: int
@@ -166,8 +153,27 @@ class Rung(NamedTuple):
     ends: bool
 
 
-def peers_of(engine: Engine, job_id: int) -> list[int]:
-    """The trials of the newest search that this one belongs to, itself among them, by id."""
+def record_rung(engine: Engine, rung: Rung, token: int) -> None:
+    """Store a decision, so that the next controller continues with the same knowledge."""
+    record_event(engine, RUNG, token=token, **rung._asdict())
+
+
+def load_rungs(engine: Engine, job_ids: list[int]) -> list[Rung]:
+    """The rungs that these trials reached, in the order of the decisions."""
+
+    def work(connection: Connection) -> list[Rung]:
+        found: list[Any] = []
+        for piece in pieces(job_ids):
+            events = select(Event.id, Event.job_id, Event.detail)
+            events = events.where(Event.job_id.in_(piece), Event.kind == RUNG)
+            found += connection.execute(events).all()
+        return [Rung(row.job_id, **row.detail) for row in sorted(found, key=lambda row: row.id)]
+
+    return read(engine, work)
+
+
+def load_trials(engine: Engine, job_id: int) -> list[int]:
+    """The ids of all trials in the newest search that the trial `job_id` belongs to."""
 
     def work(connection: Connection) -> list[int]:
         search = (
@@ -179,23 +185,3 @@ def peers_of(engine: Engine, job_id: int) -> list[int]:
         return sorted(set(connection.scalars(trials)))
 
     return read(engine, work)
-
-
-def rungs_of(engine: Engine, job_ids: list[int]) -> list[Rung]:
-    """What these trials came to, in the order in which it was decided."""
-
-    def work(connection: Connection) -> list[Rung]:
-        found: list[Any] = []
-        for piece in pieces(job_ids):
-            events = select(Event.id, Event.job_id, Event.detail)
-            events = events.where(Event.job_id.in_(piece), Event.kind == KIND)
-            found += connection.execute(events).all()
-        return [Rung(row.job_id, **row.detail) for row in sorted(found, key=lambda row: row.id)]
-
-    return read(engine, work)
-
-
-def note_rung(engine: Engine, rung: Rung, token: int) -> None:
-    """Write down a decision, so that the next controller decides on with the same knowledge."""
-    detail = {"step": rung.step, "validation": rung.validation, "ends": rung.ends}
-    note(engine, KIND, job_id=rung.job_id, token=token, **detail)

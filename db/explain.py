@@ -10,19 +10,13 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 
 from xsweep.db.schema import Attempt, Definition, Edge, Job, Result, State, Sweep, SweepJob, now_s
-from xsweep.db.transaction import pieces, reading
+from xsweep.db.transaction import reading
 from xsweep.errors import ConfigError, did_you_mean
 
 NAMES_COMPARED = 20_000
 
 
 LISTED = 5
-
-
-def find_sweep(engine: Engine, text: str) -> int:
-    """The id of the sweep of that name or id. Raises ConfigError with the nearest names."""
-    with reading(engine) as connection:
-        return sweep_id(connection, text)
 
 
 def find_job(engine: Engine, text: str) -> int:
@@ -35,7 +29,7 @@ def find_job(engine: Engine, text: str) -> int:
 
 
 def sweep_id(connection: Connection, sweep: str | int) -> int:
-    """See `find_sweep`."""
+    """The id of the sweep of that name or id. Raises ConfigError with the nearest names."""
     rows = connection.execute(select(Sweep.id, Sweep.name).order_by(Sweep.id)).all()
     for id_, name in rows:
         if sweep == name or str(sweep) == str(id_):
@@ -69,22 +63,6 @@ def job_id(connection: Connection, job: str | int) -> int:
             )
     names = connection.scalars(select(Job.name).order_by(Job.id.desc()).limit(NAMES_COMPARED))
     raise ConfigError(f"no job {text!r}: {_nearest(text, names)}")
-
-
-def identity_of(engine: Engine, id_: int) -> str:
-    """The identity of a job that `find_job` found."""
-    with reading(engine) as connection:
-        return str(connection.scalar(select(Job.identity).where(Job.id == id_)))
-
-
-def done_identities(engine: Engine, identities: Iterable[str]) -> frozenset[str]:
-    """Those of the identities whose job has an accepted result."""
-    found: set[str] = set()
-    with reading(engine) as connection:
-        for piece in pieces(list(identities)):
-            done = select(Job.identity).where(Job.identity.in_(piece), Job.state == State.DONE)
-            found.update(connection.scalars(done))
-    return frozenset(found)
 
 
 def _nearest(text: str, names: Iterable[str]) -> str:

@@ -1,15 +1,16 @@
 """The verbs on jobs, for `from xsweep.db import jobs`; each is one short transaction."""
 
-from xsweep.db.claim import Claim, Place, claim, renew, started, started_all
-from xsweep.db.complete import NewResult, fail, finish, finish_all, release
+from xsweep.db.claim import Claim, Lease, Place, claim, mark_started, renew
+from xsweep.db.complete import NewResult, fail, finish, release
 from xsweep.db.control import cancel, pause, resume, retry
-from xsweep.db.explain import Explanation, explain, find_job, find_sweep
+from xsweep.db.explain import Explanation, explain, find_job
 from xsweep.db.recover import adopt, expired, requeue_expired, running
 from xsweep.db.submit import NewJob, Submission, add_sweep, preview
 
 __all__ = [
     "Claim",
     "Explanation",
+    "Lease",
     "NewJob",
     "NewResult",
     "Place",
@@ -22,9 +23,8 @@ __all__ = [
     "explain",
     "fail",
     "find_job",
-    "find_sweep",
     "finish",
-    "finish_all",
+    "mark_started",
     "pause",
     "preview",
     "release",
@@ -33,6 +33,4 @@ __all__ = [
     "resume",
     "retry",
     "running",
-    "started",
-    "started_all",
 ]

@@ -1,95 +1,57 @@
-"""What to do about attempts whose owner is gone: see them, adopt them, or take their jobs back."""
+"""Recover attempts whose owner is gone: list them, adopt them, or requeue their jobs."""
 
-from collections.abc import Iterable
+from dataclasses import replace
 
-from sqlalchemy import ColumnElement, Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, select, update
 
-from xsweep.db.claim import Claim, Hold, live
-from xsweep.db.complete import end_attempt, retry_or_fail
+from xsweep.db.claim import Claim, Lease, live, read_claims
+from xsweep.db.complete import end_attempts, retry_or_fail
 from xsweep.db.dependencies import lock
 from xsweep.db.events import record
-from xsweep.db.schema import Attempt, Definition, Edge, Job, Result, now_s
-from xsweep.db.transaction import pieces, read, transact
+from xsweep.db.schema import Attempt, now_s
+from xsweep.db.transaction import read, transact
 
 
 def running(engine: Engine) -> list[Claim]:
     """The attempts that have not ended, expired leases included."""
-    return _held(engine)
+    return read(engine, read_claims)
 
 
 def expired(engine: Engine) -> list[Claim]:
-    """The attempts that have not ended though their leases have: `adopt` or `requeue_expired`."""
-    return _held(engine, Attempt.lease_until < now_s())
+    """The attempts that have not ended but whose leases have: `adopt` or `requeue_expired`."""
+    return read(engine, lambda connection: read_claims(connection, Attempt.lease_until < now_s()))
 
 
-def requeue_expired(engine: Engine, *, job_id: int, token: int, owner: str) -> bool:
-    """Take a job from the owner whose lease ran out; counts as a NODE failure.
+def requeue_expired(engine: Engine, lease: Lease) -> bool:
+    """Take a job from the owner of an expired lease; counts as a NODE failure.
 
     False: that attempt was renewed, adopted or ended meanwhile; nothing changed.
     """
-    hold = Hold(job_id, token, owner)
-    reason = f"the lease of {owner} ran out"
+    reason = f"the lease of {lease.owner} ran out"
 
     def work(connection: Connection) -> bool:
-        lock(connection, [job_id])
-        overdue = [*live(hold), Attempt.lease_until < now_s()]
-        if end_attempt(connection, overdue, "expired", failure="NODE", reason=reason) is None:
+        lock(connection, [lease.job_id])
+        overdue = live([lease]) & (Attempt.lease_until < now_s())
+        if not end_attempts(connection, overdue, "expired", failure="NODE", reason=reason):
             return False
-        retry_or_fail(connection, "expired", hold, "NODE", reason)
+        retry_or_fail(connection, "expired", lease, "NODE", reason)
         return True
 
     return transact(engine, work)
 
 
-def adopt(
-    engine: Engine, *, job_id: int, token: int, old_owner: str, new_owner: str, lease_s: float
-) -> bool:
-    """Go on with an attempt that another owner started. False: it is not that owner's any more."""
+def adopt(engine: Engine, claim: Claim, *, owner: str, lease_s: float) -> Claim | None:
+    """Continue another owner's attempt as `owner`. None: the attempt is no longer that owner's."""
+    adopted = replace(claim, owner=owner)
 
-    old, new = Hold(job_id, token, old_owner), Hold(job_id, token, new_owner)
-
-    def work(connection: Connection) -> bool:
-        lease = {"owner": new_owner, "lease_until": now_s() + lease_s}
-        if not connection.execute(update(Attempt).where(*live(old)).values(lease)).rowcount:
-            held = connection.scalar(select(Attempt.token).where(*live(new)))
-            return held is not None  # ours already: the answer to the first time was lost
-        record(connection, "adopted", {**new._asdict(), "from": old_owner})
-        return True
+    def work(connection: Connection) -> Claim | None:
+        taken = update(Attempt).where(live([claim.lease]))
+        taken = taken.values(owner=owner, lease_until=now_s() + lease_s)
+        if not connection.execute(taken).rowcount:
+            # a retry of a call whose reply was lost finds the attempt adopted already
+            held = connection.scalar(select(Attempt.token).where(live([adopted.lease])))
+            return adopted if held is not None else None
+        record(connection, "adopted", {**adopted.lease._asdict(), "from": claim.owner})
+        return adopted
 
     return transact(engine, work)
-
-
-def _held(engine: Engine, *conditions: ColumnElement[bool]) -> list[Claim]:
-    columns = (
-        *(Attempt.job_id, Attempt.token, Attempt.owner, Attempt.actor, Attempt.node),
-        *(Attempt.folder, Attempt.log, Job.identity, Job.kind, Job.name),
-        *(Definition.spec, Definition.resources),
-    )
-    query = (
-        select(*columns)
-        .join_from(Attempt, Job)
-        .join(Definition, Definition.job_id == Job.id)
-        .where(Attempt.outcome.is_(None), *conditions)
-        .order_by(Attempt.job_id)
-    )
-
-    def work(connection: Connection) -> list[Claim]:
-        rows = connection.execute(query).mappings().all()
-        folders = _inputs(connection, [row["job_id"] for row in rows])
-        return [Claim(**row, inputs=folders[row["job_id"]]) for row in rows]
-
-    return read(engine, work)
-
-
-def _inputs(connection: Connection, job_ids: Iterable[int]) -> dict[int, dict[str, str]]:
-    """Folders of the parents' accepted results by role, of each job."""
-    found: dict[int, dict[str, str]] = {id_: {} for id_ in job_ids}
-    for piece in pieces(list(found)):
-        folders = (
-            select(Edge.child_id, Edge.role, Result.folder)
-            .join(Result, Result.job_id == Edge.parent_id)
-            .where(Edge.child_id.in_(piece))
-        )
-        for child_id, role, folder in connection.execute(folders):
-            found[child_id][role] = folder
-    return found

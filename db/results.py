@@ -7,7 +7,7 @@ How long the newest finished jobs took, with what they were and where they ran.
 Which attempt wrote which folder, and what became of it and of its job.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -167,6 +167,16 @@ def _parents(connection: Connection, job_ids: list[int]) -> dict[int, dict[str, 
     for child_id, role, parent_id in edges:
         found[child_id][role] = results[parent_id]
     return found
+
+
+def done_identities(engine: Engine, identities: Iterable[str]) -> frozenset[str]:
+    """Those of the identities whose job has an accepted result."""
+    found: set[str] = set()
+    with reading(engine) as connection:
+        for piece in pieces(list(identities)):
+            done = select(Job.identity).where(Job.identity.in_(piece), Job.state == State.DONE)
+            found.update(connection.scalars(done))
+    return frozenset(found)
 
 
 @dataclass(frozen=True, kw_only=True)

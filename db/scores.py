@@ -52,37 +52,30 @@ def store_scores(connection: Connection, job_id: int, packed: PackedScores) -> N
     """Insert the arrays of an accepted result."""
     if not packed.arrays:
         return
-    query_set_id = _query_set(connection, packed.name, packed.query_ids)
-    connection.execute(
-        insert(Score),
-        [
-            {
-                "job_id": job_id,
-                "measure": measure,
-                "query_set_id": query_set_id,
-                "packed": array,
-                "mean": packed.means[measure],
-            }
-            for measure, array in packed.arrays.items()
-        ],
-    )
+    set_id = _query_set(connection, packed.name, packed.query_ids)
+    rows = [
+        {"job_id": job_id, "measure": measure, "query_set_id": set_id, "packed": array}
+        | {"mean": packed.means[measure]}
+        for measure, array in packed.arrays.items()
+    ]
+    connection.execute(insert(Score), rows)
 
 
-def seal_of(packed: PackedScores) -> str | None:
-    """The seal of scores that are to be stored, None when there are none."""
+def checksum_scores(packed: PackedScores) -> str | None:
+    """The checksum of an evaluation's scores, None when there are none."""
     if not packed.arrays:
         return None
     digest = digest_query_ids(packed.query_ids)
-    return seal((measure, digest, array) for measure, array in packed.arrays.items())
+    return checksum_arrays((measure, digest, array) for measure, array in packed.arrays.items())
 
 
-def seal(scores: Iterable[tuple[str, str, bytes]]) -> str:
+def checksum_arrays(scores: Iterable[tuple[str, str, bytes]]) -> str:
     """SHA-256 over (measure, digest of its query ids, array), in the order of the measures."""
-    whole = hashlib.sha256()
+    checksum = hashlib.sha256()
     for measure, digest, array in sorted(scores):
-        whole.update(f"{measure}\0{digest}\0{len(array)}\0".encode())
-        whole.update(array)
-    return whole.hexdigest()
+        checksum.update(f"{measure}\0{digest}\0{len(array)}\0".encode())
+        checksum.update(array)
+    return checksum.hexdigest()
 
 
 def digest_query_ids(query_ids: Iterable[str]) -> str:

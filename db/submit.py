@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, Row, Text, cast, func, insert, select
 
 from xsweep.db.events import record
 from xsweep.db.schema import BROKEN, Definition, Edge, Job, State, Sweep, SweepJob, now_s
-from xsweep.db.status import fold
+from xsweep.db.tally import fold
 from xsweep.db.transaction import among, insert_rows, pieces, reading, to_json, transact
 from xsweep.errors import ConfigError
 

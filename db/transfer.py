@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select, update
 
-from xsweep.db.complete import NewResult, finish_held
+from xsweep.db.claim import Lease
+from xsweep.db.complete import NewResult, accept_results
 from xsweep.db.events import record
 from xsweep.db.explain import sweep_id
 from xsweep.db.schema import Attempt, Definition, Edge, Job, Result, State, Sweep, SweepJob, now_s
@@ -138,8 +139,7 @@ def import_results(
             for row in ready:
                 result = results[row.identity]
                 told = NewResult(
-                    job_id=row.id,
-                    token=row.token,
+                    lease=Lease(row.id, row.token, owner),
                     folder=result.folder,
                     manifest_sha256=result.manifest_sha256,
                     summary=result.summary,
@@ -147,7 +147,7 @@ def import_results(
                 )
                 found.append((told, packed[row.identity]))
             for piece in pieces(found):
-                accepted += len(finish_held(connection, piece, owner))
+                accepted += len(accept_results(connection, piece))
         refused = len(results) - accepted - known
         return ImportCount(accepted=accepted, known=known, refused=refused)
 

@@ -8,12 +8,12 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from job_table import finish, hold, submit
+from job_table import begin, finish, submit
 
 from xsweep.db import jobs
 from xsweep.db.engine import connect
 from xsweep.db.jobs import Claim, NewJob
-from xsweep.db.status import jobs as list_jobs
+from xsweep.db.status import list_jobs
 from xsweep.errors import ConfigError
 
 
@@ -37,17 +37,16 @@ def work(url: str, owner: str, seed: int) -> None:
 
 def end_somehow(engine: Any, claim: Claim, owner: str) -> None:
     """Nearly always a result; sometimes the start of one, a failure or a drain."""
-    place = {"actor": owner, "node": "n", "folder": f"store/{claim.name}/{claim.token}", "log": "l"}
-    jobs.started(engine, **hold(claim), **place, owner=owner)
-    jobs.renew(engine, owner=owner, held=[(claim.job_id, claim.token)], lease_s=600)
+    begin(engine, claim, actor=owner, folder=f"store/{claim.name}/{claim.token}")
+    jobs.renew(engine, [claim.lease], lease_s=600)
     chance = random.random()
     if chance < 0.05:
-        jobs.release(engine, **hold(claim), reason="drain", owner=owner)
+        jobs.release(engine, claim.lease, reason="drain")
     elif chance < 0.1:
         failure = {"failure": "PREEMPTED", "reason": "notice", "retry_after_s": 0}
-        jobs.fail(engine, **hold(claim), **failure, owner=owner)
+        jobs.fail(engine, claim.lease, **failure)
     else:
-        finish(engine, claim, owner=owner)
+        finish(engine, claim)
 
 
 def reap(url: str, dead: list[str]) -> None:
@@ -55,7 +54,7 @@ def reap(url: str, dead: list[str]) -> None:
     engine = connect(url)
     for held in jobs.expired(engine):
         if held.owner in dead:
-            jobs.requeue_expired(engine, job_id=held.job_id, token=held.token, owner=held.owner)
+            jobs.requeue_expired(engine, held.lease)
 
 
 def sleepwalk(url: str, owner: str, pipe: Connection) -> None:
@@ -73,7 +72,7 @@ def live_elsewhen(url: str, owner: str, skew_s: float, pipe: Connection) -> None
     time.time = lambda: real() + skew_s
     engine = connect(url)
     (claim,) = jobs.claim(engine, owner=owner, limit=1, lease_s=60)
-    jobs.renew(engine, owner=owner, held=[(claim.job_id, claim.token)], lease_s=60)
+    jobs.renew(engine, [claim.lease], lease_s=60)
     pipe.send((claim, time.time(), jobs.expired(engine)))
     pipe.recv()
     reap(url, ["right"])

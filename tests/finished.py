@@ -51,13 +51,11 @@ def copy_of(folder: Path, to: Path) -> tuple[Engine, Path]:
 def finish_one(engine: Engine, store: Path, claim: jobs.Claim) -> str:
     """Write what a worker would have written, and have it accepted; its folder in the store."""
     folder = attempt_folder(claim.kind, claim.identity, claim.token)
-    hold = {"job_id": claim.job_id, "token": claim.token}
-    jobs.started(
-        engine, **hold, owner=OWNER, actor="a", node="n", folder=folder, log=f"{folder}.log"
-    )
+    place = jobs.Place(actor="a", node="n", folder=folder, log=f"{folder}.log")
+    jobs.mark_started(engine, {claim.lease: place})
     write_result(store / folder, claim)
-    finished = Finished(**hold, folder=folder)
-    assert accept_all(engine, store, [finished], owner=OWNER) == [True]
+    finished = Finished(claim.lease, folder)
+    assert accept_all(engine, store, [finished]) == [True]
     return folder
 
 

@@ -49,21 +49,14 @@ def work(engine, *, until: int) -> None:
     }
     for _ in range(until):
         (claim,) = jobs.claim(engine, owner="me", limit=1, lease_s=60)
-        held = {"job_id": claim.job_id, "token": claim.token}
-        jobs.started(engine, **held, actor="a", node="n", folder=claim.name, log="log")
+        place = jobs.Place(actor="a", node="n", folder=claim.name, log="log")
+        jobs.mark_started(engine, {claim.lease: place})
         if claim.name == "evaluate L6 s3":
-            jobs.fail(
-                engine,
-                **held,
-                failure="CONFIG",
-                reason="planted",
-                retry_after_s=None,
-            )
+            jobs.fail(engine, claim.lease, failure="CONFIG", reason="planted")
             continue
         values = SCORES.get(claim.name)
-        jobs.finish(
-            engine,
-            **held,
+        result = jobs.NewResult(
+            lease=claim.lease,
             folder=claim.name,
             manifest_sha256="0" * 64,
             summary={"queries_without_results": 0} if values else {},
@@ -71,3 +64,4 @@ def work(engine, *, until: int) -> None:
             scores={"nDCG@10": dict(zip(QUERIES, values, strict=True))} if values else None,
             query_set_name="news",
         )
+        jobs.finish(engine, [result])

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, update
 from xsweep.db import jobs
 from xsweep.db.jobs import Claim, NewJob
 from xsweep.db.schema import Attempt
-from xsweep.db.status import summary
+from xsweep.db.status import list_jobs, summary
 
 
 def identity(name: str) -> str:
@@ -50,8 +50,9 @@ def take(engine: Engine, owner: str = "alice", lease_s: float = 60, **more: Any)
     return claim
 
 
-def hold(claim: Claim) -> dict[str, int]:
-    return {"job_id": claim.job_id, "token": claim.token}
+def begin(engine: Engine, claim: Claim, **more: str) -> bool:
+    place = {"actor": "worker", "node": "n", "folder": "f", "log": "l"}
+    return bool(jobs.mark_started(engine, {claim.lease: jobs.Place(**(place | more))}))
 
 
 def finish(engine: Engine, claim: Claim, **more: Any) -> bool:
@@ -61,12 +62,12 @@ def finish(engine: Engine, claim: Claim, **more: Any) -> bool:
         "summary": {"steps": 10},
         "provenance": {"commit": "c0ffee"},
     }
-    return jobs.finish(engine, **hold(claim), **(result | more))
+    return bool(jobs.finish(engine, [jobs.NewResult(lease=claim.lease, **(result | more))]))
 
 
 def fail(engine: Engine, claim: Claim, failure: str = "UNKNOWN", **more: Any) -> str | None:
     given = {"reason": "it broke", "retry_after_s": 0}
-    return jobs.fail(engine, **hold(claim), failure=failure, **(given | more))
+    return jobs.fail(engine, claim.lease, failure=failure, **(given | more))
 
 
 def run_all(engine: Engine) -> list[str]:
@@ -87,8 +88,6 @@ def expire(engine: Engine, claim: Claim) -> None:
 
 def states(engine: Engine) -> dict[str, str]:
     """State by name."""
-    from xsweep.db.status import jobs as list_jobs
-
     return {row.name: row.state for row in list_jobs(engine)}
 
 

@@ -10,7 +10,7 @@ from finished import OWNER, finish_one, submit_small
 
 from xsweep.db import jobs
 from xsweep.db.engine import connect
-from xsweep.db.status import jobs as list_jobs
+from xsweep.db.status import list_jobs
 from xsweep.orchestrator.serve.pages import Site
 from xsweep.orchestrator.serve.server import open_server
 
@@ -51,14 +51,15 @@ def half_done(folder: Path) -> tuple[str, Path]:
     seen = set()
     while claims := jobs.claim(engine, owner=OWNER, limit=1, lease_s=600):
         [claim] = claims
-        hold = {"job_id": claim.job_id, "token": claim.token}
         if claim.kind == "train" and claim.token == 1 and "train" not in seen:
             seen.add("train")
-            jobs.fail(engine, **hold, failure="NODE", reason="the node is gone", retry_after_s=0)
+            jobs.fail(
+                engine, claim.lease, failure="NODE", reason="the node is gone", retry_after_s=0
+            )
             continue
         if claim.kind == "evaluate" and "evaluate" not in seen:
             seen.add("evaluate")
-            jobs.fail(engine, **hold, failure="DATA", reason=f"{NASTY}\nmore of it")
+            jobs.fail(engine, claim.lease, failure="DATA", reason=f"{NASTY}\nmore of it")
             continue
         if claim.kind == "train" and "L6" in claim.name and claim.name.endswith("s2"):
             running(engine, store, claim)
@@ -70,18 +71,12 @@ def half_done(folder: Path) -> tuple[str, Path]:
 
 def running(engine, store: Path, claim: jobs.Claim) -> None:
     """An attempt at step 480 of 1,000, with its metrics and its log."""
-    hold = {"job_id": claim.job_id, "token": claim.token}
     out = f"jobs/train/{claim.identity}/attempt-{claim.token}"
-    jobs.started(engine, **hold, actor="a", node="", folder=out, log=f"{out}.log", owner=OWNER)
+    place = jobs.Place(actor="a", node="", folder=out, log=f"{out}.log")
+    jobs.mark_started(engine, {claim.lease: place})
     progress = {"done": 480, "total": 1000, "loss": 0.42, "pairs_per_s": 21.5, "left_s": 90.0}
-    pair = (claim.job_id, claim.token)
-    jobs.renew(
-        engine,
-        owner=OWNER,
-        held=[pair],
-        lease_s=600,
-        progress={pair: {**progress, "node": "gpu-node-1"}},
-    )
+    progress = {claim.lease: {**progress, "node": "gpu-node-1"}}
+    jobs.renew(engine, [claim.lease], lease_s=600, progress=progress)
     (store / out).mkdir(parents=True)
     records = [
         {"step": step, "loss": 2.0 / step**0.3, "lr": 1e-4 * (1 - step / 1000), "pairs_per_s": 21.5}

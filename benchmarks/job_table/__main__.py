@@ -8,7 +8,7 @@ Every contestant gets the same number of jobs that do nothing, in the same Postg
 started in a temporary folder, with its usual settings) or in a SQLite file in the same folder, and
 the same processes work them off. Rates count from the first claim to the last end; a ratio says by
 how much xsweep is better, in rate and in CPU. `at once` is how many jobs a process holds together:
-the limit of a claim and of `finish_all` here, the concurrency of a worker there. The controller
+the limit of a claim and of `finish` here, the concurrency of a worker there. The controller
 claims as many as it has room for, and accepts together what ended together.
 
 xsweep claims, accepts a result and wakes children; procrastinate is measured as its own worker, and

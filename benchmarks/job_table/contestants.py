@@ -24,10 +24,10 @@ def xsweep(url: str, at_once: int) -> Iterator[int]:
     engine = connect(url)
     yield -1
     while claims := jobs.claim(engine, owner="benchmark", limit=at_once, lease_s=600):
-        done = jobs.finish_all(engine, [result(claim) for claim in claims], owner="benchmark")
+        done = jobs.finish(engine, [result(claim) for claim in claims])
         if len(done) < len(claims):
             raise RuntimeError("a result was refused")
-        yield from (job_id for job_id, _ in done)
+        yield from (lease.job_id for lease in done)
     engine.dispose()
 
 
@@ -136,8 +136,7 @@ def identity(name: str) -> str:
 
 def result(claim: jobs.Claim) -> jobs.NewResult:
     return jobs.NewResult(
-        job_id=claim.job_id,
-        token=claim.token,
+        lease=claim.lease,
         folder="nowhere",
         manifest_sha256=claim.identity,
         summary={"steps": 1},

@@ -128,7 +128,7 @@ def measure(url: str, size: int, server: int | None) -> dict[str, float]:
     def work_off(steps: int, at_once: int = 1) -> None:
         for _ in range(steps):
             claims = jobs.claim(engine, limit=at_once, **lives)
-            jobs.finish_all(engine, [result(claim) for claim in claims])
+            jobs.finish(engine, [result(claim) for claim in claims])
 
     timed("2 results that all others wait for", lambda: work_off(1, at_once=2))
     timed("100 claims and results", lambda: work_off(min(100, len(grid) - 2)))

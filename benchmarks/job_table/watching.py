@@ -54,8 +54,8 @@ def fill(url: str, size: int) -> None:
     for _ in range(10):
         for claim in jobs.claim(engine, owner="benchmark", limit=2, lease_s=3600):
             sealed = {"folder": "nowhere", "manifest_sha256": claim.identity}
-            hold = {"job_id": claim.job_id, "token": claim.token}
-            jobs.finish(engine, **hold, **sealed, summary={}, provenance={})
+            result = jobs.NewResult(lease=claim.lease, **sealed, summary={}, provenance={})
+            jobs.finish(engine, [result])
     jobs.claim(engine, owner="benchmark", limit=8, lease_s=3600)
     if engine.dialect.name == "postgresql":
         # What the server tidies up after so many new rows is no cost of watching them.

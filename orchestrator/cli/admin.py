@@ -46,14 +46,14 @@ def export(
       xsweep export full_grid -o tables --no-models --no-runs
       xsweep export quickstart --run "train MiniLM-L3 bce bm25_pairs s1" -o one_model
     """
-    from xsweep.db.explain import find_job, identity_of
+    from xsweep.db.explain import explain
     from xsweep.orchestrator.storage.archive import export_sweep, to_pack
     from xsweep.orchestrator.storage.store import open_store
 
     engine = open_database(ctx)
     name = only_sweep(engine, sweep)
     folder = output or Path(f"{name}-export")
-    only_job = identity_of(engine, find_job(engine, run)) if run else None
+    only_job = explain(engine, run, compare=False).identity if run else None
     store = open_store(settings_of(ctx).store)
     with to_pack(folder) as out:
         kinds = export_sweep(engine, store, name, out, only_job=only_job, models=models, runs=runs)

@@ -201,16 +201,16 @@ def status(
     """
     if state is not None and state not in list(State):
         raise ConfigError(f"unknown state {state!r}: use one of {', '.join(State)}")
-    from xsweep.db import status as table
+    from xsweep.db.status import list_jobs, summary
 
     engine = open_database(ctx)
     if jobs or state:
-        rows = table.jobs(engine, sweep, state=state, limit=limit)
+        rows = list_jobs(engine, sweep, state=state, limit=limit)
         _print_jobs(rows, as_json)
         return
     if watch:
         raise typer.Exit(_watch(settings_of(ctx), engine, sweep, needs_controller=False))
-    found = table.summary(engine, sweep)
+    found = summary(engine, sweep)
     if as_json:
         typer.echo(json.dumps(_as_json(settings_of(ctx), found), indent=1))
         return

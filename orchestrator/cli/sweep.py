@@ -112,8 +112,7 @@ def _measured(settings: "Settings", planned: "Plan") -> "tuple[list[Duration], f
     if not _table_exists(settings):
         return [], frozenset()
     from xsweep.db.engine import connect
-    from xsweep.db.explain import done_identities
-    from xsweep.db.results import load_durations
+    from xsweep.db.results import done_identities, load_durations
 
     engine = connect(settings.database)
     return load_durations(engine), done_identities(engine, [job.identity for job in planned.jobs])

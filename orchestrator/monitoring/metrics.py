@@ -24,7 +24,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 
-from xsweep.db.status import figures
+from xsweep.db.status import job_metrics
 from xsweep.errors import SetupError
 from xsweep.orchestrator.monitoring.webhook import Announcer, Webhook
 from xsweep.orchestrator.settings import Settings
@@ -43,7 +43,7 @@ class JobTable(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield the metrics of the module's table. Raises SetupError while the database is away."""
-        found = figures(self.engine)
+        found = job_metrics(self.engine)
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
         lost = {(): found.attempts.get("expired", 0)}
         age_s, controllers = {(): found.queue_age_s}, {(): found.controllers}

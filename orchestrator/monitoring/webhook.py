@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from sqlalchemy import Engine
 
 from xsweep import __version__
-from xsweep.db.events import FailedAttempt, history, last_event, note, troubles_since
+from xsweep.db.events import FailedAttempt, failures_since, history, last_event, record_event
 from xsweep.db.status import SweepStatus, sweeps
 from xsweep.errors import SetupError
 from xsweep.orchestrator.forecast.eta import OPEN, count
@@ -158,12 +158,12 @@ class Announcer:
         is_open = count(sweep, OPEN) > 0 and sweep.state != "cancelled"
         if is_open and not self.pending[sweep.id]:
             self.pending[sweep.id] = True
-            note(self.engine, WATCHED, sweep_id=sweep.id)
+            record_event(self.engine, WATCHED, sweep_id=sweep.id)
         elif not is_open and self.pending[sweep.id]:
             self.pending[sweep.id] = False
 
             def done(delivered: bool) -> None:
-                note(self.engine, ANNOUNCED, sweep_id=sweep.id, delivered=delivered)
+                record_event(self.engine, ANNOUNCED, sweep_id=sweep.id, delivered=delivered)
 
             self.webhook.post(finished_message(sweep), done)
 
@@ -175,7 +175,7 @@ class Announcer:
         newest = last_event(self.engine)
         if newest == self.seen:
             return []
-        found = troubles_since(self.engine, self.seen)
+        found = failures_since(self.engine, self.seen)
         self.seen = newest
         return [each for each in found if each.event <= newest]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Engine
 
-from xsweep.db.events import Rung, note_rung, peers_of, rungs_of
+from xsweep.db.events import Rung, load_rungs, load_trials, record_rung
 from xsweep.db.jobs import Claim
 from xsweep.orchestrator.grid.schema import Range
 from xsweep.orchestrator.storage.store import fetch_file
@@ -75,9 +75,9 @@ class Pruner:
 
     def _bracket(self, job: Claim, asha: dict[str, Any]) -> _Bracket:
         if job.job_id not in self._brackets:
-            peers = peers_of(self.engine, job.job_id) or [job.job_id]
+            peers = load_trials(self.engine, job.job_id) or [job.job_id]
             bracket = _open_bracket(asha, job.spec["optimisation"]["steps"])
-            for rung in rungs_of(self.engine, peers):
+            for rung in load_rungs(self.engine, peers):
                 _tell(bracket, rung.job_id, rung.step, rung.validation)
                 if rung.ends:
                     bracket.ended.add(rung.job_id)
@@ -105,7 +105,7 @@ class Pruner:
         ends = _tell(bracket, job.job_id, step, validation)
         if ends:
             bracket.ended.add(job.job_id)
-        note_rung(self.engine, Rung(job.job_id, step, validation, ends), job.token)
+        record_rung(self.engine, Rung(job.job_id, step, validation, ends), job.token)
         if ends:
             log.info("ends      %s after step %d: %.4f is too little", job.name, step, validation)
 

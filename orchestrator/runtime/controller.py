@@ -27,9 +27,8 @@ import psutil
 import ray
 from sqlalchemy import Engine
 
-from xsweep.db import jobs
-from xsweep.db import status as controllers
-from xsweep.db.status import wanted
+from xsweep.db import controllers, jobs
+from xsweep.db.status import pending_demand
 from xsweep.errors import DataError, SetupError
 from xsweep.evaluator.data.files import checksum
 from xsweep.orchestrator.runtime.asha import Pruner
@@ -42,30 +41,27 @@ from xsweep.orchestrator.storage.store import attempt_folder, fetch_results, is_
 
 
 class Finished(NamedTuple):
-    """An attempt that says it is done, and where."""
+    """An attempt that reports to be done, and its folder."""
 
-    job_id: int
-    token: int
+    lease: jobs.Lease
     folder: str
 
 
-def accept_all(
-    engine: Engine, store: Path, finished: Sequence[Finished], *, owner: str
-) -> list[bool | DataError]:
+def accept_all(engine: Engine, store: Path, finished: Sequence[Finished]) -> list[bool | DataError]:
     """Make each folder the result of its job, all of them in one transaction.
 
-    In their order: True; False where the attempt is no longer the owner's; a DataError where the
-    folder differs from its manifest or lacks what a result needs.
+    In their order: True; False where the lease no longer holds; a DataError where the folder
+    differs from its manifest or lacks what a result needs.
     """
     try:
         results = [_result(store, each) for each in finished]
-        held = jobs.finish_all(engine, results, owner=owner)
+        held = jobs.finish(engine, results)
     except DataError as error:
         if len(finished) == 1:
             return [error]
         # a bad one must not hold up the good ones
-        return [accept_all(engine, store, [each], owner=owner)[0] for each in finished]
-    return [(each.job_id, each.token) in held for each in finished]
+        return [accept_all(engine, store, [each])[0] for each in finished]
+    return [each.lease in held for each in finished]
 
 
 def _result(store: Path, finished: Finished) -> jobs.NewResult:
@@ -102,53 +98,32 @@ class Ledger:
     pruner: Pruner
     lease_s: float
 
-    def accept(self, finished: Sequence[tuple[jobs.Claim, str]]) -> set[tuple[int, int]]:
-        """Accept finished folders; the (job id, token) pairs of those that count."""
+    def accept(self, finished: Sequence[tuple[jobs.Claim, str]]) -> set[jobs.Lease]:
+        """Accept finished folders; the leases of those that count."""
         for job, folder in finished:
             # What a trial measured since the last look is knowledge about its peers, too.
             self.pruner.ends(job, folder)
-        folders = [Finished(*pair(job), folder) for job, folder in finished]
-        answers = accept_all(self.engine, self.store, folders, owner=self.owner)
+        folders = [Finished(job.lease, folder) for job, folder in finished]
+        answers = accept_all(self.engine, self.store, folders)
         for (job, _), answer in zip(finished, answers, strict=True):
             if isinstance(answer, DataError):
                 self.fail(job, "INFRA", str(answer))
             elif not answer:
                 log.warning("refused   %s: its lease is another's by now", job.name)
-        return {pair(job) for (job, _), ok in zip(finished, answers, strict=True) if ok is True}
+        return {job.lease for (job, _), ok in zip(finished, answers, strict=True) if ok is True}
 
     def fail(self, job: jobs.Claim, failure: str, reason: str) -> None:
         """Charge an attempt with a failure; the table decides whether there is another."""
-        state = jobs.fail(
-            self.engine,
-            job_id=job.job_id,
-            token=job.token,
-            owner=self.owner,
-            failure=failure,
-            reason=reason,
-        )
+        state = jobs.fail(self.engine, job.lease, failure=failure, reason=reason)
         log.warning("%-9s %s: %s: %s", state or "refused", job.name, failure, reason)
 
     def release(self, job: jobs.Claim, reason: str) -> None:
         """Give a job back uncharged."""
-        jobs.release(
-            self.engine, job_id=job.job_id, token=job.token, owner=self.owner, reason=reason
-        )
+        jobs.release(self.engine, job.lease, reason=reason)
 
-    def take_over(self, held: jobs.Claim) -> bool:
-        """Become the owner of another's attempt; False where it is somebody else's by now."""
-        return jobs.adopt(
-            self.engine,
-            job_id=held.job_id,
-            token=held.token,
-            old_owner=held.owner,
-            new_owner=self.owner,
-            lease_s=self.lease_s,
-        )
-
-
-def pair(job: jobs.Claim) -> tuple[int, int]:
-    """An attempt's (job id, token)."""
-    return job.job_id, job.token
+    def take_over(self, held: jobs.Claim) -> jobs.Claim | None:
+        """Become the owner of another's attempt; None where it is somebody else's by now."""
+        return jobs.adopt(self.engine, held, owner=self.owner, lease_s=self.lease_s)
 
 
 def adopt(ledger: Ledger, pool: Pool) -> list[Assignment]:
@@ -161,8 +136,9 @@ def adopt(ledger: Ledger, pool: Pool) -> list[Assignment]:
     workers = pool.survivors()
     adopted: list[Assignment] = []
     kept: set[str] = set()
-    for held in jobs.running(ledger.engine):
-        if held.owner in alive or not ledger.take_over(held):
+    for orphan in jobs.running(ledger.engine):
+        held = None if orphan.owner in alive else ledger.take_over(orphan)
+        if held is None:
             continue
         if actors := actors_of(held, workers):
             kept |= names_of(held)
@@ -187,14 +163,12 @@ def recover(ledger: Ledger, pool: Pool) -> list[Assignment]:
     overdue = jobs.expired(ledger.engine)
     workers = pool.survivors() if overdue else {}
     adopted: list[Assignment] = []
-    for held in overdue:
-        if actors := actors_of(held, workers):
-            if ledger.take_over(held):
+    for orphan in overdue:
+        if actors := actors_of(orphan, workers):
+            if held := ledger.take_over(orphan):
                 adopted.append(_go_on(pool, held, actors))
-        elif jobs.requeue_expired(
-            ledger.engine, job_id=held.job_id, token=held.token, owner=held.owner
-        ):
-            log.warning("requeued  %s: its lease ran out and its worker is gone", held.name)
+        elif jobs.requeue_expired(ledger.engine, orphan.lease):
+            log.warning("requeued  %s: its lease ran out and its worker is gone", orphan.name)
     return adopted
 
 
@@ -360,26 +334,23 @@ class Controller:
     def _start(self, placed: list[tuple[jobs.Claim, Placement]]) -> None:
         """Let workers begin, and drop those whose job is another's by now."""
         places = {
-            pair(claim): jobs.Place(
-                *(claim.job_id, claim.token, placement.name, placement.node),
-                *(folder, f"{folder}.log"),
-            )
+            claim.lease: jobs.Place(placement.name, placement.node, folder, f"{folder}.log")
             for claim, placement in placed
             for folder in [attempt_folder(claim.kind, claim.identity, claim.token)]
         }
         try:
             # Recorded before the work begins: whoever comes after a crash knows where to look.
-            held = jobs.started_all(self.engine, list(places.values()), owner=self.owner)
+            held = jobs.mark_started(self.engine, places)
         except SetupError:
             for _, placement in placed:
                 self.pool.kill(placement)
             self.unplaced[:0] = [claim for claim, _ in placed]
             raise
         for claim, placement in placed:
-            if pair(claim) not in held:
+            if claim.lease not in held:
                 self.pool.kill(placement)
                 continue
-            folder = places[pair(claim)].folder
+            folder = places[claim.lease].folder
             awaited = begin(placement, task_of(claim, self.store, folder))
             self.assigned.append(Assignment(claim, folder, placement, awaited))
             log.info("started   %s", claim.name)
@@ -406,7 +377,7 @@ class Controller:
         for assignment, outcome in outcomes:
             job = assignment.job
             if outcome["state"] == "finished":
-                if pair(job) in accepted:
+                if job.lease in accepted:
                     taken_s = time.monotonic() - assignment.began_s
                     log.info("done      %s (%.1f s)", job.name, taken_s)
             elif outcome["state"] == "stopped":
@@ -433,7 +404,7 @@ class Controller:
         since_s = min(now_s - self._refreshed_s, 2 * REFRESH_S)
         self._refreshed_s = now_s
         statuses = self.pool.statuses([assignment.placement for assignment in self.assigned])
-        progress: dict[tuple[int, int], dict[str, Any]] = {}
+        progress: dict[jobs.Lease, dict[str, Any]] = {}
         for assignment in list(self.assigned):
             if self.pool.leaves(assignment.placement):
                 assignment.leave()
@@ -441,7 +412,7 @@ class Controller:
             if heard and all(status["token"] == assignment.job.token for status in heard):
                 assignment.answered, assignment.silent_s = True, 0.0
                 where = {"node": assignment.placement.node}
-                progress[pair(assignment.job)] = {**heard[0]["progress"], **where}
+                progress[assignment.job.lease] = {**heard[0]["progress"], **where}
                 if self.ledger.pruner.ends(assignment.job, assignment.folder):
                     for actor in assignment.placement.actors:
                         actor.halt.remote(assignment.job.token)
@@ -460,23 +431,18 @@ class Controller:
                 self._drop(assignment)
                 self.ledger.release(assignment.job, f"no worker came up within {PLACE_S:.0f} s")
         held = [*(assignment.job for assignment in self.assigned), *self.unplaced]
-        still = jobs.renew(
-            self.engine,
-            owner=self.owner,
-            held=[pair(job) for job in held],
-            lease_s=self.lease_s,
-            progress=progress,
-        )
-        for assignment in [each for each in self.assigned if pair(each.job) not in still]:
+        leases = [job.lease for job in held]
+        still = jobs.renew(self.engine, leases, lease_s=self.lease_s, progress=progress)
+        for assignment in [each for each in self.assigned if each.job.lease not in still]:
             log.warning("lost      %s: its lease is gone; stopping it", assignment.job.name)
             self._drop(assignment)
-        self.unplaced = [claim for claim in self.unplaced if pair(claim) in still]
+        self.unplaced = [claim for claim in self.unplaced if claim.lease in still]
         if self.demand.scales:
             running = Counter(each.job.kind for each in self.assigned)
             waiting = [request_of(claim.resources) for claim in self.unplaced]
-            waiting += within(self.limits, running, wanted(self.engine))
+            waiting += within(self.limits, running, pending_demand(self.engine))
             self.demand.ask((each.placement.request for each in self.assigned), waiting)
-        controllers.beat(self.engine, self.owner)
+        controllers.heartbeat(self.engine, self.owner)
 
     def _drop(self, assignment: Assignment) -> None:
         self.assigned.remove(assignment)

@@ -26,7 +26,7 @@ from sqlalchemy import Engine
 
 from xsweep.db import events, jobs, status
 from xsweep.db.schema import OPEN
-from xsweep.db.status import Place, overview
+from xsweep.db.status import OverviewRow, overview
 from xsweep.errors import ConfigError, XsweepError
 from xsweep.orchestrator.forecast.eta import count, progress_text
 from xsweep.orchestrator.formatting import duration
@@ -194,13 +194,13 @@ class HeatMap:
     """Jobs that belong to no cell, by kind: what all runs share, and stages before the last."""
 
 
-def heat_map(places: Sequence[Place], measure: str | None = None) -> HeatMap:
+def heat_map(places: Sequence[OverviewRow], measure: str | None = None) -> HeatMap:
     """The map of a sweep's jobs by one measure; without one, by nDCG where there is one."""
     found = {name for place in places for name in place.means}
     measures = tuple(sorted(found, key=lambda name: (not name.startswith("nDCG"), name)))
     chosen = measure if measure in measures else next(iter(measures), None)
-    groups: dict[tuple[Row, str], list[Place]] = defaultdict(list)
-    others: dict[str, list[Place]] = defaultdict(list)
+    groups: dict[tuple[Row, str], list[OverviewRow]] = defaultdict(list)
+    others: dict[str, list[OverviewRow]] = defaultdict(list)
     tested = {_row(place)[1:] for place in places if place.kind == "evaluate"}
     for place in places:
         row, column = _row(place), _column(place)
@@ -226,7 +226,7 @@ def heat_map(places: Sequence[Place], measure: str | None = None) -> HeatMap:
     )
 
 
-def _row(place: Place) -> Row:
+def _row(place: OverviewRow) -> Row:
     labels = place.labels
     system = str(labels.get("system") or "run")
     if system == "first_stage":
@@ -238,7 +238,7 @@ def _row(place: Place) -> Row:
     )
 
 
-def _column(place: Place) -> str | None:
+def _column(place: OverviewRow) -> str | None:
     if place.kind == "evaluate":
         return str(place.labels.get("collection") or "")
     is_cell = place.kind == "train" and "backbone" in place.labels and "trial" not in place.labels
@@ -250,7 +250,7 @@ def _range(values: dict[tuple[Row, str], list[float]], column: str) -> tuple[flo
     return (min(found), max(found)) if found else (0.0, 0.0)
 
 
-def _tile(group: Iterable[Place], values: list[float], between: tuple[float, float]) -> Tile:
+def _tile(group: Iterable[OverviewRow], values: list[float], between: tuple[float, float]) -> Tile:
     seeds = tuple(map(_seed, group))
     state = min((seed.state for seed in seeds), key=WORST_FIRST.index)
     low, high = between
@@ -266,7 +266,7 @@ def _tile(group: Iterable[Place], values: list[float], between: tuple[float, flo
     )
 
 
-def _seed(place: Place) -> Seed:
+def _seed(place: OverviewRow) -> Seed:
     progress = place.progress or {}
     note = f"{place.state} {place.failure or ''}".strip()
     if place.state == "running" and progress.get("total"):
@@ -363,7 +363,7 @@ class Site:
     def _jobs(self, name: str, options: dict[str, str]) -> Answer:
         state, kind = options.get("state") or None, options.get("kind") or None
         [sweep] = status.summary(self.engine, name).sweeps
-        rows = status.jobs(self.engine, sweep.id, limit=LISTED, state=state, kind=kind)
+        rows = status.list_jobs(self.engine, sweep.id, limit=LISTED, state=state, kind=kind)
         return _page("jobs", sweep=sweep, rows=rows, limit=LISTED, state=state, kind=kind)
 
     def _job(self, number: str, attempt: str | None) -> Answer:

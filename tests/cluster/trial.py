@@ -68,7 +68,7 @@ def try_fault(site: Site, fault: str, inflict: Callable[[Scene], str], calm: str
         controller.stop()
         site.mend(crash=bool(problems))
     counted = account(engine, fault)
-    redone = sum(max(job.token - 1, 0) for job in status.jobs(engine))
+    redone = sum(max(job.token - 1, 0) for job in status.list_jobs(engine))
     engine.dispose()
     return Trial(
         fault=fault,

@@ -1,5 +1,5 @@
 import pytest
-from job_table import expire, fail, finish, hold, new_job, run_all, study, submit, take
+from job_table import expire, fail, finish, new_job, run_all, study, submit, take
 from sqlalchemy import Engine, text
 
 from xsweep.db import jobs
@@ -15,8 +15,8 @@ def lived(engine: Engine) -> Engine:
     finish(engine, take(engine))
     fail(engine, take(engine), "INFRA")
     expire(engine, claim := take(engine))
-    jobs.requeue_expired(engine, **hold(claim), owner="alice")
-    jobs.release(engine, **hold(take(engine)), reason="drain")
+    jobs.requeue_expired(engine, claim.lease)
+    jobs.release(engine, take(engine).lease, reason="drain")
     jobs.cancel(engine, job="evaluate s1 dl19")
     jobs.retry(engine, job="evaluate s1 dl19")
     while claims := jobs.claim(engine, owner="alice", limit=9, lease_s=60):

@@ -1,5 +1,5 @@
 import pytest
-from job_table import expire, fail, finish, hold, new_job, study, submit, take
+from job_table import begin, expire, fail, finish, new_job, study, submit, take
 from sqlalchemy import Engine, event, update
 from sqlalchemy.exc import IntegrityError
 
@@ -42,10 +42,10 @@ def test_kinds_and_exclusions_limit_what_is_claimed(engine):
     submit(engine, study())
     tokens, candidates = jobs.claim(engine, owner="alice", limit=5, lease_s=60, kinds=["prepare"])
     assert jobs.claim(engine, owner="alice", limit=5, lease_s=60, kinds=[]) == []
-    jobs.release(engine, **hold(tokens), reason="no room")
+    jobs.release(engine, tokens.lease, reason="no room")
     others = jobs.claim(engine, owner="alice", limit=5, lease_s=60, exclude=[tokens.job_id])
     assert others == []
-    jobs.release(engine, **hold(candidates), reason="no room")
+    jobs.release(engine, candidates.lease, reason="no room")
     assert take(engine, exclude=[tokens.job_id]).job_id == candidates.job_id
 
 
@@ -60,28 +60,27 @@ def test_a_claim_names_the_folders_of_earlier_attempts_newest_first(engine):
     for _ in range(3):
         claim = take(engine)
         place = {"actor": "a", "node": "n", "log": "l", "folder": f"store/{claim.token}"}
-        assert jobs.started(engine, **hold(claim), **place)
-        jobs.release(engine, **hold(claim), reason="drain")
+        assert begin(engine, claim, **place)
+        jobs.release(engine, claim.lease, reason="drain")
     assert take(engine).previous == ("store/3", "store/2", "store/1")
 
 
 def test_progress_shows_in_the_summary(engine):
     submit(engine, [new_job("train")])
     claim = take(engine)
-    pair = (claim.job_id, claim.token)
-    progress = {pair: {"done": 50, "total": 200, "loss": 0.25}}
-    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60, progress=progress) == {pair}
+    progress = {claim.lease: {"done": 50, "total": 200, "loss": 0.25}}
+    assert jobs.renew(engine, [claim.lease], lease_s=60, progress=progress) == {claim.lease}
     (row,) = summary(engine).running
-    assert row.progress == progress[pair]
+    assert row.progress == progress[claim.lease]
 
 
 def test_renewing_extends_the_lease_of_what_is_held_and_of_nothing_else(engine):
     submit(engine, [new_job("mine"), new_job("theirs"), new_job("lost")])
     mine, theirs, lost = (take(engine, owner) for owner in ("alice", "bob", "alice"))
     jobs.cancel(engine, job="lost")
-    held = [(claim.job_id, claim.token) for claim in (mine, theirs, lost)]
-    assert jobs.renew(engine, owner="alice", held=held, lease_s=600) == {held[0]}
-    assert jobs.renew(engine, owner="alice", held=[], lease_s=600) == set()
+    held = [claim.lease._replace(owner="alice") for claim in (mine, theirs, lost)]
+    assert jobs.renew(engine, held, lease_s=600) == {held[0]}
+    assert jobs.renew(engine, [], lease_s=600) == set()
     left = {row.name: row.lease_left_s for row in summary(engine).running}
     assert 590 < left["mine"] <= 600
     assert left["theirs"] < 61
@@ -90,23 +89,22 @@ def test_renewing_extends_the_lease_of_what_is_held_and_of_nothing_else(engine):
 def test_a_lease_that_ran_out_is_held_again_as_long_as_nobody_took_it(engine):
     submit(engine, [new_job("train")])
     claim = take(engine)
-    pair = (claim.job_id, claim.token)
     expire(engine, claim)
-    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == {pair}
+    assert jobs.renew(engine, [claim.lease], lease_s=60) == {claim.lease}
     assert jobs.expired(engine) == []
     expire(engine, claim)
-    assert jobs.requeue_expired(engine, **hold(claim), owner="alice")
-    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == set()
+    assert jobs.requeue_expired(engine, claim.lease)
+    assert jobs.renew(engine, [claim.lease], lease_s=60) == set()
 
 
 def test_a_start_under_an_old_token_is_refused(engine):
     submit(engine, [new_job("train")])
     old = take(engine)
     expire(engine, old)
-    jobs.requeue_expired(engine, **hold(old), owner="alice")
+    jobs.requeue_expired(engine, old.lease)
     take(engine, "bob")
     place = {"actor": "zombie", "node": "n", "log": "l", "folder": "f"}
-    assert not jobs.started(engine, **hold(old), **place)
+    assert not begin(engine, old, **place)
     (row,) = jobs.running(engine)
     assert (row.owner, row.actor) == ("bob", None)
 
@@ -138,7 +136,7 @@ def test_the_clock_of_the_program_decides_nothing(engine, monkeypatch, skew_s):
 
 def test_a_second_live_attempt_is_impossible_by_constraint(engine: Engine):
     submit(engine, [new_job("train")])
-    jobs.release(engine, **hold(take(engine)), reason="drain")
+    jobs.release(engine, take(engine).lease, reason="drain")
     take(engine)
     revived = update(Attempt).where(Attempt.token == 1)
     revived = revived.values(outcome=None, ended_at=None, lease_until=1.0)
@@ -162,11 +160,10 @@ def test_starts_are_noted_together_and_the_lost_ones_told_apart(engine):
     submit(engine, [new_job("a"), new_job("b")])
     claims = jobs.claim(engine, owner="alice", limit=2, lease_s=60)
     expire(engine, claims[1])
-    jobs.requeue_expired(engine, **hold(claims[1]), owner="alice")
-    place = {"actor": "w", "node": "n", "folder": "f", "log": "l"}
-    places = [jobs.Place(**hold(claim), **place) for claim in claims]
-    assert jobs.started_all(engine, places, owner="alice") == {(claims[0].job_id, 1)}
+    jobs.requeue_expired(engine, claims[1].lease)
+    places = {claim.lease: jobs.Place("w", "n", "f", "l") for claim in claims}
+    assert jobs.mark_started(engine, places) == {claims[0].lease}
     (row,) = jobs.running(engine)
     assert (row.name, row.actor, row.folder) == ("a", "w", "f")
     assert [e.job_id for e in history(engine) if e.kind == "started"] == [claims[0].job_id]
-    assert jobs.started_all(engine, []) == set()
+    assert jobs.mark_started(engine, {}) == set()

@@ -14,7 +14,7 @@ import pytest
 from chaos import CHAOS, account, clock, recoveries_s
 from claimers import live_elsewhen, meddle, reap, sleepwalk, start, submit_to, work
 from crowds import PATIENCE_S, accepted, join, let_leases_run_out, to_do
-from job_table import counts, expire, finish, hold, new_job, states, study, submit, take
+from job_table import counts, expire, finish, new_job, states, study, submit, take
 from sqlalchemy import text
 
 from xsweep.db import jobs
@@ -114,7 +114,7 @@ def test_a_sleeper_that_wakes_up_after_its_lease_cannot_finish(url, engine, tell
     claim = ours.recv()
     os.kill(sleeper.pid, signal.SIGSTOP)
     expire(engine, claim)
-    assert jobs.requeue_expired(engine, **hold(claim), owner="sleeper")
+    assert jobs.requeue_expired(engine, claim.lease)
     assert finish(engine, take(engine, "awake"), folder="store/awake")
     os.kill(sleeper.pid, signal.SIGCONT)
     ours.send("go on")
@@ -141,7 +141,7 @@ def test_processes_whose_clocks_are_ten_minutes_off_change_nothing(url, engine, 
     stranger.send("go on")
     assert stranger.recv() == ["ours"], "what ran out has run out for all"
     join(crowd)
-    assert finish(engine, claim, owner="wrong")
+    assert finish(engine, claim)
     assert check(engine) == []
 
 

@@ -5,7 +5,6 @@ from job_table import (
     expire,
     fail,
     finish,
-    hold,
     identity,
     new_job,
     run_all,
@@ -36,13 +35,13 @@ def test_a_result_under_an_old_token_changes_nothing(engine):
     submit(engine, [new_job("train"), new_job("test", "train")])
     zombie = take(engine, "alice")
     expire(engine, zombie)
-    jobs.requeue_expired(engine, **hold(zombie), owner="alice")
+    jobs.requeue_expired(engine, zombie.lease)
     current = take(engine, "bob")
     before = states(engine)
     assert not finish(engine, zombie, folder="store/zombie")
     assert states(engine) == before
     assert fail(engine, zombie) is None
-    assert not jobs.release(engine, **hold(zombie), reason="late")
+    assert not jobs.release(engine, zombie.lease, reason="late")
     assert states(engine) == before
     assert finish(engine, current, folder="store/current")
     assert not finish(engine, zombie, folder="store/zombie")
@@ -58,22 +57,21 @@ def test_a_result_under_an_old_token_changes_nothing(engine):
 def test_an_owner_who_lost_the_attempt_to_adoption_cannot_end_it(engine):
     submit(engine, [new_job("train")])
     claim = take(engine, "alice")
-    given = {"old_owner": "alice", "new_owner": "bob", "lease_s": 60}
-    assert jobs.adopt(engine, **hold(claim), **given)
-    assert fail(engine, claim, owner="alice") is None
-    assert not jobs.release(engine, **hold(claim), reason="drain", owner="alice")
-    assert not finish(engine, claim, owner="alice")
-    assert finish(engine, claim, owner="bob")
+    adopted = jobs.adopt(engine, claim, owner="bob", lease_s=60)
+    assert fail(engine, claim) is None
+    assert not jobs.release(engine, claim.lease, reason="drain")
+    assert not finish(engine, claim)
+    assert finish(engine, adopted)
 
 
 def test_results_that_came_together_are_accepted_each_for_itself(engine):
     submit(engine, [new_job("a"), new_job("b"), new_job("c"), new_job("both", "a", "b")])
     a, b, c = (take(engine) for _ in range(3))
     expire(engine, c)
-    jobs.requeue_expired(engine, **hold(c), owner="alice")
+    jobs.requeue_expired(engine, c.lease)
     results = [
         jobs.NewResult(
-            **hold(claim),
+            lease=claim.lease,
             folder=claim.name,
             manifest_sha256=identity(claim.name),
             summary={},
@@ -82,11 +80,11 @@ def test_results_that_came_together_are_accepted_each_for_itself(engine):
         )
         for claim in (c, b, a)
     ]
-    accepted = {(a.job_id, a.token), (b.job_id, b.token)}
-    assert jobs.finish_all(engine, results, owner="alice") == accepted
+    accepted = {a.lease, b.lease}
+    assert jobs.finish(engine, results) == accepted
     assert states(engine) == {"a": "done", "b": "done", "c": "ready", "both": "ready"}
-    assert jobs.finish_all(engine, results, owner="alice") == accepted, "said again"
-    assert jobs.finish_all(engine, []) == set()
+    assert jobs.finish(engine, results) == accepted, "said again"
+    assert jobs.finish(engine, []) == set()
     kinds = [event.kind for event in history(engine)]
     assert (kinds.count("accepted"), kinds.count("refused")) == (2, 2)
     assert load_cells(engine, "study", kind="train")[1].means == {"AP": 0.5}
@@ -97,11 +95,11 @@ def test_one_result_that_no_report_could_use_stops_all_that_came_with_it(engine)
     submit(engine, [new_job("a"), new_job("b")])
     seal = {"folder": "f", "manifest_sha256": identity("f"), "summary": {}, "provenance": {}}
     results = [
-        jobs.NewResult(**hold(take(engine)), **seal, scores={"AP": {"q1": value}})
+        jobs.NewResult(lease=take(engine).lease, **seal, scores={"AP": {"q1": value}})
         for value in (0.5, math.nan)
     ]
     with pytest.raises(DataError, match="AP of query q1 is nan"):
-        jobs.finish_all(engine, results)
+        jobs.finish(engine, results)
     assert set(states(engine).values()) == {"running"}
 
 
@@ -111,7 +109,7 @@ def test_saying_it_again_after_a_lost_answer_is_the_same_answer(engine):
     assert [finish(engine, done) for _ in range(2)] == [True, True]
     assert not finish(engine, done, manifest_sha256=identity("another"))
     assert [fail(engine, failed, "CONFIG") for _ in range(2)] == ["failed", "failed"]
-    assert [jobs.release(engine, **hold(released), reason="drain") for _ in range(2)] == [
+    assert [jobs.release(engine, released.lease, reason="drain") for _ in range(2)] == [
         True,
         True,
     ]
@@ -175,7 +173,7 @@ def test_classes_do_not_spend_each_others_budgets_and_a_release_is_free(engine):
     submit(engine, [new_job("train")])
     for failure in ("UNKNOWN", "INFRA", "UNKNOWN", "PREEMPTED", "HANG"):
         assert fail(engine, take(engine), failure) == "ready"
-        jobs.release(engine, **hold(take(engine)), reason="drain")
+        jobs.release(engine, take(engine).lease, reason="drain")
     assert fail(engine, take(engine), "UNKNOWN") == "failed"
 
 

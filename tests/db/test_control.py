@@ -4,7 +4,6 @@ from job_table import (
     expire,
     fail,
     finish,
-    hold,
     new_job,
     run_all,
     states,
@@ -25,8 +24,7 @@ def test_cancelling_a_sweep_ends_all_but_what_is_done(engine):
     assert jobs.cancel(engine, sweep="study") == 4
     assert counts(engine) == {"done": 1, "cancelled": 4}
     assert jobs.claim(engine, owner="alice", limit=9, lease_s=60) == []
-    pair = (running.job_id, running.token)
-    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == set()
+    assert jobs.renew(engine, [running.lease], lease_s=60) == set()
     assert not finish(engine, running)
     assert jobs.cancel(engine, sweep="study") == 0
 
@@ -118,8 +116,7 @@ def test_a_pause_keeps_running_jobs_running(engine):
     jobs.pause(engine, "study")
     jobs.pause(engine, "study")
     assert jobs.claim(engine, owner="alice", limit=9, lease_s=60) == []
-    pair = (claim.job_id, claim.token)
-    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == {pair}
+    assert jobs.renew(engine, [claim.lease], lease_s=60) == {claim.lease}
     assert finish(engine, claim)
     jobs.resume(engine, "study")
     assert len(run_all(engine)) == 7
@@ -139,7 +136,7 @@ def test_a_cancelled_attempt_is_not_requeued_when_its_lease_runs_out(engine):
     expire(engine, claim)
     jobs.cancel(engine, job="train")
     assert jobs.expired(engine) == []
-    assert not jobs.requeue_expired(engine, **hold(claim), owner="alice")
+    assert not jobs.requeue_expired(engine, claim.lease)
     assert states(engine) == {"train": "cancelled"}
 
 

@@ -7,8 +7,8 @@ from job_table import finish, new_job, run_all, states, study, submit, take
 from sqlalchemy import create_engine, text
 
 import xsweep.db.engine
-import xsweep.db.status
-from xsweep.db import jobs, status
+import xsweep.db.tally
+from xsweep.db import controllers, jobs
 from xsweep.db.engine import (
     backup,
     connect,
@@ -247,10 +247,10 @@ def test_a_role_with_the_least_rights_can_do_everything(postgresql_url, monkeypa
         jobs.cancel(engine, job="train s1")
         jobs.retry(engine, sweep="study")
         assert len(run_all(engine)) == 8
-        status.register(engine, owner="alice", host="h", pid=1)
-        monkeypatch.setattr(xsweep.db.status, "FOLD_ROWS", 1)
-        assert status.beat(engine, "alice")
-        status.unregister(engine, "alice")
+        controllers.register(engine, owner="alice", host="h", pid=1)
+        monkeypatch.setattr(xsweep.db.tally, "FOLD_ROWS", 1)
+        assert controllers.heartbeat(engine, "alice")
+        controllers.unregister(engine, "alice")
         engine.dispose()
     finally:
         on(postgresql_url, "DROP OWNED BY worker")

@@ -36,10 +36,16 @@ engine = connect(f"sqlite:///{disk}/x.db", create=True)
 new = jobs.NewJob(identity="0" * 64, kind="train", name="train", spec={})
 jobs.add_sweep(engine, name="study", grid="", jobs=[new])
 (claim,) = jobs.claim(engine, owner="alice", limit=1, lease_s=60)
-result = {"folder": "f", "manifest_sha256": "s", "summary": {"text": "x" * 500_000}}
+result = jobs.NewResult(
+    lease=claim.lease,
+    folder="f",
+    manifest_sha256="s",
+    summary={"text": "x" * 500_000},
+    provenance={},
+)
 
 def finish():
-    return jobs.finish(engine, job_id=claim.job_id, token=claim.token, provenance={}, **result)
+    return bool(jobs.finish(engine, [result]))
 
 fill()
 try:

@@ -1,7 +1,7 @@
-from job_table import expire, fail, hold, new_job, submit, take
+from job_table import expire, fail, new_job, submit, take
 
 from xsweep.db import jobs
-from xsweep.db.events import last_event, troubles_since
+from xsweep.db.events import failures_since, last_event
 from xsweep.db.status import summary
 
 
@@ -13,18 +13,18 @@ def test_failures_are_told_with_what_becomes_of_their_jobs(engine):
     fail(engine, first, "NODE", reason="gone")
     lost = take(engine)
     expire(engine, lost)
-    jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    jobs.requeue_expired(engine, lost.lease)
     middle = last_event(engine)
     fail(engine, take(engine), "CONFIG", reason="wrong")
-    found = troubles_since(engine, before)
+    found = failures_since(engine, before)
     assert [(each.failure, each.next) for each in found] == [
         ("NODE", "ready"),
         ("NODE", "ready"),
         ("CONFIG", "failed"),
     ]
     assert {each.name: each.sweeps for each in found}["a"] == ("study", "other")
-    assert [each.failure for each in troubles_since(engine, middle)] == ["CONFIG"]
-    assert troubles_since(engine, last_event(engine)) == []
+    assert [each.failure for each in failures_since(engine, middle)] == ["CONFIG"]
+    assert failures_since(engine, last_event(engine)) == []
     latest = summary(engine, failures=2).troubles
     assert [each.failure for each in latest] == ["CONFIG", "NODE"]
     names = {each.name for each in summary(engine, "other").troubles}

@@ -1,5 +1,5 @@
 import pytest
-from job_table import expire, fail, finish, hold, identity, new_job, study, submit, take
+from job_table import begin, expire, fail, finish, identity, new_job, study, submit, take
 
 from xsweep.db import jobs
 from xsweep.errors import ConfigError
@@ -60,10 +60,10 @@ def test_a_retried_job_tells_all_its_attempts(engine):
     submit(engine, [new_job("train")])
     claim = take(engine, "alice")
     expire(engine, claim)
-    jobs.requeue_expired(engine, **hold(claim), owner="alice")
+    jobs.requeue_expired(engine, claim.lease)
     claim = take(engine, "bob")
     place = {"actor": "xsweep-1-2", "node": "gpu3", "folder": "store/2", "log": "logs/2"}
-    jobs.started(engine, **hold(claim), **place)
+    begin(engine, claim, **place)
     explanation = jobs.explain(engine, "train")
     assert explanation.why == (
         "attempt 2 runs on gpu3",
@@ -117,7 +117,7 @@ def test_odd_names_find_nothing_and_harm_nothing(engine, text):
     with pytest.raises(ConfigError, match="no job"):
         jobs.find_job(engine, text)
     with pytest.raises(ConfigError, match="no sweep"):
-        jobs.find_sweep(engine, text)
+        jobs.pause(engine, text)
 
 
 def test_an_empty_database_says_that_it_is_empty(engine):

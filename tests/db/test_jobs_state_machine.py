@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from job_table import expire, fail, finish, hold, new_job, states, submit
+from job_table import expire, fail, finish, new_job, states, submit
 from sqlalchemy import Engine, text
 
 from xsweep.db import jobs
@@ -174,7 +174,7 @@ class JobTable(RuleBasedStateMachine):
     def gives_back(self, data: Any) -> None:
         owner, claim = data.draw(st.sampled_from(self.held))
         if self.live(owner, claim):
-            assert jobs.release(self.engine, **hold(claim), reason="drain")
+            assert jobs.release(self.engine, claim.lease, reason="drain")
             self.model.state[claim.name] = "ready"
 
     @precondition(lambda self: self.held)
@@ -184,16 +184,16 @@ class JobTable(RuleBasedStateMachine):
         live = self.live(owner, claim)
         if live:
             expire(self.engine, claim)
-        assert jobs.requeue_expired(self.engine, **hold(claim), owner=owner) == live
+        assert jobs.requeue_expired(self.engine, claim.lease) == live
         if live:
             self.model.fail(claim.name, "NODE")
 
     @rule()
     def renews(self) -> None:
         for owner in ("alice", "bob"):
-            pairs = [(c.job_id, c.token) for o, c in self.held if o == owner]
-            still = {(c.job_id, c.token) for o, c in self.held if o == owner and self.live(o, c)}
-            assert jobs.renew(self.engine, owner=owner, held=pairs, lease_s=600) == still
+            leases = [claim.lease for other, claim in self.held if other == owner]
+            held = {c.lease for other, c in self.held if other == owner and self.live(other, c)}
+            assert jobs.renew(self.engine, leases, lease_s=600) == held
 
     @precondition(lambda self: self.model.sweeps)
     @rule(sweep=sweeps)

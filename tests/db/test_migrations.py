@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from job_table import identity, new_job, run_all, states, study, submit
+from job_table import finish, new_job, run_all, states, study, submit
 from sqlalchemy import Engine, text
 
 from xsweep.db import jobs
@@ -108,8 +108,7 @@ def test_an_upgrade_loses_nothing_and_the_work_goes_on(old_url):
 
     (held,) = jobs.running(engine)
     assert (held.name, held.token, held.actor) == ("train s2", 1, "xsweep-1")
-    result = {"folder": "f", "manifest_sha256": identity("m"), "summary": {}, "provenance": {}}
-    assert jobs.finish(engine, job_id=held.job_id, token=1, owner="alice", **result)
+    assert finish(engine, held)
     assert submit(engine, [new_job("first"), *study(seeds=[1, 2, 3])]).new == 3
     jobs.resume(engine, "shared")
     assert jobs.retry(engine, sweep="shared") == 3

@@ -1,10 +1,10 @@
 import threading
 
 import pytest
-from job_table import expire, fail, finish, hold, new_job, states, submit, take
+from job_table import begin, expire, fail, finish, new_job, states, submit, take
 from sqlalchemy import event
 
-from xsweep.db import jobs, status
+from xsweep.db import controllers, jobs
 from xsweep.db.check import check
 from xsweep.db.events import history
 from xsweep.db.status import summary
@@ -15,7 +15,7 @@ def lost(engine):
     """An attempt of alice whose lease ran out."""
     submit(engine, [new_job("train")])
     claim = take(engine, "alice")
-    jobs.started(engine, **hold(claim), actor="xsweep-1-1", node="n", folder="f", log="l")
+    begin(engine, claim, actor="xsweep-1-1")
     expire(engine, claim)
     return claim
 
@@ -24,13 +24,13 @@ def test_a_lease_that_ran_out_is_found_and_its_job_claimed_again_under_a_larger_
     (overdue,) = jobs.expired(engine)
     assert (overdue.job_id, overdue.token, overdue.owner) == (lost.job_id, 1, "alice")
     assert summary(engine).running[0].lease_left_s < 0
-    assert jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    assert jobs.requeue_expired(engine, lost.lease)
     again = take(engine, "bob")
     assert (again.job_id, again.token, again.previous) == (lost.job_id, 2, ("f",))
 
 
 def test_recovery_names_the_owner_that_it_replaces(engine, lost):
-    assert not jobs.requeue_expired(engine, **hold(lost), owner="somebody else")
+    assert not jobs.requeue_expired(engine, lost.lease._replace(owner="somebody else"))
     assert states(engine) == {"train": "running"}
 
 
@@ -38,7 +38,7 @@ def test_a_lease_that_holds_is_not_taken_away(engine):
     submit(engine, [new_job("train")])
     claim = take(engine, "alice")
     assert jobs.expired(engine) == []
-    assert not jobs.requeue_expired(engine, **hold(claim), owner="alice")
+    assert not jobs.requeue_expired(engine, claim.lease)
 
 
 def test_of_two_reapers_one_takes_the_job(engine, lost):
@@ -47,7 +47,7 @@ def test_of_two_reapers_one_takes_the_job(engine, lost):
 
     def reap():
         barrier.wait()
-        taken.append(jobs.requeue_expired(engine, **hold(lost), owner="alice"))
+        taken.append(jobs.requeue_expired(engine, lost.lease))
 
     threads = [threading.Thread(target=reap) for _ in range(2)]
     for thread in threads:
@@ -59,14 +59,11 @@ def test_of_two_reapers_one_takes_the_job(engine, lost):
 
 
 def test_an_adopted_attempt_belongs_to_the_new_owner_only(engine, lost):
-    given = {"old_owner": "alice", "lease_s": 60}
-    assert jobs.adopt(engine, **hold(lost), **given, new_owner="bob")
-    assert jobs.adopt(engine, **hold(lost), **given, new_owner="bob")  # an answer got lost
-    assert not jobs.adopt(engine, **hold(lost), **given, new_owner="carol")
-    assert not jobs.requeue_expired(engine, **hold(lost), owner="alice")
-    pair = (lost.job_id, lost.token)
-    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=60) == set()
-    assert jobs.renew(engine, owner="bob", held=[pair], lease_s=60) == {pair}
+    adopted = jobs.adopt(engine, lost, owner="bob", lease_s=60)
+    assert jobs.adopt(engine, lost, owner="bob", lease_s=60) == adopted  # a reply was lost
+    assert jobs.adopt(engine, lost, owner="carol", lease_s=60) is None
+    assert not jobs.requeue_expired(engine, lost.lease)
+    assert jobs.renew(engine, [lost.lease, adopted.lease], lease_s=60) == {adopted.lease}
     (held,) = jobs.running(engine)
     assert (held.owner, held.actor, held.token) == ("bob", "xsweep-1-1", 1)
     assert [event.detail for event in history(engine) if event.kind == "adopted"] == [
@@ -81,25 +78,25 @@ def test_a_result_is_accepted_after_the_lease_ran_out_as_long_as_nobody_took_the
 
 def test_an_ended_attempt_can_neither_be_adopted_nor_requeued(engine, lost):
     fail(engine, lost)
-    assert not jobs.adopt(engine, **hold(lost), old_owner="alice", new_owner="bob", lease_s=60)
-    assert not jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    assert jobs.adopt(engine, lost, owner="bob", lease_s=60) is None
+    assert not jobs.requeue_expired(engine, lost.lease)
 
 
 def test_a_new_process_with_the_host_and_number_of_a_dead_one_is_somebody_else(engine):
     submit(engine, [new_job("train")])
     for owner in ("before", "after"):  # the same container started again: pid 1 both times
-        status.register(engine, owner=owner, host="pod-0", pid=1)
+        controllers.register(engine, owner=owner, host="pod-0", pid=1)
     claim = take(engine, "before")
-    pair = (claim.job_id, claim.token)
+    after = claim.lease._replace(owner="after")
     assert [held.owner for held in jobs.running(engine)] == ["before"]
-    assert jobs.renew(engine, owner="after", held=[pair], lease_s=60) == set()
+    assert jobs.renew(engine, [after], lease_s=60) == set()
     expire(engine, claim)
     (orphan,) = jobs.expired(engine)
     assert orphan.owner == "before"
-    assert not jobs.requeue_expired(engine, **hold(claim), owner="after")
-    assert jobs.requeue_expired(engine, **hold(claim), owner="before")
+    assert not jobs.requeue_expired(engine, after)
+    assert jobs.requeue_expired(engine, claim.lease)
     assert take(engine, "after").token == 2
-    assert not finish(engine, claim, owner="before")
+    assert not finish(engine, claim)
 
 
 def test_a_reaper_that_dies_while_reaping_leaves_a_job_whole(engine, lost):
@@ -109,11 +106,11 @@ def test_a_reaper_that_dies_while_reaping_leaves_a_job_whole(engine, lost):
 
     event.listen(engine, "before_cursor_execute", die)
     with pytest.raises(KeyboardInterrupt):
-        jobs.requeue_expired(engine, **hold(lost), owner="alice")
+        jobs.requeue_expired(engine, lost.lease)
     event.remove(engine, "before_cursor_execute", die)
     assert states(engine) == {"train": "running"}
     assert check(engine) == []
-    assert jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    assert jobs.requeue_expired(engine, lost.lease)
     assert check(engine) == []
 
 
@@ -122,6 +119,6 @@ def test_a_job_that_loses_its_machine_every_time_ends_some_day(engine):
     for _ in range(9):
         claim = take(engine)
         expire(engine, claim)
-        assert jobs.requeue_expired(engine, **hold(claim), owner="alice")
+        assert jobs.requeue_expired(engine, claim.lease)
     assert states(engine) == {"poison": "failed"}
     assert check(engine) == []

@@ -1,5 +1,5 @@
 import pytest
-from job_table import finish, hold, new_job, submit, take
+from job_table import fail, finish, new_job, submit, take
 from sqlalchemy import update
 
 from xsweep.db import jobs
@@ -20,7 +20,7 @@ def lasted(engine, claim, seconds: float) -> None:
 def test_the_accepted_attempt_and_the_lost_ones_are_told_apart(engine):
     submit(engine, [new_job("train"), new_job("other")])
     first = take(engine)
-    jobs.fail(engine, **hold(first), failure="INFRA", reason="planted", retry_after_s=0.0)
+    fail(engine, first, "INFRA")
     second = next(
         claim
         for claim in jobs.claim(engine, owner="me", limit=2, lease_s=60)

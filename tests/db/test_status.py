@@ -5,15 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from job_table import expire, fail, finish, hold, new_job, run_all, study, submit, take
+from job_table import begin, expire, fail, finish, new_job, run_all, study, submit, take
 from sqlalchemy import text
 
-import xsweep.db.status
-from xsweep.db import jobs, status
+import xsweep.db.tally
+from xsweep.db import controllers, jobs
 from xsweep.db.check import check
 from xsweep.db.events import history
-from xsweep.db.status import jobs as list_jobs
-from xsweep.db.status import outlook, summary, wanted
+from xsweep.db.status import list_jobs, outlook, pending_demand, summary
 from xsweep.errors import ConfigError
 
 
@@ -44,7 +43,7 @@ def test_a_summary_tells_what_runs_fails_and_how_long_things_take(engine):
     with engine.begin() as connection:
         change = "UPDATE attempt SET claimed_at = ended_at - 12.5 WHERE outcome = 'done'"
         connection.execute(text(change))
-    status.register(engine, owner="alice", host="h", pid=7, dashboard_url="http://127.0.0.1")
+    controllers.register(engine, owner="alice", host="h", pid=7, dashboard_url="http://127.0.0.1")
     found = summary(engine)
     assert found.mean_s == {"train": pytest.approx(12.5)}
     assert [(row.job_id, row.owner) for row in found.running] == [(runs.job_id, "alice")]
@@ -73,12 +72,12 @@ def test_a_summary_gives_what_the_time_left_is_foretold_from(engine):
 def test_folded_counts_are_those_that_were_there_before(engine, monkeypatch):
     submit(engine, study(seeds=[1]), name="one")
     submit(engine, study(seeds=[1, 2]), name="two")
-    status.register(engine, owner="alice", host="h", pid=1)
+    controllers.register(engine, owner="alice", host="h", pid=1)
     for _ in range(3):
         finish(engine, take(engine))
         before = summary(engine).sweeps
-        monkeypatch.setattr(xsweep.db.status, "FOLD_ROWS", 1)
-        assert status.beat(engine, "alice")
+        monkeypatch.setattr(xsweep.db.tally, "FOLD_ROWS", 1)
+        assert controllers.heartbeat(engine, "alice")
         assert summary(engine).sweeps == before
         with engine.connect() as connection:
             rows = connection.execute(text("SELECT sweep_id, kind, state FROM tally")).all()
@@ -123,35 +122,34 @@ def test_what_may_begin_is_counted_by_what_it_asks_for(engine):
     ]
     submit(engine, grid)
     # b waits for a; c comes first by its cost, a by what comes after it.
-    assert wanted(engine) == [("train", card, 2), ("train", core, 2), ("evaluate", core, 1)]
+    assert pending_demand(engine) == [("train", card, 2), ("train", core, 2), ("evaluate", core, 1)]
     fail(engine, take(engine), "INFRA", retry_after_s=100)
-    assert wanted(engine) == [("train", core, 2), ("train", card, 1), ("evaluate", core, 1)]
+    assert pending_demand(engine) == [("train", core, 2), ("train", card, 1), ("evaluate", core, 1)]
     jobs.pause(engine, "study")
-    assert wanted(engine) == []
+    assert pending_demand(engine) == []
 
 
 def test_controllers_come_and_go(engine):
     for owner in ("first", "second"):
-        status.register(engine, owner=owner, host="same", pid=1)
-    assert {live.owner for live in status.live(engine)} == {"first", "second"}
+        controllers.register(engine, owner=owner, host="same", pid=1)
+    assert {live.owner for live in controllers.live(engine)} == {"first", "second"}
     with engine.begin() as connection:
         dead = "UPDATE controller SET heartbeat_at = heartbeat_at - 100 WHERE owner = 'first'"
         connection.execute(text(dead))
-    assert [live.owner for live in status.live(engine)] == ["second"]
-    assert status.beat(engine, "first")
-    assert len(status.live(engine)) == 2
-    status.unregister(engine, "first")
-    assert not status.beat(engine, "first")
+    assert [live.owner for live in controllers.live(engine)] == ["second"]
+    assert controllers.heartbeat(engine, "first")
+    assert len(controllers.live(engine)) == 2
+    controllers.unregister(engine, "first")
+    assert not controllers.heartbeat(engine, "first")
 
 
 def test_everything_that_happens_to_a_job_is_written_down_in_order(engine):
     submit(engine, [new_job("a"), new_job("b", "a")])
     lost = take(engine, "alice")
     expire(engine, lost)
-    jobs.requeue_expired(engine, **hold(lost), owner="alice")
-    place = {"actor": "x", "node": "n", "folder": "f", "log": "l"}
+    jobs.requeue_expired(engine, lost.lease)
     claim = take(engine, "bob")
-    jobs.started(engine, **hold(claim), **place)
+    begin(engine, claim)
     finish(engine, claim)
     events = history(engine, job_id=claim.job_id)
     assert [(event.kind, event.token, event.owner) for event in events] == [

@@ -1,5 +1,5 @@
 import pytest
-from job_table import finish, hold, study, submit, take
+from job_table import finish, study, submit, take
 
 from xsweep.db import jobs
 from xsweep.db.status import overview
@@ -15,10 +15,8 @@ def test_an_overview_has_states_labels_progress_and_means_of_one_sweep(engine):
     evaluated = take(engine, kinds=["evaluate"])
     finish(engine, evaluated, scores=scores)
     runs = take(engine, kinds=["evaluate"])
-    jobs.renew(
-        engine, owner="alice", held=[tuple(hold(runs).values())], lease_s=60,
-        progress={(runs.job_id, runs.token): {"done": 1, "total": 4}},
-    )  # fmt: skip
+    progress = {runs.lease: {"done": 1, "total": 4}}
+    jobs.renew(engine, [runs.lease], lease_s=60, progress=progress)
     seed = int(evaluated.name.split()[1][1:])
     name = {1: "study", 2: "another"}[seed]
     found = {place.job_id: place for place in overview(engine, name)}

@@ -108,14 +108,13 @@ def test_a_line_that_is_cut_for_a_while_changes_nothing_but_the_time(
     engine = connect(line.url)
     submit(engine, [new_job("a"), new_job("b", "a")])
     claim = take(engine)
-    pair = (claim.job_id, claim.token)
     line.cut()
     monkeypatch.setattr(xsweep.db.transaction, "PATIENCE_S", 0.2)
     with pytest.raises(SetupError, match="check that the server runs"):
-        jobs.renew(engine, owner="alice", held=[pair], lease_s=600)
+        jobs.renew(engine, [claim.lease], lease_s=600)
     assert jobs.expired(connect(postgresql_url)) == [], "nobody is dead because we cannot see"
     line.mend()
-    assert jobs.renew(engine, owner="alice", held=[pair], lease_s=600) == {pair}
+    assert jobs.renew(engine, [claim.lease], lease_s=600) == {claim.lease}
     assert finish(engine, claim)
     assert states(engine) == {"a": "done", "b": "ready"}
     assert check(engine) == []

@@ -1,17 +1,10 @@
 """What is read of a sweep for an archive, for forecasts, and for the care of the store."""
 
-from job_table import fail, finish, hold, identity, study, submit, take
+from job_table import begin, fail, finish, identity, study, submit, take
 from sqlalchemy import Engine
 
-from xsweep.db import jobs
-from xsweep.db.explain import done_identities, find_job, identity_of
-from xsweep.db.results import load_durations, load_folders
+from xsweep.db.results import done_identities, load_durations, load_folders
 from xsweep.db.transfer import load_sweep
-
-
-def begin(engine: Engine, claim: jobs.Claim, folder: str) -> None:
-    place = {"actor": "a", "node": "n", "folder": folder, "log": f"{folder}.log"}
-    assert jobs.started(engine, **hold(claim), **place)
 
 
 def test_a_sweep_is_read_as_it_was_submitted_with_the_results_of_what_is_done(
@@ -51,11 +44,11 @@ def test_durations_are_those_of_accepted_attempts_with_their_parents_specs(engin
 def test_folders_tell_what_became_of_each_attempt(engine: Engine) -> None:
     submit(engine, [study()[0]])
     claim = take(engine)
-    begin(engine, claim, "first")
+    begin(engine, claim, folder="first")
     assert [(each.folder, each.live) for each in load_folders(engine)] == [("first", True)]
     fail(engine, claim, failure="HANG")
     claim = take(engine)
-    begin(engine, claim, "second")
+    begin(engine, claim, folder="second")
     finish(engine, claim, folder="second")
     told = [(each.folder, each.live, each.accepted, each.job_done) for each in load_folders(engine)]
     assert told == [("first", False, False, True), ("second", False, True, True)]
@@ -66,4 +59,3 @@ def test_identities_are_found_by_job_and_told_when_done(engine: Engine) -> None:
     finish(engine, claim := take(engine))
     every = [identity(name) for name in ("tokens", "candidates", "train s1")]
     assert done_identities(engine, every) == {claim.identity}
-    assert identity_of(engine, find_job(engine, claim.name)) == claim.identity

@@ -103,18 +103,9 @@ def test_status_as_json_has_its_documented_keys(submitted: Path) -> None:
 def test_running_and_failed_jobs_are_shown_with_progress_and_reason(submitted: Path) -> None:
     engine = connect(f"sqlite:///{submitted / 'xsweep.db'}")
     held, lost = jobs.claim(engine, owner="me", limit=2, lease_s=60)
-    jobs.renew(
-        engine,
-        owner="me",
-        held=[(held.job_id, held.token)],
-        lease_s=60,
-        progress={
-            (held.job_id, held.token): {"done": 30, "total": 120, "pairs_per_s": 21.4, "node": "n1"}
-        },
-    )
-    jobs.fail(
-        engine, job_id=lost.job_id, token=lost.token, failure="DATA", reason="corpus [gone]\nmore"
-    )
+    progress = {"done": 30, "total": 120, "pairs_per_s": 21.4, "node": "n1"}
+    jobs.renew(engine, [held.lease], lease_s=60, progress={held.lease: progress})
+    jobs.fail(engine, lost.lease, failure="DATA", reason="corpus [gone]\nmore")
     output = xsweep("status").stdout
     row = next(line for line in output.splitlines() if "30/120 25%" in line)
     pairs_per_s, *_, node = row[row.index("25%") :].split()[1:]
@@ -147,21 +138,14 @@ def test_logs_are_those_of_the_last_attempt(submitted: Path) -> None:
     assert "has no attempt with a log yet" in xsweep("logs", "1", code=2).stderr
     engine = connect(f"sqlite:///{submitted / 'xsweep.db'}")
     [claim] = jobs.claim(engine, owner="me", limit=1, lease_s=60)
-    place = f"jobs/{claim.identity}/attempt-1"
-    jobs.started(
-        engine,
-        job_id=claim.job_id,
-        token=claim.token,
-        actor="a",
-        node=None,
-        folder=place,
-        log=f"{place}.log",
-    )
-    log = submitted / "store" / f"{place}.log"
+    folder = f"jobs/{claim.identity}/attempt-1"
+    place = jobs.Place(actor="a", node="n", folder=folder, log=f"{folder}.log")
+    jobs.mark_started(engine, {claim.lease: place})
+    log = submitted / "store" / place.log
     log.parent.mkdir(parents=True)
     log.write_text("step 1\nstep 2\n")
     assert xsweep("logs", str(claim.job_id)).stdout == "step 1\nstep 2\n"
-    jobs.release(engine, job_id=claim.job_id, token=claim.token, reason="leaving")
+    jobs.release(engine, claim.lease, reason="leaving")
     assert xsweep("logs", str(claim.job_id), "--follow").stdout == "step 1\nstep 2\n"
 
 

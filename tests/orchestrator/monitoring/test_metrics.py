@@ -7,11 +7,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from job_table import expire, fail, finish, hold, new_job, submit, take
+from job_table import expire, fail, finish, new_job, submit, take
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine
 
-from xsweep.db import jobs, status
+from xsweep.db import controllers, jobs
 from xsweep.db.engine import connect
 from xsweep.orchestrator.monitoring.metrics import as_text, serve_metrics
 
@@ -29,20 +29,15 @@ def test_everything_is_counted(engine: Engine) -> None:
     grid = [new_job(name) for name in ("a", "b", "c", "d")]
     submit(engine, [*grid, new_job("e", kind="evaluate"), new_job("f", "e", kind="evaluate")])
     submit(engine, [new_job("a")], name='tw"in\\\n')
-    status.register(engine, owner="alice", host="h", pid=7)
+    controllers.register(engine, owner="alice", host="h", pid=7)
     finish(engine, take(engine, kinds=["train"]))
     fail(engine, take(engine, kinds=["train"]), "DATA")
     lost = take(engine, kinds=["train"])
     expire(engine, lost)
-    assert jobs.requeue_expired(engine, **hold(lost), owner="alice")
+    assert jobs.requeue_expired(engine, lost.lease)
     running = [take(engine, kinds=["train"]), take(engine, kinds=["train"])]
-    jobs.renew(
-        engine,
-        owner="alice",
-        held=[(each.job_id, each.token) for each in running],
-        lease_s=60,
-        progress={(each.job_id, each.token): {"pairs_per_s": 10.5} for each in running},
-    )
+    progress = {each.lease: {"pairs_per_s": 10.5} for each in running}
+    jobs.renew(engine, list(progress), lease_s=60, progress=progress)
     found = parsed(as_text(engine))
 
     def value(name: str, **labels: str) -> float | None:

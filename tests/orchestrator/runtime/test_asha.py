@@ -9,7 +9,7 @@ from job_table import identity, new_job, submit, take
 from sqlalchemy import Engine
 
 from xsweep.db.check import check
-from xsweep.db.events import history, peers_of
+from xsweep.db.events import history, load_trials
 from xsweep.db.jobs import Claim, NewJob
 from xsweep.orchestrator.runtime.asha import Pruner
 
@@ -125,4 +125,4 @@ def test_a_trial_of_two_searches_is_judged_among_the_newer_ones_trials(engine: E
     submit(engine, [*map(trial, names[:2]), new_job("search", *names[:2], kind="search")])
     submit(engine, [*map(trial, names), new_job("larger", *names, kind="search")], name="second")
     ids = {claim.name: claim.job_id for claim in (take(engine) for _ in names)}
-    assert peers_of(engine, ids["trial 0"]) == sorted(ids.values())
+    assert load_trials(engine, ids["trial 0"]) == sorted(ids.values())

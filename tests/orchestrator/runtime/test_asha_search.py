@@ -47,7 +47,7 @@ def engine(study):
 
 def trials(engine) -> dict[int, int]:
     """Attempts of the trials by job."""
-    rows = {row.job_id: row for row in status.jobs(engine, kind="train")}
+    rows = {row.job_id: row for row in status.list_jobs(engine, kind="train")}
     return {
         place.job_id: rows[place.job_id].token
         for place in overview(engine, "tiny")
@@ -56,7 +56,7 @@ def trials(engine) -> dict[int, int]:
 
 
 def done(engine) -> set[int]:
-    return {row.job_id for row in status.jobs(engine, state="done", kind="train")}
+    return {row.job_id for row in status.list_jobs(engine, state="done", kind="train")}
 
 
 def test_a_search_that_is_killed_goes_on_and_its_winner_is_used(study, engine):

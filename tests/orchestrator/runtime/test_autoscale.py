@@ -111,6 +111,6 @@ def test_nodes_come_because_jobs_wait_for_them_and_go_when_none_does(workplace, 
     assert "one asks for 1 CPU, and there is no node that runs jobs" in output
     engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
     # Trainings found their 2 CPUs, which only a node of the larger type has.
-    assert {each.state for each in status.jobs(engine)} == {"done"}
+    assert {each.state for each in status.list_jobs(engine)} == {"done"}
     engine.dispose()
     wait_for(lambda: cpus_of_nodes(workplace.environment) == [0], what="idle nodes to go")

@@ -9,7 +9,7 @@ from xsweep.db.engine import connect
 
 def _intervals(engine, kind: str) -> list[tuple[float, float]]:
     """From start to end of each job's accepted attempt, in their order."""
-    found = [jobs.explain(engine, job.job_id) for job in status.jobs(engine, kind=kind)]
+    found = [jobs.explain(engine, job.job_id) for job in status.list_jobs(engine, kind=kind)]
     return sorted((each.attempts[-1].started_at, each.attempts[-1].ended_at) for each in found)
 
 

@@ -73,7 +73,7 @@ def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
     first, second = jobs.explain(engine, job).attempts
     assert (first.outcome, first.failure) == ("released", None)
     assert second.outcome == "done"
-    assert {each.state for each in status.jobs(engine)} == {"done"}
+    assert {each.state for each in status.list_jobs(engine)} == {"done"}
     assert check(engine) == []
     engine.dispose()
     assert "resuming after step" in folder.with_name("attempt-2.log").read_text()

@@ -66,7 +66,7 @@ def kinds_of_events(engine, job_id: int) -> list[str]:
 
 def attempts(engine) -> dict[int, int]:
     """Number of attempts of every training."""
-    return {job.job_id: job.token for job in status.jobs(engine, kind="train")}
+    return {job.job_id: job.token for job in status.list_jobs(engine, kind="train")}
 
 
 def test_after_a_killed_controller_the_next_one_adopts_what_still_runs(study, engine, calm_report):
@@ -169,10 +169,10 @@ def test_ctrl_c_twice_leaves_at_once_and_loses_nothing(study, engine):
 
 def test_a_finished_sweep_has_nothing_left_to_do(study, engine):
     study.xsweep("run")
-    before = {job.job_id: job.token for job in status.jobs(engine)}
+    before = {job.job_id: job.token for job in status.list_jobs(engine)}
     study.xsweep("submit", "tiny.yaml", "--no-start")
     study.xsweep("run")
-    assert {job.job_id: job.token for job in status.jobs(engine)} == before
+    assert {job.job_id: job.token for job in status.list_jobs(engine)} == before
     left = outlook(engine)
     assert left.idle
     assert left.finished == left.total == len(before)
@@ -198,7 +198,7 @@ def test_a_job_that_fails_for_good_stops_what_needs_it_and_nothing_else(workplac
     output = workplace.xsweep("run", code=1)
     assert "Huge" in output
     engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
-    ended = {(job.kind, job.name.split()[1]): job for job in status.jobs(engine)}
+    ended = {(job.kind, job.name.split()[1]): job for job in status.list_jobs(engine)}
     engine.dispose()
     assert ended["train", "Huge"].state == "failed"
     assert ended["train", "Huge"].failure == "CONFIG"

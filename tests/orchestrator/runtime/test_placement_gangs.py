@@ -45,7 +45,7 @@ def first_checkpoint(workplace):
 
 def attempts(engine):
     """Number of attempts of every training."""
-    return {job.job_id: job.token for job in status.jobs(engine, kind="train")}
+    return {job.job_id: job.token for job in status.list_jobs(engine, kind="train")}
 
 
 def summary(workplace):
@@ -108,7 +108,7 @@ def test_after_a_killed_controller_the_next_one_adopts_the_whole_gang(workplace,
     adopted = re.findall(r"adopted   (train .*)", output)
     assert adopted
     engine = connect(f"sqlite:///{place.home}/xsweep.db")
-    tries = {job.name: job.token for job in status.jobs(engine, kind="train")}
+    tries = {job.name: job.token for job in status.list_jobs(engine, kind="train")}
     assert {tries[name] for name in adopted} == {1}, "it was not begun again"
     engine.dispose()
     assert summary(place)["ranks"] == [[0, 2]]

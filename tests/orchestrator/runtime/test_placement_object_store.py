@@ -90,7 +90,7 @@ def test_a_gang_whose_hosts_share_only_an_object_store_is_stopped_and_goes_on(wo
 
     def half_way():
         assert controller.poll() is None, controller.communicate()[0]
-        (training,) = status.jobs(engine, kind="train")
+        (training,) = status.list_jobs(engine, kind="train")
         running = {job.job_id: job.progress for job in status.summary(engine).running}
         return (running.get(training.job_id) or {}).get("done", 0) > 40
 
@@ -101,7 +101,7 @@ def test_a_gang_whose_hosts_share_only_an_object_store_is_stopped_and_goes_on(wo
     assert "stopped   train" in output
 
     workplace.xsweep("run")
-    (training,) = status.jobs(engine, kind="train")
+    (training,) = status.list_jobs(engine, kind="train")
     assert (training.state, training.token) == ("done", 2)
     assert check(engine) == []
     engine.dispose()

@@ -5,21 +5,19 @@ import re
 from pathlib import Path
 
 import pytest
-from job_table import hold
 from served_sweep import Served
 
-from xsweep.db import jobs
-from xsweep.db.status import Place
+from xsweep.db.status import OverviewRow
 from xsweep.orchestrator.serve.pages import LEVELS, POINTS, Row, draw, heat_map, read_curves
 
 TRAINING = "train L6 infonce bm25 s2"
 
 
-def place(number: int, **more) -> Place:
+def place(number: int, **more) -> OverviewRow:
     given = {"kind": "evaluate", "name": f"job {number}", "state": "done", "failure": None}
     labels = {"system": "run", "backbone": "L6", "objective": "bce", "teacher": "t"}
     labels |= {"collection": "news", "seed": number} | more.pop("labels", {})
-    return Place(job_id=number, progress=None, labels=labels, **(given | more))
+    return OverviewRow(job_id=number, progress=None, labels=labels, **(given | more))
 
 
 def test_a_tile_is_the_mean_of_its_done_seeds_and_has_the_worst_state() -> None:
@@ -55,11 +53,11 @@ def test_trainings_stand_before_their_evaluations_and_stages_apart() -> None:
     stage = {**cell, "objective": "infonce"}
     found = heat_map(
         [
-            Place(job_id=1, kind="prepare", name="tokens", state="done", failure=None,
+            OverviewRow(job_id=1, kind="prepare", name="tokens", state="done", failure=None,
                   labels={}, progress=None),
-            Place(job_id=2, kind="train", name="stage", state="done", failure=None,
+            OverviewRow(job_id=2, kind="train", name="stage", state="done", failure=None,
                   labels=stage, progress=None),
-            Place(job_id=3, kind="train", name="train", state="running", failure=None,
+            OverviewRow(job_id=3, kind="train", name="train", state="running", failure=None,
                   labels=cell, progress={"done": 1, "total": 4}),
             place(4, state="waiting"),
         ]
@@ -97,7 +95,7 @@ def test_a_jobs_page_tells_attempts_events_parents_and_the_end_of_the_log(served
 
 
 def test_a_searchs_page_lists_its_trials_the_best_first(tmp_path: Path) -> None:
-    from job_table import finish, new_job, submit, take
+    from job_table import begin, finish, new_job, submit, take
 
     from xsweep.db.engine import connect
     from xsweep.orchestrator.serve.pages import Site
@@ -109,7 +107,7 @@ def test_a_searchs_page_lists_its_trials_the_best_first(tmp_path: Path) -> None:
     for _ in roles:
         finish(engine, take(engine))
     search = take(engine)
-    jobs.started(engine, **hold(search), actor="a", node="n", folder="search", log="search.log")
+    begin(engine, search, folder="search", log="search.log")
     (tmp_path / "search").mkdir()
     rows = [
         {"trial": role, "settings": {"lr": lr}, "validation": value, "best_step": 5, "ended": how}

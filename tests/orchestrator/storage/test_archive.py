@@ -19,8 +19,7 @@ from xsweep.db import jobs
 from xsweep.db.check import check
 from xsweep.db.engine import connect
 from xsweep.db.results import load_cells
-from xsweep.db.status import jobs as list_jobs
-from xsweep.db.status import summary
+from xsweep.db.status import list_jobs, summary
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.files import write_manifest
 from xsweep.orchestrator.plan import plan_grid

@@ -28,8 +28,8 @@ def begin(engine: Engine, store: Path, *steps: int) -> tuple[jobs.Claim, Path]:
     """An attempt with checkpoints after so many steps, and its log."""
     (claim,) = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
     folder = attempt_folder(claim.kind, claim.identity, claim.token)
-    hold = {"job_id": claim.job_id, "token": claim.token, "owner": OWNER}
-    jobs.started(engine, **hold, actor="a", node="n", folder=folder, log=f"{folder}.log")
+    place = jobs.Place(actor="a", node="n", folder=folder, log=f"{folder}.log")
+    jobs.mark_started(engine, {claim.lease: place})
     for step in steps:
         (store / folder / "checkpoints" / f"step-{step}").mkdir(parents=True)
         (store / folder / "checkpoints" / f"step-{step}" / "weights").write_bytes(b"x" * 1_000)
@@ -38,8 +38,7 @@ def begin(engine: Engine, store: Path, *steps: int) -> tuple[jobs.Claim, Path]:
 
 
 def give_up(engine: Engine, claim: jobs.Claim) -> None:
-    hold = {"job_id": claim.job_id, "token": claim.token}
-    assert jobs.fail(engine, **hold, failure="HANG", reason="hung", retry_after_s=0)
+    assert jobs.fail(engine, claim.lease, failure="HANG", reason="hung", retry_after_s=0)
 
 
 def garbage(engine: Engine, store: Path, older_than_s: float = 0) -> list:
