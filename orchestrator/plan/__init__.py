@@ -51,11 +51,11 @@ def plan_grid(path: Path, settings: Settings) -> Plan:
     grid, file = read_grid(path, settings.data_home)
     own_folders = []
     if grid.rehearsal:
-        from xsweep.orchestrator.rehearsal.grid import rehearsed
+        from xsweep.orchestrator.rehearsal import rehearsal_of
         from xsweep.orchestrator.storage.store import open_store
 
         own_folders.append(open_store(settings.store) / "rehearsal")
-        grid = rehearsed(grid, own_folders[0])
+        grid = rehearsal_of(grid, own_folders[0])
     refs = References(grid, file, settings.data_home, own_folders)
     check_names(refs)
     pins = ChecksumCache(settings.home / "checksums.json")
@@ -96,7 +96,7 @@ class _Planner:
     def _settings(self, settings: TrainingSettings) -> TrainingSettings:
         if not self.grid.rehearsal:
             return settings
-        from xsweep.orchestrator.rehearsal.grid import shortened
+        from xsweep.orchestrator.rehearsal import shortened
 
         return shortened(settings)
 

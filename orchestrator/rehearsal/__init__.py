@@ -1,1 +1,146 @@
-"""Rehearsals: the same jobs, with tiny random models on small data, generated in real formats."""
+"""Rehearsals: `rehearsal: true` runs a grid's jobs with tiny random models on generated data.
+
+Data sets of ir_datasets, teachers' files and models with an id are generated once, in a folder of
+the store; files and folders that the user gave are read as they are.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from xsweep.evaluator.data.suites import suite
+from xsweep.evaluator.specs import Bm25Spec, ModelSpec
+from xsweep.orchestrator.grid.schema import (
+    Backbone,
+    FirstStage,
+    Grid,
+    Need,
+    Teacher,
+    TrainingSettings,
+)
+from xsweep.orchestrator.rehearsal.datasets import write_datasets, write_teacher
+from xsweep.orchestrator.rehearsal.models import Head, write_model
+from xsweep.trainer.teachers.formats import FILE_KEYS
+
+STEPS, WARMUP_STEPS, BATCH_QUERIES = 4, 1, 8
+"""Length of a training: enough for a checkpoint in the middle and two validations."""
+
+EVERY_STEPS = 2
+"""Steps between validations, and between checkpoints."""
+
+LR_FACTOR = 1000
+"""Increase of learning rates, so that objectives differ after a few steps and mixed-up results
+show."""
+
+SUFFIX = "rehearsal"
+
+
+def rehearsal_of(grid: Grid, folder: Path) -> Grid:
+    """The grid with generated data and models below `folder`; its name ends in `rehearsal`.
+
+    Raises ConfigError for a data set that cannot be generated.
+    """
+    home = folder / "ir_datasets"
+    write_datasets(home, set(_data_sets(grid)))
+
+    def stage(given: FirstStage | None) -> FirstStage | None:
+        return given and _first_stage(given, folder)
+
+    collections = {
+        name: entry.model_copy(update={"first_stage": stage(entry.first_stage)})
+        for name, entry in grid.collections.items()
+    }
+    evaluation, validation = grid.evaluation, grid.validation
+    changed = {
+        "name": grid.name if grid.name.endswith(SUFFIX) else f"{grid.name}-{SUFFIX}",
+        "ir_datasets_home": str(home),
+        "collections": collections,
+        "backbones": tuple(_backbone(each, folder) for each in grid.backbones),
+        "teachers": {name: _teacher(grid, each, folder) for name, each in grid.teachers.items()},
+        "evaluation": evaluation.model_copy(update={"first_stage": stage(evaluation.first_stage)}),
+        "resources": {kind: Need(cpus=1) for kind in grid.resources},
+    }
+    if validation:
+        every_steps = min(EVERY_STEPS, validation.every_steps)
+        shorter = {"every_steps": every_steps, "first_stage": stage(validation.first_stage)}
+        changed["validation"] = validation.model_copy(update=shorter)
+    return grid.model_copy(update=changed)
+
+
+def shortened(settings: TrainingSettings) -> TrainingSettings:
+    """Settings of a few small steps, without DeepSpeed, whose import would take longer."""
+    return settings.model_copy(
+        update={
+            "lr": settings.lr * LR_FACTOR,
+            "steps": min(settings.steps, STEPS),
+            "warmup_steps": min(settings.warmup_steps, WARMUP_STEPS),
+            "batch_queries": min(settings.batch_queries, BATCH_QUERIES),
+            "checkpoint_every_steps": EVERY_STEPS,
+            "engine": "plain",
+        }
+    )
+
+
+def _data_sets(grid: Grid) -> Iterator[str]:
+    """Ids of the ir_datasets data sets that the grid names."""
+    names = [grid.training.get("collection"), *grid.evaluation.collections]
+    for teacher in grid.teachers.values():
+        names += [teacher.collection, teacher.source]
+    suites = list(grid.evaluation.suites)
+    if grid.validation:
+        names.append(grid.validation.collection)
+        suites += [grid.validation.suite] if grid.validation.suite else []
+    for name in names:
+        if isinstance(name, str) and name.startswith("irds:"):
+            yield name.removeprefix("irds:")
+    yield from (entry.irds for entry in grid.collections.values() if entry.irds)
+    for name in suites:
+        yield from (each.id for each in suite(name))
+
+
+def _backbone(entry: Backbone, folder: Path) -> Backbone:
+    tiny = _tiny_folder(folder, entry.name, "none", family=entry.id or entry.name)
+    return Backbone(folder=tiny, label=entry.name, group=entry.group, attention=entry.attention)
+
+
+def _first_stage(stage: FirstStage, folder: Path) -> FirstStage:
+    if stage.run or stage.runs or stage.scoreddocs:
+        # The run ranks the real documents; BM25 replaces it under its label.
+        return FirstStage(bm25=Bm25Spec(), label=stage.label or "first stage")
+    if stage.dense:
+        tiny = stage.dense.model_copy(update={"model": _tiny(stage.dense.model, folder, "none")})
+        return stage.model_copy(update={"dense": tiny})
+    if stage.splade:
+        masked = _tiny(stage.splade.model, folder, "masked")
+        splade = stage.splade.model_copy(update={"model": masked})
+        return stage.model_copy(update={"splade": splade})
+    return stage
+
+
+def _teacher(grid: Grid, entry: Teacher, folder: Path) -> Teacher:
+    head: Head = "score" if entry.type == "cross_encoder" else "none"
+    changed: dict[str, object] = {
+        "model": tuple(_tiny(model, folder, head) for model in entry.model)
+    }
+    form = next((form for form in FILE_KEYS if getattr(entry, form)), None)
+    name = entry.collection or grid.training.get("collection")
+    own = grid.collections.get(str(name))
+    generated = form == "jsonl" or (own.irds if own else str(name).startswith("irds:"))
+    if form and generated and getattr(entry, form) != "bm25":
+        path = folder / "teachers" / Path(getattr(entry, form)).name
+        write_teacher(path, form)
+        changed |= {form: str(path), "md5": None, "sha256": None}
+    return entry.model_copy(update=changed)
+
+
+def _tiny(model: ModelSpec, folder: Path, head: Head) -> ModelSpec:
+    """A tiny model in place of one with an id; models in folders and packages stay."""
+    if model.id is None:
+        return model
+    tiny = _tiny_folder(folder, model.id, head, family=model.id)
+    return ModelSpec(folder=tiny, attention=model.attention)
+
+
+def _tiny_folder(folder: Path, name: str, head: Head, *, family: str) -> str:
+    path = folder / "models" / f"{name.replace('/', '--')}-{head}"
+    write_model(path, name, family=family, head=head)
+    return str(path)

@@ -1,28 +1,44 @@
-"""Small data sets of ir_datasets, generated as the files that a download would leave.
+"""Generated data: data sets of ir_datasets as their downloads, and teachers' files.
 
-ir_datasets reads them by its own loaders, so a rehearsal takes every step from archive to ids.
+Passages are made of invented words and queries repeat words of their relevant passages. Formats are
+the published ones, so a rehearsal takes every step of the real loaders, from archive to ids.
 """
 
 import gzip
+import hashlib
 import io
 import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.data.files import atomic_write
-from xsweep.orchestrator.rehearsal.corpus import Corpus, corpus
+
+WORDS = 600
+
+ONSETS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ("", "n", "s")
+"""Parts of a syllable; only the last syllable of a word has a coda."""
+
+GRADES = (1, 2, 1, 3)
+"""Grades of the relevant passages in graded collections, in turn."""
 
 DOCUMENTS, QUERIES = 40, 6
-"""Of one test collection."""
-
+"""Size of a test collection."""
 
 MSMARCO_DOCUMENTS, MSMARCO_QUERIES = 150, 48
-"""Of the training collection, whose documents the in-domain sets share."""
+"""Size of the training collection, whose documents the in-domain test sets share."""
 
+TEACHER_DEPTH = 60
+"""Documents of each query in a teacher's list: RankZephyr's lists have 50, cut from 500."""
+
+LOTTE_DOMAINS = ("lifestyle", "pooled", "recreation", "science", "technology", "writing")
 
 ROBUST_FILES = {
     "NEWS/FBIS/FB{:06}": 492,
@@ -30,21 +46,98 @@ ROBUST_FILES = {
     "NEWS/FT/FT911/FT{:06}": 428,
     "NEWS/LATIMES/LA{:06}": 730,
 }
-"""Files below Robust04's folder; ir_datasets counts that there are 2,295."""
+"""Files in Robust04's folder; ir_datasets requires all 2,295."""
+
+Files = Mapping[str, bytes]
+"""Content by path below the home of ir_datasets."""
 
 
-LOTTE = ("lifestyle", "pooled", "recreation", "science", "technology", "writing")
+class Corpus(NamedTuple):
+    """A small collection."""
+
+    documents: dict[str, str]
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]]
+
+    def judgements(self) -> Iterator[tuple[str, str, int]]:
+        """Query, document and grade of every judgement."""
+        for query, grades in self.qrels.items():
+            for document, grade in grades.items():
+                yield query, document, grade
+
+
+@cache
+def words() -> dict[str, int]:
+    """The vocabulary of all collections, pronounceable and always the same: word to rank.
+
+    Collections share one vocabulary so that one tokenizer reads them all.
+    """
+    random = np.random.default_rng(0)
+    onsets, vowels = list(ONSETS), list(VOWELS)
+    found: dict[str, int] = {}
+    while len(found) < WORDS:
+        syllables = int(random.integers(1, 4))
+        word = "".join(random.choice(onsets) + random.choice(vowels) for _ in range(syllables))
+        found.setdefault(word + random.choice(CODAS), len(found))
+    return found
+
+
+def seed_of(name: str) -> int:
+    """A seed derived from a name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
+
+
+def corpus(
+    name: str,
+    documents: int = DOCUMENTS,
+    queries: int = QUERIES,
+    *,
+    document_ids: str = "{}",
+    query_ids: str = "{}",
+    first_query: int = 0,
+    graded: bool = False,
+) -> Corpus:
+    """A collection determined by its arguments; every query has two relevant documents.
+
+    `document_ids` and `query_ids` are format strings for numbers; query numbers start at
+    `first_query`, so that several query sets can share the documents.
+    """
+    vocabulary = np.array(list(words()))
+    random = np.random.default_rng(seed_of(name))
+    # Zipf's law, as in any language: a few words are everywhere, most distinguish documents.
+    weights = 1 / np.arange(1, WORDS + 1)
+    weights /= weights.sum()
+    texts = [
+        " ".join(random.choice(vocabulary, size=int(random.integers(12, 40)), p=weights))
+        for _ in range(documents)
+    ]
+    found = Corpus({document_ids.format(row): text for row, text in enumerate(texts)}, {}, {})
+    for number in range(first_query, first_query + queries):
+        own = np.random.default_rng([seed_of(name), number])
+        rows = own.choice(documents, size=2, replace=False).tolist()
+        rarest = sorted(set(texts[rows[0]].split()), key=lambda word: -words()[word])[:3]
+        query_id = query_ids.format(number)
+        found.queries[query_id] = " ".join([*rarest, *own.choice(texts[rows[1]].split(), size=2)])
+        grades = GRADES if graded else (1, 1)
+        found.qrels[query_id] = {
+            document_ids.format(row): grades[(number + place) % len(grades)]
+            for place, row in enumerate(rows)
+        }
+    return found
 
 
 def write_datasets(home: Path, ids: Iterable[str]) -> None:
-    """Adds the data sets with these ids of ir_datasets to a folder laid out as its home.
+    """Generate the data sets with these ids in a folder laid out as ir_datasets' home.
 
-    What is there already stays. Raises ConfigError for an id of a family that cannot be generated.
+    Existing data sets are kept. Raises ConfigError for an id of another family.
     """
     for dataset in sorted(ids):
-        for pattern, write in FAMILIES.items():
+        for pattern, (last_file, generate) in FAMILIES.items():
             if match := re.fullmatch(pattern, dataset):
-                write(home, *match.groups())
+                if not (home / last_file.format(*match.groups())).exists():
+                    for path, content in generate(*match.groups()).items():
+                        with atomic_write(home / path) as draft:
+                            draft.write_bytes(content)
                 break
         else:
             raise ConfigError(
@@ -53,50 +146,47 @@ def write_datasets(home: Path, ids: Iterable[str]) -> None:
             )
 
 
-def msmarco(first_query: int, queries: int, *, graded: bool = False) -> Corpus:
-    """MS MARCO's passages with some of its queries; numbers are ids, as there."""
+def training_corpus() -> Corpus:
+    """MS MARCO's training set, which the teachers' files belong to."""
+    return _msmarco_corpus(0, MSMARCO_QUERIES)
+
+
+def _msmarco_corpus(first_query: int, queries: int = QUERIES, *, graded: bool = False) -> Corpus:
     return corpus("msmarco", MSMARCO_DOCUMENTS, queries, first_query=first_query, graded=graded)
 
 
-def training() -> Corpus:
-    """MS MARCO's training set, which the teachers' files belong to."""
-    return msmarco(0, MSMARCO_QUERIES)
-
-
-def _write_msmarco(home: Path) -> None:
-    folder = home / "msmarco-passage"
-    if (folder / "collectionandqueries.tar.gz").exists():
-        return
-    train, small = training(), msmarco(1000, QUERIES)
-    _write(folder / "train/qrels", _trec_qrels(train).encode())
-    for name in ("docpairs.tsv.gz", "qidpidtriples.train.full.2.tsv.gz"):
-        _write(folder / "train" / name, _packed(triples(train)))
-    for year, first in ((2019, 2000), (2020, 3000)):
-        judged = msmarco(first, QUERIES, graded=True)
-        _write(folder / f"trec-dl-{year}/qrels", _trec_qrels(judged).encode())
-        lines = _tsv(judged.queries)
-        if year == 2019:  # ir_datasets unpacks this one into its home
-            _write(folder / "trec-dl-2019/queries.tsv", lines.encode())
-        else:
-            _write(folder / "trec-dl-2020/queries.tsv.gz", _packed(lines))
-    _write(
-        folder / "queries.tar.gz",
-        _tar({"queries.train.tsv": _tsv(train.queries), "queries.dev.tsv": _tsv(small.queries)}),
-    )
-    packed = {
-        "collection.tsv": _tsv(train.documents),
-        "queries.dev.small.tsv": _tsv(small.queries),
-        "qrels.dev.small.tsv": _trec_qrels(small, separator="\t"),
+def _msmarco() -> Files:
+    train, small = training_corpus(), _msmarco_corpus(1000)
+    docpairs = _gzip(triples(train).encode())
+    dl19, dl20 = (_msmarco_corpus(first, graded=True) for first in (2000, 3000))
+    files = {
+        "train/qrels": _trec_qrels(train),
+        "train/docpairs.tsv.gz": docpairs,
+        "train/qidpidtriples.train.full.2.tsv.gz": docpairs,
+        "trec-dl-2019/qrels": _trec_qrels(dl19),
+        "trec-dl-2019/queries.tsv": _tsv(dl19.queries),  # ir_datasets stores it unpacked
+        "trec-dl-2020/qrels": _trec_qrels(dl20),
+        "trec-dl-2020/queries.tsv.gz": _gzip(_tsv(dl20.queries)),
+        "queries.tar.gz": _tar(
+            {"queries.train.tsv": _tsv(train.queries), "queries.dev.tsv": _tsv(small.queries)}
+        ),
+        "collectionandqueries.tar.gz": _tar(
+            {
+                "collection.tsv": _tsv(train.documents),
+                "queries.dev.small.tsv": _tsv(small.queries),
+                "qrels.dev.small.tsv": _trec_qrels(small, separator=b"\t"),
+            }
+        ),
     }
-    _write(folder / "collectionandqueries.tar.gz", _tar(packed))
+    return {f"msmarco-passage/{path}": content for path, content in files.items()}
 
 
-def triples(of: Corpus, each: int = 8) -> str:
-    """Lines `query, positive, negative`, some of every query."""
-    ids = list(of.documents)
+def triples(data: Corpus, per_query: int = 8) -> str:
+    """Lines of query, positive and negative, up to `per_query` for each query."""
+    ids = list(data.documents)
     lines = []
-    for number, (query, relevant) in enumerate(of.qrels.items()):
-        for place in range(each):
+    for number, (query, relevant) in enumerate(data.qrels.items()):
+        for place in range(per_query):
             positive = list(relevant)[place % len(relevant)]
             negative = ids[(7 * number + 11 * place) % len(ids)]
             if negative not in relevant:
@@ -104,161 +194,199 @@ def triples(of: Corpus, each: int = 8) -> str:
     return "".join(lines)
 
 
-def _write_beir(home: Path, name: str) -> None:
-    path = home / "beir" / name / "source.zip"
-    if path.exists():
-        return
-    made = corpus(f"beir/{name}", DOCUMENTS, QUERIES, document_ids="doc{}", query_ids="test{}")
-    # Every field that some data set of BEIR has; each loader takes its own.
-    further = {
+def _beir(name: str) -> Files:
+    data = corpus(f"beir/{name}", document_ids="doc{}", query_ids="test{}")
+    # Every field of any data set of BEIR; each loader takes its own.
+    metadata = {
         "url": "http://example.org",
         **dict.fromkeys(("pubmed_id", "stance", "description", "narrative", "query"), ""),
         **{"authors": [], "year": 2000, "cited_by": [], "references": [], "tags": []},
     }
-    documents = "".join(
-        json.dumps({"_id": key, "title": text.split()[0], "text": text, "metadata": further}) + "\n"
-        for key, text in made.documents.items()
+    documents = (
+        {"_id": key, "title": text.split()[0], "text": text, "metadata": metadata}
+        for key, text in data.documents.items()
     )
-    queries = "".join(
-        json.dumps({"_id": key, "text": text, "metadata": further}) + "\n"
-        for key, text in made.queries.items()
+    queries = (
+        {"_id": key, "text": text, "metadata": metadata} for key, text in data.queries.items()
     )
     qrels = "query-id\tcorpus-id\tscore\n" + "".join(
-        f"{query}\t{doc}\t{grade}\n" for query, doc, grade in _judgements(made)
+        f"{query}\t{document}\t{grade}\n" for query, document, grade in data.judgements()
     )
     root = name.split("/")[0]
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(f"{root}/corpus.jsonl", documents)
-        archive.writestr(f"{root}/queries.jsonl", queries)
+        archive.writestr(f"{root}/corpus.jsonl", _jsonl(documents))
+        archive.writestr(f"{root}/queries.jsonl", _jsonl(queries))
         for split in ("train", "dev", "test"):
             archive.writestr(f"{root}/qrels/{split}.tsv", qrels)
-    _write(path, packed.getvalue())
+    return {f"beir/{name}/source.zip": packed.getvalue()}
 
 
-def _write_nano(home: Path, name: str) -> None:
+def _nano_beir(name: str) -> Files:
     import pyarrow
     from pyarrow import parquet
 
-    folder = home / "nano-beir" / name
-    if (folder / "qrels.parquet").exists():
-        return
-    made = corpus(f"nano/{name}", DOCUMENTS, QUERIES, document_ids="doc{}", query_ids="q{}")
-    judged = list(_judgements(made))
+    data = corpus(f"nano/{name}", document_ids="doc{}", query_ids="q{}")
+    queries, documents, _ = zip(*data.judgements(), strict=True)
     tables = {
-        "corpus": {"_id": list(made.documents), "text": list(made.documents.values())},
-        "queries": {"_id": list(made.queries), "text": list(made.queries.values())},
-        "qrels": {
-            "query-id": [query for query, _, _ in judged],
-            "corpus-id": [doc for _, doc, _ in judged],
-        },
+        "corpus": {"_id": list(data.documents), "text": list(data.documents.values())},
+        "queries": {"_id": list(data.queries), "text": list(data.queries.values())},
+        "qrels": {"query-id": queries, "corpus-id": documents},
     }
+    files = {}
     for table, columns in tables.items():
         packed = io.BytesIO()
         parquet.write_table(pyarrow.table(columns), packed)
-        _write(folder / f"{table}.parquet", packed.getvalue())
+        files[f"nano-beir/{name}/{table}.parquet"] = packed.getvalue()
+    return files
 
 
-def _write_lotte(home: Path) -> None:
-    path = home / "lotte/lotte.tar.gz"
-    if path.exists():
-        return
-    packed: dict[str, str] = {}
-    for domain in LOTTE:
-        made = corpus(f"lotte/{domain}", DOCUMENTS, QUERIES)
+def _lotte() -> Files:
+    packed: dict[str, bytes] = {}
+    for domain in LOTTE_DOMAINS:
+        data = corpus(f"lotte/{domain}")
+        answers = [
+            {"qid": int(query), "query": data.queries[query], "answer_pids": [*map(int, relevant)]}
+            for query, relevant in data.qrels.items()
+        ]
         for split in ("dev", "test"):
             root = f"lotte/{domain}/{split}"
-            packed[f"{root}/collection.tsv"] = _tsv(made.documents)
+            packed[f"{root}/collection.tsv"] = _tsv(data.documents)
             for kind in ("search", "forum"):
-                packed[f"{root}/questions.{kind}.tsv"] = _tsv(made.queries)
-                packed[f"{root}/qas.{kind}.jsonl"] = "".join(
-                    json.dumps(
-                        {
-                            "qid": int(query),
-                            "query": made.queries[query],
-                            "answer_pids": [int(doc) for doc in relevant],
-                        }
-                    )
-                    + "\n"
-                    for query, relevant in made.qrels.items()
-                )
-    _write(path, _tar(packed))
+                packed[f"{root}/questions.{kind}.tsv"] = _tsv(data.queries)
+                packed[f"{root}/qas.{kind}.jsonl"] = _jsonl(answers)
+    return {"lotte/lotte.tar.gz": _tar(packed)}
 
 
-def _write_robust(home: Path) -> None:
-    folder = home / "disks45"
-    if (folder / "qrels.robust2004.txt").exists():
-        return
-    made = corpus(
-        "robust04",
-        DOCUMENTS,
-        QUERIES,
-        document_ids="FBIS3-{}",
-        query_ids="{}",
-        first_query=301,
-        graded=True,
+def _robust04() -> Files:
+    data = corpus("robust04", document_ids="FBIS3-{}", first_query=301, graded=True)
+    documents = (
+        f"<DOC>\n<DOCNO> {key} </DOCNO>\n<HEADLINE>\n{text.split()[0]}\n</HEADLINE>\n"
+        f"<TEXT>\n{text}\n</TEXT>\n</DOC>\n"
+        for key, text in data.documents.items()
     )
-    documents = iter(made.documents.items())
+    files = {}
     for pattern, count in ROBUST_FILES.items():
         for number in range(count):
-            # All files must be there; the first ones have a document each.
-            key, text = next(documents, ("", ""))
-            content = (
-                f"<DOC>\n<DOCNO> {key} </DOCNO>\n<HEADLINE>\n{text.split()[0]}\n</HEADLINE>\n"
-                f"<TEXT>\n{text}\n</TEXT>\n</DOC>\n"
-                if key
-                else ""
-            )
-            _write(folder / "corpus" / pattern.format(number), content.encode())
+            # All files must exist; the first ones have one document each.
+            files[f"corpus/{pattern.format(number)}"] = next(documents, "").encode()
     topics = "".join(
         f"<top>\n\n<num> Number: {query}\n<title> {text}\n\n<desc> Description:\n{text}\n\n"
         f"<narr> Narrative:\n{text}\n\n</top>\n\n"
-        for query, text in made.queries.items()
+        for query, text in data.queries.items()
     )
-    _write(folder / "04.testset.gz", _packed(topics))
-    _write(folder / "qrels.robust2004.txt", _trec_qrels(made).encode())
+    files["04.testset.gz"] = _gzip(topics.encode())
+    files["qrels.robust2004.txt"] = _trec_qrels(data)
+    return {f"disks45/{path}": content for path, content in files.items()}
 
 
-FAMILIES: Mapping[str, Callable[..., None]] = {
-    r"msmarco-passage(?:/.*)?": _write_msmarco,
-    r"beir/(webis-touche2020/v2|[^/]+)(?:/.*)?": _write_beir,
-    r"nano-beir/(.+)": _write_nano,
-    r"lotte/.*": _write_lotte,
-    r"disks45/nocr(?:/trec-robust-2004.*)?": _write_robust,
+FAMILIES: Mapping[str, tuple[str, Callable[..., Files]]] = {
+    r"msmarco-passage(?:/.*)?": ("msmarco-passage/collectionandqueries.tar.gz", _msmarco),
+    r"beir/(webis-touche2020/v2|[^/]+)(?:/.*)?": ("beir/{}/source.zip", _beir),
+    r"nano-beir/(.+)": ("nano-beir/{}/qrels.parquet", _nano_beir),
+    r"lotte/.*": ("lotte/lotte.tar.gz", _lotte),
+    r"disks45/nocr(?:/trec-robust-2004.*)?": ("disks45/qrels.robust2004.txt", _robust04),
+}
+"""Pattern of ids, the file that is written last, and the generator of all files."""
+
+
+def write_teacher(path: Path, form: str) -> None:
+    """Generate a teacher's file unless it exists; `form` is the key that names it in a grid.
+
+    The content depends on the file's name. Raises ConfigError for an unsupported form.
+    """
+    if path.exists():
+        return
+    if form not in TEACHER_FILES:
+        known = ", ".join(TEACHER_FILES)
+        raise ConfigError(f"a rehearsal generates no {form!r} file: it knows {known}")
+    content = TEACHER_FILES[form](training_corpus(), np.random.default_rng(seed_of(path.name)))
+    with atomic_write(path) as draft:
+        draft.write_bytes(content)
+
+
+def _ranked(data: Corpus, query: str, random: np.random.Generator) -> list[tuple[str, float]]:
+    """A query's documents with scores, best first; relevant ones score well above chance."""
+    ids = list(data.documents)
+    score = dict(zip(ids, random.normal(0, 2, len(ids)).round(6).tolist(), strict=True))
+    for document in data.qrels[query]:
+        score[document] += 5
+    return sorted(score.items(), key=lambda each: (-each[1], each[0]))[:TEACHER_DEPTH]
+
+
+def _run(data: Corpus, random: np.random.Generator) -> bytes:
+    return "".join(
+        f"{query} 0 {document} {rank} {score:.6f} rehearsal\n"
+        for query in data.queries
+        for rank, (document, score) in enumerate(_ranked(data, query, random), 1)
+    ).encode()
+
+
+def _scores(data: Corpus, random: np.random.Generator) -> bytes:
+    return "".join(
+        f"{query}\t{document}\t{score:.6f}\n"
+        for query in data.queries
+        for document, score in _ranked(data, query, random)
+    ).encode()
+
+
+def _score_triples(data: Corpus, random: np.random.Generator) -> bytes:
+    lines = triples(data).splitlines()
+    scores = random.normal((4, -4), 3, (len(lines), 2)).round(6).tolist()
+    return "".join(
+        f"{high}\t{low}\t{line}\n" for (high, low), line in zip(scores, lines, strict=True)
+    ).encode()
+
+
+def _passages(data: Corpus, random: np.random.Generator) -> bytes:
+    lines = []
+    for query, text in data.queries.items():
+        passages = [
+            {
+                "docid": document,
+                "text": data.documents[document],
+                "label": int(document in data.qrels[query]),
+                "teacher_score": score,
+            }
+            for document, score in _ranked(data, query, random)[:20]
+        ]
+        lines.append({"query_id": query, "query": text, "passages": passages})
+    return _jsonl(lines)
+
+
+TEACHER_FILES: Mapping[str, Callable[[Corpus, np.random.Generator], bytes]] = {
+    "run": _run,
+    "scores": _scores,
+    "triples": lambda data, _: triples(data).encode(),
+    "score_triples": _score_triples,
+    "jsonl": _passages,
 }
 
 
-def _judgements(of: Corpus) -> Iterable[tuple[str, str, int]]:
-    return (
-        (query, doc, grade) for query, grades in of.qrels.items() for doc, grade in grades.items()
+def _trec_qrels(data: Corpus, separator: bytes = b" ") -> bytes:
+    return b"".join(
+        separator.join((query.encode(), b"0", document.encode(), b"%d\n" % grade))
+        for query, document, grade in data.judgements()
     )
 
 
-def _trec_qrels(of: Corpus, separator: str = " ") -> str:
-    return "".join(
-        f"{separator.join((query, '0', doc, str(grade)))}\n"
-        for query, doc, grade in _judgements(of)
-    )
+def _tsv(texts: Mapping[str, str]) -> bytes:
+    return "".join(f"{key}\t{text}\n" for key, text in texts.items()).encode()
 
 
-def _tsv(texts: Mapping[str, str]) -> str:
-    return "".join(f"{key}\t{text}\n" for key, text in texts.items())
+def _jsonl(values: Iterable[Mapping[str, object]]) -> bytes:
+    return "".join(json.dumps(value) + "\n" for value in values).encode()
 
 
-def _packed(text: str) -> bytes:
-    return gzip.compress(text.encode(), mtime=0)
+def _gzip(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
 
 
-def _tar(files: Mapping[str, str]) -> bytes:
+def _tar(files: Files) -> bytes:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, text in files.items():
+        for name, content in files.items():
             info = tarfile.TarInfo(name)
-            info.size = len(text.encode())
-            archive.addfile(info, io.BytesIO(text.encode()))
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
     return packed.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with atomic_write(path) as draft:
-        draft.write_bytes(content)

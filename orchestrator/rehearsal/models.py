@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xsweep.evaluator.data.files import atomic_write
-from xsweep.orchestrator.rehearsal.corpus import CODAS, ONSETS, VOWELS, corpus, seed_of, words
+from xsweep.orchestrator.rehearsal.datasets import CODAS, ONSETS, VOWELS, corpus, seed_of, words
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
-
 
 FAMILY_OF = {
     "deberta": "deberta",
@@ -20,40 +19,33 @@ FAMILY_OF = {
     "modernbert": "modernbert",
     "distilbert": "distilbert",
 }
-"""What a model's name says of its family; BERT's where nothing does (MiniLM is one)."""
-
+"""Family by a part of the model's name; all others are BERT's, MiniLM among them."""
 
 POSITIONS = 512
 
-
-WHOLE = 100
-"""Generated words that are one token each; the others are cut."""
-
+WHOLE_WORDS = 100
+"""Generated words that are one token each; all others are split."""
 
 Head = Literal["none", "masked", "score"]
-"""What a model has above the encoder: nothing, as published backbones, a masked language model's
-(SPLADE is one), or the one logit of a cross-encoder."""
+"""Layers above the encoder: none, as published backbones; a masked language model's, as SPLADE;
+or the one logit of a cross-encoder."""
 
 
 def family_of(name: str) -> str:
-    """The family of a Hugging Face id: `FacebookAI/roberta-base` is of `roberta`."""
+    """The family of a Hugging Face id: `roberta` for `FacebookAI/roberta-base`."""
     lowered = name.lower()
     return next((family for part, family in FAMILY_OF.items() if part in lowered), "bert")
 
 
 def write_model(folder: Path, name: str, *, family: str, head: Head) -> None:
-    """Writes config, weights and tokenizer, unless they are there.
+    """Write config, random weights and tokenizer, unless they exist.
 
-    The weights are random under a seed from `name`; `family` is a name that tells the family.
+    `name` seeds the weights; the family is that of the model's name `family`.
     """
     if (folder / "config.json").exists():
         return
     import torch
-    from transformers import (
-        AutoModel,
-        AutoModelForMaskedLM,
-        AutoModelForSequenceClassification,
-    )
+    from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
     from xsweep.evaluator.models.cross_encoder import quiet_loading
 
@@ -73,75 +65,54 @@ def write_model(folder: Path, name: str, *, family: str, head: Head) -> None:
 
 
 def _config(family: str, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedConfig":
-    from transformers import (
-        BertConfig,
-        DebertaV2Config,
-        DistilBertConfig,
-        ElectraConfig,
-        ModernBertConfig,
-        RobertaConfig,
-    )
+    from transformers import AutoConfig
 
     shape: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
         "hidden_size": 32,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "pad_token_id": tokenizer.pad_token_id,
-        # Scores of the default 0.02 hardly differ; these spread over about one unit.
-        "initializer_range": 0.3,
     }
+    own: dict[str, Any] = {}
     match family:
         case "electra":
-            return ElectraConfig(**shape, embedding_size=16, max_position_embeddings=POSITIONS)
+            own = {"embedding_size": 16}
         case "roberta":
-            return RobertaConfig(**shape, max_position_embeddings=POSITIONS + 2, type_vocab_size=1)
+            own = {"max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1}
         case "deberta":
-            relative = {"relative_attention": True, "position_buckets": 16}
-            shape |= {**relative, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
-            return DebertaV2Config(**shape, max_position_embeddings=POSITIONS, type_vocab_size=0)
+            own = {"relative_attention": True, "position_buckets": 16, "type_vocab_size": 0}
+            own |= {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
         case "modernbert":
-            ends = {"cls_token_id": tokenizer.cls_token_id, "sep_token_id": tokenizer.sep_token_id}
-            return ModernBertConfig(
-                **shape,
-                **ends,
-                bos_token_id=tokenizer.cls_token_id,
-                eos_token_id=tokenizer.sep_token_id,
-                max_position_embeddings=POSITIONS,
-                local_attention=16,
-            )
+            first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+            own = {"cls_token_id": first, "sep_token_id": last, "local_attention": 16}
+            own |= {"bos_token_id": first, "eos_token_id": last}
         case "distilbert":
-            return DistilBertConfig(
-                vocab_size=len(tokenizer),
-                dim=32,
-                hidden_dim=64,
-                n_layers=2,
-                n_heads=2,
-                pad_token_id=tokenizer.pad_token_id,
-                max_position_embeddings=POSITIONS,
-                initializer_range=0.3,
-            )
-    return BertConfig(**shape, max_position_embeddings=POSITIONS)
+            shape = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}
+    common = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": POSITIONS,
+        # Scores hardly differ at the default of 0.02; at 0.3 they spread over about one unit.
+        "initializer_range": 0.3,
+    }
+    model_type = "deberta-v2" if family == "deberta" else family
+    return AutoConfig.for_model(model_type, **{**common, **shape, **own})
 
 
-def _texts() -> list[str]:
-    return list(corpus("tokenizers", 200, 1).documents.values())
-
-
-def _parts() -> list[str]:
-    """Letters and syllables, which any generated word can be cut into."""
+def _pieces() -> list[str]:
+    """Letters and syllables, into which every generated word can be split."""
     letters = sorted({*ONSETS, *VOWELS, *filter(None, CODAS)})
     return letters + [onset + vowel for onset in ONSETS for vowel in VOWELS]
 
 
-# WordPiece and Unigram vocabularies are written and not trained: the trainers of `tokenizers` end
-# with another one each time, and a rehearsal's figures would change with them.
+# WordPiece and Unigram vocabularies are written and not trained: the trainers of `tokenizers` are
+# not deterministic, and a rehearsal's results would change with the vocabulary.
 def _wordpiece() -> "PreTrainedTokenizerFast":
     from transformers import BertTokenizer
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = [*special, *_parts(), *(f"##{part}" for part in _parts()), *words()[:WHOLE]]
+    whole = list(words())[:WHOLE_WORDS]
+    pieces = [*special, *_pieces(), *(f"##{piece}" for piece in _pieces()), *whole]
     return BertTokenizer(vocab={piece: row for row, piece in enumerate(dict.fromkeys(pieces))})
 
 
@@ -157,7 +128,7 @@ def _byte_pairs(special: list[str]) -> Any:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.train_from_iterator(list(corpus("tokenizers", 200, 1).documents.values()), trainer)
     return tokenizer
 
 
@@ -191,10 +162,11 @@ def _deberta() -> "PreTrainedTokenizerFast":
     from transformers import DebertaV2Tokenizer
 
     special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-    # Logarithms of probabilities: a whole word before its syllables, those before their letters.
+    # Log-probabilities that prefer a whole word to its syllables, and these to their letters.
     pieces = dict.fromkeys(special, 0.0)
-    pieces |= {part: -9.0 if len(part) == 1 else -7.0 for part in ("\u2581", *_parts())}
-    pieces |= {f"\u2581{word}": -2.0 - 0.01 * rank for rank, word in enumerate(words()[:WHOLE])}
+    pieces |= {piece: -9.0 if len(piece) == 1 else -7.0 for piece in ("\u2581", *_pieces())}
+    whole = list(words())[:WHOLE_WORDS]
+    pieces |= {f"\u2581{word}": -2.0 - 0.01 * rank for rank, word in enumerate(whole)}
     return DebertaV2Tokenizer(vocab=list(pieces.items()), unk_id=special.index("[UNK]"))
 
 

@@ -1,4 +1,4 @@
-"""Generated data sets, read by the loaders that read the real ones."""
+"""The loaders of the real data sets read the generated ones."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ IDS = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that the study names, and what its loaders make of it."""
+    """All data sets of the study, generated once."""
     folder = tmp_path_factory.mktemp("rehearsal")
     write_datasets(folder / "irds", {*IDS.values(), "msmarco-passage/train"})
     return folder / "irds"
@@ -36,12 +36,12 @@ def _own_mirror(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XSWEEP_HOME", str(home.parent / "xsweep"))
 
 
-def test_there_are_35_collections_with_a_query_set_each() -> None:
+def test_the_study_has_35_collections() -> None:
     assert len(IDS) == 3 + 13 + 13 + 5 + 1
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_a_collection_is_read_by_its_real_loader(home: Path, name: str) -> None:
+def test_the_real_loader_reads_a_generated_collection(home: Path, name: str) -> None:
     collection = load_collection(IrdsSpec(name=name, id=IDS[name], home=str(home)))
     documents = dict(collection.documents())
     shared = name in SUITES["in-domain"]
@@ -52,10 +52,12 @@ def test_a_collection_is_read_by_its_real_loader(home: Path, name: str) -> None:
         assert len(grades) == 2
         words = set(collection.queries[query].split())
         texts = [set(documents[doc].split()) for doc in grades]
-        assert all(words & text for text in texts), "a query shares words with what is relevant"
+        assert all(words & text for text in texts), (
+            "a query shares words with its relevant documents"
+        )
 
 
-def test_the_training_set_has_queries_of_its_own_over_the_same_passages(home: Path) -> None:
+def test_the_training_set_shares_passages_but_no_queries_with_the_test_set(home: Path) -> None:
     train, dev = (
         load_collection(IrdsSpec(name=id, id=f"msmarco-passage/{id}", home=str(home)))
         for id in ("train", "dev/small")
@@ -65,12 +67,12 @@ def test_the_training_set_has_queries_of_its_own_over_the_same_passages(home: Pa
     assert dict(train.documents()) == dict(dev.documents())
 
 
-def test_generating_again_changes_nothing(home: Path) -> None:
+def test_existing_data_sets_are_kept(home: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in home.rglob("*") if path.is_file()}
     write_datasets(home, set(IDS.values()))
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_a_family_that_cannot_be_generated_is_named(tmp_path: Path) -> None:
+def test_an_unknown_family_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot generate the data set 'cranfield'"):
         write_datasets(tmp_path, ["cranfield"])

@@ -1,4 +1,4 @@
-"""`rehearsal: true`: the same cells and jobs, tiny and marked, sharing nothing with real ones."""
+"""`rehearsal: true` plans the same cells and jobs, small, marked and apart from real ones."""
 
 import json
 from collections import Counter
@@ -13,7 +13,7 @@ from xsweep.db.engine import connect
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.specs import ModelSpec
 from xsweep.orchestrator.plan import Plan, plan_grid
-from xsweep.orchestrator.rehearsal.grid import EVERY_STEPS, STEPS
+from xsweep.orchestrator.rehearsal import EVERY_STEPS, STEPS
 from xsweep.orchestrator.rehearsal.models import TOKENIZERS, family_of, write_model
 from xsweep.orchestrator.settings import Settings
 
@@ -59,7 +59,9 @@ def planned(settings: Settings) -> Plan:
     return plan_grid(SWEEPS / "rehearsal.yaml", settings)
 
 
-def test_it_has_all_jobs_of_the_study_and_none_in_common(planned: Plan, settings: Settings) -> None:
+def test_a_rehearsal_has_as_many_jobs_as_the_study_and_shares_none(
+    planned: Plan, settings: Settings
+) -> None:
     study = plan_grid(SWEEPS / "full_grid.yaml", settings)
     assert planned.kinds == study.kinds
     assert len(planned.jobs) == 4080
@@ -67,14 +69,16 @@ def test_it_has_all_jobs_of_the_study_and_none_in_common(planned: Plan, settings
     assert not {job.identity for job in planned.jobs} & {job.identity for job in study.jobs}
 
 
-def test_every_job_carries_the_mark_and_asks_for_one_core(planned: Plan) -> None:
+def test_every_job_is_marked_and_reserves_one_core(planned: Plan) -> None:
     for job in planned.jobs:
         assert job.spec["rehearsal"] is True
         assert job.labels["rehearsal"] is True
         assert job.resources == {"cpus": 1, "gpus": 0}
 
 
-def test_trainings_are_a_few_large_steps_with_the_studys_losses_and_groups(planned: Plan) -> None:
+def test_trainings_take_a_few_steps_at_high_rates_with_the_losses_of_the_study(
+    planned: Plan,
+) -> None:
     trainings = [job for job in planned.jobs if job.kind == "train"]
     assert {job.spec["optimisation"]["steps"] for job in trainings} == {STEPS}
     assert {job.spec["validation"]["every_steps"] for job in trainings} == {EVERY_STEPS}
@@ -83,13 +87,13 @@ def test_trainings_are_a_few_large_steps_with_the_studys_losses_and_groups(plann
     assert len({job.spec["objective"]["name"] for job in trainings}) == 6
 
 
-def test_its_name_says_what_it_is(settings: Settings, tmp_path: Path) -> None:
+def test_the_name_of_a_rehearsal_ends_in_rehearsal(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "trial.yaml").write_text(SMALL)
     assert plan_grid(tmp_path / "trial.yaml", settings).name == "trial-rehearsal"
     assert plan_grid(SWEEPS / "rehearsal.yaml", settings).name == "rehearsal"
 
 
-def test_a_grid_without_it_plans_as_ever(settings: Settings, tmp_path: Path) -> None:
+def test_rehearsal_false_changes_no_plan(settings: Settings, tmp_path: Path) -> None:
     text = (SWEEPS / "full_grid.yaml").read_text()
     (tmp_path / "a.yaml").write_text(text + "rehearsal: false\n")
     (tmp_path / "b.yaml").write_text(text)
@@ -112,8 +116,8 @@ def test_models_of_each_family_score_pairs(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", TOKENIZERS)
-def test_a_model_is_the_same_each_time_that_it_is_written(family: str, tmp_path: Path) -> None:
-    """Its vocabulary, too, which decides every score: another one makes another rehearsal."""
+def test_a_model_is_written_the_same_every_time(family: str, tmp_path: Path) -> None:
+    """Another vocabulary would change every score."""
     for folder in "ab":
         write_model(tmp_path / folder, "somebody/model", family=family, head="score")
     a, b = ({file.name: file.read_bytes() for file in (tmp_path / each).iterdir()} for each in "ab")
@@ -128,10 +132,10 @@ def test_weights_depend_on_the_name_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_rehearsal_fills_every_cell_and_every_format_says_what_it_is(workplace) -> None:
+def test_a_rehearsal_fills_every_cell_and_every_format_marks_it(workplace) -> None:
     (workplace.folder / "trial.yaml").write_text(SMALL)
-    told = workplace.xsweep("plan", "trial.yaml")
-    assert "nothing is forecast" in told
+    output = workplace.xsweep("plan", "trial.yaml")
+    assert "nothing is forecast" in output
     workplace.xsweep("submit", "trial.yaml", "--no-start")
     workplace.xsweep("run")
     status = workplace.xsweep("status")
