@@ -29,6 +29,7 @@ from xsweep.orchestrator.cli.status import page
 from xsweep.orchestrator.monitoring.metrics import as_text
 from xsweep.orchestrator.serve.pages import Site
 from xsweep.orchestrator.serve.server import open_server
+from xsweep.orchestrator.storage.store import Store
 
 BACKBONES, OBJECTIVES, SEEDS, COLLECTIONS, QUERIES = 9, 6, 3, 22, 200
 LOOK_S = 2.0
@@ -116,7 +117,7 @@ def main() -> None:
         total = sum(sweep.total for sweep in summary(writer).sweeps)
         print(f"{total} jobs, {Path(folder, 'xsweep.db').stat().st_size / 1e6:.0f} MB")
         engine = connect(url, read_only=True)
-        server = open_server(Site(engine, Path(folder), "database").respond, 0)
+        server = open_server(Site(engine, Store(Path(folder)), "database").respond, 0)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = http.client.HTTPConnection("127.0.0.1", server.server_port)
         for path in ("/", "/sweep/study-0", "/sweep/study-0/jobs?kind=train", "/job/1", "/metrics"):

@@ -15,7 +15,7 @@ from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.plan import plan_grid
 from xsweep.orchestrator.runtime.controller import Finished, accept_all
 from xsweep.orchestrator.settings import Settings
-from xsweep.orchestrator.storage.store import attempt_folder
+from xsweep.orchestrator.storage.store import Store, attempt_folder
 
 OWNER = "alice"
 
@@ -55,7 +55,7 @@ def finish_one(engine: Engine, store: Path, claim: jobs.Claim) -> str:
     jobs.mark_started(engine, {claim.lease: place})
     write_result(store / folder, claim)
     finished = Finished(claim.lease, folder)
-    assert accept_all(engine, store, [finished]) == [True]
+    assert accept_all(engine, Store(store), [finished]) == [True]
     return folder
 
 

@@ -13,6 +13,7 @@ from xsweep.db.engine import connect
 from xsweep.db.status import list_jobs
 from xsweep.orchestrator.serve.pages import Site
 from xsweep.orchestrator.serve.server import open_server
+from xsweep.orchestrator.storage.store import Store
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
 
@@ -97,7 +98,7 @@ class Serving:
 
     def __init__(self, url: str, store: Path) -> None:
         self.engine = connect(url, read_only=True)
-        self.server = open_server(Site(self.engine, store, "the job table").respond, 0)
+        self.server = open_server(Site(self.engine, Store(store), "the job table").respond, 0)
         ids = {row.name: row.job_id for row in list_jobs(self.engine)}
         self.served = Served(f"http://127.0.0.1:{self.server.server_address[1]}", store, ids)
 

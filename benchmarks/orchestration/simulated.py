@@ -13,6 +13,7 @@ from xsweep.db import jobs
 from xsweep.db.engine import connect
 from xsweep.orchestrator.runtime.controller import Controller
 from xsweep.orchestrator.runtime.pool import Pool
+from xsweep.orchestrator.storage.store import Store
 
 
 def waiting_job(name: str, *parents: str, kind: str, seconds: float) -> jobs.NewJob:
@@ -54,7 +55,7 @@ def controlled(folder: Path, grid: list[jobs.NewJob]) -> Iterator[tuple[Engine, 
     """A controller with a database that holds the grid, in a folder."""
     engine = connect(f"sqlite:///{folder}/xsweep.db", create=True)
     jobs.add_sweep(engine, name="benchmark", grid="", jobs=grid)
-    controller = Controller(engine, folder / "store", pool=Pool(Waiter))
+    controller = Controller(engine, Store(folder / "store"), pool=Pool(Waiter))
     try:
         yield engine, controller
     finally:

@@ -250,7 +250,7 @@ def _check_writable(folder: Path) -> None:
 def _store(settings: Settings) -> str:
     from xsweep.orchestrator.storage.store import open_store
 
-    root = open_store(settings.store)
+    root = open_store(settings.store).root
     free_bytes = shutil.disk_usage(root).free
     if free_bytes < FREE_BYTES:
         raise SetupError(
@@ -343,11 +343,11 @@ def serve(
     from xsweep.errors import SetupError
     from xsweep.orchestrator.serve.pages import Site
     from xsweep.orchestrator.serve.server import LOOPBACK, open_server
-    from xsweep.orchestrator.storage.store import store_root
+    from xsweep.orchestrator.storage.store import store_at
 
     settings = settings_of(ctx)
     engine = connect(settings.database, read_only=True)
-    site = Site(engine, store_root(settings.store), redacted(settings.database))
+    site = Site(engine, store_at(settings.store), redacted(settings.database))
     try:
         server = open_server(site.respond, port)
     except OSError as error:

@@ -1,7 +1,6 @@
 """`explain`, `logs`, `cancel`, `pause`, `resume`, `retry`: inspect and control jobs."""
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +10,8 @@ from xsweep.orchestrator.cli.app import app, open_database, settings_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from xsweep.orchestrator.storage.store import Store
 
 
 JobName = Annotated[
@@ -65,7 +66,7 @@ def logs(
       xsweep logs 17 --rank 3
     """
     from xsweep.db import jobs
-    from xsweep.orchestrator.storage.store import fetch_file, open_store
+    from xsweep.orchestrator.storage.store import open_store
 
     engine = open_database(ctx)
     job_id = jobs.find_job(engine, job)
@@ -75,7 +76,7 @@ def logs(
     while True:
         # Checked before reading, so that the last lines of an ending job are printed.
         running = follow and any(held.job_id == job_id for held in jobs.running(engine))
-        with fetch_file(store, name).open("rb") as file:
+        with store.fetch_file(name).open("rb") as file:
             file.seek(position)
             while piece := file.read(1 << 16):
                 position += len(piece)
@@ -85,10 +86,9 @@ def logs(
         time.sleep(0.5)
 
 
-def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: int = 0) -> str:
+def _log_of(engine: "Engine", store: "Store", job: int, attempt: int | None, rank: int = 0) -> str:
     """Return the log's path in the store. Raises ConfigError if there is none yet."""
     from xsweep.db import jobs
-    from xsweep.orchestrator.storage.store import fetch_file, resolve
 
     found = jobs.explain(engine, job)
     tries = [each for each in found.attempts if attempt in (None, each.token)]
@@ -99,8 +99,7 @@ def _log_of(engine: "Engine", store: Path, job: int, attempt: int | None, rank: 
     name = tries[-1].log
     if rank:
         name = f"{name.removesuffix('.log')}.rank-{rank}.log"
-    resolve(store, name)
-    if not (path := fetch_file(store, name)).exists():
+    if not (path := store.fetch_file(name)).exists():
         raise ConfigError(f"the log {path} is not written yet, or was removed")
     return name
 

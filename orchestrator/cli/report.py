@@ -284,15 +284,14 @@ def compare(
 def _query_texts(store: str, cell: "Cell") -> dict[str, str]:
     """From the candidates' folder; none where the store is not at hand, and a word about it."""
     from xsweep.evaluator.data.readers import read_texts
-    from xsweep.orchestrator.storage.store import fetch_file, resolve, store_root
+    from xsweep.orchestrator.storage.store import store_at
 
     candidates = cell.parents_summary.get("candidates")
     if candidates is None or not candidates.folder:
         return {}
     try:
-        root = store_root(store)
-        resolve(root, candidates.folder)
-        return dict(read_texts(fetch_file(root, f"{candidates.folder}/queries.jsonl.gz")))
+        queries = store_at(store).fetch_file(f"{candidates.folder}/queries.jsonl.gz")
+        return dict(read_texts(queries))
     except (XsweepError, OSError) as error:
         typer.echo(f"no query texts of {cell.labels['collection']}: {error}", err=True)
         return {}

@@ -54,7 +54,7 @@ def plan_grid(path: Path, settings: Settings) -> Plan:
         from xsweep.orchestrator.rehearsal import rehearsal_of
         from xsweep.orchestrator.storage.store import open_store
 
-        own_folders.append(open_store(settings.store) / "rehearsal")
+        own_folders.append(open_store(settings.store).root / "rehearsal")
         grid = rehearsal_of(grid, own_folders[0])
     refs = References(grid, file, settings.data_home, own_folders)
     check_names(refs)

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Engine
@@ -17,7 +16,7 @@ from sqlalchemy import Engine
 from xsweep.db.events import Rung, load_rungs, load_trials, record_rung
 from xsweep.db.jobs import Claim
 from xsweep.orchestrator.grid.schema import Range
-from xsweep.orchestrator.storage.store import fetch_file
+from xsweep.orchestrator.storage.store import Store
 from xsweep.trainer.specs import OptimisationSpec
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class _Bracket:
 class Pruner:
     """Says which trials are to end; one per controller."""
 
-    def __init__(self, engine: Engine, store: Path) -> None:
+    def __init__(self, engine: Engine, store: Store) -> None:
         self.engine, self.store = engine, store
         self._brackets: dict[int, _Bracket] = {}
         """By trial; those of one search share theirs."""
@@ -88,7 +87,7 @@ class Pruner:
         """The validations that were written since the last look, whole lines only."""
         attempt = (job.job_id, job.token)
         try:
-            with fetch_file(self.store, f"{folder}/metrics.jsonl").open("rb") as file:
+            with self.store.fetch_file(f"{folder}/metrics.jsonl").open("rb") as file:
                 file.seek(self._read.get(attempt, 0))
                 text = file.read()
         except OSError:

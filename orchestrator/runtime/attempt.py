@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -15,7 +14,7 @@ from xsweep.orchestrator.runtime import placement as gangs
 from xsweep.orchestrator.runtime.placement import request_of
 from xsweep.orchestrator.runtime.pool import Placement
 from xsweep.orchestrator.runtime.worker import Outcome, Task
-from xsweep.orchestrator.storage.store import resolve, url_of
+from xsweep.orchestrator.storage.store import Store
 
 log = logging.getLogger("xsweep")
 
@@ -87,21 +86,21 @@ class Assignment:
         return outcome
 
 
-def task_of(claim: jobs.Claim, store: Path, folder: str) -> Task:
+def task_of(claim: jobs.Claim, store: Store, folder: str) -> Task:
     """The attempt as a worker gets it: absolute paths, and no word of the database."""
-    out = resolve(store, folder)
+    out = store.resolve(folder)
     return {
         "job_id": claim.job_id,
         "token": claim.token,
         "kind": claim.kind,
         "name": claim.name,
         "spec": claim.spec,
-        "inputs": {role: str(resolve(store, at)) for role, at in claim.inputs.items()},
+        "inputs": {role: str(store.resolve(at)) for role, at in claim.inputs.items()},
         "out": str(out),
         "log": f"{out}.log",
-        "previous": [str(resolve(store, at)) for at in claim.previous],
-        "root": str(store),
-        "remote": url_of(store),
+        "previous": [str(store.resolve(at)) for at in claim.previous],
+        "root": str(store.root),
+        "remote": store.url,
     }
 
 

@@ -37,7 +37,7 @@ from xsweep.orchestrator.runtime.autoscale import Demand, within
 from xsweep.orchestrator.runtime.placement import Request, Strikes, request_of
 from xsweep.orchestrator.runtime.pool import Placement, Pool, runs_alone
 from xsweep.orchestrator.settings import KINDS
-from xsweep.orchestrator.storage.store import attempt_folder, fetch_results, is_published, resolve
+from xsweep.orchestrator.storage.store import Store, attempt_folder
 
 
 class Finished(NamedTuple):
@@ -47,7 +47,9 @@ class Finished(NamedTuple):
     folder: str
 
 
-def accept_all(engine: Engine, store: Path, finished: Sequence[Finished]) -> list[bool | DataError]:
+def accept_all(
+    engine: Engine, store: Store, finished: Sequence[Finished]
+) -> list[bool | DataError]:
     """Make each folder the result of its job, all of them in one transaction.
 
     In their order: True; False where the lease no longer holds; a DataError where the folder
@@ -64,9 +66,8 @@ def accept_all(engine: Engine, store: Path, finished: Sequence[Finished]) -> lis
     return [each.lease in held for each in finished]
 
 
-def _result(store: Path, finished: Finished) -> jobs.NewResult:
-    resolve(store, finished.folder)
-    path = fetch_results(store, finished.folder)
+def _result(store: Store, finished: Finished) -> jobs.NewResult:
+    path = store.fetch_results(finished.folder)
     return jobs.NewResult(
         **finished._asdict(),
         manifest_sha256=checksum(path / "manifest.json"),
@@ -93,7 +94,7 @@ class Ledger:
     """The jobs' rows as the controller `owner` may change them; a lost lease changes nothing."""
 
     engine: Engine
-    store: Path
+    store: Store
     owner: str
     pruner: Pruner
     lease_s: float
@@ -143,7 +144,7 @@ def adopt(ledger: Ledger, pool: Pool) -> list[Assignment]:
         if actors := actors_of(held, workers):
             kept |= names_of(held)
             adopted.append(_go_on(pool, held, actors))
-        elif held.folder and is_published(ledger.store, held.folder):
+        elif held.folder and ledger.store.is_published(held.folder):
             if ledger.accept([(held, held.folder)]):
                 log.info("done      %s (found finished)", held.name)
         elif held.folder is None:
@@ -200,7 +201,7 @@ class Controller:
     def __init__(
         self,
         engine: Engine,
-        store: Path,
+        store: Store,
         *,
         dashboard: str | None = None,
         pool: Pool | None = None,

@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
 import fsspec
@@ -17,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from xsweep.errors import SetupError
 from xsweep.orchestrator.runtime.placement import Node
-from xsweep.orchestrator.storage.store import url_of
+from xsweep.orchestrator.storage.store import Store
 
 log = logging.getLogger("xsweep")
 
@@ -49,9 +48,8 @@ class Answer(TypedDict):
 class Preflight:
     """Lets nodes in that are fit for work; the others are named once and left alone."""
 
-    def __init__(self, store: Path) -> None:
-        self._store = store
-        self._probe = f"{url_of(store) or store}/.probe-{uuid.uuid4().hex}"
+    def __init__(self, store: Store) -> None:
+        self._probe = f"{store.url or store.root}/.probe-{uuid.uuid4().hex}"
         self._asked: dict[str, tuple[Node, ray.ObjectRef, float]] = {}
         self._fit: set[str] = set()
         self.unfit: dict[str, str] = {}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from xsweep.db.status import Outlook
     from xsweep.orchestrator.runtime.controller import Controller
+    from xsweep.orchestrator.storage.store import Store
 
 
 log = logging.getLogger("xsweep")
@@ -125,7 +126,7 @@ def namespace(settings: Settings) -> str:
 
 @contextmanager
 def _controller(
-    settings: Settings, engine: "Engine", store: Path, dashboard: str | None
+    settings: Settings, engine: "Engine", store: "Store", dashboard: str | None
 ) -> Iterator["Controller"]:
     """A controller on the cluster that this process is connected to, and the end of both.
 

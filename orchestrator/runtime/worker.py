@@ -25,7 +25,7 @@ from typing import Any, Literal, TypedDict
 
 from xsweep.errors import Stopped, XsweepError
 from xsweep.orchestrator.runtime.import_path import put_user_folders_last
-from xsweep.orchestrator.storage.store import attach, fetch, uploading
+from xsweep.orchestrator.storage.store import Store
 
 _INFRA_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE, errno.EMFILE}
 
@@ -188,9 +188,9 @@ class Worker:
         began_s = time.monotonic()
         try:
             Path(task["out"]).mkdir(parents=True, exist_ok=True)
-            attach(Path(task["root"]), task["remote"])
+            store = Store(Path(task["root"]), task["remote"])
             with (
-                uploading(Path(task["root"]), self._uploads(task), _inside(task, "log")),
+                store.uploading(self._uploads(task), _inside(task, "log")),
                 _output_to(Path(task["log"])),
             ):
                 attempt = f"job {task['job_id']}, token {task['token']}, pid {os.getpid()}"
@@ -269,8 +269,8 @@ def interface_of(address: str) -> str | None:
 
 
 def _at_hand(task: Task, folder: str) -> Path:
-    root = Path(task["root"])
-    return fetch(root, Path(folder).relative_to(root).as_posix())
+    store = Store(Path(task["root"]), task["remote"])
+    return store.fetch(Path(folder).relative_to(store.root).as_posix())
 
 
 def _inside(task: Task, path: Literal["out", "log"]) -> str:

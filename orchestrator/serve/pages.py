@@ -32,7 +32,7 @@ from xsweep.orchestrator.forecast.eta import count, progress_text
 from xsweep.orchestrator.formatting import duration
 from xsweep.orchestrator.monitoring.metrics import PROMETHEUS, as_text
 from xsweep.orchestrator.serve.server import TEXT, Answer, Request
-from xsweep.orchestrator.storage.store import fetch_file, resolve
+from xsweep.orchestrator.storage.store import Store
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -302,7 +302,7 @@ class Site:
     """Answers requests; `engine` should be read-only, and `store` need not be there."""
 
     engine: Engine
-    store: Path
+    store: Store
     database: str
     """What the pages call the database."""
 
@@ -388,8 +388,8 @@ class Site:
 
     def _results(self, name: str) -> Path:
         """A folder that has what a page shows of an attempt's."""
-        folder = resolve(self.store, name)
-        copies = [fetch_file(self.store, f"{name}/{each}") for each in SHOWN]
+        folder = self.store.resolve(name)
+        copies = [self.store.fetch_file(f"{name}/{each}") for each in SHOWN]
         return next((copy.parent for copy in copies if copy.exists()), folder)
 
     def _tail(self, shown: Any, size_bytes: int) -> str | None:
@@ -399,9 +399,8 @@ class Site:
         """
         if shown is None or not shown.log:
             return None
-        resolve(self.store, shown.log)
-        path = fetch_file(self.store, shown.log)
-        if not path.resolve().is_relative_to(self.store.resolve()) or not path.is_file():
+        path = self.store.fetch_file(shown.log)
+        if not path.resolve().is_relative_to(self.store.root.resolve()) or not path.is_file():
             return None
         with path.open("rb") as file:
             start = max(0, path.stat().st_size - size_bytes)

@@ -29,7 +29,7 @@ from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.files import NAME as MANIFEST
 from xsweep.evaluator.data.files import checksum, read_manifest, write_manifest
 from xsweep.evaluator.provenance import without_places
-from xsweep.orchestrator.storage.store import fetch, publish, resolve
+from xsweep.orchestrator.storage.store import Store
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -129,7 +129,7 @@ REPORTS = {"text": "report.txt", "csv": "results.csv", "latex": "table.tex", "ht
 
 def export_sweep(
     engine: "Engine",
-    store: Path,
+    store: Store,
     sweep: str,
     out: Path,
     *,
@@ -158,8 +158,7 @@ def export_sweep(
     with gzip.open(out / "results.jsonl.gz", "wt", encoding="utf-8") as lines:
         for job in chosen:
             result = stored.results[job.identity]
-            resolve(store, result.folder)
-            source = fetch(store, result.folder)
+            source = store.fetch(result.folder)
             with_files = {"train": models, "search": models, "evaluate": runs}.get(job.kind, True)
             if with_files:
                 _copy(source, out / "files" / job.kind / job.identity, result.manifest_sha256)
@@ -181,7 +180,7 @@ def export_sweep(
 
 
 def import_sweep(
-    engine: "Engine", store: Path, archive: Path, *, name: str | None = None
+    engine: "Engine", store: Store, archive: Path, *, name: str | None = None
 ) -> "ImportCount":
     """Take over an archive's results, files first; what is done here already stays as it is.
 
@@ -209,8 +208,8 @@ def import_sweep(
         folder = f"jobs/{job.kind}/{job.identity[:2]}/{job.identity}/imported-{seal}"
         if line.pop("files"):
             source = archive / "files" / job.kind / job.identity
-            _copy(source, resolve(store, folder), line["manifest_sha256"])
-            publish(store, folder)
+            _copy(source, store.resolve(folder), line["manifest_sha256"])
+            store.publish(folder)
         del line["identity"]
         results[job.identity] = StoredResult(**{**line, "folder": folder})
     owner = f"import of {archive.name} ({seal})"
@@ -272,7 +271,7 @@ def _copy(source: Path, target: Path, manifest_sha256: str) -> None:
         raise DataError(f"{source / MANIFEST}: not the manifest that was accepted")
     listed = read_manifest(source)["files"]
     for name in listed:
-        path = resolve(target, name)
+        path = Store(target).resolve(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, path)
     # The manifest last: a folder that has one is whole.

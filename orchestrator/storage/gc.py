@@ -3,11 +3,9 @@
 import re
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from xsweep.orchestrator.storage.store import listing, resolve
-from xsweep.orchestrator.storage.store import remove as remove_folder
+from xsweep.orchestrator.storage.store import Store
 
 if TYPE_CHECKING:
     from xsweep.db.results import AttemptFolder
@@ -29,7 +27,7 @@ class Garbage(NamedTuple):
 
 
 def find_garbage(
-    store: Path, attempts: "list[AttemptFolder]", *, older_than_s: float
+    store: Store, attempts: "list[AttemptFolder]", *, older_than_s: float
 ) -> list[Garbage]:
     """What can be removed without loss; nothing is.
 
@@ -49,8 +47,8 @@ def find_garbage(
         files = {
             f"{attempt.folder}/{name}": stat
             for attempt in tries
-            if not attempt.accepted and resolve(store, attempt.folder)
-            for name, stat in listing(store, attempt.folder).items()
+            if not attempt.accepted
+            for name, stat in store.listing(attempt.folder).items()
         }
         candidates = _superseded(tries) if tries[0].job_done else _behind(tries, files)
         for folder, why in candidates:
@@ -61,10 +59,10 @@ def find_garbage(
     return found
 
 
-def remove(store: Path, garbage: list[Garbage]) -> int:
+def remove(store: Store, garbage: list[Garbage]) -> int:
     """Remove it; returns the bytes that are free again."""
     for each in garbage:
-        remove_folder(store, each.folder)
+        store.remove(each.folder)
     return sum(each.size_bytes for each in garbage)
 
 

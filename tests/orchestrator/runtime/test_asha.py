@@ -12,6 +12,7 @@ from xsweep.db.check import check
 from xsweep.db.events import history, load_trials
 from xsweep.db.jobs import Claim, NewJob
 from xsweep.orchestrator.runtime.asha import Pruner
+from xsweep.orchestrator.storage.store import Store
 
 TRIALS = 8
 ASHA = {"grace_steps": 10, "reduction": 2.0}
@@ -44,7 +45,7 @@ def measured(store: Path, claim: Claim, *points: tuple[int, float]) -> str:
 def test_the_worse_half_ends_at_each_rung(
     engine: Engine, claims: list[Claim], tmp_path: Path
 ) -> None:
-    pruner = Pruner(engine, tmp_path)
+    pruner = Pruner(engine, Store(tmp_path))
     # Rungs at 10, 20 and 40 of 80 steps. The first has nothing to compare with; afterwards whoever
     # is below the median of those before ends: 0.4 < 0.5; 0.6 >= 0.45; 0.45 < 0.5; 0.3; 0.7.
     values = [0.5, 0.4, 0.6, 0.45, 0.3, 0.7]
@@ -76,7 +77,7 @@ def test_decisions_are_those_of_tune_whenever_controllers_are_replaced(
         stop_last_trials=False,
     )  # fmt: skip
     dice = random.Random(3)
-    pruner = Pruner(engine, tmp_path)
+    pruner = Pruner(engine, Store(tmp_path))
     steps = dict.fromkeys(range(TRIALS), 0)
     for number in steps:
         tune.on_trial_add(None, _Trial(str(number)))
@@ -88,14 +89,14 @@ def test_decisions_are_those_of_tune_whenever_controllers_are_replaced(
         result = {"step": steps[number], "validation": value}
         said = tune.on_trial_result(None, _Trial(str(number)), result)
         if dice.random() < 0.3:
-            pruner = Pruner(engine, tmp_path)  # the old one was killed
+            pruner = Pruner(engine, Store(tmp_path))  # the old one was killed
         claim = claims[number]
         ends = pruner.ends(claim, measured(tmp_path, claim, (steps[number], value)))
         assert ends == (said == "STOP"), (number, steps[number], value)
         if ends:
             ended.add(number)
     assert 0 < len(ended) < TRIALS
-    again = Pruner(engine, tmp_path)
+    again = Pruner(engine, Store(tmp_path))
     for number, claim in enumerate(claims):
         assert again.ends(claim, measured(tmp_path, claim)) == (number in ended)
 
@@ -103,7 +104,7 @@ def test_decisions_are_those_of_tune_whenever_controllers_are_replaced(
 def test_half_a_line_is_read_when_it_is_whole(
     engine: Engine, claims: list[Claim], tmp_path: Path
 ) -> None:
-    pruner = Pruner(engine, tmp_path)
+    pruner = Pruner(engine, Store(tmp_path))
     assert not pruner.ends(claims[0], measured(tmp_path, claims[0], (10, 0.9)))
     folder = measured(tmp_path, claims[1])
     path = tmp_path / folder / "metrics.jsonl"
@@ -116,7 +117,7 @@ def test_half_a_line_is_read_when_it_is_whole(
 def test_trainings_that_are_no_trials_are_left_alone(engine: Engine, tmp_path: Path) -> None:
     submit(engine, [new_job("a")])
     claim = take(engine)
-    assert not Pruner(engine, tmp_path).ends(claim, measured(tmp_path, claim, (10, 0.0)))
+    assert not Pruner(engine, Store(tmp_path)).ends(claim, measured(tmp_path, claim, (10, 0.0)))
     assert [event.kind for event in history(engine, job_id=claim.job_id)] == ["claimed"]
 
 

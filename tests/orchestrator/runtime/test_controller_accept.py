@@ -9,6 +9,7 @@ from xsweep.db.events import history
 from xsweep.errors import DataError
 from xsweep.evaluator.data.files import write_manifest
 from xsweep.orchestrator.runtime.controller import Finished, accept_all
+from xsweep.orchestrator.storage.store import Store
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def finished(claims):
 
 def test_folders_that_are_finished_together_are_accepted_in_one_transaction(three):
     engine, store, claims = three
-    assert accept_all(engine, store, finished(claims)) == [True] * 3
+    assert accept_all(engine, Store(store), finished(claims)) == [True] * 3
     accepted = [event.at for event in history(engine) if event.kind == "accepted"]
     assert len(accepted) == 3
     assert check(engine) == []
@@ -37,7 +38,7 @@ def test_folders_that_are_finished_together_are_accepted_in_one_transaction(thre
 def test_a_damaged_folder_is_refused_and_holds_up_no_other(three):
     engine, store, claims = three
     (store / str(claims[1].job_id) / "summary.json").write_text("{}")
-    first, second, third = accept_all(engine, store, finished(claims))
+    first, second, third = accept_all(engine, Store(store), finished(claims))
     assert (first, third) == (True, True)
     assert isinstance(second, DataError)
     assert "summary.json" in str(second)
@@ -49,7 +50,7 @@ def test_scores_that_are_no_numbers_are_refused_and_hold_up_no_other(three):
     folder = store / str(claims[0].job_id)
     (folder / "per_query.json").write_text(json.dumps({"nDCG@10": {"q1": float("nan")}}))
     write_manifest(folder)
-    first, *others = accept_all(engine, store, finished(claims))
+    first, *others = accept_all(engine, Store(store), finished(claims))
     assert isinstance(first, DataError)
     assert others == [True, True]
 
@@ -57,4 +58,4 @@ def test_scores_that_are_no_numbers_are_refused_and_hold_up_no_other(three):
 def test_a_job_that_is_another_ones_by_now_is_told_and_holds_up_no_other(three):
     engine, store, claims = three
     assert jobs.adopt(engine, claims[2], owner="bob", lease_s=60)
-    assert accept_all(engine, store, finished(claims)) == [True, True, False]
+    assert accept_all(engine, Store(store), finished(claims)) == [True, True, False]

@@ -5,6 +5,7 @@ import pytest
 from xsweep.errors import SetupError
 from xsweep.orchestrator.runtime.placement import Node
 from xsweep.orchestrator.runtime.preflight import Preflight, expected, judge, runs_jobs
+from xsweep.orchestrator.storage.store import Store
 
 NOW_S = 1_800_000_000.0
 
@@ -53,13 +54,13 @@ def test_a_slow_answer_is_no_skew():
 def test_a_node_that_offers_nothing_is_not_asked(tmp_path):
     head = Node(id="a", name="head", resources={"memory": 1e9}, labels={})
     assert not runs_jobs(head)
-    gate = Preflight(tmp_path)
+    gate = Preflight(Store(tmp_path))
     assert gate.admit([head]) == []
     gate.require(lambda: [head])
 
 
 def test_unfit_nodes_end_the_start_with_all_that_is_wrong(tmp_path):
-    gate = Preflight(tmp_path)
+    gate = Preflight(Store(tmp_path))
     gate.unfit = {"a": "east lacks torch", "b": "west does not see the store"}
     with pytest.raises(SetupError, match=r"east lacks torch\n  west does not see"):
         gate.require(list)

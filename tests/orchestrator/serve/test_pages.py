@@ -9,6 +9,7 @@ from served_sweep import Served
 
 from xsweep.db.status import OverviewRow
 from xsweep.orchestrator.serve.pages import LEVELS, POINTS, Row, draw, heat_map, read_curves
+from xsweep.orchestrator.storage.store import Store
 
 TRAINING = "train L6 infonce bm25 s2"
 
@@ -117,7 +118,7 @@ def test_a_searchs_page_lists_its_trials_the_best_first(tmp_path: Path) -> None:
         )
     ]  # fmt: skip
     (tmp_path / "search" / "trials.json").write_text(json.dumps(rows))
-    page = Site(engine, tmp_path, "").respond(Request(("job", str(search.job_id)), {})).body
+    page = Site(engine, Store(tmp_path), "").respond(Request(("job", str(search.job_id)), {})).body
     table = page[page.index("<h2>Trials") : page.index("<h2>Attempts")]
     assert re.findall(r'href="/job/(\d+)">(trial-\d+)', table) == [
         ("3", "trial-003"),

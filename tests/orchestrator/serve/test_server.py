@@ -12,6 +12,7 @@ from served_sweep import NASTY, Served, Serving
 from xsweep.db.engine import connect
 from xsweep.db.schema import Attempt
 from xsweep.db.transaction import transact
+from xsweep.orchestrator.storage.store import Store
 
 TRAINING = "train L6 infonce bm25 s2"
 
@@ -165,7 +166,7 @@ def test_the_password_of_a_database_is_on_no_page(postgresql_url: str, tmp_path:
     writer = connect(postgresql_url)
     submit(writer, study())
     secret = postgresql_url.replace("postgresql://postgres:", "postgresql://postgres:hunter2")
-    site = Site(connect(postgresql_url, read_only=True), tmp_path, redacted(secret))
+    site = Site(connect(postgresql_url, read_only=True), Store(tmp_path), redacted(secret))
     for parts in ((), ("sweep", "study"), ("sweep", "study", "jobs"), ("job", "1")):
         answer = site.respond(Request(parts, {}))
         assert answer.status == 200

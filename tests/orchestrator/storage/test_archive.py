@@ -26,6 +26,7 @@ from xsweep.orchestrator.plan import plan_grid
 from xsweep.orchestrator.report import render
 from xsweep.orchestrator.settings import Settings
 from xsweep.orchestrator.storage.archive import export_sweep, import_sweep, to_pack, unpacked
+from xsweep.orchestrator.storage.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +67,11 @@ def figures(engine: Engine) -> list[tuple]:
 def test_a_sweep_that_was_exported_and_imported_gives_the_same_report(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
 ) -> None:
-    kinds = export_sweep(done, store, "small", tmp_path / "out")
+    kinds = export_sweep(done, Store(store), "small", tmp_path / "out")
     # The token store stays behind: 3 of 4 preparations.
     assert kinds == {"prepare": 3, "teach": 1, "train": 6, "evaluate": 8}
     there, other_store = elsewhere
-    found = import_sweep(there, other_store, tmp_path / "out")
+    found = import_sweep(there, Store(other_store), tmp_path / "out")
     assert (found.accepted, found.known, found.refused) == (18, 0, 0)
     assert figures(there) == figures(done)
     assert render(there, "small") == render(done, "small")
@@ -81,9 +82,9 @@ def test_a_sweep_that_was_exported_and_imported_gives_the_same_report(
 def test_files_arrive_under_the_folder_that_the_result_names(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
 ) -> None:
-    export_sweep(done, store, "small", tmp_path / "out")
+    export_sweep(done, Store(store), "small", tmp_path / "out")
     there, other_store = elsewhere
-    import_sweep(there, other_store, tmp_path / "out")
+    import_sweep(there, Store(other_store), tmp_path / "out")
     for cell in load_cells(there, "small", kind="train"):
         weights = other_store / cell.folder / "model" / "model.safetensors"
         assert weights.read_text() == cell.identity
@@ -92,9 +93,9 @@ def test_files_arrive_under_the_folder_that_the_result_names(
 def test_importing_again_and_into_the_same_database_changes_nothing(
     done: Engine, store: Path, tmp_path: Path
 ) -> None:
-    export_sweep(done, store, "small", tmp_path / "out")
+    export_sweep(done, Store(store), "small", tmp_path / "out")
     before = figures(done)
-    found = import_sweep(done, store, tmp_path / "out")
+    found = import_sweep(done, Store(store), tmp_path / "out")
     assert (found.accepted, found.known, found.refused) == (0, 18, 0)
     assert figures(done) == before
     assert check(done) == []
@@ -103,9 +104,9 @@ def test_importing_again_and_into_the_same_database_changes_nothing(
 def test_a_grid_submitted_after_an_import_computes_only_what_is_new(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
 ) -> None:
-    export_sweep(done, store, "small", tmp_path / "out")
+    export_sweep(done, Store(store), "small", tmp_path / "out")
     there, other_store = elsewhere
-    import_sweep(there, other_store, tmp_path / "out")
+    import_sweep(there, Store(other_store), tmp_path / "out")
     settings = Settings(
         home=tmp_path / "h", database="", store="", ray_address=None, data_home=None
     )
@@ -120,23 +121,24 @@ def test_an_archive_of_an_older_version_is_imported(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
 ) -> None:
     out = tmp_path / "out"
-    export_sweep(done, store, "small", out)
+    export_sweep(done, Store(store), "small", out)
     content = json.loads((out / "sweep.json").read_text())
     content["jobs"] = [{**job, "priority": 0} for job in content["jobs"]]
     (out / "sweep.json").write_text(json.dumps(content))
     write_manifest(out)
-    assert import_sweep(*elsewhere, out).accepted == 18
+    there, other_store = elsewhere
+    assert import_sweep(there, Store(other_store), out).accepted == 18
 
 
 def test_jobs_that_run_here_are_left_to_this_database(
     done: Engine, store: Path, tmp_path: Path
 ) -> None:
-    export_sweep(done, store, "small", tmp_path / "out")
+    export_sweep(done, Store(store), "small", tmp_path / "out")
     busy = tmp_path / "busy"
     busy.mkdir()
     engine = submit_small(busy)
     (claim,) = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
-    found = import_sweep(engine, busy, tmp_path / "out")
+    found = import_sweep(engine, Store(busy), tmp_path / "out")
     assert found.refused > 0
     assert found.accepted + found.refused == 18
     assert check(engine) == []
@@ -152,7 +154,7 @@ def test_one_run_goes_out_with_its_evaluations_and_all_it_came_from(
     done: Engine, store: Path, tmp_path: Path
 ) -> None:
     run = next(row for row in list_jobs(done) if row.name == "train L3 margin_mse minilm s1")
-    kinds = export_sweep(done, store, "small", tmp_path / "out", only_job=run.identity)
+    kinds = export_sweep(done, Store(store), "small", tmp_path / "out", only_job=run.identity)
     # Candidates of all three parts: the teacher's, the validation's, the evaluation's.
     assert kinds == {"prepare": 3, "teach": 1, "train": 1, "evaluate": 1}
 
@@ -160,11 +162,11 @@ def test_one_run_goes_out_with_its_evaluations_and_all_it_came_from(
 def test_without_models_and_runs_the_figures_still_go_out(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
 ) -> None:
-    export_sweep(done, store, "small", tmp_path / "out", models=False, runs=False)
+    export_sweep(done, Store(store), "small", tmp_path / "out", models=False, runs=False)
     assert not list((tmp_path / "out").rglob("*.safetensors"))
     assert not list((tmp_path / "out").rglob("run.trec.gz"))
     there, other_store = elsewhere
-    import_sweep(there, other_store, tmp_path / "out")
+    import_sweep(there, Store(other_store), tmp_path / "out")
     assert figures(there) == figures(done)
 
 
@@ -172,9 +174,9 @@ def test_what_is_not_done_stays_behind(tmp_path: Path, store: Path) -> None:
     engine = submit_small(tmp_path)
     store.mkdir(parents=True)
     with pytest.raises(ConfigError, match="nothing of sweep 'small' is done yet"):
-        export_sweep(engine, store, "small", tmp_path / "out")
+        export_sweep(engine, Store(store), "small", tmp_path / "out")
     run_all(engine, store, limit=10)
-    counts = Counter(export_sweep(engine, store, "small", tmp_path / "out"))
+    counts = Counter(export_sweep(engine, Store(store), "small", tmp_path / "out"))
     assert counts.total() <= 10
     with gzip.open(tmp_path / "out" / "results.jsonl.gz", "rt") as lines:
         assert len(list(lines)) == counts.total()
@@ -183,15 +185,15 @@ def test_what_is_not_done_stays_behind(tmp_path: Path, store: Path) -> None:
 def test_a_damaged_archive_is_refused_and_changes_nothing(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
 ) -> None:
-    export_sweep(done, store, "small", tmp_path / "out")
+    export_sweep(done, Store(store), "small", tmp_path / "out")
     model = next((tmp_path / "out" / "files" / "train").rglob("*.safetensors"))
     model.write_bytes(b"x" * model.stat().st_size)
     there, other_store = elsewhere
     with pytest.raises(DataError, match="damaged"):
-        import_sweep(there, other_store, tmp_path / "out")
+        import_sweep(there, Store(other_store), tmp_path / "out")
     assert summary(there).sweeps == []
     with pytest.raises(DataError, match="unfinished"):
-        import_sweep(there, other_store, tmp_path)
+        import_sweep(there, Store(other_store), tmp_path)
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(
@@ -200,7 +202,7 @@ def test_a_folder_with_something_in_it_is_not_written_to(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(ConfigError, match="is not empty"):
-        export_sweep(done, store, "small", tmp_path / "out")
+        export_sweep(done, Store(store), "small", tmp_path / "out")
 
 
 def test_results_that_were_changed_in_the_store_are_not_published(
@@ -210,7 +212,7 @@ def test_results_that_were_changed_in_the_store_are_not_published(
     manifest = store / cell.folder / "manifest.json"
     manifest.write_text(json.dumps({"files": {}}))
     with pytest.raises(DataError, match="not the manifest that was accepted"):
-        export_sweep(done, store, "small", tmp_path / "out")
+        export_sweep(done, Store(store), "small", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["published.tar.gz", "published.zip"])
@@ -218,11 +220,11 @@ def test_an_archive_can_be_one_file(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path], name: str
 ) -> None:
     with to_pack(tmp_path / name) as folder:
-        export_sweep(done, store, "small", folder)
+        export_sweep(done, Store(store), "small", folder)
     assert [path.name for path in tmp_path.glob("*published*")] == [name]
     there, other_store = elsewhere
     with unpacked(tmp_path / name) as folder:
-        assert import_sweep(there, other_store, folder).accepted == 18
+        assert import_sweep(there, Store(other_store), folder).accepted == 18
     assert figures(there) == figures(done)
     with pytest.raises(ConfigError, match="is there already"), to_pack(tmp_path / name):
         pass
@@ -272,7 +274,7 @@ def test_no_path_of_the_machine_is_published(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path / 'tiny.db'}", create=True)
     jobs.add_sweep(engine, name="tiny", grid=planned.grid, jobs=planned.jobs)
     run_all(engine, tmp_path / "store")
-    export_sweep(engine, tmp_path / "store", "tiny", tmp_path / "out")
+    export_sweep(engine, Store(tmp_path / "store"), "tiny", tmp_path / "out")
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file() and path.suffix != ".parquet":
             open_ = gzip.open if path.suffix == ".gz" and path.name != "run.trec.gz" else open
@@ -287,7 +289,7 @@ def test_no_path_of_the_machine_is_published(tmp_path: Path) -> None:
 def test_parquet_holds_what_the_csv_and_the_database_hold(
     done: Engine, store: Path, tmp_path: Path
 ) -> None:
-    export_sweep(done, store, "small", tmp_path / "out")
+    export_sweep(done, Store(store), "small", tmp_path / "out")
     folder = tmp_path / "out" / "report"
     tidy = parquet.read_table(folder / "results.parquet").to_pylist()
     lines = list(csv.DictReader((folder / "results.csv").read_text().splitlines()))

@@ -10,7 +10,7 @@ from xsweep.db import jobs
 from xsweep.db.results import load_folders
 from xsweep.orchestrator.report import render
 from xsweep.orchestrator.storage.gc import find_garbage, remove
-from xsweep.orchestrator.storage.store import attempt_folder
+from xsweep.orchestrator.storage.store import Store, attempt_folder
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def give_up(engine: Engine, claim: jobs.Claim) -> None:
 
 
 def garbage(engine: Engine, store: Path, older_than_s: float = 0) -> list:
-    return find_garbage(store, load_folders(engine), older_than_s=older_than_s)
+    return find_garbage(Store(store), load_folders(engine), older_than_s=older_than_s)
 
 
 def test_of_a_done_job_only_the_accepted_attempt_stays_and_the_logs_of_all(
@@ -58,7 +58,7 @@ def test_of_a_done_job_only_the_accepted_attempt_stays_and_the_logs_of_all(
         (lost.relative_to(store).as_posix(), True)
     ]
     assert "was accepted" in found[0].why
-    assert remove(store, found) >= 2_000
+    assert remove(Store(store), found) >= 2_000
     assert not lost.exists()
     assert (store / f"{lost.relative_to(store)}.log").exists()
     assert (store / kept / "manifest.json").exists()

@@ -1,12 +1,12 @@
 import pytest
 
 from xsweep.errors import SetupError
-from xsweep.orchestrator.storage.store import attempt_folder, open_store, resolve
+from xsweep.orchestrator.storage.store import Store, attempt_folder, open_store
 
 
 def test_a_store_is_a_path_or_a_file_url(tmp_path):
-    assert open_store(str(tmp_path / "a")) == tmp_path / "a"
-    assert open_store(f"file://{tmp_path}/b") == tmp_path / "b"
+    assert open_store(str(tmp_path / "a")) == Store(tmp_path / "a")
+    assert open_store(f"file://{tmp_path}/b") == Store(tmp_path / "b")
     assert list((tmp_path / "a").iterdir()) == [], "the probe must not stay"
 
 
@@ -25,7 +25,7 @@ def test_a_store_below_a_file_is_refused(tmp_path):
 
 def test_no_stored_folder_leads_out_of_the_store(tmp_path):
     folder = attempt_folder("train", "ab" * 32, 3)
-    assert resolve(tmp_path, folder) == tmp_path / "jobs/train/ab" / ("ab" * 32) / "attempt-3"
+    assert Store(tmp_path).resolve(folder) == tmp_path / "jobs/train/ab" / ("ab" * 32) / "attempt-3"
     for outside in ("../elsewhere", "/etc", "jobs/../../x"):
         with pytest.raises(SetupError, match="outside the store"):
-            resolve(tmp_path, outside)
+            Store(tmp_path).resolve(outside)

@@ -9,17 +9,16 @@ from object_store import serve
 
 from xsweep.errors import DataError, SetupError
 from xsweep.evaluator.data.files import read_manifest, write_manifest
-from xsweep.orchestrator.storage import store
-from xsweep.orchestrator.storage.store import Uploads, open_store, uploading
+from xsweep.orchestrator.storage.store import Store, Uploads, open_remote, open_store
 
 FOLDER, LOG = "jobs/train/ab/abc/attempt-1", "jobs/train/ab/abc/attempt-1.log"
 
 
 @pytest.fixture(scope="module")
 def server():
-    store.open_remote.cache_clear()
+    open_remote.cache_clear()
     yield from serve()
-    store.open_remote.cache_clear()
+    open_remote.cache_clear()
 
 
 @pytest.fixture
@@ -29,17 +28,17 @@ def bucket(server: str, request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def hosts(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The roots of two hosts' copies of one store."""
-    roots = []
+def hosts(bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Store]:
+    """One store as two hosts see it."""
+    stores = []
     for name in ("one", "two"):
         monkeypatch.setenv("XSWEEP_CACHE", str(tmp_path / name))
-        roots.append(open_store(bucket))
-    return roots
+        stores.append(open_store(bucket))
+    return stores
 
 
-def _write(root: Path, **files: str) -> Path:
-    folder = root / FOLDER
+def _write(store: Store, **files: str) -> Path:
+    folder = store.root / FOLDER
     for name, text in files.items():
         path = folder / name.replace("__", "/").replace("_json", ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,51 +51,51 @@ def _names(bucket: str) -> set[str]:
     return {f"s3://{name}".removeprefix(f"{bucket}/") for name in files.find(bucket)}
 
 
-def test_what_one_host_finished_another_one_gets_whole(hosts: list[Path]) -> None:
+def test_what_one_host_finished_another_one_gets_whole(hosts: list[Store]) -> None:
     one, two = hosts
-    with uploading(one, FOLDER, LOG):
+    with one.uploading(FOLDER, LOG):
         write_manifest(_write(one, summary_json='{"a": 1}', model__weights="w" * 1000))
-        (one / LOG).write_text("step 1\n")
-    assert not store.is_published(two, "jobs/other")
-    assert store.is_published(two, FOLDER)
-    assert read_manifest(store.fetch(two, FOLDER)).keys() == {"files"}
-    assert (two / FOLDER / "model/weights").read_text() == "w" * 1000
-    assert store.fetch_file(two, LOG).read_text() == "step 1\n"
+        (one.root / LOG).write_text("step 1\n")
+    assert not two.is_published("jobs/other")
+    assert two.is_published(FOLDER)
+    assert read_manifest(two.fetch(FOLDER)).keys() == {"files"}
+    assert (two.root / FOLDER / "model/weights").read_text() == "w" * 1000
+    assert two.fetch_file(LOG).read_text() == "step 1\n"
 
 
-def test_the_manifest_is_the_last_object(hosts: list[Path], bucket: str) -> None:
+def test_the_manifest_is_the_last_object(hosts: list[Store], bucket: str) -> None:
     folder = _write(hosts[0], summary_json="{}", model__weights="w")
     uploads = Uploads(hosts[0], FOLDER, LOG)
     write_manifest(folder)
     uploads.sync()
     assert _names(bucket) == {f"{FOLDER}/summary.json", f"{FOLDER}/model/weights"}
     with pytest.raises(DataError, match="unfinished"):
-        store.fetch_results(hosts[1], FOLDER)
+        hosts[1].fetch_results(FOLDER)
     uploads.finish()
     assert f"{FOLDER}/manifest.json" in _names(bucket)
 
 
-def test_results_come_without_the_weights(hosts: list[Path]) -> None:
+def test_results_come_without_the_weights(hosts: list[Store]) -> None:
     one, two = hosts
-    with uploading(one, FOLDER, LOG):
+    with one.uploading(FOLDER, LOG):
         write_manifest(_write(one, summary_json='{"a": 1}', model__weights="w" * 1000))
-    found = store.fetch_results(two, FOLDER)
+    found = two.fetch_results(FOLDER)
     assert json.loads((found / "summary.json").read_text()) == {"a": 1}
     assert not (found / "model").exists()
-    assert not (two / FOLDER).exists(), "a copy without weights must not pass for the folder"
+    assert not (two.root / FOLDER).exists(), "a copy without weights must not pass for the folder"
 
 
-def test_a_file_that_the_store_lost_is_noticed(hosts: list[Path], bucket: str) -> None:
+def test_a_file_that_the_store_lost_is_noticed(hosts: list[Store], bucket: str) -> None:
     one, two = hosts
-    with uploading(one, FOLDER, LOG):
+    with one.uploading(FOLDER, LOG):
         write_manifest(_write(one, summary_json="{}", model__weights="w"))
     fsspec.filesystem("s3").rm(f"{bucket}/{FOLDER}/model/weights")
     with pytest.raises(DataError, match="weights: missing where the manifest lists 1 bytes"):
-        store.fetch_results(two, FOLDER)
+        two.fetch_results(FOLDER)
 
 
 def test_another_host_goes_on_from_the_checkpoints_of_a_killed_attempt(
-    hosts: list[Path], bucket: str
+    hosts: list[Store], bucket: str
 ) -> None:
     one, two = hosts
     uploads = Uploads(one, FOLDER, LOG)
@@ -107,53 +106,55 @@ def test_another_host_goes_on_from_the_checkpoints_of_a_killed_attempt(
         f"{FOLDER}/checkpoints/step-1/weights",
         f"{FOLDER}/checkpoints/step-1/manifest.json",
     }
-    for path in sorted((one / FOLDER).rglob("*"), reverse=True):
+    for path in sorted((one.root / FOLDER).rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     _write(one, **{"checkpoints__step-2__weights": "22"})
     uploads.sync()
     assert _names(bucket) == {f"{FOLDER}/checkpoints/step-2/weights"}
-    assert (store.fetch(two, FOLDER) / "checkpoints/step-2/weights").read_text() == "22"
-    assert not store.is_published(two, FOLDER)
+    assert (two.fetch(FOLDER) / "checkpoints/step-2/weights").read_text() == "22"
+    assert not two.is_published(FOLDER)
     # What the attempt saves later is got at the next time.
     _write(one, **{"checkpoints__step-3__weights": "333"})
     uploads.sync()
-    assert (store.fetch(two, FOLDER) / "checkpoints/step-3/weights").read_text() == "333"
+    assert (two.fetch(FOLDER) / "checkpoints/step-3/weights").read_text() == "333"
 
 
-def test_an_attempt_that_fails_leaves_its_files_and_no_manifest(hosts: list[Path]) -> None:
+def test_an_attempt_that_fails_leaves_its_files_and_no_manifest(hosts: list[Store]) -> None:
     one, two = hosts
 
     def work() -> None:
-        with uploading(one, FOLDER, LOG):
+        with one.uploading(FOLDER, LOG):
             _write(one, metrics="1\n")
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         work()
-    assert (store.fetch(two, FOLDER) / "metrics").read_text() == "1\n"
-    assert not store.is_published(two, FOLDER)
+    assert (two.fetch(FOLDER) / "metrics").read_text() == "1\n"
+    assert not two.is_published(FOLDER)
 
 
-def test_files_are_listed_with_sizes_and_removed_everywhere(hosts: list[Path], bucket: str) -> None:
+def test_files_are_listed_with_sizes_and_removed_on_all_hosts(
+    hosts: list[Store], bucket: str
+) -> None:
     one, two = hosts
-    with uploading(one, FOLDER, LOG):
+    with one.uploading(FOLDER, LOG):
         _write(one, model__weights="www")
-    ((name, (size_bytes, written_at)),) = store.listing(two, FOLDER).items()
+    ((name, (size_bytes, written_at)),) = two.listing(FOLDER).items()
     assert (name, size_bytes) == ("model/weights", 3)
-    assert written_at == pytest.approx((one / FOLDER / name).stat().st_mtime, abs=5)
-    store.remove(one, FOLDER)
+    assert written_at == pytest.approx((one.root / FOLDER / name).stat().st_mtime, abs=5)
+    one.remove(FOLDER)
     assert _names(bucket) == set()
-    assert not (one / FOLDER).exists()
+    assert not (one.root / FOLDER).exists()
 
 
 def test_a_shared_folder_needs_none_of_this(tmp_path: Path) -> None:
-    root = open_store(str(tmp_path / "store"))
-    with uploading(root, FOLDER, LOG):
-        write_manifest(_write(root, summary_json="{}"))
-    assert store.url_of(root) is None
-    assert store.is_published(root, FOLDER)
-    assert store.fetch(root, FOLDER) == store.fetch_results(root, FOLDER) == root / FOLDER
-    assert set(store.listing(root, FOLDER)) == {"summary.json", "manifest.json"}
+    store = open_store(str(tmp_path / "store"))
+    assert store.url is None
+    with store.uploading(FOLDER, LOG):
+        write_manifest(_write(store, summary_json="{}"))
+    assert store.is_published(FOLDER)
+    assert store.fetch(FOLDER) == store.fetch_results(FOLDER) == tmp_path / "store" / FOLDER
+    assert set(store.listing(FOLDER)) == {"summary.json", "manifest.json"}
 
 
 def test_a_bucket_that_is_not_there_is_said(
