@@ -33,7 +33,6 @@ GridFile = Annotated[
     ),
 ]
 
-
 GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
 ORDER = (

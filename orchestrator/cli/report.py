@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 TABLE, TESTS, MORE, LATEX = "Table", "Significance", "Further sections", "LaTeX"
 """Panels of options in `--help`."""
-
-
 NARROWEST = 60
 
 

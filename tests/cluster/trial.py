@@ -121,7 +121,7 @@ def _outer_pid(host: Host, inner: int) -> int:
 def _problems(sweep: Sweep, engine: Engine, calm: str) -> list[str]:
     problems = []
     checked = sweep.xsweep("db", "check", code=None)
-    if "All rules hold." not in checked:
+    if "All invariants hold." not in checked:
         problems.append(f"xsweep db check: {checked}")
     if sweep.report() != calm:
         problems.append("the report differs from that of an undisturbed run")

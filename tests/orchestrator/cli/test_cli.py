@@ -185,7 +185,7 @@ def test_without_a_sweep_there_is_a_hint(home: Path) -> None:
 
 
 def test_the_database_is_checked_and_copied(submitted: Path, tmp_path: Path) -> None:
-    assert xsweep("db", "check").stdout == "All rules hold.\n"
+    assert xsweep("db", "check").stdout == "All invariants hold.\n"
     xsweep("db", "backup", str(tmp_path / "copy.db"))
     assert "19 jobs" in xsweep("--db", f"sqlite:///{tmp_path / 'copy.db'}", "status").stdout
 
@@ -196,7 +196,7 @@ def test_an_unexpected_error_is_short_and_its_traceback_in_a_file(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr("xsweep.orchestrator.cli.admin._database", broken)
+    monkeypatch.setattr("xsweep.orchestrator.cli.doctor._database", broken)
     result = xsweep("doctor", code=1)
     assert result.stderr.startswith("error: ZeroDivisionError: by zero\nThe full traceback is in ")
     [crash] = (home / "logs").glob("crash-*.txt")
@@ -207,7 +207,7 @@ def test_ctrl_c_is_one_line_and_130(home: Path, monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("xsweep.orchestrator.cli.admin._database", interrupted)
+    monkeypatch.setattr("xsweep.orchestrator.cli.doctor._database", interrupted)
     assert xsweep("doctor", code=130).stderr == "interrupted\n"
 
 
