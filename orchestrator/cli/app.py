@@ -95,6 +95,12 @@ app = typer.Typer(
 )
 
 
+def _version(given: bool) -> None:
+    if given:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def _settings(
     ctx: typer.Context,
@@ -110,6 +116,10 @@ def _settings(
     ray_address: Annotated[
         str | None, typer.Option(help="A running Ray cluster [RAY_ADDRESS; one is started here].")
     ] = None,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
 ) -> None:
     """Train and compare cross-encoder re-rankers: a grid file in, tables for a paper out.
 

@@ -14,33 +14,27 @@ from typing import Any
 from xsweep.errors import ConfigError, did_you_mean, first_line
 
 MAX_BYTES = 1_000_000
-
-
 MAX_DEPTH = 20
-
-
+LISTED = 20
+"""Names that a message lists before it counts the rest."""
 MAX_VALUES = 100_000
 """After aliases are expanded; an "alias bomb" has billions."""
-
-
 Where = tuple[str | int, ...]
 """Keys and indices that lead to a value: ("backbones", 0, "id")."""
-
-
 _TAG = "tag:yaml.org,2002:"
-
-
 _SCALARS = {"null", "bool", "int", "float", "str", "timestamp", "value"}
-
-
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """A sentence that suggests the known name that is most like a wrong one, or lists them."""
+    """Suggest the known name closest to a wrong one, or list what is known, at most `LISTED`."""
     names = sorted(map(str, known))
-    listed = f"known are {', '.join(names)}" if names else "there are none"
-    return did_you_mean(name, names) or listed
+    if suggestion := did_you_mean(name, names):
+        return suggestion
+    if not names:
+        return "there are none"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"known are {', '.join(names[:LISTED])}{more}"
 
 
 @dataclass(frozen=True)

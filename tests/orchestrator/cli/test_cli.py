@@ -290,6 +290,7 @@ def test_help_and_status_load_nothing_heavy_and_start_fast(
 
 def test_the_version_is_printed(home: Path) -> None:
     assert xsweep("version").stdout == f"{__version__}\n"
+    assert xsweep("--version").stdout == f"{__version__}\n"
 
 
 def test_shell_completion_offers_the_commands() -> None:
