@@ -1,1 +1,1 @@
-"""The web page of `xsweep serve`: what is in the job table and in the store, to look at."""
+"""Read-only web pages of sweeps, on this machine's loopback address."""

@@ -1,18 +1,14 @@
-"""The pages: what each shows, from the database and from folders in the store.
+"""The pages of `xsweep serve`: sweeps, heat maps, jobs, logs and training curves.
 
-A training's curves from its `metrics.jsonl`, as SVG that needs no script and no library.
-
-A sweep's grid as a heat map: a row per system, a column per collection, a place per seed.
-
-A colour says how good a value is among those of its column; a mark says the state, so that neither
-needs colours to be read.
+They show the database and the store, and change neither. In a heat map, colours rank a column's
+values and marks show states, so that neither depends on the other.
 """
 
 import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -21,12 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from markupsafe import Markup
 from sqlalchemy import Engine
 
 from xsweep.db import events, jobs, status
+from xsweep.db.explain import AttemptRow
 from xsweep.db.schema import OPEN
-from xsweep.db.status import OverviewRow, overview
+from xsweep.db.status import OverviewRow
 from xsweep.errors import ConfigError, XsweepError
 from xsweep.orchestrator.forecast.eta import count, progress_text
 from xsweep.orchestrator.formatting import duration
@@ -37,6 +33,7 @@ from xsweep.orchestrator.storage.store import Store
 if TYPE_CHECKING:
     from jinja2 import Environment
 
+log = logging.getLogger(__name__)
 
 FIGURES = {
     "loss": "loss",
@@ -45,306 +42,251 @@ FIGURES = {
     "grad_norm": "gradient norm",
     "pairs_per_s": "pairs per second",
 }
-"""Which figures are drawn, in this order, and what they are called."""
-
+"""Keys of `metrics.jsonl` that have a curve, in the page's order, with their captions."""
 
 POINTS = 300
-"""So many are told apart on a screen; longer curves are shown as means of neighbours."""
-
+"""Points of a curve; longer ones are averaged, since a screen shows no more."""
 
 WIDTH, HEIGHT = 560, 190
+LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 14, 28, HEIGHT - 26
+"""Size of a curve's picture, and its axes' places in it, in pixels."""
 
+MARKS = {
+    "failed": "✕",
+    "cancelled": "∅",
+    "skipped": "–",
+    "running": "▶",
+    "ready": "○",
+    "waiting": "·",
+    "done": "✓",
+}
+"""Mark of each state, the worst state first: a tile with several jobs has the worst of theirs."""
 
-LEFT, RIGHT, TOP, BOTTOM = 64, 14, 28, 26
+LEVELS = 9
+"""Shades of one hue, from the worst (0) to the best value of a column."""
+
+TRAINING = "training"
+"""The heat map's column of trainings."""
+
+READ_FILES = ("metrics.jsonl", "trials.json")
+"""Files of an attempt's folder that the page of a job reads."""
+
+TAIL_BYTES, WHOLE_LOG_BYTES = 32_000, 5_000_000
+LISTED_JOBS, LISTED_EVENTS = 1_000, 200
+REFRESH_S = 15
 
 
 class Curve(NamedTuple):
-    """One figure over training steps, without what is no finite number."""
+    """One figure over training steps; values are finite."""
 
     name: str
-    steps: list[float]
-    values: list[float]
+    steps: tuple[float, ...]
+    values: tuple[float, ...]
 
 
 def read_curves(folder: Path) -> list[Curve]:
-    """The curves of an attempt's folder; none where it has no `metrics.jsonl` yet."""
+    """The curves in an attempt's folder; none where it has no `metrics.jsonl` yet."""
     try:
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
-    # a line that is being written may be there in half
+    # The last line may be half written.
     records = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     curves = []
     for key, name in FIGURES.items():
         points = [(each["step"], each[key]) for each in records if _is_finite(each.get(key))]
         if points:
-            steps, values = zip(*_thinned(points), strict=True)
-            curves.append(Curve(name, list(steps), list(values)))
+            curves.append(Curve(name, *zip(*_averaged(points), strict=True)))
     return curves
-
-
-def draw(curve: Curve) -> Markup:
-    """The curve as an SVG element with its range at the axes; single values are dots."""
-    first, last = min(curve.steps), max(curve.steps)
-    low, high = min(curve.values), max(curve.values)
-    wide, tall = (last - first) or 1.0, (high - low) or 1.0
-    points = [
-        (
-            LEFT + (step - first) / wide * (WIDTH - LEFT - RIGHT),
-            TOP + (high - value) / tall * (HEIGHT - TOP - BOTTOM),
-        )
-        for step, value in zip(curve.steps, curve.values, strict=True)
-    ]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>' for x, y in points)
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{curve.name} over steps">',
-        f'<text class="title" x="{LEFT}" y="17">{curve.name}, last {curve.values[-1]:.4g}</text>',
-        f'<path class="axis" d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>',
-        f'<text class="end" x="{LEFT - 6}" y="{TOP + 5}">{high:.3g}</text>',
-        f'<text class="end" x="{LEFT - 6}" y="{HEIGHT - BOTTOM}">{low:.3g}</text>',
-        f'<text x="{LEFT}" y="{HEIGHT - 8}">step {first:.0f}</text>',
-        f'<text class="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}">{last:.0f}</text>',
-        f'<polyline class="curve" points="{path}"/>',
-        dots if len(points) <= 30 else "",
-        "</svg>",
-    ]
-    return Markup("".join(parts))  # noqa: S704  (numbers and names of ours)
 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _averaged(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most `POINTS` points: means of neighbours, each at the last step of its own."""
     size = math.ceil(len(points) / POINTS)
     pieces = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(piece[-1][0], sum(value for _, value in piece) / len(piece)) for piece in pieces]
+    return [(piece[-1][0], fmean(value for _, value in piece)) for piece in pieces]
 
 
-LEVELS = 9
-"""Shades of one hue, from the worst (0) to the best value of a column."""
-
-
-TRAINING = "training"
-
-
-MARKS = {
-    "waiting": "·",
-    "ready": "○",
-    "running": "▶",
-    "failed": "✕",
-    "skipped": "–",
-    "cancelled": "∅",
-}
-"""What stands for each state in place of a value; done trainings are ✓."""
-
-
-WORST_FIRST = ("failed", "cancelled", "skipped", "running", "ready", "waiting", "done")
+def draw(curve: Curve) -> str:
+    """The curve as an SVG element with its ranges at the axes; up to 30 points have dots."""
+    first, high = min(curve.steps), max(curve.values)
+    x_scale = (RIGHT - LEFT) / ((max(curve.steps) - first) or 1.0)
+    y_scale = (BOTTOM - TOP) / ((high - min(curve.values)) or 1.0)
+    points = [
+        (LEFT + (step - first) * x_scale, TOP + (high - value) * y_scale)
+        for step, value in zip(curve.steps, curve.values, strict=True)
+    ]
+    axes = {"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
+    return _render("curve.svg", curve=curve, points=points, width=WIDTH, height=HEIGHT, **axes)
 
 
 class Row(NamedTuple):
-    """A system under the names that reports give it; empty where it has no such name."""
+    """A row of the heat map: a system, by the names that reports give it."""
 
     system: str
     name: str
-    objective: str
-    teacher: str
+    objective: str = ""
+    teacher: str = ""
 
 
 class Seed(NamedTuple):
-    """One job of a place."""
+    """One job of a tile."""
 
     job_id: int
     label: str
     state: str
     note: str
-    """What the mark stands for, in words: `failed NAN`, `running 40%`."""
-
-    @property
-    def mark(self) -> str:
-        """The state as a sign."""
-        return MARKS.get(self.state, "✓")
+    """The state in words: `failed NAN`, `running 40%`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tile:
-    """A place of the map: the jobs of one row and column, one per seed."""
+class Tile(NamedTuple):
+    """A tile of the heat map: the jobs of one row and column, one per seed."""
 
     state: str
-    """The worst among its jobs'."""
+    """The worst state of its jobs."""
     seeds: tuple[Seed, ...]
-    value: float | None = None
+    value: float | None
     """Mean over the seeds that are done."""
-    done: int = 0
-    level: int | None = None
-    mark: str = ""
+    level: int | None
+    """Shade of the value, 0 to `LEVELS` - 1."""
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """The whole map; `tiles` has no entry where a row has no job in a column."""
+    """A sweep's grid; `tiles` has no entry where a row has no job in a column."""
 
     measure: str | None
     measures: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
     tiles: dict[tuple[Row, str], Tile]
-    others: dict[str, tuple[Seed, ...]] = field(default_factory=dict)
-    """Jobs that belong to no cell, by kind: what all runs share, and stages before the last."""
+    others: dict[str, list[Seed]] = field(default_factory=dict)
+    """Jobs of no cell, by kind: those that runs share, and stages before the last."""
 
 
-def heat_map(places: Sequence[OverviewRow], measure: str | None = None) -> HeatMap:
-    """The map of a sweep's jobs by one measure; without one, by nDCG where there is one."""
-    found = {name for place in places for name in place.means}
-    measures = tuple(sorted(found, key=lambda name: (not name.startswith("nDCG"), name)))
+def heat_map(found: Sequence[OverviewRow], measure: str | None = None) -> HeatMap:
+    """The heat map of a sweep's jobs by a measure; by default nDCG, if there is one."""
+    names = {name for job in found for name in job.means}
+    measures = tuple(sorted(names, key=lambda name: (not name.startswith("nDCG"), name)))
     chosen = measure if measure in measures else next(iter(measures), None)
     groups: dict[tuple[Row, str], list[OverviewRow]] = defaultdict(list)
-    others: dict[str, list[OverviewRow]] = defaultdict(list)
-    tested = {_row(place)[1:] for place in places if place.kind == "evaluate"}
-    for place in places:
-        row, column = _row(place), _column(place)
-        if column and (place.kind == "evaluate" or row[1:] in tested):
-            groups[row, column].append(place)
+    others: dict[str, list[Seed]] = defaultdict(list)
+    tested = {_row(job)[1:] for job in found if job.kind == "evaluate"}
+    for job in found:
+        row, column = _row(job), _column(job)
+        if column and (job.kind == "evaluate" or row[1:] in tested):
+            groups[row, column].append(job)
         else:
-            others[place.kind].append(place)
-    columns = tuple(dict.fromkeys(column for _, column in groups))
-    if TRAINING in columns:
-        columns = (TRAINING, *(name for name in columns if name != TRAINING))
-    values = {
-        key: [place.means[chosen] for place in group if chosen in place.means]
-        for key, group in groups.items()
-    }
-    ranges = {column: _range(values, column) for column in columns}
+            others[job.kind].append(_seed(job))
+    columns = dict.fromkeys(column for _, column in groups)
+    values: dict[str, dict[Row, float]] = {column: {} for column in columns}
+    for (row, column), group in groups.items():
+        if means := [job.means[chosen] for job in group if chosen in job.means]:
+            values[column][row] = fmean(means)
     return HeatMap(
         measure=chosen,
         measures=measures,
-        columns=columns,
+        columns=tuple(sorted(columns, key=lambda column: column != TRAINING)),
         rows=tuple(dict.fromkeys(row for row, _ in groups)),
-        tiles={key: _tile(group, values[key], ranges[key[1]]) for key, group in groups.items()},
-        others={kind: tuple(map(_seed, group)) for kind, group in others.items()},
+        tiles={
+            (row, column): _tile(group, values[column].get(row), values[column].values())
+            for (row, column), group in groups.items()
+        },
+        others=dict(others),
     )
 
 
-def _row(place: OverviewRow) -> Row:
-    labels = place.labels
-    system = str(labels.get("system") or "run")
+def _row(job: OverviewRow) -> Row:
+    def label(key: str, default: str = "") -> str:
+        return str(job.labels.get(key) or default)
+
+    system = label("system", "run")
     if system == "first_stage":
-        return Row(system, str(labels.get("first_stage") or "first stage"), "", "")
+        return Row(system, label("first_stage", "first stage"))
     if system == "teacher":
-        return Row(system, str(labels.get("teacher") or "teacher"), "", "")
-    return Row(
-        system, *(str(labels.get(key) or "") for key in ("backbone", "objective", "teacher"))
-    )
+        return Row(system, label("teacher", "teacher"))
+    return Row(system, label("backbone"), label("objective"), label("teacher"))
 
 
-def _column(place: OverviewRow) -> str | None:
-    if place.kind == "evaluate":
-        return str(place.labels.get("collection") or "")
-    is_cell = place.kind == "train" and "backbone" in place.labels and "trial" not in place.labels
+def _column(job: OverviewRow) -> str | None:
+    if job.kind == "evaluate":
+        return str(job.labels.get("collection") or "")
+    is_cell = job.kind == "train" and "backbone" in job.labels and "trial" not in job.labels
     return TRAINING if is_cell else None
 
 
-def _range(values: dict[tuple[Row, str], list[float]], column: str) -> tuple[float, float]:
-    found = [fmean(group) for (_, name), group in values.items() if name == column and group]
-    return (min(found), max(found)) if found else (0.0, 0.0)
-
-
-def _tile(group: Iterable[OverviewRow], values: list[float], between: tuple[float, float]) -> Tile:
+def _tile(group: list[OverviewRow], value: float | None, column: Collection[float]) -> Tile:
     seeds = tuple(map(_seed, group))
-    state = min((seed.state for seed in seeds), key=WORST_FIRST.index)
-    low, high = between
-    value = fmean(values) if values else None
-    share = (value - low) / (high - low) if value is not None and high > low else 1.0
-    return Tile(
-        state=state,
-        seeds=seeds,
-        value=value,
-        done=sum(seed.state == "done" for seed in seeds),
-        level=None if value is None else round(share * (LEVELS - 1)),
-        mark=MARKS.get(state, "✓"),
-    )
+    level = None
+    if value is not None:
+        low, high = min(column), max(column)
+        level = round((value - low) / (high - low) * (LEVELS - 1)) if high > low else LEVELS - 1
+    states = {seed.state for seed in seeds}
+    return Tile(next(state for state in MARKS if state in states), seeds, value, level)
 
 
-def _seed(place: OverviewRow) -> Seed:
-    progress = place.progress or {}
-    note = f"{place.state} {place.failure or ''}".strip()
-    if place.state == "running" and progress.get("total"):
+def _seed(job: OverviewRow) -> Seed:
+    progress = job.progress or {}
+    note = f"{job.state} {job.failure or ''}".strip()
+    if job.state == "running" and progress.get("total"):
         note += f" {100 * progress['done'] // progress['total']:.0f}%"
-    seed = place.labels.get("seed")
-    return Seed(place.job_id, str(seed) if seed is not None else place.name, place.state, note)
-
-
-log = logging.getLogger(__name__)
-
-
-TAIL_BYTES = 32_000
-
-
-SHOWN = ("metrics.jsonl", "trials.json")
-"""What a job's page reads of an attempt's folder."""
-
-
-WHOLE_LOG_BYTES = 5_000_000
-
-
-LISTED = 1_000
-
-
-EVENTS = 200
-
-
-REFRESH_S = 15
+    seed = job.labels.get("seed")
+    return Seed(job.job_id, str(seed) if seed is not None else job.name, job.state, note)
 
 
 @dataclass(frozen=True)
 class Site:
-    """Answers requests; `engine` should be read-only, and `store` need not be there."""
+    """Answers requests; `engine` should be read-only, and `store` may be missing."""
 
     engine: Engine
     store: Store
     database: str
-    """What the pages call the database."""
+    """The database's name on the pages."""
 
     def respond(self, request: Request) -> Answer:
-        """The answer to a request; an error becomes a page that says what was wrong."""
+        """The answer to a request; an error becomes a page with its message."""
         try:
             match request.parts:
                 case ():
                     return self._index()
                 case ("style.css",):
-                    return Answer(templates().get_template("style.css.j2").render(), "text/css")
+                    return Answer(_render("style.css"), "text/css")
                 case ("metrics",):
                     return Answer(as_text(self.engine), PROMETHEUS)
                 case ("sweep", name):
                     return self._sweep(name, request.options.get("measure"))
                 case ("sweep", name, "jobs"):
                     return self._jobs(name, request.options)
-                case ("job", number):
-                    return self._job(number, request.options.get("attempt"))
-                case ("job", number, "log"):
-                    return self._log(number, request.options.get("attempt"))
+                case ("job", job):
+                    return self._job(job, request.options.get("attempt"))
+                case ("job", job, "log"):
+                    return self._log(job, request.options.get("attempt"))
             return _message("There is no such page.", HTTPStatus.NOT_FOUND)
         except ConfigError as error:
             return _message(str(error), HTTPStatus.NOT_FOUND)
         except XsweepError as error:
             return _message(str(error), HTTPStatus.SERVICE_UNAVAILABLE)
         except Exception:
-            # the terminal is the user's own; a browser is told nothing of the inside
+            # Details go to the user's own terminal only.
             log.exception("a page failed")
-            told = "This page failed; the terminal of xsweep serve says why."
-            return _message(told, HTTPStatus.INTERNAL_SERVER_ERROR)
+            message = "This page failed; the terminal of xsweep serve shows the error."
+            return _message(message, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _index(self) -> Answer:
         found = status.summary(self.engine)
-        open_sweeps = any(count(sweep, OPEN) for sweep in found.sweeps)
         return _page(
             "index",
-            refresh=open_sweeps,
+            refresh=any(count(sweep, OPEN) for sweep in found.sweeps),
             found=found,
             progress={sweep.id: progress_text(sweep, found) for sweep in found.sweeps},
             database=self.database,
-            states=[state for state in (*MARKS, "done") if _has(found, state)],
+            states=[
+                state for state in MARKS if any(count(each, (state,)) for each in found.sweeps)
+            ],
         )
 
     def _sweep(self, name: str, measure: str | None) -> Answer:
@@ -356,50 +298,57 @@ class Site:
             sweep=sweep,
             found=found,
             progress=progress_text(sweep, found),
-            map=heat_map(overview(self.engine, sweep.id), measure),
+            map=heat_map(status.overview(self.engine, sweep.id), measure),
             marks=MARKS,
         )
 
     def _jobs(self, name: str, options: dict[str, str]) -> Answer:
         state, kind = options.get("state") or None, options.get("kind") or None
         [sweep] = status.summary(self.engine, name).sweeps
-        rows = status.list_jobs(self.engine, sweep.id, limit=LISTED, state=state, kind=kind)
-        return _page("jobs", sweep=sweep, rows=rows, limit=LISTED, state=state, kind=kind)
+        rows = status.list_jobs(self.engine, sweep.id, limit=LISTED_JOBS, state=state, kind=kind)
+        return _page("jobs", sweep=sweep, rows=rows, limit=LISTED_JOBS, state=state, kind=kind)
 
-    def _job(self, number: str, attempt: str | None) -> Answer:
-        found = jobs.explain(self.engine, _number(number), compare=False)
-        shown = _attempt(found, attempt)
-        folder = self._results(shown.folder) if shown and shown.folder else None
+    def _job(self, job: str, token: str | None) -> Answer:
+        found, attempt = self._attempt(job, token)
+        folder = self._results(attempt.folder) if attempt and attempt.folder else None
         return _page(
             "job",
             refresh=found.state == "running",
             job=found,
-            shown=shown,
-            events=events.history(self.engine, job_id=found.job_id, latest=EVENTS),
+            attempt=attempt,
+            events=events.history(self.engine, job_id=found.job_id, latest=LISTED_EVENTS),
             trials=_trials(found, folder) if folder else [],
             curves=[draw(curve) for curve in read_curves(folder)] if folder else [],
-            tail=self._tail(shown, TAIL_BYTES),
+            tail=self._tail(attempt, TAIL_BYTES),
             spec=json.dumps(found.spec, indent=1),
         )
 
-    def _log(self, number: str, attempt: str | None) -> Answer:
-        found = jobs.explain(self.engine, _number(number), compare=False)
-        return Answer(self._tail(_attempt(found, attempt), WHOLE_LOG_BYTES) or "", TEXT)
+    def _log(self, job: str, token: str | None) -> Answer:
+        _, attempt = self._attempt(job, token)
+        return Answer(self._tail(attempt, WHOLE_LOG_BYTES) or "", TEXT)
+
+    def _attempt(self, job: str, token: str | None) -> tuple[jobs.Explanation, AttemptRow | None]:
+        """A job, and its attempt with that token; without one, its last attempt."""
+        found = jobs.explain(self.engine, job, compare=False)
+        attempts = [each for each in found.attempts if not token or str(each.token) == token]
+        if token and not attempts:
+            raise ConfigError(f"{found.name!r} has no attempt {token}")
+        return found, attempts[-1] if attempts else None
 
     def _results(self, name: str) -> Path:
-        """A folder that has what a page shows of an attempt's."""
+        """A local folder with the files of an attempt's folder that pages read."""
         folder = self.store.resolve(name)
-        copies = [self.store.fetch_file(f"{name}/{each}") for each in SHOWN]
+        copies = [self.store.fetch_file(f"{name}/{each}") for each in READ_FILES]
         return next((copy.parent for copy in copies if copy.exists()), folder)
 
-    def _tail(self, shown: Any, size_bytes: int) -> str | None:
-        """The end of an attempt's log, from the beginning of a line on; None where there is none.
+    def _tail(self, attempt: AttemptRow | None, size_bytes: int) -> str | None:
+        """The last lines of an attempt's log; None where there is none.
 
-        Links are followed before the place is checked: none leads out of the store.
+        Links are followed before the path is checked: none may lead out of the store.
         """
-        if shown is None or not shown.log:
+        if attempt is None or not attempt.log:
             return None
-        path = self.store.fetch_file(shown.log)
+        path = self.store.fetch_file(attempt.log)
         if not path.resolve().is_relative_to(self.store.root.resolve()) or not path.is_file():
             return None
         with path.open("rb") as file:
@@ -409,14 +358,24 @@ class Site:
         return text.partition("\n")[2] if start else text
 
 
+def _trials(found: jobs.Explanation, folder: Path) -> list[dict[str, Any]]:
+    """A search's trials with their jobs, the best first; none for other jobs."""
+    try:
+        trials = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    ids = {parent.role: parent.job_id for parent in found.parents}
+    trials.sort(key=lambda each: math.inf if each["validation"] is None else -each["validation"])
+    return [{**each, "job_id": ids.get(each["trial"], found.job_id)} for each in trials]
+
+
 @cache
-def templates() -> "Environment":
-    """The templates, which escape everything that is not marked as HTML of ours."""
+def _templates() -> "Environment":
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-    folders = ("xsweep.orchestrator.serve", "xsweep.orchestrator.report")
+    packages = ("xsweep.orchestrator.serve", "xsweep.orchestrator.report")
     environment = Environment(
-        loader=ChoiceLoader([PackageLoader(name, ".") for name in folders]),
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -427,48 +386,17 @@ def templates() -> "Environment":
     return environment
 
 
+def _clock(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _render(name: str, **values: Any) -> str:
+    return _templates().get_template(f"{name}.j2").render(**values)
+
+
 def _page(name: str, *, refresh: bool = False, **values: Any) -> Answer:
-    seconds = REFRESH_S if refresh else None
-    return Answer(templates().get_template(f"{name}.html.j2").render(refresh_s=seconds, **values))
+    return Answer(_render(f"{name}.html", refresh_s=REFRESH_S if refresh else None, **values))
 
 
 def _message(text: str, code: HTTPStatus) -> Answer:
     return _page("message", text=text, code=code)._replace(status=code)
-
-
-def _number(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise ConfigError(f"{text!r} is not the number of a job")
-    return int(text)
-
-
-def _trials(found: jobs.Explanation, folder: Path) -> list[dict[str, Any]]:
-    """What a search compared, with each trial's job; empty for other jobs."""
-    try:
-        trials = json.loads((folder / "trials.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    ids = {parent.role: parent.job_id for parent in found.parents}
-    best_first = sorted(trials, key=_lost_by)
-    return [{**trial, "job_id": ids.get(trial["trial"], found.job_id)} for trial in best_first]
-
-
-def _lost_by(trial: dict[str, Any]) -> float:
-    validation = trial["validation"]
-    return math.inf if validation is None else -validation
-
-
-def _attempt(found: jobs.Explanation, token: str | None) -> Any:
-    """The attempt of that number; without one, the last."""
-    tries = [each for each in found.attempts if token in (None, "", str(each.token))]
-    if token and not tries:
-        raise ConfigError(f"{found.name!r} has no attempt {token}")
-    return tries[-1] if tries else None
-
-
-def _has(found: status.Summary, state: str) -> bool:
-    return any(count(sweep, (state,)) for sweep in found.sweeps)
-
-
-def _clock(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")

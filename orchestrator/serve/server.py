@@ -1,7 +1,7 @@
-"""An HTTP server for one machine's own browser: loopback only, GET only, nothing that writes.
+"""A read-only HTTP server for the browser on the same machine: loopback, GET and HEAD only.
 
-A page of another site that runs in the same browser may reach loopback addresses, too (DNS
-rebinding): its requests name another host, and are refused.
+A page of another site in the same browser can reach loopback addresses (DNS rebinding), but its
+requests name another host and are refused.
 """
 
 import logging
@@ -14,16 +14,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 log = logging.getLogger(__name__)
 
-
 LOOPBACK = "127.0.0.1"
-
+HOSTS = (LOOPBACK, "localhost", "[::1]")
 
 IDLE_S = 10.0
-"""How long a client may take to send its request."""
-
-
-NAMES = ("127.0.0.1", "localhost", "[::1]")
-
+"""Time within which a client must send its request."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -33,23 +28,19 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-
-
 HTML = "text/html; charset=utf-8"
-
-
 TEXT = "text/plain; charset=utf-8"
 
 
 class Request(NamedTuple):
-    """What was asked for: the parts of the path, decoded, and the last value of each option."""
+    """A request: the decoded parts of its path, and the last value of each option."""
 
     parts: tuple[str, ...]
     options: dict[str, str]
 
 
 class Answer(NamedTuple):
-    """A whole answer."""
+    """A complete response."""
 
     body: str
     type: str = HTML
@@ -60,9 +51,9 @@ Respond = Callable[[Request], Answer]
 
 
 def open_server(respond: Respond, port: int) -> ThreadingHTTPServer:
-    """A server on 127.0.0.1, port 0 for any free one; `serve_forever` makes it work.
+    """A server on 127.0.0.1 at a port, 0 for any free one; `serve_forever` starts it.
 
-    `respond` is called in a thread per request. Raises OSError where the port is taken.
+    It calls `respond` in one thread per request. Raises OSError where the port is in use.
     """
     handler = type("Handler", (_Handler,), {"respond": staticmethod(respond)})
     server = ThreadingHTTPServer((LOOPBACK, port), handler)
@@ -77,7 +68,9 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        if not self._is_ours():
+        assert isinstance(self.server, ThreadingHTTPServer)
+        port = self.server.server_port
+        if self.headers.get("Host", "").lower() not in {f"{host}:{port}" for host in HOSTS}:
             refusal = "This page answers to 127.0.0.1 and localhost only.\n"
             self._send(Answer(refusal, TEXT, HTTPStatus.MISDIRECTED_REQUEST))
             return
@@ -90,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def __getattr__(self, name: str) -> Callable[[], None]:
-        # http.server looks for a method per verb; none but the two above is there
+        # http.server calls a method per verb; all others are refused here.
         if name.startswith("do_"):
             return self._refuse_verb
         raise AttributeError(name)
@@ -98,12 +91,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _refuse_verb(self) -> None:
         self.close_connection = True
         self._send(Answer("Only GET and HEAD.\n", TEXT, HTTPStatus.METHOD_NOT_ALLOWED))
-
-    def _is_ours(self) -> bool:
-        assert isinstance(self.server, ThreadingHTTPServer)
-        port = self.server.server_port
-        host = self.headers.get("Host", "").lower()
-        return host in {f"{name}:{port}" for name in NAMES}
 
     def _send(self, answer: Answer) -> None:
         body = answer.body.encode()
@@ -114,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Allow", "GET, HEAD")
         self.send_header("Content-Type", answer.type)
         self.send_header("Content-Length", str(len(body)))
-        # A browser that has gone elsewhere meanwhile is no error of ours.
+        # A browser that closed the connection meanwhile is no error.
         with suppress(BrokenPipeError, ConnectionResetError):
             self.end_headers()
             if self.command != "HEAD":

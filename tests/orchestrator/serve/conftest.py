@@ -1,4 +1,4 @@
-"""A half-done sweep and a server over it."""
+"""A half-done sweep and a server that shows it."""
 
 from collections.abc import Iterator
 from pathlib import Path

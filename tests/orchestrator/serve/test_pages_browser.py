@@ -1,4 +1,4 @@
-"""The pages as a real browser shows them."""
+"""The pages in a real browser."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def count(pixels: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((np.abs(pixels - colour).max(axis=2) < 8).sum())
 
 
-def test_the_heat_map_shows_good_values_and_failures_in_colours_that_all_tell_apart(
+def test_the_heat_map_colours_good_values_blue_and_failures_vermilion(
     served: Served, tmp_path: Path
 ) -> None:
     pixels = screen(served, "/sweep/small", tmp_path)
@@ -34,7 +34,7 @@ def test_the_heat_map_shows_good_values_and_failures_in_colours_that_all_tell_ap
     assert (pixels[:, -8:] > 250).all(), "nothing is cut at the right edge"
 
 
-def test_a_jobs_page_draws_its_curves(served: Served, tmp_path: Path) -> None:
+def test_the_page_of_a_job_draws_its_curves(served: Served, tmp_path: Path) -> None:
     page = f"/job/{served.ids['train L6 infonce bm25 s2']}"
     pixels = screen(served, page, tmp_path)
     assert count(pixels[150:600], BLUE) > 500

@@ -1,4 +1,4 @@
-"""Who is answered, and what an answer may carry."""
+"""Requests that are refused, and contents that no answer has."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ def test_only_get_and_head_are_answered(served: Served, verb: str) -> None:
     assert (head.status, head.text) == (200, "")
 
 
-def test_a_page_of_another_host_is_refused_whatever_address_it_resolves_to(
+def test_requests_for_other_host_names_are_refused(
     served: Served,
 ) -> None:
     port = served.url.rpartition(":")[2]
@@ -37,7 +37,7 @@ def test_a_page_of_another_host_is_refused_whatever_address_it_resolves_to(
         assert served.get("/", host=host).status == 200, host
 
 
-def test_it_listens_on_loopback_only(served: Served) -> None:
+def test_the_server_listens_on_loopback_only(served: Served) -> None:
     port = int(served.url.rpartition(":")[2])
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     listening = [line.split() for line in lines]
@@ -46,7 +46,7 @@ def test_it_listens_on_loopback_only(served: Served) -> None:
     assert f"00000000:{port:04X}" not in addresses
 
 
-def test_nothing_from_elsewhere_is_loaded_and_nothing_is_run(served: Served) -> None:
+def test_pages_load_nothing_from_elsewhere_and_run_no_script(served: Served) -> None:
     for path in ("/", "/sweep/small", "/sweep/small/jobs", f"/job/{served.ids[TRAINING]}"):
         reply = served.get(path)
         assert reply.status == 200
@@ -81,15 +81,15 @@ def test_reasons_and_logs_are_escaped(served: Served) -> None:
         ("/job/" + "9" * 40, 404),
     ],
 )
-def test_what_is_not_there_is_a_page_that_says_so(served: Served, path: str, status: int) -> None:
+def test_an_unknown_path_is_a_page_with_status_404(served: Served, path: str, status: int) -> None:
     reply = served.get(path)
     assert reply.status == status
     assert "Traceback" not in reply.text
     assert "root:" not in reply.text
 
 
-def damaged(served_from: tuple[str, Path], job_id: int, log: str) -> None:
-    """Let the job table name another log for the job's attempts."""
+def change_log(served_from: tuple[str, Path], job_id: int, log: str) -> None:
+    """Change the log of the job's attempts in the job table."""
     from sqlalchemy import update
 
     engine = connect(served_from[0])
@@ -107,19 +107,19 @@ def test_no_path_in_the_job_table_leads_out_of_the_store(
     with Serving(*half_done_sweep) as served:
         job = served.ids["evaluate L3 infonce bm25 s1 [apidocs/test]"]
         for log in (f"../../../../../../..{secret}", str(secret), "link.log"):
-            damaged(half_done_sweep, job, log)
+            change_log(half_done_sweep, job, log)
             for path in (f"/job/{job}", f"/job/{job}/log"):
                 assert "root:x" not in served.get(path).text, log
 
 
-def test_a_slow_client_keeps_nobody_waiting(served: Served) -> None:
+def test_a_slow_client_does_not_block_others(served: Served) -> None:
     address = served.url.removeprefix("http://").split(":")
     with socket.create_connection((address[0], int(address[1]))) as silent:
         silent.sendall(b"GET / HTTP/1.1\r\n")
         assert served.get("/").status == 200
 
 
-def test_the_database_that_went_away_is_a_page(tmp_path: Path) -> None:
+def test_a_missing_database_is_an_error_page(tmp_path: Path) -> None:
     from served_sweep import half_done
 
     url, store = half_done(tmp_path)
@@ -133,7 +133,7 @@ def test_the_database_that_went_away_is_a_page(tmp_path: Path) -> None:
     assert "Traceback" not in reply.text
 
 
-def test_the_command_says_where_it_is_and_which_port_is_taken(
+def test_the_command_prints_its_address_and_refuses_a_port_in_use(
     half_done_sweep: tuple[str, Path], tmp_path: Path
 ) -> None:
     environment = {**os.environ, "XSWEEP_DB": half_done_sweep[0], "XSWEEP_STORE": str(tmp_path)}
@@ -153,10 +153,10 @@ def test_the_command_says_where_it_is_and_which_port_is_taken(
     assert "choose another --port" in taken.stderr
     running.terminate()
     running.communicate(timeout=20)
-    assert not list(tmp_path.iterdir()), "looking writes nothing"
+    assert not list(tmp_path.iterdir()), "serving writes nothing"
 
 
-def test_the_password_of_a_database_is_on_no_page(postgresql_url: str, tmp_path: Path) -> None:
+def test_no_page_shows_the_password_of_the_database(postgresql_url: str, tmp_path: Path) -> None:
     from job_table import study, submit
 
     from xsweep.db.engine import redacted
