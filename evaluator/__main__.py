@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xsweep.errors import ConfigError, XsweepError
-from xsweep.evaluator import scoring
 from xsweep.evaluator.jobs import run_job
+from xsweep.evaluator.scoring import PARTIAL_FOLDER
 
 USAGE = "usage: python -m xsweep.evaluator SPEC.json OUT"
 
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     source, out = Path(arguments[0]), Path(arguments[1])
     try:
         job = _read(source)
-        if out.is_dir() and {path.name for path in out.iterdir()} - {scoring.FOLDER}:
+        if out.is_dir() and {path.name for path in out.iterdir()} - {PARTIAL_FOLDER}:
             raise ConfigError(f"{out} is not empty: name a new folder")
         out.mkdir(parents=True, exist_ok=True)
         run_job(job["kind"], job["spec"], job.get("inputs", {}), out, _show)

@@ -1,39 +1,46 @@
-"""What this machine's CPU can do; cheap to import (no torch).
-
-When memory ran out: on a GPU PyTorch has an error of its own for it, on a CPU it has not.
-"""
+"""CPU features, and out-of-memory errors of GPUs and CPUs; importing it does not load torch."""
 
 import ctypes
+import platform
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
+"""Messages of PyTorch's allocator, and of oneDNN without memory for a product's code."""
+
 
 @cache
-def bf16_units() -> tuple[str, ...]:
-    """The instruction sets that multiply bf16 numbers, as Linux names them; empty without any."""
+def _cpuinfo(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return ()
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    return tuple(sorted({"avx512_bf16", "amx_bf16"}.intersection(flags)))
+        return ""
+    values = (line.split(":", 1)[1].strip() for line in lines if line.startswith(field))
+    return next(values, "")
 
 
-OF_A_CPU = ("DefaultCPUAllocator", "could not create a primitive")
-"""What PyTorch's allocator says, and oneDNN where it gets no memory for a product's code."""
+def cpu_model() -> str:
+    """The CPU's model name, else its architecture."""
+    return _cpuinfo("model name") or platform.machine()
+
+
+def bf16_units() -> tuple[str, ...]:
+    """The instruction sets that multiply bf16 numbers, by Linux's names; empty without any."""
+    return tuple(sorted({"avx512_bf16", "amx_bf16"}.intersection(_cpuinfo("flags").split())))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory left, or a CPU, as its libraries say it."""
+    """True for errors of a GPU or CPU without enough memory, also those without an own class."""
     import torch
 
-    is_named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_named or any(words in str(error) for words in OF_A_CPU)
+    has_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return has_class or any(message in str(error) for message in CPU_OUT_OF_MEMORY)
 
 
 def release_freed_memory() -> None:
-    """Gives back what was freed but kept for the next pass, so that other sizes find room."""
+    """Returns cached free memory to the device and the system, so that other sizes find room."""
     import torch
 
     torch.cuda.empty_cache()

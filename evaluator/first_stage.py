@@ -1,16 +1,9 @@
 """First stages: each judged query's best documents, which every later scorer re-ranks.
 
-BM25 is Lucene's variant by bm25s over title and text, with Snowball stems and stop words. Ties
-break as trec_eval breaks them, at the cut too, so that candidates never depend on sorting luck.
-Models as first stages are in `xsweep.evaluator.first_stage`.
-
-First stages that are models: dense vectors of a bi-encoder, sparse ones of a SPLADE model.
-
-Exact retrieval with vectors: every document is scored for every query, a chunk at a time.
-
-Only the best documents so far are kept, so memory does not grow with the collection.
-
-How BM25 cuts texts into words: bm25s' way with Snowball stems, or Lucene's English analysis.
+BM25 is Lucene's variant by bm25s over title and text, with Snowball stems and stop words or with
+Lucene's English analysis. Bi-encoders and SPLADE models search exactly: every document is scored
+for every query, a chunk at a time, so memory does not grow with the collection. Ties break as in
+trec_eval, at the cut too, so candidates never depend on the order of sorting.
 """
 
 import json
@@ -26,11 +19,12 @@ import torch
 
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator import provenance
-from xsweep.evaluator.data import load_collection
+from xsweep.evaluator.data import irds, load_collection
 from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.data.files import checked, write_text
 from xsweep.evaluator.data.readers import read_texts
 from xsweep.evaluator.data.trec import (
+    Qrels,
     Run,
     line_of,
     read_qrels,
@@ -40,137 +34,20 @@ from xsweep.evaluator.data.trec import (
     write_run,
 )
 from xsweep.evaluator.measures import evaluate_run, mean
+from xsweep.evaluator.models import bi_encoder, splade
+from xsweep.evaluator.models.tokenizer import tokenize
+from xsweep.evaluator.scoring import choose_precision
 from xsweep.evaluator.specs import (
     Bm25Spec,
     CandidatesSpec,
     DenseSpec,
     IrdsSpec,
     RunSpec,
+    ScoredDocsSpec,
     SpladeSpec,
 )
 
 TEXTS_PER_CHUNK = 4096
-
-
-ScoreTexts = Callable[[Sequence[str]], np.ndarray]
-"""Scores float32[texts, queries] of some documents for all queries."""
-
-
-def retrieve(
-    collection: Collection,
-    queries: Mapping[str, str],
-    score: ScoreTexts,
-    depth: int,
-    *,
-    positive_only: bool = False,
-    report: Callable[..., object] | None = None,
-) -> tuple[Run, int]:
-    """The `depth` best documents of each query, and the number of documents.
-
-    Ties break by document id descending, at the cut too. With `positive_only` documents that score
-    0 or less are left out. The collection is read twice: for its ids, then for its texts.
-    """
-    doc_ids = [doc_id for doc_id, _ in collection.documents()]
-    if not doc_ids:
-        raise DataError(f"collection {collection.name!r} has no documents to retrieve")
-    id_rank = rank_ids(doc_ids)
-    kept = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
-    texts = (text for _, text in collection.documents())
-    for start in range(0, len(doc_ids), TEXTS_PER_CHUNK):
-        chunk = list(islice(texts, TEXTS_PER_CHUNK))
-        scores_QC = np.ascontiguousarray(score(chunk).T)
-        for place, scores_C in enumerate(scores_QC):
-            rows, scores = kept[place]
-            new = best_rows(
-                scores_C, id_rank[start : start + len(chunk)], depth, positive_only=positive_only
-            )
-            rows = np.concatenate((rows, start + new))
-            scores = np.concatenate((scores, scores_C[new]))
-            order = best_rows(scores, id_rank[rows], depth, positive_only=positive_only)
-            kept[place] = rows[order], scores[order]
-        if report:
-            report(start + len(chunk), len(doc_ids))
-    run = {
-        query_id: {doc_ids[row]: score for row, score in zip(rows, scores.tolist(), strict=True)}
-        for query_id, (rows, scores) in zip(queries, kept, strict=True)
-        if len(rows)
-    }
-    return run, len(doc_ids)
-
-
-def rank_ids(doc_ids: Sequence[str]) -> np.ndarray:
-    """int64[documents]: each id's place among the sorted ids, so that ties compare numbers."""
-    id_rank = np.empty(len(doc_ids), dtype=np.int64)
-    id_rank[np.argsort(np.array(doc_ids, dtype=object))] = np.arange(len(doc_ids))
-    return id_rank
-
-
-def best_rows(
-    scores: np.ndarray, id_rank: np.ndarray, depth: int, *, positive_only: bool
-) -> np.ndarray:
-    """Rows of the `depth` best scores, best first, ties by id descending."""
-    rows = np.arange(len(scores))
-    if depth < len(scores):
-        rows = np.flatnonzero(scores >= np.partition(scores, -depth)[-depth])
-    if positive_only:
-        rows = rows[scores[rows] > 0]
-    return rows[np.lexsort((-id_rank[rows], -scores[rows]))][:depth]
-
-
-def dense(
-    collection: Collection,
-    queries: Mapping[str, str],
-    settings: DenseSpec,
-    depth: int,
-    report: Callable[..., object] | None = None,
-) -> tuple[Run, int]:
-    """The best documents by the cosine (or dot product) of embeddings, and how many there are."""
-    from xsweep.evaluator.models import bi_encoder
-    from xsweep.evaluator.models.tokenizer import tokenize
-    from xsweep.evaluator.scoring import choose_precision
-
-    encoder = bi_encoder.load_bi_encoder(settings.model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.model.to(device)  # type: ignore[arg-type]
-    dtype, _ = choose_precision(settings.precision, device)
-
-    def embed(texts: Sequence[str], prefix: str, max_tokens: int) -> np.ndarray:
-        ids = tokenize(encoder.tokenizer, [prefix + text for text in texts], max_tokens)
-        unit = settings.similarity == "cosine"
-        return bi_encoder.embed(encoder, ids, settings.batch_tokens, dtype, unit=unit)[0]
-
-    queries_QH = embed(list(queries.values()), settings.query_prefix, settings.query_tokens)
-
-    def score(texts: Sequence[str]) -> np.ndarray:
-        return embed(texts, settings.document_prefix, settings.document_tokens) @ queries_QH.T
-
-    return retrieve(collection, queries, score, depth, report=report)
-
-
-def splade(
-    collection: Collection,
-    queries: Mapping[str, str],
-    settings: SpladeSpec,
-    depth: int,
-    report: Callable[..., object] | None = None,
-) -> tuple[Run, int]:
-    """The best documents by the products of word weights, and how many there are.
-
-    Documents that share no word with a query are left out.
-    """
-    from xsweep.evaluator.models.splade import encode, load_splade
-
-    model = load_splade(settings.model)
-    model.model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
-    weigh = partial(encode, model, batch_tokens=settings.batch_tokens, precision=settings.precision)
-    queries_QV = weigh(list(queries.values()), settings.query_tokens)
-
-    def score(texts: Sequence[str]) -> np.ndarray:
-        documents_CV = weigh(texts, settings.document_tokens)
-        return np.asarray((documents_CV @ queries_QV.T).toarray(), dtype=np.float32)
-
-    return retrieve(collection, queries, score, depth, positive_only=True, report=report)
-
 
 LUCENE_STOP_WORDS = frozenset(
     [
@@ -179,14 +56,155 @@ LUCENE_STOP_WORDS = frozenset(
         *("these", "they", "this", "to", "was", "will", "with"),
     ]
 )
-
-
 _WORD = re.compile(r"\w+(?:['’.]\w+)*")
 """Unicode's word boundaries as far as they matter in English: `don't` and `3.14` stay whole."""
 
+Report = Callable[..., object]
+
+
+class Candidates(NamedTuple):
+    """The content of a candidates folder."""
+
+    queries: dict[str, str]
+    qrels: Qrels
+    run: Run
+
+
+def read_candidates(folder: Path) -> Candidates:
+    """Reads a folder that `prepare_candidates` wrote."""
+    return Candidates(
+        queries=dict(read_texts(folder / "queries.jsonl.gz")),
+        qrels=read_qrels(folder / "qrels.txt"),
+        run=read_run(folder / "candidates.run.gz"),
+    )
+
+
+def prepare_candidates(spec: CandidatesSpec, out: Path, report: Report | None = None) -> None:
+    """Job prepare/candidates: the run of the judged queries, cut at `depth`, and its recall.
+
+    Raises DataError where a given run names documents that the collection does not have.
+    """
+    origin = provenance.collect(spec.model_dump(mode="json"))
+    collection = load_collection(spec.collection)
+    queries, qrels = collection.queries, collection.qrels
+    judged = {query_id: text for query_id, text in queries.items() if query_id in qrels}
+    if not judged:
+        raise DataError(f"collection {collection.name!r} has no judged queries")
+    run, documents = _first_stage(spec, collection, judged, report)
+    if not run:
+        raise DataError(f"collection {collection.name!r}: the first stage finds nothing at all")
+    write_run(out / "candidates.run.gz", run, tag=spec.first_stage.type)
+    write_qrels(out / "qrels.txt", {query_id: qrels[query_id] for query_id in judged})
+    with write_text(out / "queries.jsonl.gz") as write:
+        for query_id, text in judged.items():
+            write(json.dumps({"id": query_id, "text": text}, ensure_ascii=False) + "\n")
+    recall = f"R@{spec.depth}"
+    summary = {
+        "queries": len(queries),
+        "judged_queries": len(judged),
+        "documents": documents,
+        "candidates": sum(len(scores) for scores in run.values()),
+        "recall": {recall: mean(evaluate_run(qrels, run, [recall])[recall])},
+        "order": getattr(spec.first_stage, "order", "score"),
+        "queries_without_candidates": len(judged.keys() - run.keys()),
+    }
+    provenance.seal(out, origin, summary)
+
+
+def _first_stage(
+    spec: CandidatesSpec,
+    collection: Collection,
+    judged: Mapping[str, str],
+    report: Report | None,
+) -> tuple[Run, int]:
+    """The run of the judged queries and the number of documents."""
+    match spec.first_stage:
+        case Bm25Spec() as settings:
+            documents = list(collection.documents())
+            return search(documents, judged, settings, spec.depth), len(documents)
+        case DenseSpec() as settings:
+            return _dense(collection, judged, settings, spec.depth, report)
+        case SpladeSpec() as settings:
+            return _splade(collection, judged, settings, spec.depth, report)
+        case RunSpec() as given:
+            run = read_run(checked(given.file), given.order)
+            return _cut(spec, collection, judged, run, given.file.path)
+        case ScoredDocsSpec():
+            if not isinstance(spec.collection, IrdsSpec):
+                raise ConfigError(
+                    "scoreddocs come with ir_datasets collections only: use BM25 or a run"
+                )
+            return _cut(spec, collection, judged, irds.scored_docs(spec.collection), "scoreddocs")
+
+
+def _cut(
+    spec: CandidatesSpec, collection: Collection, judged: Mapping[str, str], run: Run, source: str
+) -> tuple[Run, int]:
+    """The best `depth` documents of a given run, after checking that the collection has them."""
+    cut = {
+        query_id: dict(sort_docs(run[query_id])[: spec.depth])
+        for query_id in judged
+        if query_id in run
+    }
+    if not cut:
+        raise DataError(f"{source}: has none of the judged queries of {collection.name!r}")
+    unknown, count = _unknown(collection, {doc for scores in cut.values() for doc in scores})
+    if unknown:
+        doc_id = min(unknown)
+        is_file = isinstance(spec.first_stage, RunSpec)
+        place = f"{source}:{line_of(source, doc_id)}" if is_file else source
+        raise DataError(
+            f"{place}: {len(unknown)} of its documents, such as {doc_id!r}, are not in "
+            f"collection {collection.name!r}: run and documents must belong together"
+        )
+    return cut, count
+
+
+def _unknown(collection: Collection, doc_ids: set[str]) -> tuple[set[str], int]:
+    """The documents that a collection does not have, and the number of those that it has."""
+    if collection.lookup:
+        unknown = doc_ids - collection.lookup(doc_ids).keys()
+        if (known := collection.count()) is not None:
+            return unknown, known
+    unknown, count = set(doc_ids), 0
+    for doc_id, _ in collection.documents():
+        unknown.discard(doc_id)
+        count += 1
+    return unknown, count
+
+
+def search(
+    documents: Sequence[tuple[str, str]], queries: Mapping[str, str], settings: Bm25Spec, depth: int
+) -> Run:
+    """The `depth` best (id, text) documents of each query by BM25.
+
+    Documents that share no word with a query are left out, and queries that find nothing.
+    """
+    import bm25s
+
+    doc_ids, texts = zip(*documents, strict=True)
+    words = _words(texts, settings)
+    if not any(words):
+        raise DataError("the documents have no words to index")
+    index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b)
+    index.index(words, show_progress=False)
+    id_rank = _rank_ids(doc_ids)
+    run: Run = {}
+    for query_id, query_words in zip(queries, _words(queries.values(), settings), strict=True):
+        scores = index.get_scores_from_ids(index.get_tokens_ids(query_words))
+        if len(best := _best_rows(scores, id_rank, depth, positive_only=True)):
+            run[query_id] = {doc_ids[row]: float(scores[row]) for row in best}
+    return run
+
+
+def _words(texts: Iterable[str], settings: Bm25Spec) -> list[list[str]]:
+    if settings.analyzer == "lucene":
+        return lucene_words(texts)
+    return snowball_words(texts, settings.stemmer)
+
 
 def snowball_words(texts: Iterable[str], language: str | None) -> list[list[str]]:
-    """Words of two letters or more, without the language's stop words, stemmed; None: neither.
+    """Words of two letters or more, stemmed, without the language's stop words; None: neither.
 
     Raises ConfigError for a language that Snowball does not know.
     """
@@ -220,159 +238,107 @@ def lucene_words(texts: Iterable[str]) -> list[list[str]]:
     return analysed
 
 
-class Candidates(NamedTuple):
-    """What a candidates folder holds."""
+def _dense(
+    collection: Collection,
+    queries: Mapping[str, str],
+    settings: DenseSpec,
+    depth: int,
+    report: Report | None,
+) -> tuple[Run, int]:
+    """The best documents by the cosine (or dot product) of embeddings."""
+    encoder = bi_encoder.load_bi_encoder(settings.model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.model.to(device)  # type: ignore[arg-type]
+    dtype, _ = choose_precision(settings.precision, device)
 
-    queries: dict[str, str]
-    qrels: dict[str, dict[str, int]]
-    run: Run
+    def embed(texts: Sequence[str], prefix: str, max_tokens: int) -> np.ndarray:
+        ids = tokenize(encoder.tokenizer, [prefix + text for text in texts], max_tokens)
+        unit = settings.similarity == "cosine"
+        return bi_encoder.embed(encoder, ids, settings.batch_tokens, dtype, unit=unit)[0]
+
+    queries_QH = embed(list(queries.values()), settings.query_prefix, settings.query_tokens)
+
+    def score(texts: Sequence[str]) -> np.ndarray:
+        return embed(texts, settings.document_prefix, settings.document_tokens) @ queries_QH.T
+
+    return retrieve(collection, queries, score, depth, report=report)
 
 
-def read_candidates(folder: Path) -> Candidates:
-    """A folder that `prepare_candidates` wrote."""
-    return Candidates(
-        queries=dict(read_texts(folder / "queries.jsonl.gz")),
-        qrels=read_qrels(folder / "qrels.txt"),
-        run=read_run(folder / "candidates.run.gz"),
+def _splade(
+    collection: Collection,
+    queries: Mapping[str, str],
+    settings: SpladeSpec,
+    depth: int,
+    report: Report | None,
+) -> tuple[Run, int]:
+    """The best documents by products of word weights; those without a common word are left out."""
+    model = splade.load_splade(settings.model)
+    model.model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    encode = partial(
+        splade.encode, model, batch_tokens=settings.batch_tokens, precision=settings.precision
     )
+    queries_QV = encode(list(queries.values()), settings.query_tokens)
+
+    def score(texts: Sequence[str]) -> np.ndarray:
+        documents_CV = encode(texts, settings.document_tokens)
+        return np.asarray((documents_CV @ queries_QV.T).toarray(), dtype=np.float32)
+
+    return retrieve(collection, queries, score, depth, positive_only=True, report=report)
 
 
-def prepare_candidates(
-    spec: CandidatesSpec,
-    inputs: Mapping[str, Path],
-    out: Path,
-    report: Callable[..., object] | None = None,
-) -> None:
-    """Job prepare/candidates: the run of the judged queries, cut at `depth`, and its recall.
-
-    provenance.json has the first stage's settings and the versions of the packages behind it.
-    Raises DataError where a given run names documents that the collection does not have.
-    """
-    origin = provenance.collect(spec.model_dump(mode="json"))
-    collection = load_collection(spec.collection)
-    queries, qrels = collection.queries, collection.qrels
-    judged = {query_id: text for query_id, text in queries.items() if query_id in qrels}
-    if not judged:
-        raise DataError(f"collection {collection.name!r} has no judged queries")
-    order, run, documents = _first_stage(spec, collection, judged, report)
-    if not run:
-        raise DataError(f"collection {collection.name!r}: the first stage finds nothing at all")
-    write_run(out / "candidates.run.gz", run, tag=spec.first_stage.type)
-    write_qrels(out / "qrels.txt", {query_id: qrels[query_id] for query_id in judged})
-    with write_text(out / "queries.jsonl.gz") as write:
-        for query_id, text in judged.items():
-            write(json.dumps({"id": query_id, "text": text}, ensure_ascii=False) + "\n")
-    recall = f"R@{spec.depth}"
-    summary = {
-        "queries": len(queries),
-        "judged_queries": len(judged),
-        "documents": documents,
-        "candidates": sum(len(scores) for scores in run.values()),
-        "recall": {recall: mean(evaluate_run(qrels, run, [recall])[recall])},
-        "order": order,
-        "queries_without_candidates": len(judged.keys() - run.keys()),
-    }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    provenance.seal(origin, out)
-
-
-def bm25(
+def retrieve(
     collection: Collection,
-    k1: float = 0.9,
-    b: float = 0.4,
-    stemmer: str | None = "english",
-    depth: int = 1000,
-) -> Run:
-    """The BM25 run of a collection's queries."""
-    settings = Bm25Spec(k1=k1, b=b, stemmer=stemmer)
-    return search(list(collection.documents()), collection.queries, settings, depth)
+    queries: Mapping[str, str],
+    score: Callable[[Sequence[str]], np.ndarray],
+    depth: int,
+    *,
+    positive_only: bool = False,
+    report: Report | None = None,
+) -> tuple[Run, int]:
+    """The `depth` best documents of each query, and the number of documents.
 
-
-def search(
-    documents: Sequence[tuple[str, str]], queries: Mapping[str, str], settings: Bm25Spec, depth: int
-) -> Run:
-    """The `depth` best (id, text) documents of each query by BM25.
-
-    Documents that share no word with a query are left out, and queries that find nothing.
+    `score` gives float32[texts, queries] for some documents' texts. With `positive_only`, documents
+    that score 0 or less are left out. The collection is read twice: ids first, then texts.
     """
-    import bm25s
-
-    doc_ids, texts = zip(*documents, strict=True)
-    words = _words(texts, settings)
-    if not any(words):
-        raise DataError("the documents have no words to index")
-    index = bm25s.BM25(method="lucene", k1=settings.k1, b=settings.b)
-    index.index(words, show_progress=False)
-    id_rank = rank_ids(doc_ids)
-    run: Run = {}
-    for query_id, query_words in zip(queries, _words(queries.values(), settings), strict=True):
-        scores = index.get_scores_from_ids(index.get_tokens_ids(query_words))
-        if len(best := best_rows(scores, id_rank, depth, positive_only=True)):
-            run[query_id] = {doc_ids[row]: float(scores[row]) for row in best}
-    return run
-
-
-def _words(texts: Iterable[str], settings: Bm25Spec) -> list[list[str]]:
-    if settings.analyzer == "lucene":
-        return lucene_words(texts)
-    return snowball_words(texts, settings.stemmer)
-
-
-def _first_stage(
-    spec: CandidatesSpec,
-    collection: Collection,
-    judged: Mapping[str, str],
-    report: Callable[..., object] | None,
-) -> tuple[str, Run, int]:
-    """Which order was taken, the run of the judged queries, the number of documents."""
-    stage = spec.first_stage
-    if isinstance(stage, Bm25Spec):
-        documents = list(collection.documents())
-        return "score", search(documents, judged, stage, spec.depth), len(documents)
-    if isinstance(stage, DenseSpec | SpladeSpec):
-        pass
-
-        run, count = (
-            dense(collection, judged, stage, spec.depth, report)
-            if isinstance(stage, DenseSpec)
-            else splade(collection, judged, stage, spec.depth, report)
-        )
-        return "score", run, count
-    if isinstance(stage, RunSpec):
-        order, source = stage.order, stage.file.path
-        given = read_run(checked(stage.file), stage.order)
-    elif isinstance(spec.collection, IrdsSpec):
-        from xsweep.evaluator.data import irds
-
-        order, source, given = "score", "scoreddocs", irds.scored_docs(spec.collection)
-    else:
-        raise ConfigError("scoreddocs come with ir_datasets collections only: use BM25 or a run")
+    doc_ids = [doc_id for doc_id, _ in collection.documents()]
+    if not doc_ids:
+        raise DataError(f"collection {collection.name!r} has no documents to retrieve")
+    id_rank = _rank_ids(doc_ids)
+    kept = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in queries]
+    texts = (text for _, text in collection.documents())
+    for start in range(0, len(doc_ids), TEXTS_PER_CHUNK):
+        chunk = list(islice(texts, TEXTS_PER_CHUNK))
+        chunk_rank = id_rank[start : start + len(chunk)]
+        for place, scores_C in enumerate(np.ascontiguousarray(score(chunk).T)):
+            new = _best_rows(scores_C, chunk_rank, depth, positive_only=positive_only)
+            rows = np.concatenate((kept[place][0], start + new))
+            scores = np.concatenate((kept[place][1], scores_C[new]))
+            order = _best_rows(scores, id_rank[rows], depth, positive_only=positive_only)
+            kept[place] = rows[order], scores[order]
+        if report:
+            report(start + len(chunk), len(doc_ids))
     run = {
-        query_id: dict(sort_docs(given[query_id])[: spec.depth])
-        for query_id in judged
-        if query_id in given
+        query_id: {doc_ids[row]: score for row, score in zip(rows, scores.tolist(), strict=True)}
+        for query_id, (rows, scores) in zip(queries, kept, strict=True)
+        if len(rows)
     }
-    if not run:
-        raise DataError(f"{source}: has none of the judged queries of {collection.name!r}")
-    unknown, count = _missing(collection, {doc for scores in run.values() for doc in scores})
-    if unknown:
-        doc_id = min(unknown)
-        place = f"{source}:{line_of(source, doc_id)}" if isinstance(stage, RunSpec) else source
-        raise DataError(
-            f"{place}: {len(unknown)} of its documents, such as {doc_id!r}, are not in "
-            f"collection {collection.name!r}: run and documents must belong together"
-        )
-    return order, run, count
+    return run, len(doc_ids)
 
 
-def _missing(collection: Collection, doc_ids: set[str]) -> tuple[set[str], int]:
-    """Which of the documents a collection lacks, and how many it has."""
-    if collection.lookup:
-        missing = doc_ids - collection.lookup(doc_ids).keys()
-        if (known := collection.count()) is not None:
-            return missing, known
-    missing, count = set(doc_ids), 0
-    for doc_id, _ in collection.documents():
-        missing.discard(doc_id)
-        count += 1
-    return missing, count
+def _rank_ids(doc_ids: Sequence[str]) -> np.ndarray:
+    """int64[documents]: each id's place among the sorted ids, so that ties compare numbers."""
+    id_rank = np.empty(len(doc_ids), dtype=np.int64)
+    id_rank[np.argsort(np.array(doc_ids, dtype=object))] = np.arange(len(doc_ids))
+    return id_rank
+
+
+def _best_rows(
+    scores: np.ndarray, id_rank: np.ndarray, depth: int, *, positive_only: bool
+) -> np.ndarray:
+    """Rows of the `depth` best scores, best first, ties by id descending."""
+    rows = np.arange(len(scores))
+    if depth < len(scores):
+        rows = np.flatnonzero(scores >= np.partition(scores, -depth)[-depth])
+    if positive_only:
+        rows = rows[scores[rows] > 0]
+    return rows[np.lexsort((-id_rank[rows], -scores[rows]))][:depth]

@@ -1,9 +1,9 @@
 """Measures of a run, per query, equal to trec_eval's; computed by ranx.
 
-ranx keeps the order in which tied documents were given and wants every query in the run. So runs
-are ranked here by trec_eval's rule (scores as float32, ties by document id descending) and handed
-over as arrays of document numbers, padded with documents that nobody judged: equal to ir_measures'
-pytrec_eval to 1e-9. Arrays also spare ranx's own dictionaries, whose compilation costs 17 s once.
+ranx keeps the given order of tied documents and needs every query in the run. So runs are ranked
+here by trec_eval's rule (scores as float32, ties by document id descending) and passed as arrays of
+document numbers, padded with unjudged documents: equal to ir_measures' pytrec_eval to 1e-9. Arrays
+also avoid ranx's own dictionaries, which take 17 s to compile once.
 """
 
 import warnings
@@ -12,10 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from xsweep.evaluator.data.trec import sort_docs
-from xsweep.evaluator.specs import Measure, parse_measure
-
-__all__ = ["Measure", "evaluate_run", "mean", "parse_measure"]
-
+from xsweep.evaluator.specs import parse_measure
 
 RANX_NAMES = {
     "nDCG": "ndcg",
@@ -25,8 +22,6 @@ RANX_NAMES = {
     "R": "recall",
     "Success": "hit_rate",
 }
-
-
 _JUDGED_PADDING, _RUN_PADDING, _NEVER_RELEVANT = -2, -1, -(2**31)
 
 
@@ -37,7 +32,7 @@ def evaluate_run(
 ) -> dict[str, dict[str, float]]:
     """{measure: {query: value}} for every query of the qrels; one without results has 0.
 
-    Queries of the run that the qrels do not have are ignored. Grades below 1 are not relevant.
+    Queries of the run without qrels are ignored. Grades below 1 are not relevant.
     """
     wanted = [parse_measure(name) for name in measures]
     if not qrels:
@@ -48,7 +43,7 @@ def evaluate_run(
         from numba import set_num_threads
         from ranx.metrics import metric_switch
 
-        # The work is small, and threads would fight with torch's for the cores.
+        # The work is small, and its threads would compete with torch's for the cores.
         set_num_threads(1)
         values = [
             metric_switch(RANX_NAMES[measure.family])(

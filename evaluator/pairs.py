@@ -1,23 +1,20 @@
 """Pairs of query and document, joined from token ids exactly as the tokenizer joins texts.
 
 The template (BERT's `[CLS] q [SEP] d [SEP]`, RoBERTa's doubled separator, ...) and the segment
-ids are read off the tokenizer's own encoding of one probe pair, so no family is named here.
+ids come from the tokenizer's own encoding of one probe pair, so no family is named here.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from transformers import PreTrainedTokenizerFast
 
 from xsweep.errors import ConfigError
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedTokenizerFast
-
-
 NO_LIMIT = 2**31
-"""Tokenizers without a longest input say 10**30, which no array holds."""
+"""Tokenizers without a longest input declare 10**30, which no array can hold."""
 
 
 class PairIds(NamedTuple):
@@ -30,15 +27,15 @@ class PairIds(NamedTuple):
 class PairEncoder:
     """Joins token ids of a query and a document, each cut separately, into a model's input."""
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
-        """Raises ConfigError where the tokenizer does not simply put tokens around the texts."""
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        """Raises ConfigError where the tokenizer does more than put tokens around the texts."""
         probe = tokenizer("a", "b", return_token_type_ids=True)
         sides = np.array([-1 if side is None else side for side in probe.sequence_ids()])
         ids = np.array(probe["input_ids"], dtype=np.int64)
         segments = np.array(probe["token_type_ids"], dtype=np.int64)
         query, document = np.flatnonzero(sides == 0), np.flatnonzero(sides == 1)
         if not len(query) or not len(document) or query[-1] > document[0]:
-            raise ConfigError("this tokenizer's way of joining query and document is not known")
+            raise ConfigError("this tokenizer joins query and document in an unsupported way")
         parts = [slice(query[0]), slice(query[-1] + 1, document[0]), slice(document[-1] + 1, None)]
         self._before, self._between, self._after = (ids[part] for part in parts)
         self._segments = [segments[part] for part in parts]
@@ -46,7 +43,7 @@ class PairEncoder:
         self.has_segments = "token_type_ids" in tokenizer.model_input_names
         self.overhead_tokens = sum(len(ids[part]) for part in parts)
         self.max_tokens = min(tokenizer.model_max_length, NO_LIMIT)
-        """The model's longest input; the document is cut further where it would be passed."""
+        """The model's longest input; the document is cut further where a pair would exceed it."""
         self.pad_id: int = tokenizer.pad_token_id or 0
         self.pad_segment: int = tokenizer.pad_token_type_id
 
@@ -57,7 +54,7 @@ class PairEncoder:
         query_tokens: int,
         document_tokens: int,
     ) -> np.ndarray:
-        """Tokens of each encoded pair, from the lengths of its uncut sides."""
+        """Tokens of each encoded pair, given the lengths of its uncut sides."""
         room = self.max_tokens - self.overhead_tokens
         query = np.minimum(query_lengths, min(query_tokens, room))
         document = np.minimum(document_lengths, np.minimum(document_tokens, room - query))
@@ -91,10 +88,8 @@ class PairEncoder:
         )
         return PairIds(input_ids, token_type_ids)
 
-    def collate(self, pairs: Sequence[PairIds]) -> dict[str, "torch.Tensor"]:
-        """Model inputs of some pairs, int64[pairs, longest], padded at the end."""
-        import torch
-
+    def collate(self, pairs: Sequence[PairIds]) -> dict[str, torch.Tensor]:
+        """Model inputs of pairs, int64[pairs, longest], padded at the end."""
         shape = len(pairs), max(len(pair.input_ids) for pair in pairs)
         batch = {
             "input_ids": np.full(shape, self.pad_id, dtype=np.int64),

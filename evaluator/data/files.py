@@ -1,9 +1,7 @@
-"""Data files: read with line numbers, checked against their checksum, written reproducibly.
+"""Files: read line by line, verified by checksum, written reproducibly and atomically.
 
-The list of a finished folder's files with their checksums, written last.
-
-A folder without `manifest.json` is unfinished and is never read: the atomic rename of that one
-file is what makes a result appear whole.
+A finished folder has a `manifest.json`, the list of its files with their checksums. A folder
+without one is unfinished and never read: the atomic rename of that file publishes a result.
 """
 
 import codecs
@@ -19,6 +17,8 @@ from pathlib import Path
 
 from xsweep.errors import DataError
 from xsweep.evaluator.specs import FileSpec
+
+MANIFEST = "manifest.json"
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
@@ -41,7 +41,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: the file is empty")
 
 
-def text(field: bytes, place: str) -> str:
+def decode(field: bytes, place: str) -> str:
     """A field as text. Raises DataError where it is not UTF-8; `place` is its `file:line`."""
     try:
         return field.decode()
@@ -51,7 +51,7 @@ def text(field: bytes, place: str) -> str:
 
 @contextmanager
 def write_text(path: Path) -> Iterator[Callable[[str], object]]:
-    """Gives a function that writes text to `path`; the same text makes the same bytes, gz too."""
+    """Gives a function that writes text to `path`; equal text gives equal bytes, also gzipped."""
     if path.suffix != ".gz":
         with path.open("w", encoding="utf-8", newline="\n") as file:
             yield file.write
@@ -66,10 +66,10 @@ def write_text(path: Path) -> Iterator[Callable[[str], object]]:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, to be made a file or a folder, which becomes `path` at the end.
+    """Gives a draft's path beside `path`, for a file or a folder that replaces `path` at the end.
 
-    A reader sees all of it or nothing, whoever is killed. Where the block raises, the draft is
-    removed.
+    Readers see all of it or nothing, even if this process is killed. Where the block raises, the
+    draft is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
@@ -103,7 +103,7 @@ def checked(file: FileSpec) -> Path:
     return path
 
 
-def either(path: Path) -> Path:
+def plain_or_gz(path: Path) -> Path:
     """`path`, or `path`.gz where only that one exists."""
     packed = path.with_name(path.name + ".gz")
     return packed if not path.exists() and packed.exists() else path
@@ -123,42 +123,41 @@ def combined(lines: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-NAME = "manifest.json"
-
-
 def write_manifest(folder: Path) -> dict:
-    """Closes a folder: lists every file below it and returns {"files": {name: {sha256, bytes}}}."""
+    """Marks a folder as finished; returns {"files": {name: {sha256, bytes}}} of all files below."""
     files = {
         path.relative_to(folder).as_posix(): {
             "sha256": checksum(path),
             "bytes": path.stat().st_size,
         }
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / NAME
+        if path.is_file() and path != folder / MANIFEST
     }
     manifest = {"files": files}
-    with atomic_write(folder / NAME) as draft:
+    with atomic_write(folder / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return manifest
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the folder was closed; its files are not looked at."""
-    return (folder / NAME).is_file()
+    """Tests for a manifest; the files themselves are not checked."""
+    return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest, after checking that every file is there with its size and checksum.
+    """The manifest, after checking that every file is present with its size and checksum.
 
     Raises DataError where the folder is unfinished or differs from its manifest.
     """
     try:
-        files = json.loads((folder / NAME).read_text())["files"]
+        files = json.loads((folder / MANIFEST).read_text())["files"]
         declared = {name: (entry["sha256"], entry["bytes"]) for name, entry in files.items()}
     except FileNotFoundError as error:
-        raise DataError(f"{folder}: unfinished (it has no {NAME}): run its job again") from error
+        raise DataError(
+            f"{folder}: unfinished (it has no {MANIFEST}): run its job again"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder / NAME}: not a manifest: run the job again") from error
+        raise DataError(f"{folder / MANIFEST}: not a manifest: run the job again") from error
     for name, (sha256, size_bytes) in declared.items():
         path = folder / name
         if not path.is_file():

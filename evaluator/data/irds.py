@@ -1,11 +1,9 @@
-"""Collections of ir_datasets, read from a folder that may be read-only, without hanging offline.
+"""Collections of ir_datasets, read from a home that may be read-only, without hanging offline.
 
-ir_datasets writes lookup files beside its sources and fixes its folder when it is imported. So a
+ir_datasets writes lookup files beside its sources and fixes its home when it is imported. So a
 given home is mirrored by links into a writable folder, and a second home imports the package anew.
-
-What ir_datasets would download for a data set: sizes, checksums, licences, and what is there.
-
-Read from the list that ir_datasets carries, so that asking needs no network.
+Sizes, checksums and addresses of its files come from the list that the package carries, so that
+`sources` needs no network.
 """
 
 import hashlib
@@ -33,7 +31,6 @@ from xsweep.evaluator.specs import IrdsSpec
 
 _user_home = os.environ.get("IR_DATASETS_HOME")
 
-
 _mirrored: dict[Path, tuple[tuple[str, int], ...]] = {}
 """Mirrors that this process has made, and the times of the folders then."""
 
@@ -41,7 +38,7 @@ _mirrored: dict[Path, tuple[tuple[str, int], ...]] = {}
 def load(spec: IrdsSpec) -> Collection:
     """A collection by its ir_datasets id; queries and qrels are empty where the set has none.
 
-    Raises DataError where the id is unknown or its files are neither here nor to be had.
+    Raises DataError where the id is unknown, or its files are missing and cannot be downloaded.
     """
     with _dataset(spec) as dataset:
         queries = {query.query_id: query.default_text() for query in _all(dataset, "queries")}
@@ -51,7 +48,7 @@ def load(spec: IrdsSpec) -> Collection:
 
     def documents() -> Texts:
         with _dataset(spec) as dataset:
-            # The first document makes ir_datasets unpack its files: nobody else may meanwhile.
+            # The first document makes ir_datasets unpack its files: no other process may then.
             texts = ((doc.doc_id, doc.default_text().strip()) for doc in dataset.docs_iter())
             first = next(texts)
         yield first
@@ -78,6 +75,18 @@ def scored_docs(spec: IrdsSpec) -> Run:
     if not run:
         raise DataError(f"data set {spec.id!r} has no scoreddocs: use BM25 or give a run")
     return {query_id: dict(sort_docs(scores)) for query_id, scores in run.items()}
+
+
+def fetch(spec: IrdsSpec) -> int:
+    """Downloads the missing files of a data set, verifies and unpacks them; counts its documents.
+
+    Progress is shown on stderr. Raises DataError, within seconds, where a file cannot be
+    downloaded: it needs an agreement, or there is no network.
+    """
+    for source in sources(spec):
+        if not source.present and not source.how.startswith("http"):
+            raise DataError(f"data set {spec.id!r}: {source.path} is missing. {source.how}")
+    return sum(1 for _ in load(spec).documents())
 
 
 def _all(dataset: Any, kind: str) -> Iterator[Any]:
@@ -108,7 +117,7 @@ def _dataset(spec: IrdsSpec) -> Iterator[Any]:
 
 def _package(home: Path) -> Any:
     """ir_datasets, reading from `home`."""
-    # One attempt of some seconds, not minutes of them, where there is no network.
+    # One attempt of some seconds, not several minutes of retries, where there is no network.
     os.environ.setdefault("IR_DATASETS_DL_TRIES", "1")
     os.environ.setdefault("IR_DATASETS_DL_TIMEOUT", "10")
     loaded = sys.modules.get("ir_datasets")
@@ -124,12 +133,12 @@ def _mirror(home: Path) -> Path:
     if not home.is_dir():
         raise DataError(f"{home}: no such folder (the home of ir_datasets)")
     home = home.resolve()
-    places = os.environ.get("XSWEEP_HOME") or Path(tempfile.gettempdir(), f"xsweep-{os.getuid()}")
+    root = os.environ.get("XSWEEP_HOME") or Path(tempfile.gettempdir(), f"xsweep-{os.getuid()}")
     digest = hashlib.sha256(str(home).encode()).hexdigest()[:12]
-    mirror = Path(places).absolute() / "ir_datasets" / digest
-    # Through links to folders, too: that is how licensed corpora are put into place.
+    mirror = Path(root).absolute() / "ir_datasets" / digest
+    # Linked folders are followed: licensed corpora are often put in place that way.
     folders = list(os.walk(home, followlinks=True))
-    # A folder's time changes with what is in it: thousands of links need no second look.
+    # A folder's time changes with its content: thousands of links need not be checked again.
     state = tuple((path, Path(path).stat().st_mtime_ns) for path, _, _ in folders)
     if _mirrored.get(mirror) == state and mirror.is_dir():
         return mirror
@@ -141,7 +150,7 @@ def _mirror(home: Path) -> Path:
 
 
 def _link(source: Path, link: Path) -> None:
-    """A link to a file, unless it is there; others may make the same one at this moment."""
+    """A link to a file, unless it exists; other processes may make the same one meanwhile."""
     if link.exists():
         return
     with atomic_write(link) as draft:
@@ -151,97 +160,52 @@ def _link(source: Path, link: Path) -> None:
             draft.symlink_to(source)
 
 
+class Source(NamedTuple):
+    """One file of a data set."""
+
+    name: str
+    path: Path
+    """Its place in the home, whether it is there or not."""
+    present: bool
+    size_bytes: int | None
+    """Size of the present file, else the published one."""
+    md5: str | None
+    """The published checksum."""
+    how: str
+    """Its address, or how to get it where there is none."""
+
+
 _SHARED = {
     "msmarco-passage": {"collectionandqueries"},
     "msmarco-passage-v2": {"passages"},
     "disks45": {"docs", "robust04-queries", "robust04-qrels"},
 }
-"""Which files without a folder all data sets of a family need; other families: all of them."""
-
-
+"""Files outside folders that all data sets of a family need; in other families: all of them."""
 _IN_SHARED = {"msmarco-passage/dev/small"}
-"""Data sets whose queries and qrels lie in the shared archive."""
-
-
+"""Data sets whose queries and qrels are in the shared archive."""
 _NOT_NEEDED = {"scoreddocs", "docpairs"}
-
-
-class Source(NamedTuple):
-    """One file that a data set is made of."""
-
-    name: str
-    path: Path
-    """Where it lies, or would."""
-    present: bool
-    size_bytes: int | None
-    """Of the file that is here, else as published."""
-    md5: str | None
-    """As published."""
-    how: str
-    """Its address, or how to get it where there is none."""
 
 
 def sources(spec: IrdsSpec) -> list[Source]:
     """The files of a data set. Raises DataError for a family that ir_datasets does not list."""
     family, _, rest = spec.id.partition("/")
-    home = home_of(spec)
-    found = [
-        _source(home / family, name, entry)
-        for name, entry in _needed(family, rest, _listed(family, spec.id))
-    ]
-    return sorted(found)
+    if family not in _downloads():
+        raise DataError(f"ir_datasets lists no files of {spec.id!r}")
+    entries = dict(_flat(_downloads()[family]))
+    folder = home_of(spec) / family
+    return sorted(
+        _source(folder, name, entries[name]) for name in _needed(family, rest, list(entries))
+    )
 
 
 def home_of(spec: IrdsSpec) -> Path:
-    """The folder that holds the data set, whether it exists or not."""
+    """The folder for the data set's files, whether it exists or not."""
     return Path(spec.home or os.environ.get("IR_DATASETS_HOME") or "~/.ir_datasets").expanduser()
-
-
-def fetch(spec: IrdsSpec) -> int:
-    """Downloads what is missing of a data set, verified and unpacked; gives its documents' number.
-
-    Progress is shown on stderr. Raises DataError, within seconds, where a file cannot be had: it
-    needs an agreement, or there is no network.
-    """
-    pass
-
-    for source in sources(spec):
-        if not source.present and not source.how.startswith("http"):
-            raise DataError(f"data set {spec.id!r}: {source.path} is missing. {source.how}")
-    return sum(1 for _ in load(spec).documents())
 
 
 @cache
 def _downloads() -> Mapping[str, Any]:
     return json.loads(files("ir_datasets").joinpath("etc/downloads.json").read_text())
-
-
-def _listed(family: str, dataset: str) -> Mapping[str, Any]:
-    listed = _downloads()
-    if family not in listed:
-        raise DataError(f"ir_datasets lists no files of {dataset!r}")
-    return listed[family]
-
-
-def _needed(
-    family: str, rest: str, listed: Mapping[str, Any]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    entries = dict(_flat(listed))
-    whole = [name for name in entries if rest == name or rest.startswith(f"{name}/")]
-    if whole:  # one archive per data set, such as BEIR's
-        name = max(whole, key=len)
-        yield name, entries[name]
-        return
-    for name, entry in entries.items():
-        folder, _, last = name.rpartition("/")
-        if last in _NOT_NEEDED:
-            continue
-        if folder:
-            needed = f"{rest}/".startswith(f"{folder}/") and f"{family}/{rest}" not in _IN_SHARED
-        else:
-            needed = last in _SHARED.get(family, {last})
-        if needed:
-            yield name, entry
 
 
 def _flat(listed: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -252,11 +216,28 @@ def _flat(listed: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Map
             yield from _flat(entry, f"{above}{name}/")
 
 
+def _needed(family: str, rest: str, names: list[str]) -> Iterator[str]:
+    """The files of a family that the data set `family/rest` needs."""
+    whole = [name for name in names if rest == name or rest.startswith(f"{name}/")]
+    if whole:  # one archive per data set, such as BEIR's
+        yield max(whole, key=len)
+        return
+    for name in names:
+        folder, _, last = name.rpartition("/")
+        if last in _NOT_NEEDED:
+            continue
+        if folder:
+            needed = f"{rest}/".startswith(f"{folder}/") and f"{family}/{rest}" not in _IN_SHARED
+        else:
+            needed = last in _SHARED.get(family, {last})
+        if needed:
+            yield name
+
+
 def _source(folder: Path, name: str, entry: Mapping[str, Any]) -> Source:
     path = folder / entry.get("cache_path", name)
     if not path.exists():  # some are kept under a longer name, such as queries.tsv
         path = next(iter(sorted(path.parent.glob(f"{path.name}.*"))), path)
-    present = path.exists()
-    size = path.stat().st_size if present and path.is_file() else entry.get("size_hint")
+    size = path.stat().st_size if path.is_file() else entry.get("size_hint")
     how = entry.get("url") or " ".join(str(entry["instructions"]).split())
-    return Source(name, path, present, size, entry.get("expected_md5"), how)
+    return Source(name, path, path.exists(), size, entry.get("expected_md5"), how)

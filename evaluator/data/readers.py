@@ -43,7 +43,7 @@ def read_texts(path: Path) -> Texts:
 def _lines(parse: Callable[[str], tuple[str, str]], path: Path) -> Iterator[tuple[int, str, str]]:
     """(line, id, text) of each line that is not blank."""
     for number, line in enumerate(files.read_lines(path), 1):
-        decoded = files.text(line, f"{path}:{number}").rstrip("\r\n")
+        decoded = files.decode(line, f"{path}:{number}").rstrip("\r\n")
         if not decoded.strip():
             continue
         try:
@@ -88,7 +88,7 @@ def _markup(path: Path) -> Iterator[tuple[int, str, str]]:
     block: list[str] = []
     start, end = 0, ""
     for number, line in enumerate(files.read_lines(path), 1):
-        decoded = files.text(line, f"{path}:{number}")
+        decoded = files.decode(line, f"{path}:{number}")
         if not block:
             if not decoded.strip() or decoded.lstrip().startswith(("<?", "<!")):
                 continue

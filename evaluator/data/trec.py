@@ -1,8 +1,8 @@
 """TREC runs and qrels: read strictly, sorted as trec_eval sorts, written reproducibly.
 
 A run is `{query id: {document id: score}}`, each query's documents best first. Files may be
-gzipped and separate their columns by blanks or tabs. trec_eval keeps scores as float32, so two
-that differ only beyond it tie; `read_run` rounds to float32 for the same order.
+gzipped; blanks or tabs separate their columns. trec_eval keeps scores as float32, so scores that
+differ only beyond that tie; `read_run` rounds to float32 for the same order.
 """
 
 import struct
@@ -12,13 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.files import read_lines, text, write_text
+from xsweep.evaluator.data.files import decode, read_lines, write_text
 
 Run = dict[str, dict[str, float]]
-
-
 Qrels = dict[str, dict[str, int]]
-
 
 _FLOAT32 = struct.Struct("f")
 
@@ -34,39 +31,37 @@ def sort_docs(scores: Mapping[str, float]) -> list[tuple[str, float]]:
 def read_run(path: Path | str, order: Literal["score", "rank"] = "score") -> Run:
     """The run in a file of lines `query Q0 document rank score tag`.
 
-    `score` is trec_eval's order and ignores the ranks. `rank` goes by them alone; the n documents
-    of a query then carry the scores n, n-1, ..., 1, so that the order outlives another sorting.
+    `score` is trec_eval's order and ignores the ranks. `rank` uses them alone; the n documents of
+    a query then get the scores n, n-1, ..., 1, which keep the order in later sorts.
 
     Raises DataError with `file:line` for a wrong number of columns, a score that is not a finite
     number, a document or (with order="rank") a rank that occurs twice in a query, text that is
     not UTF-8, an empty and a cut-off file.
     """
     path = Path(path)
-    by_rank = order == "rank"
     run: Run = {}
     taken_ranks: dict[str, set[float]] = {}
     for number, query_id, doc_id, value in run_lines(path, order):
         docs = run.setdefault(query_id, {})
         if doc_id in docs:
-            raise twice(path, number, query_id, doc_id)
-        if by_rank:
+            raise duplicate(path, number, query_id, doc_id)
+        if order == "rank":
             ranks = taken_ranks.setdefault(query_id, set())
             if value in ranks:
-                raise twice(path, number, query_id, rank=-value)
+                raise duplicate(path, number, query_id, rank=-value)
             ranks.add(value)
         docs[doc_id] = value
-    if not by_rank:
-        return {query_id: dict(sort_docs(docs)) for query_id, docs in run.items()}
-    return {query_id: scores_from_order(sort_docs(docs)) for query_id, docs in run.items()}
+    as_scores = dict if order == "score" else scores_from_order
+    return {query_id: as_scores(sort_docs(docs)) for query_id, docs in run.items()}
 
 
 def run_lines(
     path: Path, order: Literal["score", "rank"] = "score"
 ) -> Iterator[tuple[int, str, str, float]]:
-    """(line, query id, document id, value) of a run's lines, as they come.
+    """(line, query id, document id, value) of a run's lines, in file order.
 
     The value is the score as float32 or, with order="rank", the negated rank. Raises DataError as
-    `read_run` does, but for what occurs twice.
+    `read_run` does, except for duplicates.
     """
     column, kind = ("rank", "a whole number") if order == "rank" else ("score", "a finite number")
     place = 3 if order == "rank" else 4
@@ -80,11 +75,11 @@ def run_lines(
         try:
             query_id, doc_id = fields[0].decode(), fields[2].decode()
         except UnicodeDecodeError:
-            text(line.strip(), f"{path}:{number}")
+            decode(line.strip(), f"{path}:{number}")
             raise
         value = _number(fields[place])
         if value is None or (place == 3 and not value.is_integer()):
-            wrong = text(fields[place], f"{path}:{number}")
+            wrong = decode(fields[place], f"{path}:{number}")
             raise DataError(f"{path}:{number}: the {column} {wrong!r} is not {kind}")
         found = True
         yield number, query_id, doc_id, -value if place == 3 else value
@@ -92,19 +87,14 @@ def run_lines(
         raise DataError(f"{path}: the run holds no results")
 
 
-def twice(
+def duplicate(
     path: Path, line: int, query_id: str, doc_id: str = "", rank: float | None = None
 ) -> DataError:
-    """The error for a document, or a rank, that stands twice in a query's list."""
-    if rank is None:
-        return DataError(
-            f"{path}:{line}: document {doc_id!r} occurs twice for query {query_id!r}: "
-            "remove one of the lines"
-        )
-    return DataError(
-        f"{path}:{line}: rank {rank:.0f} occurs twice for query {query_id!r}: "
-        'correct the ranks or read the run with order "score"'
-    )
+    """The error for a document, or a rank, that occurs twice in a query's list."""
+    name, remedy = f"document {doc_id!r}", "remove one of the lines"
+    if rank is not None:
+        name, remedy = f"rank {rank:.0f}", 'correct the ranks or read the run with order "score"'
+    return DataError(f"{path}:{line}: {name} occurs twice for query {query_id!r}: {remedy}")
 
 
 def line_of(path: Path | str, doc_id: str) -> int:
@@ -122,9 +112,9 @@ def scores_from_order(ranked: list[tuple[str, float]]) -> dict[str, float]:
 
 
 def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str) -> None:
-    """Writes a run in trec_eval's order with ranks from 1; scores read back as they were.
+    """Writes a run in trec_eval's order with ranks from 1.
 
-    Nine significant digits hold a float32 exactly.
+    Nine significant digits keep a float32 exactly.
     """
     with write_text(Path(path)) as write:
         for query_id, scores in run.items():
@@ -143,7 +133,7 @@ def read_qrels(path: Path | str) -> Qrels:
     qrels: Qrels = {}
     columns = 0
     for number, line in enumerate(read_lines(path), 1):
-        fields = text(line, f"{path}:{number}").split()
+        fields = decode(line, f"{path}:{number}").split()
         if not fields:
             continue
         if not columns:

@@ -1,1 +1,1 @@
-""""""
+"""Models that score pairs or embed texts, their tokenizers and their token stores."""

@@ -1,6 +1,6 @@
 """Bi-encoders, as teachers and as first stages: the cosine of a query's and a document's embedding.
 
-Pooling is what the folder's `modules.json` says (sentence-transformers' layout), else the mean.
+Pooling follows the folder's `modules.json` (sentence-transformers' layout), else it is the mean.
 """
 
 import json
@@ -15,8 +15,8 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from xsweep.errors import ConfigError
-from xsweep.evaluator.models.cross_encoder import load_weights, max_positions, quiet_loading
-from xsweep.evaluator.models.tokenizer import load_tokenizer, locate
+from xsweep.evaluator.models.cross_encoder import load_model
+from xsweep.evaluator.models.tokenizer import locate
 from xsweep.evaluator.pairs import PairIds
 from xsweep.evaluator.scoring import ScoredPairs, batches, batches_without_padding, choose_precision
 from xsweep.evaluator.specs import BATCH_TOKENS, ModelSpec, Precision
@@ -24,8 +24,6 @@ from xsweep.evaluator.varlen.attention import pack
 from xsweep.evaluator.varlen.encoders import Encoder, means, unpadded_encoder
 
 POOLINGS = ("mean", "cls")
-
-
 PAIRS_PER_PRODUCT = 65_536
 
 
@@ -39,16 +37,13 @@ class BiEncoder(NamedTuple):
 
 
 def load_bi_encoder(spec: ModelSpec) -> BiEncoder:
-    """The encoder with fp32 weights and dropout off. Raises DataError where it cannot be had."""
-    tokenizer = load_tokenizer(spec)
-    with quiet_loading():
-        model, _ = load_weights(AutoModel, spec)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(model))
+    """The encoder with fp32 weights and dropout off. Raises DataError where it cannot be loaded."""
+    model, tokenizer, _ = load_model(AutoModel, spec)
     return BiEncoder(model, tokenizer, pooling(spec))
 
 
 def pooling(spec: ModelSpec) -> str:
-    """A model's pooling. Raises ConfigError for modules that are not built here."""
+    """A model's pooling. Raises ConfigError for modules that are not supported here."""
     where = locate(spec)
     modules = _json_file(spec, "modules.json")
     if modules is None:
@@ -57,15 +52,15 @@ def pooling(spec: ModelSpec) -> str:
     if unknown := kinds.keys() - {"Transformer", "Pooling", "Normalize"}:
         raise ConfigError(f"{where}: bi-encoders with a module {min(unknown)} are not supported")
     settings = _json_file(spec, f"{kinds['Pooling']}/config.json") or {}
-    asked = settings.get("pooling_mode") or [
+    modes = settings.get("pooling_mode") or [
         key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
         for key, on in settings.items()
         if key.startswith("pooling_mode_") and on
     ]
-    asked = [asked] if isinstance(asked, str) else asked
-    if len(asked) != 1 or asked[0] not in POOLINGS:
-        raise ConfigError(f"{where}: pooling {asked} is not supported, only mean or cls")
-    return asked[0]
+    modes = [modes] if isinstance(modes, str) else modes
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        raise ConfigError(f"{where}: pooling {modes} is not supported, only mean or cls")
+    return modes[0]
 
 
 def _json_file(spec: ModelSpec, name: str) -> Any:
@@ -92,18 +87,18 @@ def score(
 ) -> ScoredPairs:
     """Cosines, -1 to 1, of (query id, document id) pairs; every text is embedded once.
 
-    `queries` and `documents` give token ids, cut and without special tokens. `progress` hears the
+    `queries` and `documents` give token ids, cut and without special tokens. `progress` gets the
     number of pairs whose share of the embedding is done.
     """
     started = time.perf_counter()
     dtype, _ = choose_precision(precision, encoder.model.device)
     texts = [*queries.values(), *documents.values()]
 
-    def heard(done: int) -> None:
+    def report(done: int) -> None:
         if progress:
             progress(done * len(pairs) // len(texts))
 
-    embeddings, waste = embed(encoder, texts, batch_tokens, dtype, heard)
+    embeddings, waste = embed(encoder, texts, batch_tokens, dtype, report)
     rows = {("q", key): row for row, key in enumerate(queries)}
     rows |= {("d", key): row for row, key in enumerate(documents, len(queries))}
     query_rows = [rows["q", query_id] for query_id, _ in pairs]
@@ -127,7 +122,7 @@ def embed(
 ) -> tuple[np.ndarray, float]:
     """Vectors float32[texts, width] of token ids, and the share of padding computed.
 
-    Of length 1 unless told otherwise. On a CPU texts are not padded where the family allows it.
+    `unit` scales them to length 1. On a CPU texts are not padded where the family allows it.
     """
     model, tokenizer = encoder.model, encoder.tokenizer
     prefix, suffix = _template(tokenizer)
@@ -165,24 +160,20 @@ def _pooled_padded(
     encoder: BiEncoder, inputs: Sequence[np.ndarray], dtype: torch.dtype
 ) -> tuple[torch.Tensor, int]:
     model = encoder.model
-    ids_BT, mask_BT = (
-        tensor.to(model.device) for tensor in _padded(inputs, encoder.tokenizer.pad_token_id or 0)
-    )
+    lengths_B = torch.tensor([len(ids) for ids in inputs], device=model.device)
+    ids_BT = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(ids) for ids in inputs],
+        batch_first=True,
+        padding_value=encoder.tokenizer.pad_token_id or 0,
+    ).to(model.device)
+    places_T = torch.arange(ids_BT.shape[1], device=model.device)
+    mask_BT = (places_T < lengths_B[:, None]).long()
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
         states_BTH = model(ids_BT, mask_BT).last_hidden_state.float()
     if encoder.pooling == "cls":
         return states_BTH[:, 0], ids_BT.numel()
     sums_BH = (states_BTH * mask_BT[..., None]).sum(1)
     return sums_BH / mask_BT.sum(1, keepdim=True), ids_BT.numel()
-
-
-def _padded(inputs: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, int64[texts, longest]."""
-    lengths_B = torch.tensor([len(ids) for ids in inputs])
-    ids_BT = torch.nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(ids) for ids in inputs], batch_first=True, padding_value=pad_id
-    )
-    return ids_BT, (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
 
 
 def _template(tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:

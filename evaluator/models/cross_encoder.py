@@ -1,10 +1,4 @@
-"""Cross-encoders: a backbone with one logit, loaded as fp32 with an explicit attention.
-
-The cross-encoder that this process has loaded last: evaluations of one model follow each other.
-
-One is kept, not several: a card holds one model beside its batches. Scoring leaves weights alone,
-so that the next evaluation gets what a fresh one would.
-"""
+"""Cross-encoders: a backbone with one logit, loaded as fp32 with an explicit attention."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,30 +30,50 @@ def load_cross_encoder(
     tokenizer's `model_max_length` becomes the longest input that the model has positions for.
     """
     spec = model if isinstance(model, ModelSpec) else ModelSpec(folder=str(model))
-    tokenizer = load_tokenizer(spec)
-    with quiet_loading(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed or 0)
-        loaded, info = load_weights(
+        loaded, tokenizer, missing = load_model(
             AutoModelForSequenceClassification,
             spec,
             num_labels=1,
             ignore_mismatched_sizes=seed is not None,
         )
-    missing = sorted([*info["missing_keys"], *info["mismatched_keys"]], key=str)
     if seed is None and missing:
         raise DataError(
             f"{locate(spec)}: no trained cross-encoder with one output, it lacks {missing[0]}: "
             "name a model with a head, or train one"
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(loaded))
-    keep_head_in_fp32(loaded)
+    _keep_head_in_fp32(loaded)
     return loaded, tokenizer
 
 
-def keep_head_in_fp32(model: PreTrainedModel) -> None:
-    """Computes the last layer, the one that gives the logit, in fp32 also under autocast.
+_cached: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
 
-    bf16 has 8 significant bits: in a list of 1,000 documents many logits would tie by rounding.
+
+def load_cached(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """`load_cross_encoder(spec)`, from memory where it was the last one and its files are the same.
+
+    Consecutive evaluations usually share their model, and scoring does not change it. Only one is
+    cached: a GPU holds one model beside its batches.
+    """
+    key = f"{spec.model_dump_json()} {_file_state(Path(locate(spec)))}"
+    if key not in _cached:
+        _cached.clear()  # before loading: there may not be room for both
+        _cached[key] = load_cross_encoder(spec)
+    return _cached[key]
+
+
+def _file_state(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file; empty for a model that is not a folder."""
+    files = sorted(folder.glob("*")) if folder.is_dir() else []
+    stats = [(path.name, path.stat()) for path in files]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+
+def _keep_head_in_fp32(model: PreTrainedModel) -> None:
+    """Computes the last layer, which gives the logit, in fp32 also under autocast.
+
+    bf16 has 8 significant bits: in a list of 1,000 documents rounding would make many logits equal.
     """
     head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
     linear = head[-1].forward
@@ -71,15 +85,21 @@ def keep_head_in_fp32(model: PreTrainedModel) -> None:
     head[-1].forward = forward  # type: ignore[method-assign, assignment]
 
 
-def load_weights(kind: Any, spec: ModelSpec, **settings: Any) -> tuple[PreTrainedModel, dict]:
-    """A model of a transformers auto class, fp32, `eval`, and what its files lacked (`info`)."""
+def load_model(
+    kind: Any, spec: ModelSpec, **settings: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[str]]:
+    """A model of a transformers auto class, its tokenizer, and the weights that its files lack.
+
+    fp32 weights, dropout off (`eval`). The tokenizer's `model_max_length` becomes the longest
+    input that the model has positions for. Raises DataError where it cannot be loaded.
+    """
+    tokenizer = load_tokenizer(spec)
     where, revision = locate(spec), spec.revision or "main"
     labels = {"num_labels": settings.pop("num_labels")} if "num_labels" in settings else {}
-    with _data_error(where):
+    with quiet_loading(), _data_error(where):
         config = AutoConfig.from_pretrained(where, revision=revision, **labels)
-    if spec.layers is not None:
-        keep_layers(config, spec.layers)
-    with _data_error(where):
+        if spec.layers is not None:
+            _cut_layers(config, spec.layers)
         model, info = kind.from_pretrained(
             where,
             revision=revision,
@@ -89,10 +109,12 @@ def load_weights(kind: Any, spec: ModelSpec, **settings: Any) -> tuple[PreTraine
             output_loading_info=True,
             **settings,
         )
-    return model.eval(), info
+    tokenizer.model_max_length = min(tokenizer.model_max_length, _max_positions(model))
+    missing = sorted([*info["missing_keys"], *info["mismatched_keys"]], key=str)
+    return model.eval(), tokenizer, missing
 
 
-def keep_layers(config: Any, layers: int) -> None:
+def _cut_layers(config: Any, layers: int) -> None:
     """Cuts a configuration to its first encoder layers."""
     if layers > config.num_hidden_layers:
         raise ConfigError(f"layers is {layers}, the model has {config.num_hidden_layers}")
@@ -101,8 +123,8 @@ def keep_layers(config: Any, layers: int) -> None:
         config.layer_types = config.layer_types[:layers]
 
 
-def max_positions(model: PreTrainedModel) -> int:
-    """The longest input in tokens that a model has positions for."""
+def _max_positions(model: PreTrainedModel) -> int:
+    """The longest input, in tokens, that a model has positions for."""
     positions = getattr(model.config, "max_position_embeddings", None) or 2**31
     embeddings = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
     # RoBERTa numbers positions from padding_idx + 1, so that many rows are not positions.
@@ -120,6 +142,8 @@ def _attention(kind: Any, config: Any, wanted: str) -> str:
 def _data_error(where: str) -> Iterator[None]:
     try:
         yield
+    except ConfigError:
+        raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise DataError(
             f"model {where!r} cannot be loaded: {error}. Offline, name a folder or a cached id"
@@ -138,22 +162,3 @@ def quiet_loading() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-_latest: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
-
-
-def load_warm(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """`load_cross_encoder(spec)`, or what it gave the last time where the files are the same."""
-    key = f"{spec.model_dump_json()} {_state(Path(locate(spec)))}"
-    if key not in _latest:
-        _latest.clear()  # before loading: there may not be room for both
-        _latest[key] = load_cross_encoder(spec)
-    return _latest[key]
-
-
-def _state(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of each file; nothing for a model that is no folder."""
-    files = sorted(folder.glob("*")) if folder.is_dir() else []
-    stats = [(path.name, path.stat()) for path in files]
-    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

@@ -7,20 +7,18 @@ score the sum of products (SPLADE-max: Formal et al. 2021, arxiv.org/abs/2109.10
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix, vstack
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from xsweep.errors import ConfigError, DataError
-from xsweep.evaluator.models.cross_encoder import load_weights, max_positions, quiet_loading
-from xsweep.evaluator.models.tokenizer import load_tokenizer, locate
+from xsweep.evaluator.models.cross_encoder import load_model
+from xsweep.evaluator.models.tokenizer import locate
 from xsweep.evaluator.scoring import batches, choose_precision
 from xsweep.evaluator.specs import ModelSpec, Precision
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 
 class Splade(NamedTuple):
@@ -34,7 +32,7 @@ def load_splade(spec: ModelSpec) -> Splade:
     """The model with fp32 weights and dropout off.
 
     Reads transformers' masked language models and sentence-transformers' sparse encoders of one
-    transformer and max pooling. Raises DataError where it cannot be had, ConfigError for other
+    transformer and max pooling. Raises DataError where it cannot be loaded, ConfigError for other
     modules.
     """
     folder = Path(locate(spec))
@@ -51,14 +49,11 @@ def load_splade(spec: ModelSpec) -> Splade:
                     f"{folder}: a sparse encoder with {kind} {pooling or ''} is not supported, "
                     "only a masked language model with max pooling over log(1 + relu)"
                 )
-    tokenizer = load_tokenizer(spec)
-    with quiet_loading():
-        model, info = load_weights(AutoModelForMaskedLM, spec)
-    if missing := sorted(map(str, info["missing_keys"])):
+    model, tokenizer, missing = load_model(AutoModelForMaskedLM, spec)
+    if missing:
         raise DataError(
             f"{folder}: no masked language model, it lacks {missing[0]}: name a SPLADE model"
         )
-    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(model))
     return Splade(model, tokenizer)
 
 
@@ -69,13 +64,11 @@ def encode(
     *,
     batch_tokens: int = 1024,
     precision: Precision = "fp32",
-) -> "csr_matrix":
-    """Sparse weights float32[texts, vocabulary] of texts, cut at `max_tokens` and special tokens.
+) -> csr_matrix:
+    """Sparse weights float32[texts, vocabulary]; each text is cut to its first `max_tokens`.
 
     The vocabulary's logits of a batch take 4 * batch_tokens * vocabulary bytes.
     """
-    from scipy.sparse import csr_matrix, vstack
-
     model, tokenizer = splade
     dtype, _ = choose_precision(precision, model.device)
     room = max_tokens + tokenizer.num_special_tokens_to_add()

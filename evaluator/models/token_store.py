@@ -1,11 +1,11 @@
-"""The token ids of a collection's documents: written once, memory-mapped ever after.
+"""Token ids of a collection's documents: written once, memory-mapped by every reader.
 
 `ids.bin` holds all ids end to end (uint16 where the vocabulary allows, else uint32), `ends.npy`
-where each document ends (int64), `documents.txt` the document ids in that order, one a line. Where
-these are the numbers from 0 on, as MS MARCO's are, `tokens.json` says so and they are not read: a
-dictionary of 8.8 million ids takes more than a gigabyte of every process.
+the end of each document (int64), `documents.txt` the document ids in that order, one a line. Where
+these are the numbers from 0 on, as MS MARCO's are, `tokens.json` has `numbered` and they are not
+read: a dictionary of 8.8 million ids takes more than a gigabyte of every process.
 
-Where the token ids of pairs come from: a token store where it fits, else the texts.
+`Sources` takes a pair's token ids from a store that fits the model's tokenizer, else from texts.
 """
 
 import json
@@ -14,20 +14,20 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from xsweep.errors import DataError
-from xsweep.evaluator.models.tokenizer import fingerprint, tokenize
+from xsweep.evaluator import provenance
+from xsweep.evaluator.data import load_collection
+from xsweep.evaluator.models.tokenizer import fingerprint, load_tokenizer, tokenize
 from xsweep.evaluator.specs import TokensSpec
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-
 TEXTS_PER_CALL = 2048
+
+log = logging.getLogger(__name__)
 
 
 class TokenStore:
@@ -53,7 +53,7 @@ class TokenStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: not a token store ({error}): run its job again") from error
         if count != len(ends) or (len(ends) and ends[-1] != size):
-            raise DataError(f"{folder}: the token store's files do not fit: run its job again")
+            raise DataError(f"{folder}: the token store's files do not match: run its job again")
         self._ends = ends
 
     def __getitem__(self, doc_id: str) -> np.ndarray:
@@ -74,7 +74,7 @@ class TokenStore:
         return len(self._rows)
 
     def fits(self, fingerprint: str, max_tokens: int) -> bool:
-        """Whether a tokenizer (see `tokenizers.fingerprint`) would cut texts into these ids."""
+        """Compares the store's tokenizer (`tokenizer.fingerprint`) and length with those needed."""
         return self.fingerprint == fingerprint and self.max_tokens >= max_tokens
 
     @property
@@ -87,12 +87,10 @@ class TokenStore:
         cls,
         folder: Path | str,
         texts: Iterable[tuple[str, str]],
-        tokenizer: "PreTrainedTokenizerFast",
+        tokenizer: PreTrainedTokenizerFast,
         max_tokens: int,
     ) -> "TokenStore":
         """Tokenizes (id, text) pairs, a few thousand at a time, and writes them to `folder`."""
-        from xsweep.evaluator.models.tokenizer import fingerprint, tokenize
-
         folder = Path(folder)
         dtype = np.dtype(np.uint16 if len(tokenizer) < 2**16 else np.uint32)
         lengths, numbered = array("q"), True
@@ -127,7 +125,7 @@ class _Numbers(Mapping[str, int]):
         self._count = count
 
     def __getitem__(self, doc_id: str) -> int:
-        # `isdecimal` alone would take digits of all scripts, and 007 is no id here.
+        # `isdecimal` alone would accept digits of all scripts, and 007 is not an id here.
         row = int(doc_id) if doc_id.isdecimal() else -1
         if 0 <= row < self._count and str(row) == doc_id:
             return row
@@ -143,28 +141,17 @@ class _Numbers(Mapping[str, int]):
         return self._count
 
 
-def prepare_tokens(spec: TokensSpec, inputs: Mapping[str, Path], out: Path) -> None:
-    """Job prepare/tokens: the token store of a collection's documents, for one tokenizer.
-
-    provenance.json names the tokenizer and the versions of the packages behind it.
-    """
-    from xsweep.evaluator import provenance
-    from xsweep.evaluator.data import load_collection
-    from xsweep.evaluator.models.tokenizer import load_tokenizer
-
+def prepare_tokens(spec: TokensSpec, out: Path) -> None:
+    """Job prepare/tokens: the token store of a collection's documents, for one tokenizer."""
     origin = provenance.collect(spec.model_dump(mode="json"))
     documents = load_collection(spec.documents).documents()
     store = TokenStore.build(out, documents, load_tokenizer(spec.tokenizer), spec.max_tokens)
     summary = {"documents": len(store), "tokens": int(store.lengths.sum())}
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    provenance.seal(origin, out)
-
-
-log = logging.getLogger(__name__)
+    provenance.seal(out, origin, summary)
 
 
 class TextTokens:
-    """A tokenizer that cuts every text once, however many collections hold it."""
+    """A tokenizer that cuts every text once, even if several collections hold it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.tokenizer = tokenizer
@@ -180,11 +167,11 @@ class TextTokens:
 
 
 class Sources(NamedTuple):
-    """Where the texts of one collection's queries and documents come from."""
+    """Sources of the texts, or token ids, of one collection's queries and documents."""
 
     queries: Mapping[str, str]
     texts: Callable[[Iterable[str]], dict[str, str]]
-    """Gives documents' texts by id; asked only for what the token store does not serve."""
+    """Gives documents' texts by id; called only where the token store does not fit."""
     tokens: Path | None = None
     """A token store of the documents, used where the model's tokenizer made it."""
 
@@ -207,6 +194,6 @@ class Sources(NamedTuple):
             store = TokenStore(self.tokens)
             if store.fits(fingerprint(tokens.tokenizer), max_tokens):
                 return {doc_id: store[doc_id][:max_tokens] for doc_id in wanted}
-            log.info("token store %s is of another tokenizer or shorter: not used", self.tokens)
+            log.info("token store %s has another tokenizer or is shorter: not used", self.tokens)
         texts = self.texts(wanted)
         return dict(zip(texts, tokens(texts.values(), max_tokens), strict=True))

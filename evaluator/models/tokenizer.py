@@ -1,4 +1,4 @@
-"""Tokenizers: found, repaired where the published settings are wrong, run in one batch."""
+"""Tokenizers: located, repaired where the published settings are wrong, run in one batch."""
 
 import hashlib
 import importlib.metadata
@@ -17,9 +17,9 @@ from xsweep.evaluator.specs import ModelSpec
 
 
 def locate(spec: ModelSpec) -> str:
-    """The local folder, or the Hugging Face id, under which a model's files are found.
+    """The local folder, or the Hugging Face id, of a model's files.
 
-    Raises DataError where the folder or package is missing or another version than declared.
+    Raises DataError where the folder or package is missing or differs from the declared version.
     """
     if spec.folder is not None:
         folder = Path(spec.folder)
@@ -48,7 +48,7 @@ def _package_folder(package: str, version: str | None) -> Path:
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a model. Raises DataError where it cannot be had."""
+    """The fast tokenizer of a model. Raises DataError where it cannot be loaded."""
     where = locate(spec)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=spec.revision or "main")
@@ -83,7 +83,7 @@ def repair_case(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Equal for tokenizers that cut texts alike: of the vocabulary and of a probe text's ids."""
+    """A checksum of the vocabulary and a probe text's ids: equal for tokenizers that cut alike."""
     probe = "Naïve CAFÉ re-ranking, 北京 2,026: don't_split\tthis  twice? 😀 ½"
     seen = [sorted(tokenizer.get_vocab().items()), tokenize(tokenizer, [probe], 512)[0].tolist()]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()

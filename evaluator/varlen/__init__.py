@@ -1,1 +1,1 @@
-""""""
+"""Forward passes over sequences end to end, without padding."""

@@ -1,4 +1,4 @@
-"""Sequences end to end without padding: where each one lies, and attention that keeps them apart.
+"""Sequences packed end to end without padding, and attention within each of them.
 
 Shapes: T tokens of all sequences, S sequences, N heads, D width of a head.
 """
@@ -15,7 +15,7 @@ from xsweep.evaluator.pairs import PairIds
 
 
 class Packing(NamedTuple):
-    """Some sequences, one after the other."""
+    """Sequences packed end to end."""
 
     ids_T: torch.Tensor
     """int64 token ids"""
@@ -24,11 +24,11 @@ class Packing(NamedTuple):
     positions_T: torch.Tensor
     """int64, from 0 in every sequence"""
     starts_S: torch.Tensor
-    """int64: where each sequence starts, its first token"""
+    """int64 index of each sequence's first token"""
     lengths: list[int]
     """Tokens of each sequence"""
     words_TE: torch.Tensor | None = None
-    """The tokens' embeddings, where they were looked up for many packings at once"""
+    """The tokens' embeddings, where many packings looked them up together"""
 
     def words(self, table: torch.nn.Module) -> torch.Tensor:
         """The tokens' embeddings, [T, E]."""
@@ -70,7 +70,7 @@ def attend(
     """Every token's attention to the tokens of its own sequence, [T, N * D].
 
     With a window, to those at most `window_tokens` away. A GPU in half precision runs PyTorch's
-    varlen kernel; elsewhere neighbours of one length share a call, so sort sequences by length.
+    varlen kernel; elsewhere neighbours of equal length share a call, so sort sequences by length.
     """
     if query_TND.is_cuda and query_TND.dtype != torch.float32:
         return _attend_varlen(query_TND, key_TND, value_TND, packing, window_tokens)
@@ -95,8 +95,10 @@ def attend_from_first(
     packing: Packing,
     window_tokens: int | None = None,
 ) -> torch.Tensor:
-    """The attention of each sequence's first token alone, [S, N * D]: all that a last layer owes
-    to a head that reads the first token."""
+    """The attention of each sequence's first token alone, [S, N * D].
+
+    A last layer needs no more for a head that reads the first token.
+    """
     mixed_SND = torch.empty_like(query_SND, memory_format=torch.contiguous_format)
     sequence = 0
     for rows, (count, length) in _groups(packing.lengths):
@@ -114,7 +116,7 @@ def attend_from_first(
 
 
 def _groups(lengths: Sequence[int]) -> Iterator[tuple[slice, tuple[int, int]]]:
-    """The token rows of neighbours that have one length, with (sequences, length)."""
+    """Token rows of neighbours of equal length, with (sequences, length)."""
     start = 0
     for length, same in groupby(lengths):
         count = len(list(same))

@@ -1,14 +1,10 @@
-"""Encoders run without padding: the families whose forward pass is written out for packed tokens.
+"""Encoders without padding: forward passes of BERT's and ModernBERT's families on packed tokens.
 
 Residuals and normalisations stay in fp32, matrix products run in the dtype asked for. The last
 layer computes only what the head reads: the first token of each sequence. Results equal the
-model's own on padded batches to 1e-5 in fp32; families that are not here run padded.
+model's own on padded batches to 1e-5 in fp32; other families run padded.
 
 Shapes: T tokens of all sequences, S sequences, H width of the model, N heads, D width of a head.
-
-The forward pass of BERT, ELECTRA, RoBERTa and XLM-RoBERTa on packed tokens.
-
-The forward pass of ModernBERT and Ettin on packed tokens.
 """
 
 from collections.abc import Callable
@@ -18,12 +14,19 @@ import torch
 from transformers import PreTrainedModel
 
 from xsweep.evaluator.varlen.attention import Packing
-from xsweep.evaluator.varlen.layers import Kernels, chunks, weights
+from xsweep.evaluator.varlen.layers import Kernels, Weights, chunks, weights
+
+Encoder = Callable[[Packing, bool], torch.Tensor]
+"""Last hidden states, fp32: [T, H] of all tokens, or with True [S, H] of each first token."""
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines of rotary positions, fp32[T, D]."""
+Attention = Callable[[torch.Tensor, Packing, bool, Rotation | None], torch.Tensor]
+"""Attention of all tokens, [T, H], or with True of each first token, [S, H]."""
 
 
-def bert_encoder(base: Any, kernels: Kernels) -> Callable[[Packing, bool], torch.Tensor]:
-    """See `xsweep.evaluator.varlen.encoders.Encoder`; `base` is a model without its head."""
-    embed = _embeddings(base, kernels)
+def bert_encoder(base: Any, kernels: Kernels) -> Encoder:
+    """The encoder of BERT, ELECTRA, RoBERTa or XLM-RoBERTa; `base` is a model without its head."""
+    embed = _bert_embeddings(base, kernels)
     layers = [_bert_layer(layer, base.config, kernels) for layer in base.encoder.layer]
 
     def encode(packing: Packing, first_only: bool) -> torch.Tensor:
@@ -35,7 +38,7 @@ def bert_encoder(base: Any, kernels: Kernels) -> Callable[[Packing, bool], torch
     return encode
 
 
-def _embeddings(base: Any, kernels: Kernels) -> Callable[[Packing], torch.Tensor]:
+def _bert_embeddings(base: Any, kernels: Kernels) -> Callable[[Packing], torch.Tensor]:
     embeddings = base.embeddings
     positions = embeddings.position_embeddings
     # RoBERTa numbers positions from padding_idx + 1; BERT's table has no padding row.
@@ -59,45 +62,31 @@ def _embeddings(base: Any, kernels: Kernels) -> Callable[[Packing], torch.Tensor
 def _bert_layer(
     layer: Any, config: Any, kernels: Kernels
 ) -> Callable[[torch.Tensor, Packing, bool], torch.Tensor]:
-    attention, heads = layer.attention, config.num_attention_heads
-    query, key, value = (
-        weights(getattr(attention.self, name)) for name in ("query", "key", "value")
-    )
-    ask, ask_and_answer = kernels.linear(query), kernels.linear(query, key, value)
-    answer = kernels.linear(key, value)
-    mix = kernels.linear(weights(attention.output.dense))
+    inner, output = layer.attention.self, layer.attention.output
+    sides = [weights(side) for side in (inner.query, inner.key, inner.value)]
+    attend = _attention(sides, config, kernels, None, config.attention_probs_dropout_prob)
+    mix = kernels.linear(weights(output.dense))
     is_gelu = config.hidden_act == "gelu"
     widen = kernels.linear(weights(layer.intermediate.dense), with_gelu=is_gelu)
     activation = None if is_gelu else layer.intermediate.intermediate_act_fn
     narrow = kernels.linear(weights(layer.output.dense))
-    hidden_rate, weights_rate = config.hidden_dropout_prob, config.attention_probs_dropout_prob
+    rate = config.hidden_dropout_prob
 
     def forward(states_TH: torch.Tensor, packing: Packing, first_only: bool) -> torch.Tensor:
-        inputs_TH = states_TH.to(kernels.dtype)
+        mixed_TH = attend(states_TH.to(kernels.dtype), packing, first_only, None)
         if first_only:
-            sides_T2ND = answer(inputs_TH).unflatten(-1, (2, heads, -1))
-            states_TH, inputs_TH = states_TH[packing.starts_S], inputs_TH[packing.starts_S]
-            query_SND = ask(inputs_TH).unflatten(-1, (heads, -1))
-            mixed_TH = kernels.attend_from_first(query_SND, sides_T2ND, packing, None, weights_rate)
-        else:
-            sides_T3ND = ask_and_answer(inputs_TH).unflatten(-1, (3, heads, -1))
-            mixed_TH = kernels.attend(sides_T3ND, packing, None, weights_rate)
-        states_TH = kernels.add(states_TH, mix(mixed_TH), hidden_rate)
-        states_TH = attention.output.LayerNorm(states_TH)
+            states_TH = states_TH[packing.starts_S]
+        states_TH = output.LayerNorm(kernels.add(states_TH, mix(mixed_TH), rate))
         inner_TI = widen(states_TH.to(kernels.dtype))
         if activation is not None:
             inner_TI = activation(inner_TI)
-        return layer.output.LayerNorm(kernels.add(states_TH, narrow(inner_TI), hidden_rate))
+        return layer.output.LayerNorm(kernels.add(states_TH, narrow(inner_TI), rate))
 
     return forward
 
 
-Rotation = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines, fp32[T, D]."""
-
-
-def modernbert_encoder(base: Any, kernels: Kernels) -> Callable[[Packing, bool], torch.Tensor]:
-    """See `xsweep.evaluator.varlen.encoders.Encoder`; `base` is a model without its head."""
+def modernbert_encoder(base: Any, kernels: Kernels) -> Encoder:
+    """The encoder of ModernBERT or Ettin; `base` is a model without its head."""
     layers = [_modernbert_layer(layer, base.config, kernels) for layer in base.layers]
     kinds = [layer.attention_type for layer in base.layers]
     embeddings = base.embeddings
@@ -122,38 +111,23 @@ def modernbert_encoder(base: Any, kernels: Kernels) -> Callable[[Packing, bool],
 def _modernbert_layer(
     layer: Any, config: Any, kernels: Kernels
 ) -> Callable[[torch.Tensor, Packing, Rotation, bool], torch.Tensor]:
+    is_local = layer.attention_type == "sliding_attention"
+    window_tokens = config.sliding_window if is_local else None
+    rate = config.attention_dropout
     sides = list(zip(*chunks(weights(layer.attn.Wqkv), 3), strict=True))
-    ask, answer, ask_and_answer = (
-        kernels.linear(sides[0]),
-        kernels.linear(*sides[1:]),
-        kernels.linear(weights(layer.attn.Wqkv)),
-    )
+    attend = _attention(sides, config, kernels, window_tokens, rate)
     mix = kernels.linear(weights(layer.attn.Wo))
     activation = None if config.hidden_activation == "gelu" else layer.mlp.act
     widen = kernels.gated(weights(layer.mlp.Wi), activation)
     narrow = kernels.linear(weights(layer.mlp.Wo))
-    is_local = layer.attention_type == "sliding_attention"
-    window_tokens = config.sliding_window if is_local else None
-    heads, rate = config.num_attention_heads, config.attention_dropout
 
     def forward(
         states_TH: torch.Tensor, packing: Packing, rotation: Rotation, first_only: bool
     ) -> torch.Tensor:
         inputs_TH = layer.attn_norm(states_TH).to(kernels.dtype)
+        mixed_TH = attend(inputs_TH, packing, first_only, rotation)
         if first_only:
-            sides_T2ND = answer(inputs_TH).unflatten(-1, (2, heads, -1))
-            sides_T2ND = kernels.rotate(sides_T2ND, rotation, 1)
-            first = packing.starts_S
-            states_TH, inputs_TH = states_TH[first], inputs_TH[first]
-            query_S1ND = ask(inputs_TH).unflatten(-1, (1, heads, -1))
-            query_S1ND = kernels.rotate(query_S1ND, (rotation[0][first], rotation[1][first]), 1)
-            mixed_TH = kernels.attend_from_first(
-                query_S1ND[:, 0], sides_T2ND, packing, window_tokens, rate
-            )
-        else:
-            sides_T3ND = ask_and_answer(inputs_TH).unflatten(-1, (3, heads, -1))
-            sides_T3ND = kernels.rotate(sides_T3ND, rotation, 2)
-            mixed_TH = kernels.attend(sides_T3ND, packing, window_tokens, rate)
+            states_TH = states_TH[packing.starts_S]
         states_TH = kernels.add(states_TH, mix(mixed_TH), rate)
         inner_TI = widen(layer.mlp_norm(states_TH).to(kernels.dtype))
         inner_TI = kernels.drop(inner_TI, config.mlp_dropout)
@@ -162,8 +136,33 @@ def _modernbert_layer(
     return forward
 
 
-Encoder = Callable[[Packing, bool], torch.Tensor]
-"""Last hidden states, fp32: [T, H] of all tokens, or with True [S, H] of each first token."""
+def _attention(
+    sides: list[Weights], config: Any, kernels: Kernels, window_tokens: int | None, rate: float
+) -> Attention:
+    """Multi-head attention of a layer with the given query, key and value weights."""
+    query, key, value = sides
+    to_query, to_key_value = kernels.linear(query), kernels.linear(key, value)
+    to_all = kernels.linear(query, key, value)
+    heads = config.num_attention_heads
+
+    def attend(
+        inputs_TH: torch.Tensor, packing: Packing, first_only: bool, rotation: Rotation | None
+    ) -> torch.Tensor:
+        if not first_only:
+            sides_T3ND = to_all(inputs_TH).unflatten(-1, (3, heads, -1))
+            if rotation:
+                sides_T3ND = kernels.rotate(sides_T3ND, rotation, 2)
+            return kernels.attend(sides_T3ND, packing, window_tokens, rate)
+        sides_T2ND = to_key_value(inputs_TH).unflatten(-1, (2, heads, -1))
+        first_S = packing.starts_S
+        query_S1ND = to_query(inputs_TH[first_S]).unflatten(-1, (1, heads, -1))
+        if rotation:
+            cosines_TD, sines_TD = rotation
+            sides_T2ND = kernels.rotate(sides_T2ND, rotation, 1)
+            query_S1ND = kernels.rotate(query_S1ND, (cosines_TD[first_S], sines_TD[first_S]), 1)
+        return kernels.attend_from_first(query_S1ND[:, 0], sides_T2ND, packing, window_tokens, rate)
+
+    return attend
 
 
 ENCODERS: dict[str, Callable[[Any, Kernels], Encoder]] = {
@@ -173,11 +172,11 @@ ENCODERS: dict[str, Callable[[Any, Kernels], Encoder]] = {
     "xlm-roberta": bert_encoder,
     "modernbert": modernbert_encoder,
 }
-"""By the `model_type` of transformers; DeBERTa's attention needs relative positions."""
+"""By transformers' `model_type`; DeBERTa is missing, its attention needs relative positions."""
 
 
 def has_unpadded(model: PreTrainedModel) -> bool:
-    """Whether a model's family can run on packed tokens; it must have fp32 weights."""
+    """True where a model's family can run on packed tokens and its weights are fp32."""
     config = model.config
     if config.model_type not in ENCODERS or getattr(config, "is_decoder", False):
         return False
@@ -187,7 +186,7 @@ def has_unpadded(model: PreTrainedModel) -> bool:
 def unpadded_encoder(model: PreTrainedModel, dtype: torch.dtype) -> Encoder | None:
     """The encoder of a model on packed tokens, for scoring; None where it runs padded only.
 
-    Weights are copied in `dtype`; the model is left as it is.
+    Weights are copied in `dtype`; the model does not change.
     """
     if not has_unpadded(model):
         return None
@@ -202,7 +201,7 @@ def unpadded_scorer(
 
 
 def build_scorer(model: PreTrainedModel, kernels: Kernels) -> Callable[[Packing], torch.Tensor]:
-    """Logits, fp32[S], of a cross-encoder that `has_unpadded`, made of the kernels given."""
+    """Logits, fp32[S], of a cross-encoder that `has_unpadded`, computed by the given kernels."""
     encoder = ENCODERS[model.config.model_type](model.base_model, kernels)
     head, reads_first = _head(model)
 
@@ -213,7 +212,7 @@ def build_scorer(model: PreTrainedModel, kernels: Kernels) -> Callable[[Packing]
 
 
 def _head(model: Any) -> tuple[Callable[[torch.Tensor, Packing], torch.Tensor], bool]:
-    """The model's own head on an encoder's states, and whether it reads first tokens only."""
+    """The model's own head on an encoder's states; True where it reads first tokens only."""
     if model.config.model_type == "modernbert":
         if model.config.classifier_pooling == "mean":
             return lambda states, packing: model.classifier(

@@ -1,13 +1,10 @@
-"""The parts that forward passes on packed tokens are made of, for scoring.
+"""Layer primitives of the padding-free encoders, for scoring.
 
-`xsweep.evaluator.varlen.encoders` and `xsweep.evaluator.varlen.encoders` put them together;
-`xsweep.trainer.cpu_kernels` has those that can be differentiated.
-
-Linear layers prepared for many calls with the same weights, the activation included.
-
-What is fastest depends on the CPU (MiniLM-L6's shapes, one core). With AVX512, oneDNN gets the
-weights in the blocks that its kernels want: 110 GFLOP/s in fp32 against 97 by `F.linear`, 218 in
-bf16 against 205 (AMD Zen 4). With AVX2, `F.linear` has 70 to 75 and oneDNN 61 to 66 (AMD Zen 3).
+`xsweep.trainer.cpu_kernels` has the ones with gradients. Linear layers are prepared for many calls
+with the same weights. The fastest preparation depends on the CPU (MiniLM-L6's shapes, one core).
+With AVX512, oneDNN gets the weights in the blocks that its kernels want: 110 GFLOP/s in fp32
+against 97 by `F.linear`, 218 in bf16 against 205 (AMD Zen 4). With AVX2, `F.linear` has 70 to 75
+and oneDNN 61 to 66 (AMD Zen 3).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +15,9 @@ from torch.nn.functional import gelu, linear
 from xsweep.evaluator.varlen.attention import Packing, attend, attend_from_first
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
-
+Layer = Callable[..., torch.Tensor]
+Weights = tuple[torch.Tensor, torch.Tensor | None]
+"""Weight [out, in] and bias [out] of a linear layer, or of a part of its outputs."""
 
 TYPICAL_ROWS = 1024
 """Tokens for which oneDNN chooses its blocks; other numbers run as well."""
@@ -31,15 +30,15 @@ def prepare(
     *,
     with_gelu: bool = False,
 ) -> Projection:
-    """`x @ weight.T + bias` in `dtype` (fp32 or bf16), then the exact GELU if asked.
+    """`x @ weight.T + bias` in `dtype` (fp32 or bf16), then the exact GELU with `with_gelu`.
 
-    The weights must not change meanwhile: they may be copied, or not.
+    The weights must not change while it is in use: they may be copied, or not.
     """
     inner = computed_in(dtype, weight.device)
     # Through `dtype` first: where bf16 is computed in fp32, it is bf16 numbers that are multiplied.
     weight = weight.detach().to(dtype).to(inner)
     bias = None if bias is None else bias.detach().to(dtype).to(inner)
-    if weight.device.type == "cpu" and lays_out():
+    if weight.device.type == "cpu" and blocks_weights():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
         after, algorithm = ("gelu", "none") if with_gelu else ("none", "")
 
@@ -59,18 +58,18 @@ def prepare(
     return lambda states: product(states.to(inner)).to(dtype)
 
 
-def lays_out() -> bool:
-    """Whether oneDNN's blocked weights are worth their making on this CPU."""
+def blocks_weights() -> bool:
+    """True where oneDNN's blocked weights pay off on this CPU."""
     return (
         torch.backends.mkldnn.is_available() and "AVX512" in torch.backends.cpu.get_cpu_capability()
     )
 
 
 def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """What numbers of this type are multiplied in: fp32 for bf16 on a CPU without units for that.
+    """The dtype of products of numbers of `dtype`: fp32 for bf16 on a CPU without bf16 units.
 
-    Such units sum products of bf16 numbers in fp32, so the results are the same but for the order
-    of sums; PyTorch's own bf16 products without them are ten times slower than fp32 (AMD Zen 3).
+    Such units sum products of bf16 numbers in fp32, so the results differ only by the order of
+    sums; PyTorch's own bf16 products without them are ten times slower than fp32 (AMD Zen 3).
     """
     if dtype != torch.bfloat16 or device.type != "cpu":
         return dtype
@@ -80,15 +79,8 @@ def computed_in(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_units else torch.float32
 
 
-Weights = tuple[torch.Tensor, torch.Tensor | None]
-"""Weight [out, in] and bias [out] of a linear layer, or of a part of its outputs."""
-
-
-Layer = Callable[..., torch.Tensor]
-
-
 class Kernels:
-    """The parts of a forward pass, for scoring: without dropout and gradients.
+    """The primitives of a forward pass, for scoring: without dropout and gradients.
 
     Weights are copied when a layer is first called. Matrix products are computed in `dtype`,
     residuals and normalisations in fp32. Shapes: T tokens, S sequences, H width of the model,
@@ -100,11 +92,13 @@ class Kernels:
 
     def linear(self, *parts: Weights, with_gelu: bool = False) -> Projection:
         """Linear layers over the same input as one, their outputs side by side; then GELU."""
-        return once(lambda: prepare(*side_by_side(parts), self.dtype, with_gelu=with_gelu))
+        return _once(lambda: prepare(*side_by_side(parts), self.dtype, with_gelu=with_gelu))
 
     def gated(self, layer: Weights, activation: torch.nn.Module | None) -> Projection:
-        """A layer whose first half of outputs passes an activation (None: GELU) and is multiplied
-        by the other half."""
+        """A gated layer: the activated first half of its outputs times the other half.
+
+        `activation` None is GELU.
+        """
         (inner, other), (inner_bias, other_bias) = chunks(layer, 2)
         widen = prepare(inner, inner_bias, self.dtype, with_gelu=activation is None)
         gate = prepare(other, other_bias, self.dtype)
@@ -120,7 +114,7 @@ class Kernels:
     def attend(
         self, sides_T3ND: torch.Tensor, packing: Packing, window_tokens: int | None, rate: float
     ) -> torch.Tensor:
-        """Attention of every token, see `varlen.attention.attend`; training drops its weights."""
+        """Attention of every token (see `varlen.attention`); `rate` is its dropout in training."""
         query_TND, key_TND, value_TND = sides_T3ND.unbind(1)
         return attend(query_TND, key_TND, value_TND, packing, window_tokens)
 
@@ -132,19 +126,19 @@ class Kernels:
         window_tokens: int | None,
         rate: float,
     ) -> torch.Tensor:
-        """The same for each sequence's first token alone."""
+        """Attention of each sequence's first token alone."""
         key_TND, value_TND = sides_T2ND.unbind(1)
         return attend_from_first(query_SND, key_TND, value_TND, packing, window_tokens)
 
     def rotate(
         self, sides_TKND: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], count: int
     ) -> torch.Tensor:
-        """Rotary positions for the first `count` of K sides; what came may be overwritten."""
+        """Rotary positions for the first `count` of K sides; the input may be overwritten."""
         sides_TKND[:, :count] = rotated(sides_TKND[:, :count], *rotation)
         return sides_TKND
 
     def drop(self, states: torch.Tensor, rate: float) -> torch.Tensor:
-        """Dropout in training: a number is 0 with this probability, else divided by 1 - `rate`."""
+        """Dropout in training: 0 with probability `rate`, else divided by 1 - `rate`."""
         return states
 
     def add(self, residual: torch.Tensor, states: torch.Tensor, rate: float) -> torch.Tensor:
@@ -152,12 +146,12 @@ class Kernels:
         return residual + states.float()
 
     def run(self, layer: Layer, *arguments: object) -> torch.Tensor:
-        """Call a layer; training may compute its activations again for the gradient."""
+        """Calls a layer; training may recompute its activations for the gradient."""
         return layer(*arguments)
 
 
-def once(build: Callable[[], Projection]) -> Projection:
-    """A projection that is built when it is first called: a layer offers more than it uses."""
+def _once(build: Callable[[], Projection]) -> Projection:
+    """A projection that is built when it is first called: a layer declares more than it uses."""
     built: list[Projection] = []
 
     def project(states: torch.Tensor) -> torch.Tensor:
@@ -169,7 +163,7 @@ def once(build: Callable[[], Projection]) -> Projection:
 
 
 def weights(layer: torch.nn.Module) -> Weights:
-    """Of a `torch.nn.Linear`."""
+    """Weight and bias of a `torch.nn.Linear`."""
     assert isinstance(layer, torch.nn.Linear)
     return layer.weight, layer.bias
 
@@ -193,8 +187,10 @@ def side_by_side(parts: Sequence[Weights]) -> Weights:
 def rotated(
     states_TKND: torch.Tensor, cosines_TD: torch.Tensor, sines_TD: torch.Tensor
 ) -> torch.Tensor:
-    """Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864), computed in fp32, in
-    the dtype that came."""
+    """Rotary positions (Su et al. 2021, https://arxiv.org/abs/2104.09864), computed in fp32.
+
+    The result has the dtype of the input.
+    """
     states = states_TKND.float()
     half = states.shape[-1] // 2
     turned = torch.cat((-states[..., half:], states[..., :half]), -1)

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from xsweep.db.jobs import NewJob
 from xsweep.errors import ConfigError, DataError
-from xsweep.evaluator.data.files import NAME as MANIFEST
-from xsweep.evaluator.data.files import checksum, read_manifest, write_manifest
+from xsweep.evaluator.data.files import MANIFEST, checksum, read_manifest, write_manifest
 from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.storage.store import Store
 

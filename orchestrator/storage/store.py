@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from xsweep.errors import DataError, SetupError, XsweepError, first_line
-from xsweep.evaluator.data.files import NAME as MANIFEST
-from xsweep.evaluator.data.files import atomic_write, checksum, read_manifest
+from xsweep.evaluator.data.files import MANIFEST, atomic_write, checksum, read_manifest
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

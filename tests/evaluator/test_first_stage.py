@@ -3,14 +3,27 @@ import math
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from xsweep.errors import ConfigError, DataError
+from xsweep.evaluator import first_stage
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.trec import read_run
-from xsweep.evaluator.first_stage import bm25, prepare_candidates, read_candidates, search
+from xsweep.evaluator.data.collection import Collection
+from xsweep.evaluator.data.trec import read_run, sort_docs
+from xsweep.evaluator.first_stage import (
+    LUCENE_STOP_WORDS,
+    lucene_words,
+    prepare_candidates,
+    read_candidates,
+    retrieve,
+    search,
+    snowball_words,
+)
 from xsweep.evaluator.measures import evaluate_run, mean
-from xsweep.evaluator.specs import COLLECTION, Bm25Spec, CandidatesSpec, IrdsSpec
+from xsweep.evaluator.specs import Bm25Spec, CandidatesSpec, IrdsSpec
 
 PLAIN = Bm25Spec(stemmer=None)
 
@@ -44,11 +57,6 @@ def test_stems_match_and_stop_words_do_not() -> None:
     assert list(search(documents, {"q": "the runs"}, Bm25Spec(), 5)["q"]) == ["a"]
 
 
-def test_an_unknown_stemmer_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="unknown stemmer 'klingon'"):
-        search([("a", "fox")], {"q": "fox"}, Bm25Spec(stemmer="klingon"), 5)
-
-
 def test_documents_without_words_cannot_be_indexed() -> None:
     with pytest.raises(DataError, match="no words"):
         search([("a", ""), ("b", "!")], {"q": "fox"}, PLAIN, 5)
@@ -67,7 +75,7 @@ def _prepare(folder: Path, **settings: object) -> Path:
     out = folder / "out"
     out.mkdir()
     spec = CandidatesSpec.model_validate({"collection": _collection(folder), **settings})
-    prepare_candidates(spec, {}, out)
+    prepare_candidates(spec, out)
     return out
 
 
@@ -88,7 +96,7 @@ def test_prepared_bm25_candidates_hold_the_judged_queries_and_their_recall(tmp_p
     }
 
 
-def test_candidates_keep_by_what_they_were_found(tmp_path: Path) -> None:
+def test_provenance_has_the_first_stages_settings_and_packages(tmp_path: Path) -> None:
     out = _prepare(tmp_path, first_stage={"type": "bm25", "k1": 1.2, "b": 0.75}, depth=1)
     origin = json.loads((out / "provenance.json").read_text())
     assert origin["spec"]["first_stage"] == {
@@ -103,7 +111,7 @@ def test_candidates_keep_by_what_they_were_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("order", "expected"), [("score", ["d2", "d1"]), ("rank", ["d1", "d3"])])
-def test_a_given_run_is_cut_in_the_order_that_was_asked_for(
+def test_a_given_run_is_cut_in_the_order_of_the_setting(
     tmp_path: Path, order: str, expected: list[str]
 ) -> None:
     run = tmp_path / "given.run"
@@ -132,7 +140,7 @@ def test_a_first_stage_that_finds_nothing_is_a_data_error(tmp_path: Path) -> Non
     (tmp_path / "queries.tsv").write_text("q1\tzebra\n")
     spec = CandidatesSpec.model_validate({"collection": collection})
     with pytest.raises(DataError, match="finds nothing at all"):
-        prepare_candidates(spec, {}, tmp_path)
+        prepare_candidates(spec, tmp_path)
 
 
 def test_scoreddocs_belong_to_ir_datasets(tmp_path: Path) -> None:
@@ -147,7 +155,7 @@ def test_bm25_is_near_the_stored_runs_on_cranfield(
     home = str(real_data / "ir_datasets_home")
     collection = load_collection(IrdsSpec(name="cranfield", id="cranfield", home=home))
     stored = read_run(real_data / "first-stage-bm25/cranfield.run.gz")
-    ours = bm25(collection, depth=100)
+    ours = search(list(collection.documents()), collection.queries, Bm25Spec(), depth=100)
     for name in ("nDCG@10", "R@100"):
         ours_mean, stored_mean = (
             mean(evaluate_run(collection.qrels, run, [name])[name]) for run in (ours, stored)
@@ -155,6 +163,66 @@ def test_bm25_is_near_the_stored_runs_on_cranfield(
         assert ours_mean == pytest.approx(stored_mean, abs=0.005), name
 
 
-def test_the_apidocs_spec_needs_only_its_split() -> None:
-    spec = COLLECTION.validate_python({"source": "apidocs", "name": "a", "split": "test"})
-    assert spec.versions == {}
+def test_lucenes_analysis_by_hand() -> None:
+    # Porter's own examples: caresses, ponies, relational, hopping.
+    text = "The caresses of Ponies: relational hopping isn't 3.14, dog’s x-ray"
+    assert lucene_words([text, ""]) == [
+        ["caress", "poni", "relat", "hop", "isn't", "3.14", "dog", "x", "rai"],
+        [],
+    ]
+    assert lucene_words(["The runner's 3.14 U.S. dogs"]) == [["runner", "3.14", "u.", "dog"]]
+    assert len(LUCENE_STOP_WORDS) == 33
+
+
+def test_snowballs_analysis_drops_stop_words_and_single_letters() -> None:
+    assert snowball_words(["The running dogs x"], "english") == [["run", "dog"]]
+    assert snowball_words(["The running dogs x"], None) == [["the", "running", "dogs"]]
+    with pytest.raises(ConfigError, match="unknown stemmer 'klingon'"):
+        snowball_words(["x"], "klingon")
+
+
+def _ids_as_texts(ids: list[str]) -> Collection:
+    return Collection("c", lambda: ((name, name) for name in ids), {}, {})
+
+
+@given(data=st.data(), chunk=st.integers(1, 7), depth=st.integers(1, 6), positive=st.booleans())
+@settings(deadline=None)
+def test_retrieval_in_chunks_equals_sorting_all_scores(
+    data: st.DataObject, chunk: int, depth: int, positive: bool
+) -> None:
+    ids = data.draw(st.lists(st.text("ab1_é", min_size=1), min_size=1, max_size=20, unique=True))
+    values = st.sampled_from([-1.0, 0.0, 0.5, 0.5, 2.0])
+    rows = {name: [data.draw(values), data.draw(values)] for name in ids}
+    kept, first_stage.TEXTS_PER_CHUNK = first_stage.TEXTS_PER_CHUNK, chunk
+    try:
+        run, count = retrieve(
+            _ids_as_texts(ids),
+            {"q0": "", "q1": ""},
+            lambda texts: np.array([rows[text] for text in texts], dtype=np.float32),
+            depth,
+            positive_only=positive,
+        )
+    finally:
+        first_stage.TEXTS_PER_CHUNK = kept
+    assert count == len(ids)
+    for place, query in enumerate(("q0", "q1")):
+        scores = {name: row[place] for name, row in rows.items() if row[place] > 0 or not positive}
+        assert list(run.get(query, {}).items()) == sort_docs(scores)[:depth]
+
+
+def test_an_empty_collection_is_a_data_error() -> None:
+    with pytest.raises(DataError, match="no documents to retrieve"):
+        retrieve(_ids_as_texts([]), {"q": ""}, lambda texts: np.zeros((0, 1)), 5)
+
+
+def test_progress_counts_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(first_stage, "TEXTS_PER_CHUNK", 2)
+    reported: list[tuple[int, int]] = []
+    retrieve(
+        _ids_as_texts(["a", "b", "c"]),
+        {"q": ""},
+        lambda texts: np.ones((len(texts), 1), dtype=np.float32),
+        5,
+        report=lambda done, total: reported.append((done, total)),
+    )
+    assert reported == [(2, 3), (3, 3)]

@@ -37,7 +37,7 @@ def masked_model(tmp_path_factory: pytest.TempPathFactory, make_tokenizer: Calla
 
 
 def _weights(folder: Path, tokenizer, text: str, max_tokens: int) -> torch.Tensor:
-    """SPLADE-max of one text, written out."""
+    """SPLADE-max of one text, by its definition."""
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     batch = tokenizer(text, truncation=True, max_length=max_tokens + 2, return_tensors="pt")
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_weights_equal_sentence_transformers_sparse_encoder(
     np.testing.assert_allclose(saved, expected, atol=1e-5)
 
 
-def test_other_sparse_encoders_are_refused(masked_model: Path, tmp_path: Path) -> None:
+def test_unsupported_sparse_encoders_are_config_errors(masked_model: Path, tmp_path: Path) -> None:
     for file in masked_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "pool").mkdir()
@@ -102,7 +102,7 @@ def _prepare(folder: Path, stage: dict, depth: int) -> Path:
     spec = {"collection": collection, "first_stage": stage, "depth": depth}
     out = folder / "out"
     out.mkdir()
-    prepare_candidates(CandidatesSpec.model_validate(spec), {}, out)
+    prepare_candidates(CandidatesSpec.model_validate(spec), out)
     return out
 
 
@@ -114,9 +114,9 @@ def test_a_sparse_first_stage_scores_sums_of_products(
     tokenizer = make_tokenizer("bert")
     run = read_candidates(out).run
     for query, text in QUERIES.items():
-        asked = _weights(masked_model, tokenizer, text, 32)
+        query_V = _weights(masked_model, tokenizer, text, 32)
         expected = {
-            name: float(asked @ _weights(masked_model, tokenizer, document, 256))
+            name: float(query_V @ _weights(masked_model, tokenizer, document, 256))
             for name, document in DOCUMENTS.items()
         }
         best = sorted(expected, key=lambda name: -expected[name])[:3]

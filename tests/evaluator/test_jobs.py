@@ -16,7 +16,7 @@ from xsweep.evaluator.models.token_store import TokenStore
 from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import score_pairs
-from xsweep.evaluator.specs import EvaluateSpec
+from xsweep.evaluator.specs import EvaluateSpec, ScoringSpec
 
 WORDS = ["fox", "dog", "cow", "number", "query", "rank", "king", "france", "array", "quick"]
 
@@ -71,7 +71,7 @@ def _summary(folder: Path) -> dict:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_the_first_stage_is_evaluated_as_it_came(
+def test_the_first_stage_is_evaluated_in_its_own_order(
     do: Callable, collection: dict, candidates: Path
 ) -> None:
     out = do("evaluate", {"collection": collection, "depth": 5}, candidates=candidates)
@@ -87,7 +87,7 @@ def test_the_first_stage_is_evaluated_as_it_came(
     assert read_manifest(out)["files"].keys() >= {"run.trec.gz", "per_query.json", "summary.json"}
 
 
-def test_a_model_scores_alike_from_the_token_store_and_from_texts(
+def test_a_model_gives_equal_scores_from_the_token_store_and_from_texts(
     do: Callable, collection: dict, candidates: Path, tokens: Path, make_model_folder: Callable
 ) -> None:
     scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
@@ -115,7 +115,7 @@ def test_a_token_store_of_another_tokenizer_is_not_used(
     assert (stored / "run.trec.gz").read_bytes() == (plain / "run.trec.gz").read_bytes()
 
 
-def test_a_trainings_model_is_an_input(
+def test_a_trained_model_is_an_input(
     do: Callable,
     collection: dict,
     candidates: Path,
@@ -195,21 +195,21 @@ def test_candidates_that_the_collection_lacks_are_data_errors(
         do("evaluate", spec, candidates=candidates)
 
 
-def test_progress_is_reported_and_a_stop_leaves_no_manifest(
+def test_progress_is_reported_and_a_stopped_job_has_no_manifest(
     collection: dict, candidates: Path, make_model_folder: Callable, tmp_path: Path
 ) -> None:
     scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
     spec = {"collection": collection, "scorer": scorer, "batch_tokens": 128}
-    heard = []
+    reported = []
 
     def report(done: int, total: int, **figures: float) -> None:
-        heard.append((done, total, figures["pairs_per_s"]))
-        if len(heard) == 3:
-            raise Stopped("asked to leave")
+        reported.append((done, total, figures["pairs_per_s"]))
+        if len(reported) == 3:
+            raise Stopped("stop requested")
 
     with pytest.raises(Stopped):
         run_job("evaluate", spec, {"candidates": candidates}, tmp_path, report)
-    assert [done for done, _, _ in heard] == sorted(done for done, _, _ in heard)
+    assert [done for done, _, _ in reported] == sorted(done for done, _, _ in reported)
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -222,7 +222,9 @@ def test_progress_is_reported_and_a_stop_leaves_no_manifest(
         ("evaluate", {"collection": {"source": "irds", "name": "x", "id": "y"}}, "needs the input"),
     ],
 )
-def test_wrong_jobs_are_config_errors(tmp_path: Path, kind: str, spec: dict, message: str) -> None:
+def test_invalid_jobs_are_config_errors(
+    tmp_path: Path, kind: str, spec: dict, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         run_job(kind, spec, {}, tmp_path)
 
@@ -246,7 +248,7 @@ def test_the_program_runs_one_job_from_json(
         ('{"kind": "x", "spec": {}}', "unknown kind"),
     ],
 )
-def test_the_program_says_in_one_line_what_is_wrong(
+def test_the_program_reports_an_error_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture, content: str, message: str
 ) -> None:
     (tmp_path / "job.json").write_text(content)
@@ -268,7 +270,7 @@ def test_a_saved_model_is_evaluated_with_its_longest_input_respected(
     assert _summary(do("evaluate", spec, candidates=candidates))["pairs"] > 0
 
 
-def test_a_document_gets_the_room_that_its_query_leaves(
+def test_a_short_query_leaves_its_room_to_the_document(
     do: Callable, collection: dict, candidates: Path, make_model_folder: Callable
 ) -> None:
     scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
@@ -284,18 +286,18 @@ def test_a_document_gets_the_room_that_its_query_leaves(
 
 
 def _stopping_after(batches: int) -> Callable[..., None]:
-    heard = []
+    reported = []
 
     def report(done: int, total: int, **figures: float) -> None:
-        heard.append(done)
-        if len(heard) == batches:
-            raise Stopped("asked to leave")
+        reported.append(done)
+        if len(reported) == batches:
+            raise Stopped("stop requested")
 
     return report
 
 
 @pytest.mark.parametrize("same_folder", [True, False])
-def test_a_stopped_evaluation_goes_on_where_it_was_and_writes_the_same_bytes(
+def test_a_stopped_evaluation_resumes_and_writes_the_same_bytes(
     do: Callable,
     collection: dict,
     candidates: Path,
@@ -304,7 +306,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was_and_writes_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     same_folder: bool,
 ) -> None:
-    monkeypatch.setattr("xsweep.evaluator.scoring.keeper.__defaults__", (0.0,))
+    monkeypatch.setattr("xsweep.evaluator.scoring.SAVE_EVERY_S", 0.0)
     scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
     spec = {"collection": collection, "scorer": scorer, "batch_tokens": 200}
     whole = do("evaluate", spec, candidates=candidates)
@@ -315,19 +317,21 @@ def test_a_stopped_evaluation_goes_on_where_it_was_and_writes_the_same_bytes(
     with pytest.raises(Stopped):
         run_job("evaluate", spec, inputs, first, _stopping_after(4))
     assert (first / "partial" / "scores-0.npz").is_file()
-    heard: list[int] = []
+    reported: list[int] = []
     earlier = [] if same_folder else [first]
-    run_job("evaluate", spec, inputs, second, lambda done, total, **_: heard.append(done), earlier)
+    run_job(
+        "evaluate", spec, inputs, second, lambda done, total, **_: reported.append(done), earlier
+    )
     for name in ("run.trec.gz", "per_query.json"):
         assert (whole / name).read_bytes() == (second / name).read_bytes(), name
     fresh: list[int] = []
     run_job("evaluate", spec, inputs, tmp_path, lambda done, total, **_: fresh.append(done))
-    assert heard == fresh[-len(heard) :]
-    assert len(heard) == len(fresh) - 4
+    assert reported == fresh[-len(reported) :]
+    assert len(reported) == len(fresh) - 4
     assert set(read_manifest(second)["files"]) == set(read_manifest(whole)["files"])
 
 
-def test_a_state_of_other_settings_is_not_used(
+def test_partial_scores_of_other_settings_are_not_used(
     do: Callable,
     collection: dict,
     candidates: Path,
@@ -335,7 +339,7 @@ def test_a_state_of_other_settings_is_not_used(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("xsweep.evaluator.scoring.keeper.__defaults__", (0.0,))
+    monkeypatch.setattr("xsweep.evaluator.scoring.SAVE_EVERY_S", 0.0)
     scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
     spec = {"collection": collection, "scorer": scorer, "batch_tokens": 200}
     other = spec | {"document_tokens": 5}
@@ -347,7 +351,7 @@ def test_a_state_of_other_settings_is_not_used(
     assert (whole / "run.trec.gz").read_bytes() == (tmp_path / "run.trec.gz").read_bytes()
 
 
-def test_the_program_goes_on_with_what_a_killed_one_left(
+def test_the_program_resumes_in_a_killed_ones_folder(
     collection: dict, candidates: Path, make_model_folder: Callable, tmp_path: Path
 ) -> None:
     scorer = {"type": "model", "model": _model(make_model_folder("bert"))}
@@ -406,16 +410,15 @@ def test_the_best_passage_of_a_long_document_counts(
             pairs = [
                 (query_ids, part) for place, part in enumerate(parts) if not place or len(part) > 2
             ]
-            scored = score_pairs(
-                model, PairEncoder(tokenizer), pairs, query_tokens=32, document_tokens=8
-            )
+            settings = ScoringSpec(query_tokens=32, document_tokens=8)
+            scored = score_pairs(model, PairEncoder(tokenizer), pairs, settings)
             assert score == pytest.approx(scored.scores.max(), abs=1e-5)
             higher += score > first[query][doc] + 1e-4
     assert higher > 0
     assert _summary(out)["scored"] > sum(map(len, found.values()))
 
 
-def test_recall_of_what_was_re_ranked_stands_beside_the_measures(
+def test_the_summary_has_the_recall_of_the_re_ranked_candidates(
     do: Callable, collection: dict, candidates: Path
 ) -> None:
     summary = _summary(

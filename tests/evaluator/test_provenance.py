@@ -35,7 +35,7 @@ def test_commit_and_dirty_flag_are_those_of_the_source_tree(
     assert provenance.source_tree() == {"commit": git("rev-parse", "HEAD"), "dirty": True}
 
 
-def test_places_of_this_machine_are_left_out_at_any_depth() -> None:
+def test_paths_of_this_machine_are_left_out_at_any_depth() -> None:
     spec = {
         "file": {"path": "/data/a.run", "md5": "0" * 32},
         "models": ({"folder": "/models/bert/", "layers": 2}, {"id": "a/b", "folder": None}),

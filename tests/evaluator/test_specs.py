@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from xsweep.errors import ConfigError
 from xsweep.evaluator.specs import (
     COLLECTION,
     FIRST_STAGE,
@@ -12,8 +13,10 @@ from xsweep.evaluator.specs import (
     EvaluateSpec,
     IrdsSpec,
     Location,
+    Measure,
     ModelSpec,
     TeacherModelSpec,
+    parse_measure,
 )
 
 
@@ -27,6 +30,8 @@ def test_importing_the_specs_loads_nothing_heavy() -> None:
 def test_the_source_chooses_the_collection() -> None:
     spec = COLLECTION.validate_python({"name": "x", "source": "irds", "id": "cranfield"})
     assert spec == IrdsSpec(name="x", id="cranfield")
+    apidocs = COLLECTION.validate_python({"source": "apidocs", "name": "a", "split": "test"})
+    assert apidocs.versions == {}
     assert FIRST_STAGE.validate_python({"type": "bm25"}) == Bm25Spec(k1=0.9, b=0.4)
 
 
@@ -39,7 +44,7 @@ def test_the_source_chooses_the_collection() -> None:
         {"source": "irds", "id": "y"},
     ],
 )
-def test_wrong_collections_are_refused(wrong: dict) -> None:
+def test_invalid_collections_are_refused(wrong: dict) -> None:
     with pytest.raises(ValidationError):
         COLLECTION.validate_python(wrong)
 
@@ -58,7 +63,7 @@ def test_a_model_has_exactly_one_source(wrong: dict) -> None:
         ModelSpec(**wrong)
 
 
-def test_specs_are_values() -> None:
+def test_specs_are_immutable_values() -> None:
     spec = ModelSpec(id="a")
     with pytest.raises(ValidationError):
         spec.id = "b"  # type: ignore[misc]
@@ -86,3 +91,38 @@ def test_specs_survive_json() -> None:
         collection=IrdsSpec(name="x", id="y", home=str(Path("/data"))), depth=100, precision="bf16"
     )
     assert EvaluateSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_measures_have_ir_measures_names() -> None:
+    assert parse_measure("nDCG@10") == Measure("nDCG", 10, 1)
+    assert parse_measure("RR(rel=2)@10") == Measure("RR", 10, 2)
+    assert parse_measure("AP") == Measure("AP", None, 1)
+
+
+@pytest.mark.parametrize("name", ["nDCG@10", "RR(rel=2)@10", "AP", "P(rel=3)@5", "Success@1"])
+def test_a_measures_name_survives_parsing(name: str) -> None:
+    import ir_measures
+
+    assert str(parse_measure(name)) == name == str(ir_measures.parse_measure(name))
+
+
+def test_a_measures_case_is_ignored_and_its_default_grade_is_one() -> None:
+    assert str(parse_measure(" ndcg@10 ")) == "nDCG@10"
+    assert str(parse_measure("rr(rel=1)@10")) == "RR@10"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("MRR@10", "unknown measure"),
+        ("nDCG@ten", "unknown measure"),
+        ("", "unknown measure"),
+        ("P", "needs a cutoff"),
+        ("nDCG(rel=2)@10", "grades themselves"),
+        ("RR@0", "start at 1"),
+        ("RR(rel=0)", "start at 1"),
+    ],
+)
+def test_unknown_measures_are_config_errors(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_measure(name)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from xsweep.errors import ConfigError, DataError
-from xsweep.evaluator.data.files import checked, read_lines, text
+from xsweep.evaluator.data.files import checked, decode, read_lines
 from xsweep.evaluator.data.readers import read_records
 from xsweep.evaluator.data.trec import run_lines
 from xsweep.evaluator.specs import FileSpec, Spec
@@ -245,7 +245,7 @@ def _trec(path: Path, order: Literal["score", "rank"] = "score") -> ListFile:
 def _score_lines(path: Path) -> Iterator[Entry]:
     found = False
     for number, line in enumerate(read_lines(path), 1):
-        fields = text(line, f"{path}:{number}").split()
+        fields = decode(line, f"{path}:{number}").split()
         try:
             query_id, doc_id, score = fields
             value = float(score)

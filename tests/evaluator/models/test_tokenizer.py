@@ -53,7 +53,7 @@ def test_ids_are_cut_and_carry_no_special_tokens(family: str, make_tokenizer: Ca
     assert whole.dtype == np.int32
 
 
-def test_fingerprints_tell_tokenizers_apart_and_survive_saving(
+def test_fingerprints_distinguish_tokenizers_and_survive_saving(
     tmp_path: Path, make_tokenizer: Callable
 ) -> None:
     names = ("bert", "roberta", "deberta", "modernbert")
@@ -83,7 +83,7 @@ def test_models_are_located_by_package_and_folder(tmp_path: Path) -> None:
         ({"folder": "/nowhere"}, "no model here"),
     ],
 )
-def test_models_that_are_not_there_are_data_errors(spec: dict, message: str) -> None:
+def test_missing_models_are_data_errors(spec: dict, message: str) -> None:
     with pytest.raises(DataError, match=message):
         locate(ModelSpec(**spec))
 

@@ -45,8 +45,8 @@ def test_tokens_see_their_own_sequence_and_window_only(
 
 
 def _documented_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size):
-    """What PyTorch documents of `varlen_attn`: query i of a sequence sees the keys from i - left
-    to i + right; -1 is no limit. The kernel itself runs on GPUs alone."""
+    """`varlen_attn` as PyTorch documents it: query i of a sequence sees the keys from i - left to
+    i + right; -1 is no limit. The kernel itself runs on GPUs only."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     left, right = window_size
     mixed = torch.empty_like(query)
@@ -69,7 +69,7 @@ def _documented_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, w
     window=st.one_of(st.none(), st.integers(1, 5)),
 )
 @settings(max_examples=40, deadline=None)
-def test_a_gpus_kernel_is_asked_for_the_same_attention(
+def test_the_gpu_kernel_gets_arguments_for_the_same_attention(
     lengths: list[int], window: int | None
 ) -> None:
     torch.manual_seed(len(lengths))

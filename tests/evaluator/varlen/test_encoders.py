@@ -11,9 +11,11 @@ from xsweep.errors import ConfigError
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.scoring import score_pairs
+from xsweep.evaluator.specs import ScoringSpec
 from xsweep.evaluator.varlen.attention import pack
 from xsweep.evaluator.varlen.encoders import unpadded_encoder, unpadded_scorer
 
+SETTINGS = ScoringSpec(query_tokens=8, document_tokens=80)
 UNPADDED = ("bert", "electra", "roberta", "modernbert")
 
 
@@ -82,7 +84,7 @@ def test_packed_pairs_equal_one_row_under_a_block_diagonal_mask(
 @given(lengths=st.lists(st.integers(1, 80), min_size=1, max_size=6))
 @settings(max_examples=20, deadline=None)
 @torch.no_grad()
-def test_packed_pairs_equal_the_padded_model_whatever_their_lengths(
+def test_packed_pairs_of_any_lengths_equal_the_padded_model(
     make_model_folder: Callable, family: str, lengths: list[int]
 ) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder(family))
@@ -115,7 +117,7 @@ def test_all_states_equal_those_of_single_sequences(
 
 
 @torch.no_grad()
-def test_a_head_that_reads_the_mean_of_all_tokens_gets_them(
+def test_a_head_on_the_mean_of_all_tokens_equals_the_model(
     make_model_folder: Callable, make_tokenizer: Callable
 ) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -135,52 +137,47 @@ def test_bf16_is_as_near_to_fp32_as_autocast_is(family: str, make_model_folder: 
     model, tokenizer = load_cross_encoder(make_model_folder(family))
     pairs = [(pair.input_ids[1:6], pair.input_ids[6:]) for pair in _encoded(tokenizer, 40)]
     errors = {}
-    exact = score_pairs(model, PairEncoder(tokenizer), pairs, query_tokens=8, document_tokens=80)
+    encoder = PairEncoder(tokenizer)
+    exact = score_pairs(model, encoder, pairs, SETTINGS)
     for layout in ("padded", "unpadded"):
-        rounded = score_pairs(
-            model,
-            PairEncoder(tokenizer),
-            pairs,
-            query_tokens=8,
-            document_tokens=80,
-            precision="bf16",
-            layout=layout,
-        )
+        settings = SETTINGS.model_copy(update={"precision": "bf16", "layout": layout})
+        rounded = score_pairs(model, encoder, pairs, settings)
         errors[layout] = np.abs(rounded.scores - exact.scores).mean()
     assert errors["unpadded"] < 1.5 * errors["padded"] < 0.1
 
 
-def test_the_model_is_left_as_it_was(make_model_folder: Callable) -> None:
+def test_scoring_does_not_change_the_model(make_model_folder: Callable) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder("bert"))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pairs = [(pair.input_ids[1:3], pair.input_ids[3:]) for pair in _encoded(tokenizer, 3)]
-    settings = {"query_tokens": 8, "document_tokens": 80}
-    first = score_pairs(model, PairEncoder(tokenizer), pairs, **settings, precision="bf16")
+    encoder, settings = PairEncoder(tokenizer), SETTINGS.model_copy(update={"precision": "bf16"})
+    first = score_pairs(model, encoder, pairs, settings)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with torch.no_grad():
         model.bert.encoder.layer[0].output.dense.weight.mul_(0)
-    changed = score_pairs(model, PairEncoder(tokenizer), pairs, **settings, precision="bf16")
+    changed = score_pairs(model, encoder, pairs, settings)
     assert not np.array_equal(first.scores, changed.scores), "new weights are used, not copies"
 
 
-def test_families_without_it_run_padded_or_say_so(make_model_folder: Callable) -> None:
+def test_other_families_run_padded_and_refuse_the_unpadded_layout(
+    make_model_folder: Callable,
+) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder("deberta"))
     assert unpadded_scorer(model, torch.float32) is None
     pairs = [(np.array([9, 8]), np.array([7])), (np.array([9]), np.array([7, 8, 9, 10, 11]))]
-    settings = {"query_tokens": 8, "document_tokens": 80}
-    encoder = PairEncoder(tokenizer)
-    assert score_pairs(model, encoder, pairs, **settings).padding_waste > 0
+    encoder, unpadded = PairEncoder(tokenizer), SETTINGS.model_copy(update={"layout": "unpadded"})
+    assert score_pairs(model, encoder, pairs, SETTINGS).padding_waste > 0
     with pytest.raises(ConfigError, match="deberta-v2 models are scored padded only"):
-        score_pairs(model, encoder, pairs, **settings, layout="unpadded")
+        score_pairs(model, encoder, pairs, unpadded)
 
 
-def test_out_of_memory_halves_the_budget_without_padding_too(
+def test_out_of_memory_halves_the_budget_without_padding(
     make_model_folder: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder("bert"))
     pairs = [(pair.input_ids[1:3], pair.input_ids[3:]) for pair in _encoded(tokenizer, 30)]
-    settings = {"query_tokens": 8, "document_tokens": 80}
-    expected = score_pairs(model, PairEncoder(tokenizer), pairs, **settings).scores
+    encoder, settings = PairEncoder(tokenizer), SETTINGS.model_copy(update={"batch_tokens": 1000})
+    expected = score_pairs(model, encoder, pairs, SETTINGS).scores
     sizes = []
 
     def refuse_large(model, dtype):
@@ -195,6 +192,6 @@ def test_out_of_memory_halves_the_budget_without_padding_too(
         return score
 
     monkeypatch.setattr("xsweep.evaluator.scoring.unpadded_scorer", refuse_large)
-    scored = score_pairs(model, PairEncoder(tokenizer), pairs, **settings, batch_tokens=1000)
+    scored = score_pairs(model, encoder, pairs, settings)
     assert max(sizes) > 150 >= sizes[-1]
     np.testing.assert_allclose(scored.scores, expected, atol=1e-5)

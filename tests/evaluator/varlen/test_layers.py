@@ -5,18 +5,19 @@ from xsweep.evaluator.varlen import layers
 from xsweep.evaluator.varlen.layers import prepare
 
 
-@pytest.fixture(params=["laid out", "as they are"], autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways on every CPU: which one is faster is another matter."""
-    if not torch.backends.mkldnn.is_available() and request.param == "laid out":
+@pytest.fixture(params=["blocked weights", "plain weights"], autouse=True)
+def weights_layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs both layouts on every CPU, whichever is faster there."""
+    is_blocked = request.param == "blocked weights"
+    if is_blocked and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch has no oneDNN")
-    monkeypatch.setattr(layers, "lays_out", lambda: request.param == "laid out")
+    monkeypatch.setattr(layers, "blocks_weights", lambda: is_blocked)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 1024])
 @pytest.mark.parametrize("with_gelu", [False, True])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_a_prepared_layer_is_the_layer_and_its_activation(
+def test_a_prepared_layer_equals_the_layer_and_its_activation(
     rows: int, with_gelu: bool, with_bias: bool
 ) -> None:
     torch.manual_seed(0)
@@ -34,11 +35,11 @@ def test_a_prepared_layer_is_the_layer_and_its_activation(
     torch.testing.assert_close(rounded.float(), expected, atol=0.03, rtol=0.03)
 
 
-@pytest.mark.parametrize("cpu", ["this one", "one without bf16 units"])
+@pytest.mark.parametrize("cpu", ["this CPU", "a CPU without bf16 units"])
 def test_bf16_products_are_sums_of_exact_products_rounded_once(
     cpu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if cpu != "this one":
+    if cpu != "this CPU":
         monkeypatch.setattr(layers, "computed_in", lambda dtype, device: torch.float32)
     torch.manual_seed(0)
     weight, bias, states = (torch.randn(*shape).bfloat16() for shape in [(80, 48), (80,), (9, 48)])

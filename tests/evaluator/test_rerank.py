@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from xsweep.evaluator.rerank import best, split, windows
 
 
-def test_ten_tokens_in_windows_of_four_that_share_one() -> None:
+def test_ten_tokens_make_windows_of_four_that_share_one() -> None:
     assert [part.tolist() for part in windows(np.arange(10), 4, 1, 9)] == [
         [0, 1, 2, 3],
         [3, 4, 5, 6],
@@ -21,7 +21,7 @@ def test_ten_tokens_in_windows_of_four_that_share_one() -> None:
 
 
 @given(st.integers(0, 60), st.integers(1, 12), st.data())
-def test_windows_cover_a_document_and_none_lies_in_another(
+def test_windows_cover_a_document_and_none_contains_another(
     length: int, window: int, data: st.DataObject
 ) -> None:
     overlap = data.draw(st.integers(0, window - 1))

@@ -4,7 +4,7 @@ import torch
 from xsweep.evaluator.device import is_out_of_memory
 
 
-def test_what_pytorch_raises_on_a_cpu_without_memory_is_known():
+def test_pytorchs_error_of_a_cpu_without_memory_is_recognised():
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60)
     assert is_out_of_memory(raised.value)
@@ -20,5 +20,5 @@ def test_what_pytorch_raises_on_a_cpu_without_memory_is_known():
         (ValueError("memory"), False),
     ],
 )
-def test_errors_of_memory_are_told_from_others(error, expected):
+def test_out_of_memory_errors_are_distinguished_from_others(error, expected):
     assert is_out_of_memory(error) is expected
