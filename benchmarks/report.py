@@ -39,7 +39,8 @@ from study import (
 
 from xsweep.db.engine import connect
 from xsweep.db.status import summary
-from xsweep.orchestrator.report import load_report, write
+from xsweep.orchestrator.report import load_report, render
+from xsweep.orchestrator.report.options import ReportOptions
 
 if TYPE_CHECKING:
     from ranx import Qrels, Run
@@ -51,8 +52,9 @@ REPEATS = 3
 def measure(database: str) -> dict[str, float]:
     """Seconds and peak memory of a whole report in this process, which does nothing else."""
     start = time.perf_counter()
-    report = load_report(connect(database), "study", measures=MEASURES, pairs=True, effects=True)
-    text = write(report, "text")
+    options = ReportOptions(measures=MEASURES, pairs=True, effects=True)
+    report = load_report(connect(database), "study", options)
+    text = render(report, "text")
     return {
         "seconds": time.perf_counter() - start,
         "cpu_s": time.process_time(),
@@ -67,9 +69,8 @@ def with_ranx(database: str, backbones: int, depth: int) -> dict[str, float]:
     from ranx import compare
 
     seed = str(SEEDS[0])
-    report = load_report(
-        connect(database), "study", measures=MEASURES, pairs=True, where={"seed": [seed]}
-    )
+    options = ReportOptions(measures=MEASURES, pairs=True, where={"seed": [seed]})
+    report = load_report(connect(database), "study", options)
     ours = {
         (frozenset((report.name(c.row), report.name(c.baseline))), c.column): c.p
         for c in report.comparisons

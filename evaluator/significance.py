@@ -9,10 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-CORRECTIONS = {"holm": "holm", "bonferroni": "bonferroni", "bh": "fdr_bh", "none": None}
-"""Corrections for multiple comparisons -> names in statsmodels: Holm (1979) and Bonferroni control
-the family-wise error, Benjamini and Hochberg (1995) the false discovery rate."""
-
+CORRECTIONS: dict[str, tuple[str | None, str]] = {
+    "holm": ("holm", "after Holm correction"),
+    "bonferroni": ("bonferroni", "after Bonferroni correction"),
+    "bh": ("fdr_bh", "after Benjamini-Hochberg correction of the false discovery rate"),
+    "none": (None, "without correction"),
+}
+"""Corrections for multiple comparisons: method in statsmodels, wording in a caption. Holm (1979)
+and Bonferroni control the family-wise error, Benjamini and Hochberg (1995) the false discovery
+rate."""
 PERMUTATIONS_PER_CHUNK = 1000
 
 
@@ -136,7 +141,7 @@ def corrected(p_values: np.ndarray, correction: str) -> np.ndarray:
     """
     from statsmodels.stats.multitest import multipletests
 
-    method = CORRECTIONS[correction]
+    method, _ = CORRECTIONS[correction]
     return multipletests(p_values, method=method)[1] if method else p_values
 
 

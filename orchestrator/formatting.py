@@ -1,4 +1,21 @@
-"""Durations and sizes as people read them."""
+"""Numbers, lists, durations and sizes as people read them."""
+
+from collections.abc import Sequence
+
+
+def signed(value: float, digits: int) -> str:
+    """`+0.012` or `−0.012`, with a minus sign and not a hyphen."""
+    return f"{'−' if value < 0 else '+'}{abs(value):.{digits}f}"
+
+
+def p_value(p: float) -> str:
+    """`p = 0.046` or `p < 0.001`."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def duration(seconds: float) -> str:

@@ -1,181 +1,34 @@
-"""The sentences of a report, made from what was really done and found.
+"""Title, caption and conclusions of a report, derived from its results and options.
 
-They are plain text with the signs ± ▲ ▼ < in them; a format escapes them as it must.
-
-What the stored results say about their own making: queries, candidates, selected checkpoints.
+Plain text with the signs ± ▲ ▼ < in it; each format escapes it as needed.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from xsweep.db.results import Cell
+from xsweep.evaluator.significance import CORRECTIONS
+from xsweep.orchestrator.formatting import listed, p_value
+from xsweep.orchestrator.report.options import TESTS
 from xsweep.orchestrator.report.report import Report
 from xsweep.orchestrator.report.significance import Comparison
-from xsweep.orchestrator.report.table import count_states, natural
+from xsweep.orchestrator.report.table import ACCEPTED, count_states, natural_key
 
-if TYPE_CHECKING:
-    from xsweep.db.results import Cell
-
-
-LISTED_UP_TO = 6
-"""So many collections are named with their queries, more are only counted."""
-
-
-def describe_queries(cells: Iterable["Cell"]) -> list[str]:
-    """How many queries each collection has, and how many of them have no results and count 0."""
-    queries: dict[str, int] = {}
-    empty: dict[str, int] = {}
-    for cell in cells:
-        if cell.state == "done":
-            collection = cell.labels["collection"]
-            queries[collection] = len(cell.query_ids)
-            without = cell.summary.get("queries_without_results", 0)
-            empty[collection] = max(without, empty.get(collection, 0))
-    names = sorted(queries, key=natural)
-    if len(names) > LISTED_UP_TO:
-        fewest, most = min(queries.values()), max(queries.values())
-        sentences = [f"{len(names)} collections of {fewest} to {most} queries."]
-    else:
-        sentences = [f"Queries: {', '.join(f'{queries[name]} of {name}' for name in names)}."]
-    without = [f"{empty[name]} of {name}" for name in names if empty[name]]
-    if without:
-        sentences.append(f"Without any result, counted 0: {', '.join(without)}.")
-    return sentences
-
-
-def describe_candidates(cells: Iterable["Cell"]) -> list[str]:
-    """Which first stage was re-ranked, with its settings and program, to which depth."""
-    found = defaultdict(set)
-    for cell in cells:
-        if cell.state == "done":
-            stage = cell.labels["first_stage"]
-            if details := _details(cell.parents_summary["candidates"].provenance):
-                stage += f" ({', '.join(details)})"
-            found[f"{stage}, top {cell.labels['depth']}"].add(cell.labels["collection"])
-    return _sentences("Candidates", found)
-
-
-def describe_recall(cells: Iterable["Cell"]) -> list[str]:
-    """What the first stage found of the relevant documents: what re-ranking cannot go beyond."""
-    found: dict[str, tuple[str, float]] = {}
-    for cell in cells:
-        if cell.state == "done" and "candidates" in cell.parents_summary:
-            for name, value in cell.parents_summary["candidates"].summary.get("recall", {}).items():
-                found[cell.labels["collection"]] = (name, value)
-    if not found:
-        return []
-    names = sorted(found, key=natural)
-    if len(names) > LISTED_UP_TO:
-        values = [value for _, value in found.values()]
-        low, high = min(values), max(values)
-        measures = "/".join(dict.fromkeys(found[name][0] for name in names))
-        return [f"Recall of the candidates: {measures} {low:.3f} to {high:.3f}."]
-    listed = ", ".join(f"{found[name][0]} {found[name][1]:.3f} of {name}" for name in names)
-    return [f"Recall of the candidates: {listed}."]
-
-
-def describe_lengths(cells: Iterable["Cell"]) -> list[str]:
-    """How much of a query and of a document the runs read."""
-    found = defaultdict(set)
-    for cell in cells:
-        spec = _spec(cell.provenance)
-        if cell.state == "done" and cell.labels["system"] == "run" and "document_tokens" in spec:
-            passages = spec.get("max_passages", 1)
-            best = f", best of {passages} such passages" if passages > 1 else ""
-            how = f"query {spec['query_tokens']}, document {spec['document_tokens']} tokens{best}"
-            found[how].add(cell.labels["backbone"])
-    return _sentences("Read", found) if found else []
-
-
-def describe_selection(cells: Iterable["Cell"]) -> list[str]:
-    """By which measure on which collection the runs' checkpoints were selected."""
-    found = defaultdict(set)
-    for cell in cells:
-        if cell.state == "done" and "run" in cell.parents_summary:
-            validation = _spec(cell.parents_summary["run"].provenance).get("validation")
-            how = (
-                f"best {validation['measure']} on {_collections(validation)}"
-                if validation
-                else "the last one, without validation"
-            )
-            found[how].add(f"{cell.labels['backbone']} {cell.labels['objective']}")
-    return _sentences("Checkpoint", found)
-
-
-def _collections(validation: Mapping[str, Any]) -> str:
-    names = [each["name"] for each in (validation["collection"], *validation.get("further", ()))]
-    if len(names) == 1:
-        return str(names[0])
-    return f"{', '.join(names)} (unweighted mean of {len(names)})"
-
-
-def _sentences(subject: str, found: Mapping[str, set[str]]) -> list[str]:
-    """One sentence for all when there is one way, else one for each way and those it concerns."""
-    if len(found) == 1:
-        return [f"{subject}: {next(iter(found))}."]
-    return [
-        f"{subject} of {', '.join(sorted(concerned, key=natural))}: {how}."
-        for how, concerned in sorted(found.items())
-    ]
-
-
-def _spec(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
-    return provenance.get("spec", {})
-
-
-def _details(provenance: Mapping[str, Any]) -> list[str]:
-    """What decides a first stage's ranking, as far as its job has told."""
-    spec = _spec(provenance).get("first_stage", {})
-    kind = spec.get("type")
-    if kind == "bm25":
-        version = provenance.get("packages", {}).get("bm25s")
-        program = [f"bm25s {version}"] if version else []
-        return [*program, f"k1 = {spec['k1']:g}", f"b = {spec['b']:g}", *_analysis(spec)]
-    if kind == "run":
-        return [PurePath(spec["file"]["path"]).name, f"ordered by {spec['order']}"]
-    if kind in ("dense", "splade"):
-        model = spec["model"]
-        name = next(name for key in ("id", "package", "folder") if (name := model.get(key)))
-        lengths = f"query {spec['query_tokens']}, document {spec['document_tokens']} tokens"
-        return [name, *filter(None, [spec.get("similarity")]), lengths]
-    return []
-
-
-def _analysis(spec: Mapping[str, Any]) -> list[str]:
-    if spec.get("analyzer") == "lucene":
-        return ["Lucene's English analysis"]
-    if "stemmer" not in spec:
-        return []
-    return [f"Snowball {spec['stemmer']}" if spec["stemmer"] else "words as they are"]
-
-
-TESTS = {"t": "paired t-test", "randomization": "paired randomization test"}
-
-
-CORRECTIONS = {
-    "holm": "after Holm's correction",
-    "bonferroni": "after Bonferroni's correction",
-    "bh": "after Benjamini and Hochberg's correction of the false discovery rate",
-    "none": "without any correction",
-}
-
-
-DETAILED_UP_TO = 4
-"""Conclusions give figures for so many pairs of column and baseline, else counts of columns."""
-
-
+MAX_LISTED_COLLECTIONS = 6
+"""Up to this number collections are listed one by one, beyond it as a range."""
+MAX_DETAILED = 4
+"""Up to this number of pairs of column and baseline, conclusions give figures; else counts."""
 REHEARSAL = (
-    "A rehearsal: tiny random models on small generated data. These figures say that every job "
-    "ran, and nothing about any model."
+    "REHEARSAL: tiny random models on small generated data. The numbers show that every job runs "
+    "and are no evidence about any model."
 )
-
-
-VERDICTS = {"better": "better", "worse": "worse", "same": "not told apart"}
+VERDICTS = {"better": "better", "worse": "worse", "same": "no significant difference"}
 
 
 class Style(NamedTuple):
-    """How a format writes the marks, as its caption explains them."""
+    """Marks of a format, as its caption explains them."""
 
     best: str
     second: str
@@ -184,11 +37,12 @@ class Style(NamedTuple):
 
 
 class Conclusion(NamedTuple):
-    """What the tests against one baseline say; `found` has the systems' names with figures.
+    """Results of the tests against one baseline.
 
-    Over few columns there is one for each, its figures sorted by verdict: {"better": ((name,
-    "+0.046", "p = 0.002", "d = 0.26"), ...), ...}. Over many there is one for each measure, which
-    counts columns: {"MiniLM-L6 infonce": (("better 14", "worse 2", "not told apart 6"),)}.
+    Over few columns there is one conclusion for each; `found` maps verdicts to systems with their
+    figures: {"better": (("name", "+0.046", "p = 0.002", "d = 0.26"), ...), ...}. Over many there is
+    one for each measure; `found` maps systems to counts of columns:
+    {"MiniLM-L6 infonce": (("better 14", "worse 2", "no significant difference 6"),)}.
     """
 
     heading: str
@@ -199,82 +53,190 @@ def title(report: Report) -> str:
     """`quickstart: nDCG@10 and RR@10 on apidocs/test`."""
     measures = list(dict.fromkeys(column.measure for column in report.table.columns))
     places = list(dict.fromkeys(column.place for column in report.table.columns))
-    kind = "suite" if any(len(column.collections) > 1 for column in report.table.columns) else ""
-    where = places[0] if len(places) == 1 else f"{len(places)} {kind or 'collection'}s"
+    kind = "suite" if _has_suites(report) else "collection"
+    where = places[0] if len(places) == 1 else f"{len(places)} {kind}s"
     mark = "REHEARSAL, " if report.rehearsal else ""
     return f"{mark}{report.sweep}: {listed(measures)} on {where}"
 
 
 def caption(report: Report, style: Style) -> list[str]:
-    """What a reader must know to read the table, one paragraph per subject."""
-    return [
-        paragraph
-        for paragraph in (
-            REHEARSAL if report.rehearsal else "",
-            _what(report),
-            _spread(report),
-            _ranks(report, style),
-            _test(report, style),
-            _missing(report),
-        )
-        if paragraph
-    ]
+    """Information needed to read the table, one paragraph per subject."""
+    paragraphs = (
+        REHEARSAL if report.rehearsal else "",
+        _values(report),
+        _spread(report),
+        _ranks(report, style),
+        _significance(report, style),
+        _missing(report),
+    )
+    return [paragraph for paragraph in paragraphs if paragraph]
 
 
 def conclusions(report: Report) -> list[Conclusion]:
-    """Against every baseline: who is better, who is worse, and who is not told apart."""
+    """Better, worse and not significantly different systems, for every baseline."""
     groups: dict[str, list[Comparison]] = {}
     for each in report.comparisons:
-        if each.within_block:
-            continue
-        where = f" on {each.column.place}" if detailed(report) else f", number of {report.by}s"
-        heading = f"{each.column.measure}{where}, against {report.name(each.baseline)}"
-        groups.setdefault(heading, []).append(each)
+        if not each.within_block:
+            by = report.options.by
+            where = f" on {each.column.place}" if detailed(report) else f", number of {by}s"
+            heading = f"{each.column.measure}{where}, compared with {report.name(each.baseline)}"
+            groups.setdefault(heading, []).append(each)
     describe = _with_figures if detailed(report) else _with_counts
     return [Conclusion(heading, describe(report, group)) for heading, group in groups.items()]
 
 
 def detailed(report: Report) -> bool:
-    """Whether the columns are few enough to speak of each."""
-    return len(report.table.columns) * len(report.baselines) <= DETAILED_UP_TO
+    """True if the columns are few enough to describe each."""
+    return len(report.table.columns) * len(report.baselines) <= MAX_DETAILED
 
 
-def listed(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+def _has_suites(report: Report) -> bool:
+    return any(len(column.collections) > 1 for column in report.table.columns)
 
 
-def _what(report: Report) -> str:
-    unit = "percent" if report.percent else "fractions of 1"
-    parts = [f"Means over queries, in {unit}."]
-    if any(len(column.collections) > 1 for column in report.table.columns):
-        parts.append("A suite's value is the unweighted mean of its collections.")
-    elif report.by == "suite":
-        parts.append("No suite is whole in this sweep, so its collections stand alone.")
-    parts += describe_queries(report.cells)
-    parts += describe_candidates(report.cells)
-    parts += describe_recall(report.cells)
-    parts += describe_lengths(report.cells)
-    parts += _teachers(report)
-    parts += describe_selection(report.cells)
-    if report.where:
-        chosen = [f"{key} {' or '.join(values)}" for key, values in sorted(report.where.items())]
-        parts.append(f"Only {listed(chosen)}.")
-    return " ".join(parts)
+def _values(report: Report) -> str:
+    unit = "in percent" if report.options.percent else "as fractions of 1"
+    sentences = [f"Values are means over queries, {unit}."]
+    if _has_suites(report):
+        sentences.append("A suite's value is the unweighted mean of its collections.")
+    elif report.options.by == "suite":
+        sentences.append(
+            "No suite is complete in this sweep; its collections are shown individually."
+        )
+    done = [cell for cell in report.cells if cell.state == ACCEPTED]
+    sentences += [*_queries(done), *_candidates(done), *_recall(done), *_input_lengths(done)]
+    sentences += [*_teachers(report), *_checkpoints(done)]
+    if where := sorted(report.options.where.items()):
+        chosen = [f"{label} {' or '.join(values)}" for label, values in where]
+        sentences.append(f"Restricted to {listed(chosen)}.")
+    return " ".join(sentences)
+
+
+def _queries(done: Iterable[Cell]) -> list[str]:
+    """Queries of each collection, and those without results, which score 0."""
+    queries: dict[str, int] = {}
+    empty: dict[str, int] = defaultdict(int)
+    for cell in done:
+        collection = cell.labels["collection"]
+        queries[collection] = len(cell.query_ids)
+        without = cell.summary.get("queries_without_results", 0)
+        empty[collection] = max(without, empty[collection])
+    names = sorted(queries, key=natural_key)
+    if len(names) > MAX_LISTED_COLLECTIONS:
+        fewest, most = min(queries.values()), max(queries.values())
+        sentences = [f"{len(names)} collections with {fewest} to {most} queries each."]
+    else:
+        sentences = [f"Queries: {', '.join(f'{queries[name]} in {name}' for name in names)}."]
+    if missing := [f"{empty[name]} in {name}" for name in names if empty[name]]:
+        sentences.append(f"Queries without results, scored 0: {', '.join(missing)}.")
+    return sentences
+
+
+def _candidates(done: Iterable[Cell]) -> list[str]:
+    """First stage, its settings and program, and the depth of re-ranking."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for cell in done:
+        stage = cell.labels["first_stage"]
+        if details := _first_stage(cell.parents_summary["candidates"].provenance):
+            stage += f" ({', '.join(details)})"
+        found[f"{stage}, top {cell.labels['depth']}"].add(cell.labels["collection"])
+    return _sentences("Candidates", found)
+
+
+def _first_stage(provenance: Mapping[str, Any]) -> list[str]:
+    """Settings that determine a first stage's ranking, as far as its job recorded them."""
+    spec = _spec(provenance).get("first_stage", {})
+    kind = spec.get("type")
+    if kind == "bm25":
+        version = provenance.get("packages", {}).get("bm25s")
+        details = [f"bm25s {version}"] if version else []
+        details += [f"k1 = {spec['k1']:g}", f"b = {spec['b']:g}"]
+        if spec.get("analyzer") == "lucene":
+            return [*details, "Lucene English analyzer"]
+        if "stemmer" in spec:
+            details.append(f"Snowball {spec['stemmer']}" if spec["stemmer"] else "no stemming")
+        return details
+    if kind == "run":
+        return [PurePath(spec["file"]["path"]).name, f"ordered by {spec['order']}"]
+    if kind in ("dense", "splade"):
+        model = spec["model"]
+        name = next(name for key in ("id", "package", "folder") if (name := model.get(key)))
+        lengths = f"query {spec['query_tokens']}, document {spec['document_tokens']} tokens"
+        return [name, *filter(None, [spec.get("similarity")]), lengths]
+    return []
+
+
+def _recall(done: Iterable[Cell]) -> list[str]:
+    """Recall of the first stage, the upper bound of re-ranking."""
+    found: dict[str, tuple[str, float]] = {}
+    for cell in done:
+        if "candidates" in cell.parents_summary:
+            for name, value in cell.parents_summary["candidates"].summary.get("recall", {}).items():
+                found[cell.labels["collection"]] = (name, value)
+    if not found:
+        return []
+    names = sorted(found, key=natural_key)
+    if len(names) > MAX_LISTED_COLLECTIONS:
+        values = [value for _, value in found.values()]
+        measures = "/".join(dict.fromkeys(found[name][0] for name in names))
+        text = f"{measures} {min(values):.3f} to {max(values):.3f}"
+    else:
+        text = ", ".join(f"{found[name][0]} {found[name][1]:.3f} on {name}" for name in names)
+    return [f"Recall of the candidates: {text}."]
+
+
+def _input_lengths(done: Iterable[Cell]) -> list[str]:
+    """Tokens of a query and of a document that the runs read."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for cell in done:
+        spec = _spec(cell.provenance)
+        if cell.labels["system"] == "run" and "document_tokens" in spec:
+            passages = spec.get("max_passages", 1)
+            best = f", best of up to {passages} such passages" if passages > 1 else ""
+            limits = f"query {spec['query_tokens']}, document {spec['document_tokens']} tokens"
+            found[limits + best].add(cell.labels["backbone"])
+    return _sentences("Input limits", found)
 
 
 def _teachers(report: Report) -> list[str]:
     if report.teachers_shown:
         return []
-    taught: dict[str, list[str]] = {}
+    objectives: dict[str, dict[str, None]] = defaultdict(dict)
     for row in report.table.rows:
-        if row.system == "run" and row.objective not in taught.setdefault(row.teacher, []):
-            taught[row.teacher].append(row.objective)
-    return (
-        [f"Teachers: {', '.join(f'{t} of {listed(o)}' for t, o in taught.items())}."]
-        if taught
-        else []
-    )
+        if row.system == "run":
+            objectives[row.teacher][row.objective] = None
+    each = [f"{teacher} for {listed(list(names))}" for teacher, names in objectives.items()]
+    return [f"Teachers: {', '.join(each)}."] if each else []
+
+
+def _checkpoints(done: Iterable[Cell]) -> list[str]:
+    """Measure and collections that selected the runs' checkpoints."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for cell in done:
+        if "run" in cell.parents_summary:
+            validation = _spec(cell.parents_summary["run"].provenance).get("validation")
+            choice = "last step, no validation"
+            if validation:
+                further = validation.get("further", ())
+                names = [str(each["name"]) for each in (validation["collection"], *further)]
+                mean = f" (unweighted mean of {len(names)})" if further else ""
+                choice = f"best {validation['measure']} on {', '.join(names)}{mean}"
+            found[choice].add(f"{cell.labels['backbone']} {cell.labels['objective']}")
+    return _sentences("Checkpoint", found)
+
+
+def _spec(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    return provenance.get("spec", {})
+
+
+def _sentences(subject: str, found: Mapping[str, set[str]]) -> list[str]:
+    """One sentence if all agree, else one for each value with the names that it applies to."""
+    if len(found) == 1:
+        return [f"{subject}: {next(iter(found))}."]
+    return [
+        f"{subject} for {', '.join(sorted(names, key=natural_key))}: {value}."
+        for value, names in sorted(found.items())
+    ]
 
 
 def _spread(report: Report) -> str:
@@ -284,69 +246,66 @@ def _spread(report: Report) -> str:
     named = ", ".join(map(str, seeds))
     if any(len(entry.means) > 1 for entry in report.table.entries.values()):
         return (
-            f"Runs are means over the seeds {named}; ± is the sample standard deviation (n − 1) "
-            "over seeds, not over queries."
+            f"Runs are means over seeds {named}; ± is the sample standard deviation (n − 1) over "
+            "seeds, not over queries."
         )
     return (
-        f"Runs have one accepted seed each ({named}): no spread is shown, and the tests cannot "
-        "know how much seeds vary."
+        f"One accepted seed per run (seed{'s' * (len(seeds) > 1)} {named}): no standard deviation; "
+        "seed variance is not tested."
     )
 
 
 def _ranks(report: Report, style: Style) -> str:
-    among = "a column" if report.best == "column" else "each backbone's rows in a column"
+    among = "each column"
+    if report.options.best == "block":
+        among = "each backbone's rows of a column"
     return (
-        f"Best of {among} {style.best}, second {style.second}, on the values as printed; "
-        "ties share the mark."
+        f"Best in {among} {style.best}, second best {style.second}, by printed value; ties share "
+        "the mark."
     )
 
 
-def _test(report: Report, style: Style) -> str:
+def _significance(report: Report, style: Style) -> str:
     if not report.comparisons:
-        return "No significance is shown: no system shares a column with a finished baseline."
-    letters = [f" [{letter}]" if letter else "" for letter in map(report.letter, report.baselines)]
-    against = listed(
-        [report.name(row) + x for row, x in zip(report.baselines, letters, strict=True)]
-    )
-    suites = (
-        " For a suite the variances of its collections' mean differences add up, with "
-        "Satterthwaite's degrees of freedom."
-        if report.test == "t"
-        and any(len(column.collections) > 1 for column in report.table.columns)
-        else ""
-    )
+        return "No significance tests: no system shares a column with a finished baseline."
     marks = []
     if any(not each.within_block for each in report.comparisons):
+        letters = ((row, report.letter(row)) for row in report.baselines)
+        named = [report.name(row) + (f" [{x}]" if x else "") for row, x in letters]
         marks.append(
-            f"{style.better} and {style.worse}: significantly better and worse than {against}"
+            f"{style.better} and {style.worse}: significantly better and worse than {listed(named)}"
         )
     if any(each.within_block for each in report.comparisons):
-        numbers = "; after z, numbers from 27 on" if _beyond_z(report) else ""
+        beyond_z = any(letter.isdigit() for letter in report.block_letters.values())
+        numbers = "; after z, numbers from 27 on" if beyond_z else ""
         marks.append(
             "letters after a value: significantly better than the systems of the same backbone "
-            f"that have these letters in brackets{numbers}"
+            f"with these letters in brackets{numbers}"
         )
-    said = "; ".join(marks)
+    text = "; ".join(marks)
+    options = report.options
+    suites = (
+        " For a suite, the variances of its collections' mean differences are summed, with "
+        "Satterthwaite's degrees of freedom."
+        if options.test == "t" and _has_suites(report)
+        else ""
+    )
     return (
-        f"{said[0].upper()}{said[1:]}, by a two-sided {TESTS[report.test]} on per-query scores "
-        f"averaged over seeds, p < {report.alpha:g} {CORRECTIONS[report.correction]} over the "
+        f"{text[0].upper()}{text[1:]}, by a two-sided {TESTS[options.test]} on per-query scores "
+        f"averaged over seeds, p < {options.alpha:g} {CORRECTIONS[options.correction][1]} over the "
         f"table's {_count(len(report.comparisons), 'comparison')}.{suites}"
     )
 
 
-def _beyond_z(report: Report) -> bool:
-    return any(letter.isdigit() for letter in report.block_letters.values())
-
-
 def _missing(report: Report) -> str:
-    pending = [cell for cell in report.cells if cell.state != "done"]
+    pending = [cell for cell in report.cells if cell.state != ACCEPTED]
     entries = report.table.entries
     sentences = []
     if pending:
-        of = _count(len(report.cells), "evaluation")
-        sentences.append(f"Missing: {len(pending)} of {of} ({count_states(pending)}).")
+        planned = _count(len(report.cells), "evaluation")
+        sentences.append(f"Missing: {len(pending)} of {planned} ({count_states(pending)}).")
     if any(entry.means and entry.unfinished for entry in entries.values()):
-        sentences.append("n/m: so far n of m seeds.")
+        sentences.append("n/m: n of m seeds accepted so far.")
     if len(entries) < len(report.table.rows) * len(report.table.columns):
         sentences.append("–: not part of the sweep.")
     return " ".join(sentences)
@@ -359,8 +318,8 @@ def _with_figures(
         words: tuple(
             (
                 report.name(each.row),
-                f"{'+' if each.difference >= 0 else '−'}{report.number(abs(each.difference))}",
-                "p < 0.001" if each.p_corrected < 0.001 else f"p = {each.p_corrected:.3f}",
+                report.signed(each.difference),
+                p_value(each.p_corrected),
                 f"d = {each.effect:.2f}".replace("-", "−"),
             )
             for each in comparisons

@@ -1,45 +1,38 @@
-"""Two systems of a sweep query by query: wins, losses, and where they differ most.
-
-Two systems' differences as text and Markdown to read, CSV of all queries, JSON of everything.
-"""
+"""Two systems of a sweep query by query: wins, losses, and the largest changes."""
 
 import csv
 import io
-import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill, shorten
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from xsweep.db.results import Cell
 from xsweep.errors import ConfigError, did_you_mean
 from xsweep.evaluator.significance import corrected, paired_t, stratified_means
-from xsweep.orchestrator.report.caption import listed
+from xsweep.orchestrator.formatting import listed, p_value, signed
+from xsweep.orchestrator.report.render_data import dump_json, finite, row_fields
+from xsweep.orchestrator.report.render_text import escape_markdown
 from xsweep.orchestrator.report.significance import rows_named
-from xsweep.orchestrator.report.table import Column, Row, build_table
-
-if TYPE_CHECKING:
-    from xsweep.db.results import Cell
-
+from xsweep.orchestrator.report.table import Column, Entry, Row, build_table
 
 CONFIDENCE = 0.95
-
-
-EQUAL = 1e-9
-"""Smaller differences are rounding: averages over seeds differ in their last bits."""
-
-
+TOLERANCE = 1e-9
+"""Smaller differences count as equal: averages over seeds differ in their last bits."""
+FORMATS = ("text", "markdown", "csv", "json")
+SCHEMA = "xsweep.compare/1"
+MAX_QUERY_LETTERS, LINE_LETTERS = 90, 110
 Texts = Mapping[str, str]
 
 
 class QueryChange(NamedTuple):
-    """One query's values under both systems, averaged over seeds."""
+    """One query's values under both systems, means over seeds."""
 
     query_id: str
     text: str
-    """Empty where the store has it no more."""
+    """Empty if the store does not have it."""
     a: float
     b: float
 
@@ -57,15 +50,15 @@ class Differences(NamedTuple):
     a: float
     b: float
     seeds: tuple[int, int]
-    """How many accepted runs are averaged of each."""
+    """Number of accepted runs averaged for A and B."""
     interval: tuple[float, float]
-    """95%, of the mean difference over queries."""
+    """95% interval of the mean difference over queries."""
     effect: float
     p: float
     p_corrected: float
-    """By Holm, over all collections and measures of this comparison."""
+    """p after Holm correction over all collections and measures of this comparison."""
     queries: tuple[QueryChange, ...]
-    """All of them, A's largest gain first, its largest loss last; ties by query id."""
+    """All queries from A's largest gain to its largest loss; ties by query id."""
 
     @property
     def difference(self) -> float:
@@ -74,30 +67,30 @@ class Differences(NamedTuple):
 
     @property
     def wins(self) -> int:
-        """Queries on which A is better."""
-        return sum(each.difference > EQUAL for each in self.queries)
+        """Number of queries on which A is better."""
+        return sum(each.difference > TOLERANCE for each in self.queries)
 
     @property
     def losses(self) -> int:
-        """Queries on which B is better."""
-        return sum(each.difference < -EQUAL for each in self.queries)
+        """Number of queries on which B is better."""
+        return sum(each.difference < -TOLERANCE for each in self.queries)
 
 
 def compare_systems(
-    cells: Sequence["Cell"],
+    cells: Sequence[Cell],
     a: str,
     b: str,
     *,
     measures: Sequence[str] = ("nDCG@10",),
     collections: Sequence[str] = (),
-    texts: Callable[["Cell"], Texts] = lambda cell: {},
+    texts: Callable[[Cell], Texts] = lambda cell: {},
 ) -> tuple[Row, Row, list[Differences]]:
-    """The two rows that `a` and `b` name, and their differences wherever both have results.
+    """The rows named `a` and `b`, and their differences on every collection that both have.
 
-    `collections` limits where; `texts` gives the query texts of an evaluation's collection.
+    `collections` restricts where; `texts` returns the query texts of an evaluation's collection.
 
-    Raises ConfigError for a name that is no system or several, an unknown collection or measure,
-    and where the two share no collection.
+    Raises ConfigError for an unknown or ambiguous name, an unknown collection or measure, and if
+    the two systems share no collection.
     """
     known = list(dict.fromkeys(cell.labels["collection"] for cell in cells))
     for name in collections:
@@ -110,80 +103,64 @@ def compare_systems(
             )
     kept = [cell for cell in cells if not collections or cell.labels["collection"] in collections]
     table = build_table(kept, measures)
-    rows = [_the_one_row(table.rows, name) for name in (a, b)]
+    rows = _single_row(table.rows, a), _single_row(table.rows, b)
     if rows[0] == rows[1]:
         raise ConfigError(f"{a!r} and {b!r} are the same system, {rows[0].name!r}")
-    shared = [
-        column
-        for column in table.columns
-        if all((row, column) in table.entries and table.entries[row, column].means for row in rows)
-    ]
-    if not shared:
+    found = []
+    for column in table.columns:
+        ours, theirs = (table.result(row, column) for row in rows)
+        if ours and theirs:
+            place = column.place
+            cell = next(c for c in kept if c.means and c.labels["collection"] == place)
+            found.append(_differences(column, ours, theirs, cell.query_ids, texts(cell)))
+    if not found:
         raise ConfigError(
             f"{rows[0].name!r} and {rows[1].name!r} have no collection on which both have accepted "
             "results: `xsweep status` shows what is missing"
         )
-    found = []
-    for column in shared:
-        cell = next(
-            cell for cell in kept if cell.means and cell.labels["collection"] == column.place
-        )
-        ours, theirs = (table.entries[row, column] for row in rows)
-        each = _differences(column, ours.per_query[0], theirs.per_query[0], cell, texts(cell))
-        counts = len(ours.means), len(theirs.means)
-        found.append(each._replace(a=ours.mean, b=theirs.mean, seeds=counts))
-    together = corrected(np.array([each.p for each in found]), "holm").tolist()
-    compared = [each._replace(p_corrected=p) for each, p in zip(found, together, strict=True)]
-    return rows[0], rows[1], compared
+    p_values = corrected(np.array([each.p for each in found]), "holm").tolist()
+    return *rows, [each._replace(p_corrected=p) for each, p in zip(found, p_values, strict=True)]
 
 
-def _the_one_row(rows: Sequence[Row], name: str) -> Row:
+def _single_row(rows: Sequence[Row], name: str) -> Row:
     found = rows_named(rows, name, "system")
     if len(found) > 1:
-        listed = ", ".join(repr(row.name) for row in found)
-        raise ConfigError(f"{name!r} names {len(found)} systems: {listed}. Say which")
+        names = ", ".join(repr(row.name) for row in found)
+        raise ConfigError(f"{name!r} names {len(found)} systems: {names}. Use one of these names")
     return found[0]
 
 
 def _differences(
-    column: Column, ours: np.ndarray, theirs: np.ndarray, cell: "Cell", texts: Texts
+    column: Column, ours: Entry, theirs: Entry, query_ids: Sequence[str], texts: Texts
 ) -> Differences:
     from scipy.special import stdtrit
 
-    differences = (ours - theirs)[None]
-    if ours.size > 1:
-        mean, error, freedom = (each[0] for each in stratified_means([differences]))
-        reach = float(error * stdtrit(freedom, (1 + CONFIDENCE) / 2)) if error else 0.0
-        tested = paired_t([differences])
+    (a_Q,), (b_Q,) = ours.per_query, theirs.per_query
+    differences_PQ = (a_Q - b_Q)[None]
+    mean, width, effect, p = float(differences_PQ.mean()), float("nan"), float("nan"), 1.0
+    if a_Q.size > 1:
+        means, error, freedom = (each[0] for each in stratified_means([differences_PQ]))
+        mean = float(means)
+        width = float(error * stdtrit(freedom, (1 + CONFIDENCE) / 2)) if error else 0.0
+        tested = paired_t([differences_PQ])
         effect, p = float(tested.effect[0]), float(tested.p[0])
-    else:
-        mean, reach, effect, p = float(differences[0, 0]), float("nan"), float("nan"), 1.0
     queries = [
-        QueryChange(id_, texts.get(id_, ""), float(x), float(y))
-        for id_, x, y in zip(sorted(cell.query_ids), ours, theirs, strict=True)
+        QueryChange(id_, texts.get(id_, ""), float(a), float(b))
+        for id_, a, b in zip(sorted(query_ids), a_Q, b_Q, strict=True)
     ]
     queries.sort(key=lambda each: (-round(each.difference, 12), each.query_id))
     return Differences(
         measure=column.measure,
         collection=column.place,
-        a=float("nan"),
-        b=float("nan"),
-        seeds=(0, 0),
-        interval=(float(mean) - reach, float(mean) + reach),
+        a=ours.mean,
+        b=theirs.mean,
+        seeds=(len(ours.means), len(theirs.means)),
+        interval=(mean - width, mean + width),
         effect=effect,
         p=p,
         p_corrected=p,
         queries=tuple(queries),
     )
-
-
-FORMATS = ("text", "markdown", "csv", "json")
-
-
-SCHEMA = "xsweep.compare/1"
-
-
-QUERY_LETTERS, LINE_LETTERS = 90, 110
 
 
 def render_differences(
@@ -195,30 +172,33 @@ def render_differences(
     top: int = 5,
     digits: int = 3,
 ) -> str:
-    """Text and Markdown show the `top` largest changes in both directions; CSV has a line for every
-    query, JSON has all at full precision under schema `xsweep.compare/1`.
+    """The differences in one of `FORMATS`.
+
+    Text and Markdown show the `top` largest changes in both directions; CSV has a line for every
+    query, JSON has everything at full precision under schema `xsweep.compare/1`.
     """
     if format == "csv":
         return _csv(found)
     if format == "json":
-        return _json(sweep, rows, found)
+        return dump_json(_document(sweep, rows, found))
     markdown = format == "markdown"
-    heading = f"{sweep}: {rows[0].name} against {rows[1].name}"
-    parts = [f"### {_safe(heading)}" if markdown else heading]
+    escape = escape_markdown if markdown else str
+    heading = escape(f"{sweep}: {rows[0].name} vs. {rows[1].name}")
+    parts = [f"### {heading}" if markdown else heading]
     for each in found:
-        parts.append(_safe(_summary(each, digits)) if markdown else _summary(each, digits))
-        gains = [q for q in each.queries if q.difference > EQUAL][:top]
-        losses = [q for q in reversed(each.queries) if q.difference < -EQUAL][:top]
+        parts.append(escape(_summary(each, digits)))
+        gains = [q for q in each.queries if q.difference > TOLERANCE][:top]
+        losses = [q for q in reversed(each.queries) if q.difference < -TOLERANCE][:top]
         for title, changes in (("Largest gains", gains), ("Largest losses", losses)):
             if changes:
                 render = _markdown_changes if markdown else _text_changes
                 parts.append(render(title, changes, digits))
-    corrected = "after Holm's correction" if len(found) > 1 else "uncorrected"
+    correction = "Holm-corrected" if len(found) > 1 else "uncorrected"
     note = (
-        f"Values are means over seeds. p: two-sided paired t-test over queries, {corrected}; d: "
-        "mean difference by its standard deviation; the interval is over queries."
+        f"Values are means over seeds. p: two-sided paired t-test over queries, {correction}; d: "
+        "mean difference divided by its standard deviation; the interval is over queries."
     )
-    parts.append(_safe(note) if markdown else fill(note, LINE_LETTERS))
+    parts.append(escape(note) if markdown else fill(note, LINE_LETTERS))
     return "\n\n".join(parts) + "\n"
 
 
@@ -227,22 +207,22 @@ def _summary(each: Differences, digits: int) -> str:
     seeds = [f"{n} seeds" if n > 1 else "one run" for n in each.seeds]
     tested = ""
     if math.isfinite(each.effect) or each.p < 1:
-        low, high = (_signed(end, digits) for end in each.interval)
-        p = "p < 0.001" if each.p_corrected < 0.001 else f"p = {each.p_corrected:.3f}"
-        tested = f" (95%: {low} to {high}), {p}, d = {_signed(each.effect, 2)}"
+        low, high = (signed(end, digits) for end in each.interval)
+        p, d = p_value(each.p_corrected), signed(each.effect, 2)
+        tested = f" ({CONFIDENCE:.0%} CI: {low} to {high}), {p}, d = {d}"
     return (
-        f"{each.measure} on {each.collection}: {each.a:.{digits}f} against {each.b:.{digits}f} "
-        f"({listed(list(dict.fromkeys(seeds)))}), difference {_signed(each.difference, digits)}"
+        f"{each.measure} on {each.collection}: {each.a:.{digits}f} vs. {each.b:.{digits}f} "
+        f"({listed(list(dict.fromkeys(seeds)))}), difference {signed(each.difference, digits)}"
         f"{tested}\n"
-        f"Of {len(each.queries)} queries {each.wins} better, {equal} equal, {each.losses} worse"
+        f"{len(each.queries)} queries: {each.wins} better, {equal} equal, {each.losses} worse"
     )
 
 
 def _text_changes(title: str, changes: Sequence[QueryChange], digits: int) -> str:
     width = max(len(each.query_id) for each in changes)
     lines = [
-        f"  {_signed(each.difference, digits)}  {each.b:.{digits}f} → {each.a:.{digits}f}  "
-        f"{each.query_id.ljust(width)}  {_text(each)}".rstrip()
+        f"  {signed(each.difference, digits)}  {each.b:.{digits}f} → {each.a:.{digits}f}  "
+        f"{each.query_id.ljust(width)}  {_short(each.text)}".rstrip()
         for each in changes
     ]
     return "\n".join([title, *lines])
@@ -251,11 +231,17 @@ def _text_changes(title: str, changes: Sequence[QueryChange], digits: int) -> st
 def _markdown_changes(title: str, changes: Sequence[QueryChange], digits: int) -> str:
     lines = [f"| {title} | from | to | query | text |", "| --: | --: | --: | :-- | :-- |"]
     lines += [
-        f"| {_signed(each.difference, digits)} | {each.b:.{digits}f} | {each.a:.{digits}f} "
-        f"| {_safe(each.query_id)} | {_safe(_text(each))} |"
+        f"| {signed(each.difference, digits)} | {each.b:.{digits}f} | {each.a:.{digits}f} "
+        f"| {escape_markdown(each.query_id)} | {escape_markdown(_short(each.text))} |"
         for each in changes
     ]
     return "\n".join(lines)
+
+
+def _short(text: str) -> str:
+    # a control character in a text must not reach the terminal
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shorten(plain, MAX_QUERY_LETTERS, placeholder=" …")
 
 
 def _csv(found: Sequence[Differences]) -> str:
@@ -264,21 +250,17 @@ def _csv(found: Sequence[Differences]) -> str:
     writer.writerow(["measure", "collection", "query_id", "a", "b", "difference", "text"])
     for each in found:
         for query in each.queries:
-            writer.writerow(
-                [
-                    *(each.measure, each.collection, query.query_id),
-                    *(repr(query.a), repr(query.b), repr(query.difference), query.text),
-                ]
-            )
+            numbers = map(repr, (query.a, query.b, query.difference))
+            writer.writerow([each.measure, each.collection, query.query_id, *numbers, query.text])
     return out.getvalue()
 
 
-def _json(sweep: str, rows: tuple[Row, Row], found: Sequence[Differences]) -> str:
-    document = {
+def _document(sweep: str, rows: tuple[Row, Row], found: Sequence[Differences]) -> dict[str, Any]:
+    return {
         "schema": SCHEMA,
         "sweep": sweep,
-        "a": {"name": rows[0].name, **rows[0]._asdict()},
-        "b": {"name": rows[1].name, **rows[1]._asdict()},
+        "a": row_fields(rows[0]),
+        "b": row_fields(rows[1]),
         "compared": [
             {
                 "measure": each.measure,
@@ -288,8 +270,8 @@ def _json(sweep: str, rows: tuple[Row, Row], found: Sequence[Differences]) -> st
                 "seeds_a": each.seeds[0],
                 "seeds_b": each.seeds[1],
                 "difference": each.difference,
-                "interval": [_finite(end) for end in each.interval],
-                "effect_size_d": _finite(each.effect),
+                "interval": [finite(end) for end in each.interval],
+                "effect_size_d": finite(each.effect),
                 "p": each.p,
                 "p_corrected": each.p_corrected,
                 "wins": each.wins,
@@ -301,22 +283,3 @@ def _json(sweep: str, rows: tuple[Row, Row], found: Sequence[Differences]) -> st
             for each in found
         ],
     }
-    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _text(query: QueryChange) -> str:
-    # a control character in a text must not steer the terminal
-    plain = "".join(letter if letter.isprintable() else " " for letter in query.text)
-    return shorten(plain, QUERY_LETTERS, placeholder=" …")
-
-
-def _signed(value: float, digits: int) -> str:
-    return f"{'−' if value < 0 else '+'}{abs(value):.{digits}f}"
-
-
-def _safe(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

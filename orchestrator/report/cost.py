@@ -1,44 +1,35 @@
-"""What the systems took beside what they reach: hours of training and evaluation, lost ones too."""
+"""Cost of the systems beside their quality: hours of training and evaluation, lost ones too."""
 
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
 
+from xsweep.db.results import JobCost
 from xsweep.orchestrator.formatting import duration
-from xsweep.orchestrator.report.effects import signed
 from xsweep.orchestrator.report.report import Report, Section
 from xsweep.orchestrator.report.table import Column, Row, row_of
 
-if TYPE_CHECKING:
-    from sqlalchemy import Engine
 
-    from xsweep.db.results import JobCost
+def cost_section(report: Report, costs: Iterable[JobCost]) -> Section:
+    """Hours of one training and of its evaluations per row, lost hours, and gain in quality.
 
-
-def with_cost(report: Report, engine: "Engine") -> Report:
-    """The report with a section of its runs' costs."""
-    from xsweep.db.results import load_costs
-
-    section = cost_section(report, load_costs(engine, report.sweep))
-    return replace(report, sections=(*report.sections, section))
-
-
-def cost_section(report: Report, costs: Iterable["JobCost"]) -> Section:
-    """Per row: hours of one training and of its evaluations, their sum over seeds, and quality.
-
-    Hours are GPU hours where the jobs reserve GPUs (a fraction counts as that fraction), else CPU
-    core hours. The gain is the mean difference from the first baseline over the columns of the
-    first measure that both have, per hour of one training and its evaluations.
+    Hours are GPU hours if the trainings reserve GPUs (a fraction counts as that fraction), else
+    CPU core hours. The gain is the mean difference from the first baseline over the columns of
+    the first measure that both have.
     """
     costs = list(costs)
     gpu = any(job.gpus for job in costs if job.kind == "train")
+
+    def hours(job: JobCost, seconds: float) -> float:
+        return seconds * (job.gpus if gpu else job.cpus) / 3600
+
     chosen = {(row_of(cell), cell.labels.get("seed")) for cell in report.cells}
     by_row: dict[Row, list[JobCost]] = {row: [] for row in report.table.rows}
     for job in costs:
-        row = _row_of(job)
-        if row and (row, job.labels.get("seed")) in chosen:
-            by_row[row].append(job)
+        if "backbone" in job.labels:
+            labels = job.labels
+            row = Row("run", labels["backbone"], labels["objective"], labels["teacher"])
+            if (row, labels.get("seed")) in chosen:
+                by_row[row].append(job)
     measure = report.table.columns[0].measure
     columns = [column for column in report.table.columns if column.measure == measure]
     lines: list[tuple[str, ...]] = []
@@ -48,11 +39,11 @@ def cost_section(report: Report, costs: Iterable["JobCost"]) -> Section:
         if not trained:
             continue
         seeds = len({job.labels["seed"] for job in trained})
-        train_h = sum(_hours(job, gpu) for job in trained) / seeds
-        evaluate_h = sum(_hours(job, gpu) for job in jobs if job.kind == "evaluate") / seeds
-        lost = sum(_hours(job, gpu, lost=True) for job in jobs)
+        train_h = sum(hours(job, job.seconds) for job in trained) / seeds
+        evaluate_h = sum(hours(job, job.seconds) for job in jobs if job.kind == "evaluate") / seeds
+        row_lost_h = sum(hours(job, job.lost_s) for job in jobs)
         total_h += (train_h + evaluate_h) * seeds
-        lost_h += lost
+        lost_h += row_lost_h
         gain = _gain(report, row, columns)
         lines.append(
             (
@@ -61,49 +52,33 @@ def cost_section(report: Report, costs: Iterable["JobCost"]) -> Section:
                 duration(fmean(job.seconds for job in trained)),
                 f"{train_h:.3g}",
                 f"{evaluate_h:.3g}",
-                f"{lost:.3g}",
-                "–" if gain is None else signed(report, gain),
-                "–" if gain is None or not train_h else signed(report, gain / train_h),
+                f"{row_lost_h:.3g}",
+                "–" if gain is None else report.signed(gain),
+                "–" if gain is None or not train_h else report.signed(gain / train_h),
             )
         )
     unit = "GPU hours" if gpu else "core hours"
+    baseline = report.name(report.baselines[0]) if report.baselines else "a baseline (none given)"
     return Section(
-        f"Cost, and {measure} for it",
+        f"Cost and gain in {measure}",
         (
             *("system", "seeds", "wall time of a training", f"{unit} of a training"),
-            *("of its evaluations", "lost in all"),
-            *("gain", "gain per hour of training"),
+            *("of its evaluations", "lost in all", "gain", "gain per hour of training"),
         ),
         lines,
-        f"{unit} as reserved by the jobs, from start to end of an attempt: means over seeds, and "
-        "what failed, expired and repeated attempts took (lost). Together "
-        f"{total_h:.3g} {unit}, and {lost_h:.3g} lost. Gain: mean difference from "
-        f"{report.name(report.baselines[0]) if report.baselines else 'a baseline (none)'}.",
+        f"{unit[0].upper()}{unit[1:]} reserved by the jobs, from start to end of each attempt: "
+        "means over seeds; lost: failed, expired and repeated attempts. In total "
+        f"{total_h:.3g} {unit}, and {lost_h:.3g} lost. Gain: mean difference from {baseline}.",
     )
 
 
-def _row_of(job: "JobCost") -> Row | None:
-    labels = job.labels
-    if "backbone" not in labels:
-        return None
-    return Row("run", labels["backbone"], labels["objective"], labels["teacher"])
-
-
-def _hours(job: "JobCost", gpu: bool, lost: bool = False) -> float:
-    return (job.lost_s if lost else job.seconds) * (job.gpus if gpu else job.cpus) / 3600
-
-
-def _gain(report: Report, row: Row, columns: list[Column]) -> float | None:
-    """The mean difference from the first baseline over the columns that both have."""
-    entries = report.table.entries
+def _gain(report: Report, row: Row, columns: Sequence[Column]) -> float | None:
+    """Mean difference from the first baseline over the columns that both have, None without."""
     if not report.baselines or row == report.baselines[0]:
         return None
-    pairs = [
-        (entries[row, column].mean, entries[report.baselines[0], column].mean)
+    results = (
+        (report.table.result(row, column), report.table.result(report.baselines[0], column))
         for column in columns
-        if all(
-            (each, column) in entries and entries[each, column].means
-            for each in (row, report.baselines[0])
-        )
-    ]
-    return fmean(ours - theirs for ours, theirs in pairs) if pairs else None
+    )
+    gains = [ours.mean - theirs.mean for ours, theirs in results if ours and theirs]
+    return fmean(gains) if gains else None

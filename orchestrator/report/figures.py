@@ -1,8 +1,9 @@
-"""The report as figures for paper and page: differences from a baseline, and mean ranks."""
+"""Figures of a report: differences from a baseline, and critical-difference diagrams."""
 
 import re
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,24 +14,18 @@ from xsweep.orchestrator.report.table import Column, Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 COLOURS = {"better": "#0072B2", "worse": "#D55E00", "same": "#888888"}
-"""Okabe and Ito's blue and vermilion: told apart by colour-blind readers, and on grey paper."""
-
-
-DRAWN_UP_TO = 12
-"""Differences are drawn for so many pairs of column and baseline; nobody looks at more."""
-
-
+"""Okabe and Ito's blue and vermilion: distinct for colour-blind readers and in grey print."""
+MAX_DRAWN = 12
+"""Differences are drawn for at most this number of pairs of column and baseline."""
 MARKERS = {"better": "^", "worse": "v", "same": "o"}
 
 
 def save_figures(report: Report, folder: Path, suffix: str = ".pdf") -> list[Path]:
-    """One figure per column and baseline while these are few, and one per ranking.
+    """One figure per column and baseline, up to `MAX_DRAWN`, and one per ranking.
 
-    Files are named by measure and place.
-
-    `suffix` is any that matplotlib writes. The same report gives the same bytes.
+    Files are named after measure and place, with any suffix that matplotlib supports. The same
+    report gives the same bytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -42,16 +37,16 @@ def save_figures(report: Report, folder: Path, suffix: str = ".pdf") -> list[Pat
 
 
 def inline_figures(report: Report) -> list[str]:
-    """The same figures as SVG elements to put into a page."""
+    """The same figures as SVG elements for an HTML page."""
     pictures = (_written(figure, "svg").decode() for _, figure in _figures(report))
     return [picture[picture.index("<svg") :] for picture in pictures]
 
 
 def draw_differences(report: Report, column: Column, baseline: Row) -> "Figure | None":
-    """A line per system: its mean difference from the baseline with a 95% interval over queries.
+    """One line per system: its mean difference from the baseline, with a 95% interval over queries.
 
-    Marks and colours tell the corrected tests of the report; the interval itself is uncorrected.
-    None when the baseline has no result there, or nothing to compare with.
+    Markers and colours show the report's corrected tests; the interval is uncorrected. None if the
+    column has no comparison with the baseline.
     """
     from matplotlib.figure import Figure
     from scipy.special import stdtrit
@@ -69,11 +64,11 @@ def draw_differences(report: Report, column: Column, baseline: Row) -> "Figure |
         scores = entries[each.row, column].per_query, entries[baseline, column].per_query
         differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
         mean, error, freedom = map(float, stratified_means(differences, column.weights))
-        reach = error * float(stdtrit(freedom, 0.975)) if error else 0.0
+        width = error * float(stdtrit(freedom, 0.975)) if error else 0.0
         colour = COLOURS[each.verdict]
-        axes.plot([mean - reach, mean + reach], [height, height], color=colour, linewidth=1.4)
+        axes.plot([mean - width, mean + width], [height, height], color=colour, linewidth=1.4)
         axes.plot(mean, height, MARKERS[each.verdict], color=colour, markersize=6)
-    # names are names: a dollar sign in one starts no formula
+    # without parse_math=False a dollar sign in a name starts a formula
     names = [report.name(each.row) for each in reversed(found)]
     axes.set_yticks(range(len(found)), names, parse_math=False)
     axes.set_ylim(-0.7, len(found) - 0.3)
@@ -88,7 +83,9 @@ def draw_differences(report: Report, column: Column, baseline: Row) -> "Figure |
 
 
 def draw_ranking(ranking: Ranking) -> "Figure":
-    """A critical-difference diagram: levels at their mean ranks, bars over those not told apart."""
+    """Critical-difference diagram: levels at their mean ranks, bars over groups without a
+    significant difference.
+    """
     from matplotlib.figure import Figure
 
     count = len(ranking.levels)
@@ -143,18 +140,16 @@ def draw_ranking(ranking: Ranking) -> "Figure":
 
 
 def _figures(report: Report) -> "Iterator[tuple[str, Figure]]":
-    few = len(report.table.columns) * len(report.baselines) <= DRAWN_UP_TO
-    for column in report.table.columns if few else ():
-        for baseline in report.baselines:
-            figure = draw_differences(report, column, baseline)
-            if figure is not None:
-                yield f"{column.measure} {column.place} against {baseline.model}", figure
+    pairs = list(product(report.table.columns, report.baselines))
+    for column, baseline in pairs if len(pairs) <= MAX_DRAWN else ():
+        if figure := draw_differences(report, column, baseline):
+            yield f"{column.measure} {column.place} against {baseline.model}", figure
     for ranking in report.rankings:
         yield f"{ranking.measure} mean ranks {ranking.choice}", draw_ranking(ranking)
 
 
 def _written(figure: "Figure", format: str) -> bytes:
-    """The file's bytes, without a date and with text that stays text."""
+    """The file's bytes, without a date and with text as text."""
     import matplotlib as mpl
 
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(format)

@@ -1,4 +1,4 @@
-"""Published figures beside ours: reference files are plain CSV that anyone can add."""
+"""Published results beside ours, from reference files: plain CSV that anyone can add."""
 
 import csv
 import re
@@ -19,20 +19,18 @@ from xsweep.orchestrator.report.table import (
 )
 
 FOLDER = Path(__file__).resolve().parents[2] / "sweeps" / "reference"
-
-
-NEEDED = ("system", "model", "place", "measure", "value")
-
-
-COLUMNS = (*NEEDED, "objective", "teacher", "first_stage", "version")
+REQUIRED = ("system", "model", "place", "measure", "value")
+SUITE_NAMES = {id: name for members in SUITES.values() for name, id in members.items()}
+"""Id of a suite's collection in ir_datasets -> its name."""
+COLUMNS = (*REQUIRED, "objective", "teacher", "first_stage", "version")
 
 
 class Published(NamedTuple):
-    """One published figure; an empty field matches anything of ours."""
+    """One published result; an empty field matches anything of ours."""
 
     system: str
     model: str
-    """Hugging Face id or label of a backbone; a teacher's or first stage's name."""
+    """Hugging Face id or label of a backbone; name of a teacher or first stage."""
     place: str
     measure: str
     value: float
@@ -43,7 +41,10 @@ class Published(NamedTuple):
 
 
 def find_reference(name: str) -> Path:
-    """The CSV file of that path, or of that name in `sweeps/reference/`. Raises ConfigError."""
+    """The CSV file with that path, or with that name in `sweeps/reference/`.
+
+    Raises ConfigError if there is none.
+    """
     known = {path.stem: path for path in sorted(FOLDER.glob("*.csv"))}
     if name in known:
         return known[name]
@@ -51,43 +52,45 @@ def find_reference(name: str) -> Path:
         return Path(name)
     hint = did_you_mean(name, known)
     raise ConfigError(
-        f"no reference {name!r}: give a CSV file, or one of {', '.join(known) or 'none'}"
+        f"no reference {name!r}: use a CSV file, or one of {', '.join(known) or 'none'}"
         + (f"; {hint}" if hint else "")
     )
 
 
 def read_reference(path: Path) -> tuple[str, list[Published]]:
-    """The source, which the comment lines at the top tell, and the figures. Raises DataError."""
+    """The source, from the comment lines at the top, and the results.
+
+    Raises DataError with the line for a file in another format.
+    """
     lines = path.read_text(encoding="utf-8").splitlines()
     source = [line.lstrip("# ") for line in lines if line.startswith("#")]
     offset = len(source)
     reader = csv.DictReader(lines[offset:])
     given = reader.fieldnames or []
-    missing, unknown = set(NEEDED) - set(given), set(given) - set(COLUMNS)
-    if missing or unknown:
-        wrong = [f"lacks {each}" for each in sorted(missing)]
-        wrong += [f"has the unknown {each}" for each in sorted(unknown)]
+    wrong = [f"lacks {each}" for each in sorted(set(REQUIRED) - set(given))]
+    wrong += [f"has the unknown column {each}" for each in sorted(set(given) - set(COLUMNS))]
+    if wrong:
         raise DataError(
-            f"{path}:{offset + 1}: the head {', '.join(wrong)}; columns are {', '.join(COLUMNS)}"
+            f"{path}:{offset + 1}: the header {', '.join(wrong)}; columns are {', '.join(COLUMNS)}"
         )
-    figures = []
+    published = []
     for line in reader:
         try:
             fields: dict[str, Any] = {name: text.strip() for name, text in line.items()}
-            figures.append(Published(**fields | {"value": float(fields["value"])}))
+            published.append(Published(**fields | {"value": float(fields["value"])}))
         except (AttributeError, TypeError, ValueError):
             raise DataError(
                 f"{path}:{offset + reader.line_num}: expected {len(given)} fields with a number as "
                 f"value, found {list(line.values())}"
             ) from None
-    return " ".join(source), figures
+    return " ".join(source), published
 
 
 def reference_section(report: Report, name: str) -> Section:
-    """Our systems and the published figures that mean the same, side by side.
+    """Our results beside the published ones for the same system, measure and place.
 
-    They match by backbone id or label, objective, and, where the file tells them, teacher and first
-    stage; on collections and on whole suites. Raises ConfigError when nothing matches.
+    A system matches by backbone id or label, objective, and, if the file has them, teacher and
+    first stage; a place is a collection or a complete suite. Raises ConfigError if nothing matches.
     """
     source, published = read_reference(find_reference(name))
     models = _models(report)
@@ -96,76 +99,71 @@ def reference_section(report: Report, name: str) -> Section:
     }
     lines: list[tuple[str, ...]] = []
     inside = 0
-    for row, column, entry in _finished(report):
+    for row, column, entry in _results(report):
         for each in published:
-            if not _means_the_same(each, row, column, models[row], stages):
+            if not _matches(each, row, column, models[row], stages):
                 continue
-            difference = entry.mean - each.value
-            low, high = min(entry.means.values()), max(entry.means.values())
-            within = len(entry.means) > 1 and low <= each.value <= high
-            inside += within
+            spread, in_range = "", "one seed"
+            if len(entry.means) > 1:
+                spread = f" ± {report.number(entry.std)}"
+                within = min(entry.means.values()) <= each.value <= max(entry.means.values())
+                in_range = "yes" if within else "no"
+                inside += within
             lines.append(
                 (
                     report.name(row),
                     f"{column.measure} {column.place}",
-                    report.number(entry.mean)
-                    + (f" ± {report.number(entry.std)}" if len(entry.means) > 1 else ""),
+                    report.number(entry.mean) + spread,
                     report.number(each.value) + (f" ({each.version})" if each.version else ""),
-                    f"{'−' if difference < 0 else '+'}{report.number(abs(difference))}",
-                    "yes" if within else "no" if len(entry.means) > 1 else "one seed",
+                    report.signed(entry.mean - each.value),
+                    in_range,
                 )
             )
     if not lines:
         raise ConfigError(
             f"the reference {name!r} has nothing in common with this sweep. It has "
-            f"{_some(each.model for each in published)} on "
-            f"{_some(each.place for each in published)}; the sweep has "
-            f"{_some(row.model for row in report.table.rows)} on {_some(stages)}"
+            f"{_first(each.model for each in published)} on "
+            f"{_first(each.place for each in published)}; the sweep has "
+            f"{_first(row.model for row in report.table.rows)} on {_first(stages)}"
         )
     return Section(
         f"Compared with {Path(name).stem}",
         ("system", "measure and place", "ours", "published", "difference", "in seeds' range"),
         lines,
-        f"In {inside} of {len(lines)} places the published figure lies between our lowest and our "
-        f"highest seed. Source: {source or name}",
+        f"In {inside} of {len(lines)} rows the published value lies within the range of our seeds. "
+        f"Source: {source or name}",
     )
 
 
-def _finished(report: Report) -> Iterator[tuple[Row, Column, Entry]]:
-    """Every row with results on collections and on whole suites, whatever the report's columns."""
+def _results(report: Report) -> Iterator[tuple[Row, Column, Entry]]:
+    """Results on collections and on complete suites, whatever the report's columns."""
     measures = list(dict.fromkeys(column.measure for column in report.table.columns))
     suites = complete_suites({cell.labels["collection"] for cell in report.cells})
     by_collection = build_table(report.cells, measures)
     by_suite = build_table(report.cells, measures, suites)
-    entries = by_collection.entries | by_suite.entries
-    columns = dict.fromkeys(by_collection.columns + by_suite.columns)
-    for column in columns:
+    for column in dict.fromkeys(by_collection.columns + by_suite.columns):
         for row in by_collection.rows:
-            if (row, column) in entries and entries[row, column].means:
-                yield row, column, entries[row, column]
+            if entry := by_collection.result(row, column) or by_suite.result(row, column):
+                yield row, column, entry
 
 
-def _means_the_same(
+def _matches(
     published: Published, row: Row, column: Column, models: set[str], stages: dict[str, str]
 ) -> bool:
+    places = (column.place, SUITE_NAMES.get(column.place, column.place))
     return (
         published.system == row.system
         and _plain(published.model) in models
         and _plain(published.measure) == _plain(column.measure)
-        and _plain(published.place) in _names_of(column)
+        and _plain(published.place) in map(_plain, places)
         and _plain(published.objective) in ("", _plain(row.objective))
         and _plain(published.teacher) in ("", _plain(row.teacher))
         and all(_plain(published.first_stage) in ("", stages[name]) for name in column.collections)
     )
 
 
-def _names_of(column: Column) -> set[str]:
-    ids = {id: name for members in SUITES.values() for name, id in members.items()}
-    return {_plain(column.place), _plain(ids.get(column.place, column.place))}
-
-
 def _models(report: Report) -> dict[Row, set[str]]:
-    """What each row's model is called: its label, and the id that its trainings recorded."""
+    """Names of each row's model: its label, and the id that its trainings recorded."""
     names: dict[Row, set[str]] = {}
     for cell in report.cells:
         row = row_of(cell)
@@ -177,10 +175,10 @@ def _models(report: Report) -> dict[Row, set[str]]:
 
 
 def _plain(name: str) -> str:
-    """Letters and digits only: `ADR-MSE` and `adr_mse` are the same."""
+    """Letters and digits only: `ADR-MSE` and `adr_mse` are equal."""
     return re.sub(r"[^a-z0-9]", "", name.casefold())
 
 
-def _some(names: Iterable[str]) -> str:
+def _first(names: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(names))
     return ", ".join(distinct[:4]) + (", ..." if len(distinct) > 4 else "")

@@ -1,9 +1,7 @@
-"""The report as one HTML file: readable without network and without JavaScript.
+"""The report as one HTML file that needs no network.
 
-Every number opens what stands behind it: seeds, jobs, commits. Sorting and filtering need a little
-JavaScript, which is in the file; nothing else does.
-
-Where every number came from: the jobs behind a report, with their code, data and files.
+Every number opens its sources: seeds, jobs and code; below are all jobs with their data and files.
+Only sorting and filtering need JavaScript, which is in the file.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,109 +9,26 @@ from itertools import groupby
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from xsweep.db.results import Cell, ParentResult
 from xsweep.orchestrator.report.caption import Style, caption, conclusions, title
 from xsweep.orchestrator.report.figures import inline_figures
+from xsweep.orchestrator.report.options import PLAIN, Layout
 from xsweep.orchestrator.report.report import DisplayCell, Report
 from xsweep.orchestrator.report.table import Column, Row, row_of
 
 if TYPE_CHECKING:
-    from xsweep.db.results import Cell, ParentResult
-
+    from jinja2 import Environment
 
 SHORT = 12
-"""Digits of an identity or commit: enough for `xsweep explain`."""
-
-
-class JobFacts(NamedTuple):
-    """One job with an accepted result, as a reader can check it."""
-
-    identity: str
-    name: str
-    code: str
-    made: str
-    """When and on what."""
-    data: tuple[str, ...]
-    """The data that the job names, with their checksums or versions."""
-    folder: str
-    """Below the store's root."""
-    manifest: str
-    """SHA-256 of the folder's manifest, which holds those of its files."""
-
-
-def jobs_behind(cells: Iterable["Cell"]) -> list[JobFacts]:
-    """The evaluations and the jobs that they were made from, each once, by name."""
-    found: dict[str, JobFacts] = {}
-    for cell in cells:
-        behind: list[Cell | ParentResult] = [cell, *cell.parents_summary.values()]
-        for job in behind:
-            if job.provenance and job.identity not in found:
-                found[job.identity] = JobFacts(
-                    identity=job.identity,
-                    name=job.name,
-                    code=code_of(job.provenance),
-                    made=_made(job.provenance),
-                    data=tuple(dict.fromkeys(data_of(job.provenance.get("spec", {})))),
-                    folder=job.folder,
-                    manifest=job.manifest_sha256,
-                )
-    return sorted(found.values(), key=lambda job: (job.name, job.identity))
-
-
-def code_of(provenance: Mapping[str, Any]) -> str:
-    """`0123456789ab with local changes`; the version where the code was no git tree."""
-    source = provenance.get("source") or {}
-    if commit := source.get("commit", ""):
-        return commit[:SHORT] + (" with local changes" if source.get("dirty") else "")
-    return f"xsweep {provenance.get('xsweep', 'unknown')}"
-
-
-def data_of(spec: Any) -> Iterator[str]:
-    """The files, folders, packages and data sets in a spec: `triples.tsv md5 4d99...`."""
-    if isinstance(spec, list):
-        for each in spec:
-            yield from data_of(each)
-    if not isinstance(spec, dict):
-        return
-    location = spec.get("path") or spec.get("folder")
-    sums = [f"{kind} {spec[kind]}" for kind in ("md5", "sha256") if spec.get(kind)]
-    if isinstance(location, str):
-        name = PurePath(location).name
-        yield " ".join([name, *(sums or ["without a declared checksum"])])
-    elif spec.get("source") == "irds":
-        yield f"ir_datasets {spec.get('id')}"
-    elif spec.get("source") == "apidocs":
-        versions = ", ".join(f"{name} {v}" for name, v in (spec.get("versions") or {}).items())
-        yield f"{spec.get('name')} ({versions or 'of what is installed'})"
-    elif spec.get("package"):
-        yield f"package {spec['package']} {spec.get('version') or ''}".rstrip()
-    elif isinstance(spec.get("id"), str):
-        yield f"{spec['id']} {spec.get('revision') or ''}".rstrip()
-    for value in spec.values():
-        yield from data_of(value)
-
-
-def _made(provenance: Mapping[str, Any]) -> str:
-    hardware = provenance.get("hardware") or {}
-    on = ", ".join(hardware.get("gpus") or []) or hardware.get("cpu") or ""
-    when = str(provenance.get("started", ""))
-    torch = (provenance.get("packages") or {}).get("torch")
-    parts = [when, on, f"torch {torch}" if torch else "", provenance.get("precision") or ""]
-    return ", ".join(filter(None, parts))
-
-
-PRINTED_COLUMNS = 6
-"""So many fit on paper beside the labels."""
-
-
+"""Digits of an identity or commit that are shown: enough for `xsweep explain`."""
+COLUMNS_PER_PRINTED_TABLE = 6
 LETTER_PX, PADDING_PX = 9, 22
-"""Mean width of a letter in the label columns, and their padding left and right together."""
-
-
+"""Mean width of a letter in the label columns; their padding, left and right together."""
 STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
 
 
-class Place(NamedTuple):
-    """One place of the table with what its number was computed from."""
+class DisplayPlace(NamedTuple):
+    """One cell of the table with the sources of its number."""
 
     shown: DisplayCell
     mean: float | None
@@ -121,22 +36,30 @@ class Place(NamedTuple):
     sources: list[dict[str, Any]]
 
 
-def render_html(report: Report) -> str:
-    """A page with the table, its caption, figures, conclusions, and every number's sources."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+class JobFacts(NamedTuple):
+    """One job with an accepted result, for a reader to check."""
 
-    environment = Environment(
-        loader=PackageLoader("xsweep.orchestrator.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    identity: str
+    name: str
+    code: str
+    made: str
+    """Start time, hardware and precision."""
+    data: tuple[str, ...]
+    """Data in the job's spec, with checksums or versions."""
+    folder: str
+    """Relative to the store."""
+    manifest: str
+    """SHA-256 of the folder's manifest, which has those of its files."""
+
+
+def render_html(report: Report, layout: Layout = PLAIN) -> str:
+    """A page with the table, its caption, figures, conclusions, sections, and all sources."""
     jobs: dict[tuple[Row, str], list[Cell]] = {}
     for cell in report.cells:
         jobs.setdefault((row_of(cell), cell.labels["collection"]), []).append(cell)
     styles, width = _label_styles(report)
-    return environment.get_template("page.html.j2").render(
+    template = templates("xsweep.orchestrator.report").get_template("page.html.j2")
+    return template.render(
         title=title(report),
         heads=_spans(report.heads),
         label_heads=report.label_heads,
@@ -159,12 +82,25 @@ def render_html(report: Report) -> str:
     )
 
 
+def templates(*packages: str) -> "Environment":
+    """The Jinja templates in packages; every value is escaped, an unknown name is an error."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in packages]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def _spans(heads: Sequence[Sequence[str]]) -> list[list[tuple[str, int]]]:
     return [[(name, len(list(same))) for name, same in groupby(level)] for level in heads]
 
 
 def _label_styles(report: Report) -> tuple[list[str], str]:
-    """Label columns stay in sight while the table scrolls: the style of each, their width."""
+    """Styles that keep the label columns in sight while the table scrolls, and their width."""
     labels = [report.label_heads, *map(report.label, report.table.rows)]
     columns = zip(*(each for each in labels if len(each) == len(report.label_heads)), strict=True)
     styles, left_px = [], 0
@@ -176,39 +112,38 @@ def _label_styles(report: Report) -> tuple[list[str], str]:
 
 
 def _print_tables(report: Report) -> list[dict[str, Any]]:
-    """The table cut into pieces that paper has room for; none where it fits as it is."""
-    columns = report.table.columns
-    if len(columns) <= PRINTED_COLUMNS:
+    """The table in pieces that fit on paper; none if it fits in one."""
+    columns, step = report.table.columns, COLUMNS_PER_PRINTED_TABLE
+    pieces = [slice(start, start + step) for start in range(0, len(columns), step)]
+    if len(pieces) < 2:
         return []
     return [
         {
-            "heads": _spans([level[start : start + PRINTED_COLUMNS] for level in report.heads]),
+            "heads": _spans([level[piece] for level in report.heads]),
             "blocks": [
                 [
-                    (
-                        report.label(row),
-                        [report.shown(row, c) for c in columns[start : start + PRINTED_COLUMNS]],
-                    )
+                    (report.label(row), [report.shown(row, c) for c in columns[piece]])
                     for row in block
                 ]
                 for block in report.table.blocks
             ],
         }
-        for start in range(0, len(columns), PRINTED_COLUMNS)
+        for piece in pieces
+        for cut in [columns[piece]]
     ]
 
 
 def _place(
-    report: Report, jobs: dict[tuple[Row, str], list["Cell"]], row: Row, column: Column
-) -> Place:
-    entry = report.table.entries.get((row, column))
+    report: Report, jobs: dict[tuple[Row, str], list[Cell]], row: Row, column: Column
+) -> DisplayPlace:
+    entry = report.table.result(row, column)
     cells = [cell for name in column.collections for cell in jobs.get((row, name), [])]
-    return Place(
+    return DisplayPlace(
         shown=report.shown(row, column),
-        mean=entry.mean if entry and entry.means else None,
+        mean=entry.mean if entry else None,
         comparisons=[
             (
-                f"against {report.name(each.baseline)}",
+                f"compared with {report.name(each.baseline)}",
                 f"{each.difference:+.4f}",
                 f"p {each.p:.2g}",
                 f"corrected {each.p_corrected:.2g}",
@@ -224,8 +159,8 @@ def _place(
     )
 
 
-def _source(cell: "Cell", column: Column) -> dict[str, Any]:
-    """One evaluation: where its number came from, the training's and candidates' jobs included."""
+def _source(cell: Cell, column: Column) -> dict[str, Any]:
+    """One evaluation with the jobs of its training and candidates."""
     return {
         "seed": cell.labels.get("seed"),
         "collection": cell.labels["collection"],
@@ -241,3 +176,62 @@ def _source(cell: "Cell", column: Column) -> dict[str, Any]:
         "code": code_of(cell.provenance) if cell.provenance else "",
         "per_query": f"{cell.folder}/per_query.json" if cell.folder else "",
     }
+
+
+def jobs_behind(cells: Iterable[Cell]) -> list[JobFacts]:
+    """The evaluations and the jobs that they were made from, each once, by name."""
+    found: dict[str, JobFacts] = {}
+    for cell in cells:
+        behind: list[Cell | ParentResult] = [cell, *cell.parents_summary.values()]
+        for job in behind:
+            if job.provenance and job.identity not in found:
+                found[job.identity] = JobFacts(
+                    identity=job.identity,
+                    name=job.name,
+                    code=code_of(job.provenance),
+                    made=_made(job.provenance),
+                    data=tuple(dict.fromkeys(data_of(job.provenance.get("spec", {})))),
+                    folder=job.folder,
+                    manifest=job.manifest_sha256,
+                )
+    return sorted(found.values(), key=lambda job: (job.name, job.identity))
+
+
+def code_of(provenance: Mapping[str, Any]) -> str:
+    """`0123456789ab with local changes`, or the version if the code was not in a git tree."""
+    source = provenance.get("source") or {}
+    if commit := source.get("commit", ""):
+        return commit[:SHORT] + (" with local changes" if source.get("dirty") else "")
+    return f"xsweep {provenance.get('xsweep', 'unknown')}"
+
+
+def data_of(spec: Any) -> Iterator[str]:
+    """Files, folders, packages and data sets anywhere in a spec: `triples.tsv md5 4d99...`."""
+    if isinstance(spec, list):
+        for each in spec:
+            yield from data_of(each)
+    if not isinstance(spec, dict):
+        return
+    location = spec.get("path") or spec.get("folder")
+    sums = [f"{kind} {spec[kind]}" for kind in ("md5", "sha256") if spec.get(kind)]
+    if isinstance(location, str):
+        yield " ".join([PurePath(location).name, *(sums or ["without a declared checksum"])])
+    elif spec.get("source") == "irds":
+        yield f"ir_datasets {spec.get('id')}"
+    elif spec.get("source") == "apidocs":
+        versions = ", ".join(f"{name} {v}" for name, v in (spec.get("versions") or {}).items())
+        yield f"{spec.get('name')} ({versions or 'installed versions'})"
+    elif spec.get("package"):
+        yield f"package {spec['package']} {spec.get('version') or ''}".rstrip()
+    elif isinstance(spec.get("id"), str):
+        yield f"{spec['id']} {spec.get('revision') or ''}".rstrip()
+    for value in spec.values():
+        yield from data_of(value)
+
+
+def _made(provenance: Mapping[str, Any]) -> str:
+    hardware = provenance.get("hardware") or {}
+    device = ", ".join(hardware.get("gpus") or []) or hardware.get("cpu")
+    torch = (provenance.get("packages") or {}).get("torch")
+    started, precision = str(provenance.get("started", "")), provenance.get("precision")
+    return ", ".join(filter(None, [started, device, torch and f"torch {torch}", precision]))

@@ -1,16 +1,16 @@
-"""The report as a LaTeX table: booktabs only, every name escaped, for pdflatex."""
+"""The report as LaTeX tables for pdflatex: booktabs and graphicx only, every name escaped."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
+from typing import NamedTuple
 
 from xsweep.orchestrator.report.caption import Style, caption, conclusions, detailed, title
-from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report, Section
+from xsweep.orchestrator.report.options import PLAIN, Layout
+from xsweep.orchestrator.report.report import DisplayCell, Report, Section
 from xsweep.orchestrator.report.table import Column
 
 STYLE = Style(best="bold", second="underlined", better="↑", worse="↓")
-
-
 SIGNS = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
@@ -37,8 +37,6 @@ SIGNS = {
     "]": "{]}",
     "*": "{*}",
 }
-
-
 PREAMBLE = r"""\documentclass%(options)s{article}
 \usepackage[T1]{fontenc}
 \usepackage[utf8]{inputenc}
@@ -49,51 +47,52 @@ PREAMBLE = r"""\documentclass%(options)s{article}
 \usepackage{rotating}
 \begin{document}
 """
+FLOATS_PER_STANDALONE_PAGE = 6
+"""A standalone document starts a new page after this number of floats: TeX holds back few."""
 
 
-COLUMNS = {False: 6, True: 10}
-"""Columns of one tabular upright and in landscape, unless `max_columns` sets another number."""
+class Page(NamedTuple):
+    """Room on a page beside a caption."""
+
+    columns: int
+    """Columns of one tabular, unless `max_columns` overrides it."""
+    lines: int
+    """Lines in \\small."""
+    height: str
+    """Maximal height of one tabular."""
 
 
-LINES = {False: 45, True: 28}
-"""Lines of \\small that leave room for a caption on an upright and on a turned page."""
-
-
-TALLEST = {False: r"0.8\textheight", True: r"0.46\linewidth"}
-"""Of one tabular, so that its caption has room on the upright or turned page."""
-
-
-FLOATS_BETWEEN_PAGES = 6
-"""TeX holds back few floats: after so many a standalone document starts a new page."""
+UPRIGHT = Page(columns=6, lines=45, height=r"0.8\textheight")
+LANDSCAPE = Page(columns=10, lines=28, height=r"0.46\linewidth")
 
 
 def render_latex(report: Report, layout: Layout = PLAIN) -> str:
     """Table environments with captions and labels; they need `booktabs` and `graphicx`.
 
-    `layout.standalone` gives a document that compiles as it is, `wide` tables across both columns
-    of a two-column page, `landscape` turned ones (`\\usepackage{rotating}`), `figures` a figure
-    environment for each file. Columns beyond `max_columns` continue in a further tabular below, or
-    in a further table where the page is full; what is still too wide is scaled down.
+    `layout.standalone` gives a complete document, `wide` tables across both columns of a two-column
+    page, `landscape` rotated ones (`\\usepackage{rotating}`), `figures` a figure environment for
+    each file. Columns beyond `max_columns` continue in a further tabular below, or in a further
+    table if the page is full; a tabular that is still too wide is scaled down.
     """
     tables = [
         *_main_tables(report, layout),
         *(
             table
             for section in (*_conclusions(report), *report.sections)
-            for table in _section(section, layout)
+            for table in _section_tables(section, layout)
         ),
         *(_figure(report, path, layout) for path in layout.figures),
     ]
     if not layout.standalone:
         return "\n".join(tables)
     parts = [PREAMBLE % {"options": "[twocolumn]" if layout.wide else ""}]
-    for place, table in enumerate(tables, start=1):
-        parts += [table, "\\clearpage\n" if place % FLOATS_BETWEEN_PAGES == 0 else ""]
+    for number, table in enumerate(tables, start=1):
+        parts += [table, "\\clearpage\n" if number % FLOATS_PER_STANDALONE_PAGE == 0 else ""]
     return "".join([*parts, "\\end{document}\n"])
 
 
 def escape(text: str) -> str:
-    """Text that pdflatex prints as it stands; a letter beyond Latin is spelt as its code point.
+    """Text that pdflatex prints literally; letters beyond Latin become their code points.
 
     `a_b & 50%` -> `a\\_b \\& 50\\%`.
     """
@@ -104,46 +103,56 @@ def escape(text: str) -> str:
     )
 
 
+def _page(layout: Layout) -> Page:
+    return LANDSCAPE if layout.landscape else UPRIGHT
+
+
 def _main_tables(report: Report, layout: Layout) -> list[str]:
     columns = report.table.columns
-    step = layout.max_columns or COLUMNS[layout.landscape]
+    step = layout.max_columns or _page(layout).columns
     tabulars = [
-        _fitted(_tabular(report, columns[start : start + step], start), layout)
+        _main_tabular(report, columns[start : start + step], start)
         for start in range(0, len(columns), step)
     ]
+    stacked = max(1, _page(layout).lines // (len(report.table.rows) + len(report.heads)))
+    pages = [tabulars[start : start + stacked] for start in range(0, len(tabulars), stacked)]
     text = " ".join([f"{title(report)}.", *caption(report, STYLE)])
     label = rf"\label{{tab:{re.sub('[^0-9A-Za-z]', '-', report.sweep)}}}"
-    stacked = max(1, LINES[layout.landscape] // (len(report.table.rows) + len(report.heads)))
-    tables = []
-    for start in range(0, len(tabulars), stacked):
-        after = _continued(title(report)) if start else [rf"\caption{{{escape(text)}}}", label]
-        body = "\n\\par\\medskip\n".join(tabulars[start : start + stacked])
-        tables.append(_environment("table", layout, [r"\small", body, *after]))
-    return tables
+    return _tables(title(report), [rf"\caption{{{escape(text)}}}", label], pages, layout)
 
 
-def _section(section: Section, layout: Layout) -> list[str]:
-    heads, *rows = (
-        " & ".join(map(escape, line)) + r" \\" for line in (section.heads, *section.lines)
-    )
-    room = LINES[layout.landscape]
-    tables = []
-    for start in range(0, len(rows), room):
-        lines = rows[start : start + room]
-        tabular = [
-            rf"\begin{{tabular}}{{{'l' * len(section.heads)}}}",
-            *(r"\toprule", heads, r"\midrule", *lines, r"\bottomrule"),
-            r"\end{tabular}",
-        ]
-        text = rf"\caption{{{escape(f'{section.title}. {section.note}')}}}"
-        after = _continued(section.title) if start else [text]
-        body = [r"\small", _fitted("\n".join(tabular), layout), *after]
-        tables.append(_environment("table", layout, body))
-    return tables
+def _section_tables(section: Section, layout: Layout) -> list[str]:
+    heads, *rows = (_line(map(escape, line)) for line in (section.heads, *section.lines))
+    room = _page(layout).lines
+    pages = [
+        [_tabular(len(section.heads), [heads, r"\midrule", *rows[start : start + room]])]
+        for start in range(0, len(rows), room)
+    ]
+    text = rf"\caption{{{escape(f'{section.title}. {section.note}')}}}"
+    return _tables(section.title, [text], pages, layout)
+
+
+def _tables(
+    name: str, end: Sequence[str], pages: Sequence[Sequence[str]], layout: Layout
+) -> list[str]:
+    """One table environment for each page's tabulars; later ones continue the first."""
+    continued = [r"\addtocounter{table}{-1}", rf"\caption{{{escape(f'{name}, continued.')}}}"]
+    return [
+        _environment(
+            "table",
+            layout,
+            [
+                r"\small",
+                "\n\\par\\medskip\n".join(_fitted(each, layout) for each in tabulars),
+                *(continued if number else end),
+            ],
+        )
+        for number, tabulars in enumerate(pages)
+    ]
 
 
 def _conclusions(report: Report) -> list[Section]:
-    """Differences, p-values and effect sizes where the columns are few enough to speak of each."""
+    """Differences, p-values and effect sizes, if the columns are few enough to describe each."""
     if not detailed(report):
         return []
     return [
@@ -155,19 +164,15 @@ def _conclusions(report: Report) -> list[Section]:
                 for verdict, systems in conclusion.found.items()
                 for place, figures in enumerate(systems)
             ],
-            "Corrected p and paired effect size d as the table's caption tells.",
+            "p is corrected as in the main table; d is the paired effect size.",
         )
         for conclusion in conclusions(report)
     ]
 
 
-def _continued(text: str) -> list[str]:
-    return [r"\addtocounter{table}{-1}", rf"\caption{{{escape(f'{text}, continued.')}}}"]
-
-
 def _fitted(tabular: str, layout: Layout) -> str:
-    """The tabular as it is, or scaled down to the line's width and to the height of a page."""
-    height = TALLEST[layout.landscape]
+    """The tabular, scaled down if it exceeds the line's width or the page's height."""
+    height = _page(layout).height
     return (
         f"\\sbox0{{%\n{tabular}}}%\n"
         r"\ifdim\wd0>\linewidth\sbox0{\resizebox{\linewidth}{!}{\usebox0}}\fi%" + "\n"
@@ -178,29 +183,22 @@ def _fitted(tabular: str, layout: Layout) -> str:
 
 def _figure(report: Report, path: str, layout: Layout) -> str:
     name = path.rpartition("/")[2].rpartition(".")[0].replace("-", " ")
-    return _environment(
-        "figure",
-        layout,
-        [
-            r"\includegraphics[width=\linewidth,height=0.85\textheight,keepaspectratio]"
-            rf"{{\detokenize{{{path}}}}}",
-            rf"\caption{{{escape(f'{report.sweep}: {name}.')}}}",
-        ],
-    )
+    picture = r"\includegraphics[width=\linewidth,height=0.85\textheight,keepaspectratio]"
+    text = rf"\caption{{{escape(f'{report.sweep}: {name}.')}}}"
+    return _environment("figure", layout, [rf"{picture}{{\detokenize{{{path}}}}}", text])
 
 
 def _environment(kind: str, layout: Layout, body: Sequence[str]) -> str:
-    star = "*" if layout.wide else ""
-    turned = layout.landscape and kind == "table"
-    name = f"sidewaystable{star}" if turned else f"{kind}{star}"
-    where = "" if turned else "[tp]"
+    rotated = layout.landscape and kind == "table"
+    name = ("sidewaystable" if rotated else kind) + ("*" if layout.wide else "")
+    where = "" if rotated else "[tp]"
     lines = [rf"\begin{{{name}}}{where}", r"\centering", *body, rf"\end{{{name}}}"]
     return "\n".join(lines) + "\n"
 
 
-def _tabular(report: Report, columns: Sequence[Column], start: int) -> str:
+def _main_tabular(report: Report, columns: Sequence[Column], start: int) -> str:
     labels = len(report.label_heads)
-    lines = [rf"\begin{{tabular}}{{{'l' * (labels + len(columns))}}}", r"\toprule"]
+    lines = []
     levels = [level[start : start + len(columns)] for level in report.heads]
     for level in levels[:-1]:
         spans, rules, place = [], [], labels + 1
@@ -209,8 +207,8 @@ def _tabular(report: Report, columns: Sequence[Column], start: int) -> str:
             spans.append(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}")
             rules.append(rf"\cmidrule(lr){{{place}-{place + size - 1}}}")
             place += size
-        lines += [f"{'& ' * labels}{' & '.join(spans)} \\\\", "".join(rules)]
-    lines.append(" & ".join(map(escape, (*report.label_heads, *levels[-1]))) + r" \\")
+        lines += ["& " * labels + _line(spans), "".join(rules)]
+    lines.append(_line(map(escape, (*report.label_heads, *levels[-1]))))
     for block in report.table.blocks:
         lines.append(r"\midrule")
         for row in block:
@@ -220,9 +218,17 @@ def _tabular(report: Report, columns: Sequence[Column], start: int) -> str:
             else:
                 first = label[0] if row is block[0] else ""
                 cells = [escape(part) for part in (first, *label[1:])]
-            cells += [_cell(report.shown(row, column)) for column in columns]
-            lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
+            lines.append(_line([*cells, *(_cell(report.shown(row, c)) for c in columns)]))
+    return _tabular(labels + len(columns), lines)
+
+
+def _tabular(columns: int, lines: Sequence[str]) -> str:
+    begin = rf"\begin{{tabular}}{{{'l' * columns}}}"
+    return "\n".join([begin, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
 
 
 def _cell(shown: DisplayCell) -> str:

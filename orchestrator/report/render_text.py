@@ -1,7 +1,4 @@
-"""The report as plain text for a terminal: no colours, marks that survive copy and paste.
-
-The report as Markdown: bold and underlined as on paper, names safe from being markup.
-"""
+"""The report as text for a terminal, with marks that survive copy and paste, and as Markdown."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,19 +6,19 @@ from itertools import groupby, islice, zip_longest
 from textwrap import wrap
 
 from xsweep.orchestrator.report.caption import Conclusion, Style, caption, conclusions, title
+from xsweep.orchestrator.report.options import PLAIN, Layout
 from xsweep.orchestrator.report.report import DisplayCell, Report, Section
 from xsweep.orchestrator.report.table import Column
 
-STYLE = Style(best="*0.5*", second="_0.5_", better="▲", worse="▼")
-
-
+TEXT_STYLE = Style(best="*0.5*", second="_0.5_", better="▲", worse="▼")
+MARKDOWN_STYLE = TEXT_STYLE._replace(best="bold", second="underlined")
 GAP = "   "
 
 
-def render_text(report: Report, *, width: int = 110) -> str:
-    """Title, table, caption and conclusions, lines of at most `width` characters where they can.
+def render_text(report: Report, layout: Layout = PLAIN) -> str:
+    """Title, table, caption, conclusions and sections, in lines of at most `layout.width`.
 
-    Columns that do not fit beside the labels follow below, with the labels again.
+    Columns that do not fit beside the labels continue below, with the labels repeated.
     """
     labels = _labels(report)
     columns = [
@@ -30,16 +27,16 @@ def render_text(report: Report, *, width: int = 110) -> str:
     ]
     parts = [
         _block(report, labels, columns[start:end], [level[start:end] for level in report.heads])
-        for start, end in _stretches(columns, width - len(labels[0]))
+        for start, end in _stretches(columns, layout.width - len(labels[0]))
     ]
-    below = "\n".join(_wrap(paragraph, width) for paragraph in caption(report, STYLE))
+    below = "\n".join(_wrap(paragraph, layout.width) for paragraph in caption(report, TEXT_STYLE))
     found = [_conclusion(each) for each in conclusions(report)]
-    sections = [_section(each, width) for each in report.sections]
+    sections = [_section(each, layout.width) for each in report.sections]
     return "\n\n".join([title(report), *parts, below, *found, *sections]) + "\n"
 
 
 def _stretches(columns: Sequence[Sequence[str]], room: int) -> Iterator[tuple[int, int]]:
-    """Cuts the columns into runs that fit into `room` characters, at least one each."""
+    """Runs of columns that fit into `room` characters, at least one column each."""
     start, used = 0, 0
     for place, column in enumerate(columns):
         needed = len(GAP) + len(column[0])
@@ -51,7 +48,7 @@ def _stretches(columns: Sequence[Sequence[str]], room: int) -> Iterator[tuple[in
 
 
 def _labels(report: Report) -> list[str]:
-    """The heads, then one line per row, all of one width; a repeated backbone is left blank."""
+    """Heads, then one line per row, padded to one width; a repeated backbone is left blank."""
     rows = [report.label_heads]
     for block in report.table.blocks:
         seen = ""
@@ -59,16 +56,15 @@ def _labels(report: Report) -> list[str]:
             label = report.label(row)
             rows.append(("", *label[1:]) if label[0] == seen else label)
             seen = label[0] if row.system == "run" else ""
-    # a reference row's only part runs across the label columns and widens none of them
+    # the single part of a reference row spans the label columns and widens none of them
     several = _aligned([row for row in rows if len(row) > 1])
     lines = [several.pop(0) if len(row) > 1 else row[0] for row in rows]
     return [line.ljust(max(map(len, lines))) for line in lines]
 
 
 def _column(report: Report, column: Column, head: str) -> list[str]:
-    """A column's places, top to bottom, with values, spreads, marks and notes each aligned."""
-    shown = [report.shown(row, column) for row in report.table.rows]
-    pieces = [_pieces(each) for each in shown]
+    """Head and cells of a column, with values, spreads, marks and notes each aligned."""
+    pieces = [_pieces(report.shown(row, column)) for row in report.table.rows]
     widths = [max((len(parts[i]) for parts in pieces if parts[0]), default=0) for i in range(4)]
     cells = [
         " ".join(part.ljust(w) for part, w in zip(parts, widths, strict=True) if w)
@@ -82,14 +78,15 @@ def _column(report: Report, column: Column, head: str) -> list[str]:
 
 def _pieces(shown: DisplayCell) -> tuple[str, str, str, str]:
     around = {1: "*", 2: "_"}.get(shown.rank, " ")
-    marks = "".join(
-        (STYLE.better if verdict == "better" else STYLE.worse) + letter
-        for verdict, letter in shown.marks
-    )
+    marks = _marks(shown)
     if shown.beaten:
         marks = f"{marks or ' '} {shown.beaten_text}"
     value = shown.value and f"{around}{shown.value}{around}"
     return value, shown.spread and f"± {shown.spread}", marks, shown.note
+
+
+def _marks(shown: DisplayCell) -> str:
+    return "".join(getattr(TEXT_STYLE, verdict) + letter for verdict, letter in shown.marks)
 
 
 def _block(
@@ -116,7 +113,7 @@ def _block(
 
 
 def _conclusion(conclusion: Conclusion) -> str:
-    """The heading, then a line per system, its figures in columns."""
+    """Heading, then a line per system with its figures in columns."""
     lines = [
         (name if place == 0 else "", *figures)
         for name, systems in conclusion.found.items()
@@ -144,50 +141,43 @@ def _wrap(paragraph: str, width: int) -> str:
     return "\n".join(lines).replace("\N{NO-BREAK SPACE}", " ")
 
 
-MARKDOWN_STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
-
-
-def render_markdown(report: Report) -> str:
-    """Title, one pipe table, caption and conclusions."""
+def render_markdown(report: Report, layout: Layout = PLAIN) -> str:
+    """Title, one pipe table, caption, conclusions and sections."""
     heads = [" ".join(dict.fromkeys(levels)) for levels in zip(*report.heads, strict=True)]
-    lines = [_line([*report.label_heads, *map(_escape, heads)])]
+    lines = [_line([*report.label_heads, *map(escape_markdown, heads)])]
     lines.append(_line([*[":--"] * len(report.label_heads), *["--:"] * len(heads)]))
     for row in report.table.rows:
-        label = [*map(_escape, report.label(row))]
+        label = [*map(escape_markdown, report.label(row))]
         label += [""] * (len(report.label_heads) - len(label))
         shown = (report.shown(row, column) for column in report.table.columns)
-        lines.append(_line([*label, *map(_cell, shown)]))
-    parts = [f"### {_escape(title(report))}", "\n".join(lines)]
-    parts += [_escape(paragraph) for paragraph in caption(report, MARKDOWN_STYLE)]
+        lines.append(_line([*label, *map(_markdown_cell, shown)]))
+    parts = [f"### {escape_markdown(title(report))}", "\n".join(lines)]
+    parts += map(escape_markdown, caption(report, MARKDOWN_STYLE))
     for each in conclusions(report):
         lines = [
             f"- {name}: {'; '.join(map(', '.join, systems)) or 'none'}"
             for name, systems in each.found.items()
         ]
-        parts += [f"**{_escape(each.heading)}**", _escape("\n".join(lines))]
+        parts += [f"**{escape_markdown(each.heading)}**", escape_markdown("\n".join(lines))]
     for section in report.sections:
-        lines = [
-            _line([_escape(part) for part in line]) for line in (section.heads, *section.lines)
-        ]
+        lines = [_line([*map(escape_markdown, line)]) for line in (section.heads, *section.lines)]
         lines.insert(1, _line([":--"] * len(section.heads)))
-        parts += [f"**{_escape(section.title)}**", "\n".join(lines), _escape(section.note)]
+        parts += [f"**{escape_markdown(section.title)}**", "\n".join(lines)]
+        parts.append(escape_markdown(section.note))
     return "\n\n".join(parts) + "\n"
 
 
-def _cell(shown: DisplayCell) -> str:
+def _markdown_cell(shown: DisplayCell) -> str:
     value = {1: f"**{shown.value}**", 2: f"<u>{shown.value}</u>"}.get(shown.rank, shown.value)
     spread = f"± {shown.spread}" if shown.spread else ""
-    marks = "".join(
-        (MARKDOWN_STYLE.better if verdict == "better" else MARKDOWN_STYLE.worse) + letter
-        for verdict, letter in shown.marks
-    )
     beaten = f"<sup>{shown.beaten_text}</sup>" if shown.beaten else ""
-    return " ".join(filter(None, [value, spread, marks + beaten, shown.note]))
+    return " ".join(filter(None, [value, spread, _marks(shown) + beaten, shown.note]))
 
 
-def _line(cells: list[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escape(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text in which no letter is markup."""
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", text)

@@ -1,7 +1,7 @@
-"""The numbers of a report: which systems, which columns, what each cell's accepted results say.
+"""Rows, columns and entries of a report, built from a sweep's evaluations.
 
-Nothing here depends on the order in which cells, queries or seeds arrive. Rows and columns come in
-the order of the grid file: by the label `order`, then by job id.
+The order in which cells, queries or seeds arrive changes nothing. Rows and columns follow the grid
+file: the label `order`, then the job id.
 """
 
 import re
@@ -12,76 +12,40 @@ from functools import cache
 from itertools import groupby
 from math import fsum, sqrt
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from xsweep.db.results import Cell
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.suites import SUITES, averaged_as
 
-if TYPE_CHECKING:
-    from xsweep.db.results import Cell
-
-
-def complete_suites(collections: set[str]) -> dict[str, tuple[str, ...]]:
-    """The named suites of which the sweep has every collection, with the names it uses.
-
-    A part of a suite is no suite: its mean would be compared with the whole one's elsewhere.
-    """
-    suites = dict(SUITES)
-    suites["ood"] = {name: id for part in OUT_OF_DOMAIN for name, id in SUITES[part].items()}
-    used = {
-        suite: tuple(({name, id} & collections) for name, id in members.items())
-        for suite, members in suites.items()
-    }
-    return {
-        suite: tuple(sorted(set().union(*names))) for suite, names in used.items() if all(names)
-    }
-
-
 OUT_OF_DOMAIN = ("lotte-search", "robust04")
-"""The suites whose collections together are the study's OOD mean."""
-
-
+"""Suites whose collections together are the suite `ood`."""
 SYSTEMS = {"first_stage": "first stage", "teacher": "teacher", "run": ""}
-"""The kinds of systems in the order of their rows, and what a row's name says of each."""
-
-
+"""Kinds of systems in the order of their rows, with the suffix of their names."""
 ACCEPTED = "done"
-
-
 STATES = (
-    ACCEPTED,
-    "not measured",
-    "not planned",
-    "ready",
-    "waiting",
-    "running",
-    "cancelled",
-    "skipped",
-    "failed",
+    *(ACCEPTED, "not measured", "not planned"),
+    *("ready", "waiting", "running", "cancelled", "skipped", "failed"),
 )
 """States of an evaluation; a seed that lacks several collections counts under the last of them."""
-
-
-Name = TypeVar("Name", bound=Hashable)
-
-
-Ordering = Callable[[tuple[str, ...]], tuple[np.ndarray | slice, tuple[str, ...]]]
+Key = TypeVar("Key", bound=Hashable)
+Sorting = Callable[[tuple[str, ...]], tuple[np.ndarray | slice, tuple[str, ...]]]
 
 
 class Row(NamedTuple):
-    """One system: a first stage, a teacher, or the runs that differ in nothing but their seed."""
+    """One system: a first stage, a teacher, or the runs that differ only in their seed."""
 
     system: str
     model: str
-    """Backbone of a run; name of the teacher or of the first stage."""
+    """Backbone of a run; name of the teacher or first stage."""
     objective: str = ""
     teacher: str = ""
 
     @property
     def name(self) -> str:
-        """What a reader calls it: `BM25 (first stage)`, `MiniLM-L6 infonce (bm25_lists)`."""
+        """`BM25 (first stage)` or `MiniLM-L6 infonce (bm25_lists)`."""
         kind = SYSTEMS[self.system] or self.teacher
         return f"{self.model} {self.objective}".strip() + (f" ({kind})" if kind else "")
 
@@ -91,11 +55,12 @@ class Column(NamedTuple):
 
     measure: str
     place: str
+    """Name of the collection or suite."""
     collections: tuple[str, ...]
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Each collection's share in the mean: equal, but parts of one data set share its part.
+        """Weight of each collection in the mean: equal, but parts of one data set share its weight.
 
         BEIR's mean has 14 members, and each of CQADupStack's twelve parts 1/168 of it.
         """
@@ -105,21 +70,18 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What is known about one row in one column.
-
-    `means` holds each accepted seed's mean, in the seeds' order (None: a system without seeds).
-    `per_query` holds, per collection, the accepted seeds' average for every query, sorted by
-    query id: float64[queries]. `unfinished` counts planned seeds by the state that keeps them,
-    the gravest first.
-    """
+    """Results of one row in one column."""
 
     means: dict[int | None, float]
+    """Mean of each accepted seed, in the order of seeds (None: a system without seeds)."""
     per_query: tuple[np.ndarray, ...]
+    """float64[queries] per collection: mean over accepted seeds, sorted by query id."""
     unfinished: tuple[tuple[str, int], ...]
+    """Number of planned seeds without a result, by state, the worst first."""
 
     @property
     def planned(self) -> int:
-        """How many seeds the sweep has here, accepted or not."""
+        """Number of seeds that the sweep has here, accepted or not."""
         return len(self.means) + sum(count for _, count in self.unfinished)
 
     @property
@@ -131,8 +93,7 @@ class Entry:
     def std(self) -> float:
         """Sample standard deviation (n - 1) of the seeds' means: 0.50, 0.54 give 0.0283.
 
-        NaN with fewer than two seeds. In the unit of the mean: a table in percent multiplies
-        it by 100, not its variance.
+        NaN with fewer than two seeds.
         """
         if len(self.means) < 2:
             return float("nan")
@@ -151,30 +112,33 @@ class Table:
 
     @property
     def blocks(self) -> list[list[Row]]:
-        """Rows that belong together: the reference rows, then each backbone's."""
+        """Groups of rows: the reference rows, then each backbone's."""
+        groups = groupby(self.rows, key=lambda row: row.model if row.system == "run" else "")
+        return [list(rows) for _, rows in groups]
 
-        def block(row: Row) -> str:
-            return row.model if row.system == "run" else ""
-
-        return [list(rows) for _, rows in groupby(self.rows, key=block)]
+    def result(self, row: Row, column: Column) -> Entry | None:
+        """The entry, if it has at least one accepted result."""
+        entry = self.entries.get((row, column))
+        return entry if entry and entry.means else None
 
 
 def build_table(
-    cells: Sequence["Cell"],
+    cells: Sequence[Cell],
     measures: Sequence[str],
     suites: Mapping[str, Sequence[str]] | None = None,
 ) -> Table:
-    """The table of a sweep's evaluations, one column per measure and collection.
+    """Table of a sweep's evaluations with one column per measure and collection.
 
     With `suites` (name -> collections) there is one column per measure and suite instead; a
     collection of no suite keeps its own. A seed counts in a suite's column when all of the
     suite's collections are accepted for it.
 
-    Raises ConfigError for a measure that is not stored, or two results for one place.
+    Raises ConfigError for a measure that is not stored or two results for one entry, DataError for
+    results over different queries.
     """
-    check_measures(cells, measures)
-    order_of = cache(_order)  # thousands of cells share few tuples of query ids
-    _check_queries(cells, order_of)
+    _check_measures(cells, measures)
+    sorting = cache(_sort_ids)  # thousands of cells share few tuples of query ids
+    _check_queries(cells, sorting)
     found: dict[Row, dict[str, dict[int | None, Cell]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells:
         seeds = found[row_of(cell)][cell.labels["collection"]]
@@ -184,10 +148,10 @@ def build_table(
     columns = [
         Column(measure, place, members)
         for measure in measures
-        for place, members in _places(collections, suites or {}).items()
+        for place, members in _places(tuple(collections), suites or {}).items()
     ]
     entries = {
-        (row, column): _entry(by_collection, column, order_of)
+        (row, column): _entry(by_collection, column, sorting)
         for row, by_collection in found.items()
         for column in columns
         if any(collection in by_collection for collection in column.collections)
@@ -195,24 +159,23 @@ def build_table(
     return Table(rows=_rows(cells), columns=tuple(columns), entries=entries)
 
 
-def check_measures(cells: Sequence["Cell"], measures: Sequence[str]) -> None:
-    """Raises ConfigError when no result is accepted yet or a measure is stored in none."""
-    stored = {measure for cell in cells for measure in cell.means}
-    if not stored:
-        raise ConfigError(
-            "there is nothing to report: none of the sweep's evaluations is accepted yet "
-            f"({count_states(cells) or 'it has no evaluations'}); `xsweep status` shows what runs"
-        )
-    for measure in measures:
-        if measure not in stored:
-            raise ConfigError(
-                f"measure {measure} is not stored in this sweep, which has "
-                f"{', '.join(sorted(stored, key=natural))}: choose one of these, or add it to "
-                "evaluation.measures in the grid file and submit that again"
-            )
+def complete_suites(collections: set[str]) -> dict[str, tuple[str, ...]]:
+    """Named suites of which the sweep has every collection, with the names that it uses.
+
+    An incomplete suite is left out: its mean is not comparable with published ones.
+    """
+    suites = dict(SUITES)
+    suites["ood"] = {name: id for part in OUT_OF_DOMAIN for name, id in SUITES[part].items()}
+    used = {
+        suite: tuple(({name, id} & collections) for name, id in members.items())
+        for suite, members in suites.items()
+    }
+    return {
+        suite: tuple(sorted(set().union(*names))) for suite, names in used.items() if all(names)
+    }
 
 
-def count_states(cells: Iterable["Cell"]) -> str:
+def count_states(cells: Iterable[Cell]) -> str:
     """`3 failed (NAN), 2 running`: the states of cells, alphabetically, failures by class."""
     counts: dict[str, int] = defaultdict(int)
     for cell in cells:
@@ -221,8 +184,8 @@ def count_states(cells: Iterable["Cell"]) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
-def row_of(cell: "Cell") -> Row:
-    """The row that an evaluation belongs to, by its labels."""
+def row_of(cell: Cell) -> Row:
+    """Row that an evaluation belongs to, by its labels."""
     labels = cell.labels
     system = labels["system"]
     if system == "run":
@@ -230,22 +193,70 @@ def row_of(cell: "Cell") -> Row:
     return Row(system, labels.get(system) or SYSTEMS[system])
 
 
-def natural(text: str) -> list[tuple[int, str]]:
-    """Sort key under which numbers inside names count as numbers: L3 before L12."""
+def natural_key(text: str) -> list[tuple[int, str]]:
+    """Sort key that compares numbers inside names as numbers: L3 before L12."""
     parts = re.split(r"(\d+)", text)
     return [(int(part), "") if part.isdigit() else (-1, part.casefold()) for part in parts] + [
         (-1, text)
     ]
 
 
-def _in_order(cells: Iterable["Cell"], name: Callable[["Cell"], Name]) -> dict[Name, int]:
-    """What `name` gives for the cells, with the place of each in the grid's order."""
+def _check_measures(cells: Sequence[Cell], measures: Sequence[str]) -> None:
+    stored = {measure for cell in cells for measure in cell.means}
+    if not stored:
+        raise ConfigError(
+            "nothing to report: none of the sweep's evaluations is accepted yet "
+            f"({count_states(cells) or 'it has no evaluations'}); see `xsweep status`"
+        )
+    for measure in measures:
+        if measure not in stored:
+            raise ConfigError(
+                f"measure {measure} is not stored in this sweep, which has "
+                f"{', '.join(sorted(stored, key=natural_key))}: use one of these, or add it to "
+                "evaluation.measures in the grid file and submit the grid again"
+            )
+
+
+def _check_queries(cells: Iterable[Cell], sorting: Sorting) -> None:
+    first: dict[str, Cell] = {}
+    for cell in cells:
+        if cell.means:
+            other = first.setdefault(cell.labels["collection"], cell)
+            if sorting(cell.query_ids)[1] != sorting(other.query_ids)[1]:
+                raise DataError(
+                    f"{cell.name!r} ({len(cell.query_ids)} queries) and {other.name!r} "
+                    f"({len(other.query_ids)}) have different queries: their scores cannot be "
+                    "paired. The collection changed in between; evaluate both on the same version"
+                )
+
+
+def _sort_ids(ids: tuple[str, ...]) -> tuple[np.ndarray | slice, tuple[str, ...]]:
+    """Index that sorts arrays over these query ids (a full slice if sorted), and the sorted ids."""
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    ordered = tuple(ids[index] for index in order)
+    return (slice(None) if ordered == ids else np.array(order, dtype=np.intp)), ordered
+
+
+def _current(one: Cell, other: Cell) -> Cell:
+    """The one of two jobs with the same labels that was not cancelled."""
+    live = [cell for cell in (one, other) if cell.state != "cancelled"]
+    if len(live) == 2:
+        raise ConfigError(
+            f"two different jobs have the labels of {one.name!r}, {one.identity[:12]} and "
+            f"{other.identity[:12]}: the grid changed under one sweep name. Submit the grid under "
+            "a new name and report that: finished jobs are shared, nothing is computed twice"
+        )
+    return min(live or (one, other), key=lambda cell: cell.identity)
+
+
+def _in_order(cells: Iterable[Cell], key: Callable[[Cell], Key]) -> dict[Key, int]:
+    """Distinct keys of the cells, numbered in the order of the grid."""
     ordered = sorted(cells, key=lambda cell: (cell.labels.get("order", 0), cell.job_id))
-    return {each: place for place, each in enumerate(dict.fromkeys(map(name, ordered)))}
+    return {each: place for place, each in enumerate(dict.fromkeys(map(key, ordered)))}
 
 
-def _rows(cells: Sequence["Cell"]) -> tuple[Row, ...]:
-    """The systems: first stages, teachers, then runs, each backbone's together."""
+def _rows(cells: Sequence[Cell]) -> tuple[Row, ...]:
+    """First stages, teachers, then runs, grouped by backbone."""
     kinds, places = list(SYSTEMS), _in_order(cells, row_of)
     models = _in_order(cells, lambda cell: row_of(cell).model)
     return tuple(
@@ -254,54 +265,20 @@ def _rows(cells: Sequence["Cell"]) -> tuple[Row, ...]:
 
 
 def _places(
-    collections: Iterable[str], suites: Mapping[str, Sequence[str]]
+    present: Sequence[str], suites: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[str, ...]]:
-    """Columns' names with the collections of the sweep behind each."""
-    present = list(collections)
+    """Suites, then the collections of no suite, each with its collections in the sweep."""
     places = {
-        suite: tuple(name for name in present if name in members)
-        for suite, members in suites.items()
+        suite: members
+        for suite, names in suites.items()
+        if (members := tuple(name for name in present if name in names))
     }
     grouped = {name for members in places.values() for name in members}
-    alone = {name: (name,) for name in present if name not in grouped}
-    return {place: members for place, members in places.items() if members} | alone
-
-
-def _current(one: "Cell", other: "Cell") -> "Cell":
-    """Of two jobs with the same labels, the one that was not cancelled."""
-    live = [cell for cell in (one, other) if cell.state != "cancelled"]
-    if len(live) == 2:
-        raise ConfigError(
-            f"two different jobs stand for {one.name!r}: {one.identity[:12]} and "
-            f"{other.identity[:12]}: the grid changed under one sweep name. Submit the grid under "
-            "a new name and report that: what is done is shared, nothing is computed twice"
-        )
-    return min(live or (one, other), key=lambda cell: cell.identity)
-
-
-def _order(ids: tuple[str, ...]) -> tuple[np.ndarray | slice, tuple[str, ...]]:
-    """What sorts arrays over these query ids, and the sorted ids; sorted ones are left in place."""
-    order = sorted(range(len(ids)), key=ids.__getitem__)
-    ordered = tuple(ids[place] for place in order)
-    return (slice(None) if ordered == ids else np.array(order, dtype=np.intp)), ordered
-
-
-def _check_queries(cells: Iterable["Cell"], order_of: Ordering) -> None:
-    """Raises DataError when two results on one collection have not the same queries."""
-    first: dict[str, Cell] = {}
-    for cell in cells:
-        if cell.means:
-            other = first.setdefault(cell.labels["collection"], cell)
-            if order_of(cell.query_ids)[1] != order_of(other.query_ids)[1]:
-                raise DataError(
-                    f"{cell.name!r} has {len(cell.query_ids)} queries and {other.name!r} "
-                    f"{len(other.query_ids)}, and they are not the same: such scores cannot be "
-                    "paired. The collection changed between the two; evaluate both on one of them"
-                )
+    return places | {name: (name,) for name in present if name not in grouped}
 
 
 def _entry(
-    by_collection: Mapping[str, Mapping[int | None, "Cell"]], column: Column, order_of: Ordering
+    by_collection: Mapping[str, Mapping[int | None, Cell]], column: Column, sorting: Sorting
 ) -> Entry:
     cells = [by_collection.get(collection, {}) for collection in column.collections]
     weights = column.weights
@@ -314,23 +291,19 @@ def _entry(
             done = [each[seed] for each in cells]
             means[seed] = fmean((cell.means[column.measure] for cell in done), weights)
             arrays.append(
-                [cell.scores[column.measure][order_of(cell.query_ids)[0]] for cell in done]
+                [cell.scores[column.measure][sorting(cell.query_ids)[0]] for cell in done]
             )
         else:
             unfinished[max(states, key=STATES.index)] += 1
     return Entry(
         means=means,
-        per_query=tuple(_average(each) for each in zip(*arrays, strict=True)),
+        # summed one by one: three times as fast as stacking first
+        per_query=tuple(sum(each[1:], each[0]) / len(each) for each in zip(*arrays, strict=True)),
         unfinished=tuple(sorted(unfinished.items(), key=lambda each: -STATES.index(each[0]))),
     )
 
 
-def _average(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Their mean; a third of the time of stacking them first."""
-    return sum(arrays[1:], arrays[0]) / len(arrays)
-
-
-def _state(cell: "Cell | None", measure: str) -> str:
+def _state(cell: Cell | None, measure: str) -> str:
     if cell is None:
         return "not planned"
     if measure in cell.means:

@@ -289,9 +289,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _write_reports(engine: "Engine", sweep: str, folder: Path) -> None:
     from xsweep.db.results import load_cells
-
-    pass
-    from xsweep.orchestrator.report import load_report, write
+    from xsweep.orchestrator.report import load_report, render
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -300,8 +298,8 @@ def _write_reports(engine: "Engine", sweep: str, folder: Path) -> None:
         (folder / "report.txt").write_text(f"{problem}\n")
         return
     for format, name in REPORTS.items():
-        (folder / name).write_text(write(found, format), encoding="utf-8")
-    write_parquet(folder, load_cells(engine, sweep), write(found, "csv"))
+        (folder / name).write_text(render(found, format), encoding="utf-8")
+    write_parquet(folder, load_cells(engine, sweep), render(found, "csv"))
 
 
 def _readme(name: str, jobs: list[NewJob]) -> str:

@@ -1,39 +1,40 @@
 import pytest
+from reports import make_report
 
 from xsweep.db.results import ParentResult
-from xsweep.orchestrator.report import build_report
-from xsweep.orchestrator.report.caption import Style, caption, conclusions, listed, title
+from xsweep.orchestrator.report.caption import Style, caption, conclusions, title
 
 STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
 
 
 def sentences(cells, **options):
-    return " ".join(caption(build_report(cells, sweep="s", **options), STYLE))
+    return " ".join(caption(make_report(cells, **options), STYLE))
 
 
-def test_the_caption_tells_what_was_done(small_sweep):
-    assert caption(build_report(small_sweep, sweep="s"), STYLE) == [
-        "Means over queries, in fractions of 1. Queries: 60 of news. Without any result, counted "
-        "0: 3 of news. Candidates: BM25 (k1 = 0.9, b = 0.4), top 20. Teachers: pairs of bce, lists "
-        "of infonce, rankings of adr_mse. Checkpoint: best nDCG@10 on held-out.",
-        "Runs are means over the seeds 1, 2; ± is the sample standard deviation (n − 1) over "
-        "seeds, not over queries.",
-        "Best of a column bold, second underlined, on the values as printed; ties share the mark.",
+def test_the_caption_describes_data_tests_and_missing_results(small_sweep):
+    assert caption(make_report(small_sweep), STYLE) == [
+        "Values are means over queries, as fractions of 1. Queries: 60 in news. Queries without "
+        "results, scored 0: 3 in news. Candidates: BM25 (k1 = 0.9, b = 0.4), top 20. Teachers: "
+        "pairs for bce, lists for infonce, rankings for adr_mse. Checkpoint: best nDCG@10 on "
+        "held-out.",
+        "Runs are means over seeds 1, 2; ± is the sample standard deviation (n − 1) over seeds, "
+        "not over queries.",
+        "Best in each column bold, second best underlined, by printed value; ties share the mark.",
         "▲ and ▼: significantly better and worse than BM25 (first stage), by a two-sided paired "
-        "t-test on per-query scores averaged over seeds, p < 0.05 after Holm's correction over the "
+        "t-test on per-query scores averaged over seeds, p < 0.05 after Holm correction over the "
         "table's 6 comparisons.",
-        "Missing: 3 of 14 evaluations (1 failed (NAN), 1 running, 1 waiting). n/m: so far n of m "
-        "seeds.",
+        "Missing: 3 of 14 evaluations (1 failed (NAN), 1 running, 1 waiting). n/m: n of m "
+        "seeds accepted so far.",
     ]
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "expected"),
     [
         ({"alpha": 0.01}, "p < 0.01 after Holm"),
-        ({"correction": "bonferroni"}, "after Bonferroni's correction over"),
+        ({"correction": "bonferroni"}, "after Bonferroni correction over"),
         ({"correction": "bh"}, "correction of the false discovery rate over"),
-        ({"correction": "none"}, "p < 0.05 without any correction over the table's 6"),
+        ({"correction": "none"}, "p < 0.05 without correction over the table's 6"),
         ({"test": "randomization"}, "two-sided paired randomization test on"),
         ({"percent": True}, "in percent"),
         ({"measures": ["nDCG@10", "RR@10"]}, "over the table's 12 comparisons"),
@@ -41,23 +42,23 @@ def test_the_caption_tells_what_was_done(small_sweep):
             {"baselines": ["first_stage", "minilm"]},
             "BM25 (first stage) [a] and minilm (teacher) [b]",
         ),
-        ({"where": {"backbone": ["L6"]}}, "Only backbone L6."),
+        ({"where": {"backbone": ["L6"]}}, "Restricted to backbone L6."),
         (
             {"where": {"seed": ["1"]}},
-            "Runs have one accepted seed each (1): no spread is shown, and",
+            "One accepted seed per run (seed 1): no standard deviation; seed variance is not ",
         ),
     ],
 )
-def test_every_setting_shows_in_the_caption(small_sweep, options, says):
-    assert says in sentences(small_sweep, **options)
+def test_every_option_is_in_the_caption(small_sweep, options, expected):
+    assert expected in sentences(small_sweep, **options)
 
 
-def test_what_is_not_there_is_not_mentioned(make_cell):
+def test_the_caption_mentions_nothing_that_is_absent(make_cell):
     text = sentences(
         [make_cell(0, system="first_stage", AP=[0.1, 0.2]), make_cell(1, AP=[0.3, 0.3])],
         measures=["AP"],
     )
-    for absent in ("Missing", "n/m", "–:", "Without any result", "Only", "suite"):
+    for absent in ("Missing", "n/m", "–:", "Queries without results", "Restricted", "suite"):
         assert absent not in text
 
 
@@ -70,12 +71,12 @@ def test_a_place_outside_the_sweep_is_explained(make_cell):
     assert "–: not part of the sweep." in sentences(cells, measures=["AP"])
 
 
-def test_an_unfinished_baseline_is_said_and_not_passed_over(make_cell):
+def test_an_unfinished_baseline_is_mentioned(make_cell):
     cells = [make_cell(0, system="first_stage", state="running"), make_cell(1, AP=[0.3, 0.3])]
-    assert "No significance is shown" in sentences(cells, measures=["AP"])
+    assert "No significance tests" in sentences(cells, measures=["AP"])
 
 
-def test_collections_that_differ_in_their_candidates_are_told_apart(make_cell):
+def test_collections_with_different_candidates_are_described_separately(make_cell):
     one = make_cell(0, system="first_stage", AP=[0.1, 0.2])
     other = make_cell(1, system="first_stage", collection="web", AP=[0.1, 0.2])
     run = {"type": "run", "file": {"path": "/data/runs/splade.run.gz"}, "order": "rank"}
@@ -83,8 +84,8 @@ def test_collections_that_differ_in_their_candidates_are_told_apart(make_cell):
     made = ParentResult("2" * 64, {}, {"spec": {"first_stage": run}})
     other.parents_summary["candidates"] = made
     text = sentences([one, other], measures=["AP"])
-    assert "Candidates of news: BM25 (k1 = 0.9, b = 0.4), top 20." in text
-    assert "Candidates of web: SPLADE (splade.run.gz, ordered by rank), top 20." in text
+    assert "Candidates for news: BM25 (k1 = 0.9, b = 0.4), top 20." in text
+    assert "Candidates for web: SPLADE (splade.run.gz, ordered by rank), top 20." in text
 
 
 BM25 = {"type": "bm25", "k1": 0.9, "b": 0.4, "stemmer": "english", "analyzer": "snowball"}
@@ -92,13 +93,13 @@ LENGTHS = {"query_tokens": 32, "document_tokens": 256}
 
 
 @pytest.mark.parametrize(
-    ("stage", "says"),
+    ("stage", "expected"),
     [
         (BM25, "bm25s 0.3.16, k1 = 0.9, b = 0.4, Snowball english"),
-        (BM25 | {"stemmer": None}, "bm25s 0.3.16, k1 = 0.9, b = 0.4, words as they are"),
+        (BM25 | {"stemmer": None}, "bm25s 0.3.16, k1 = 0.9, b = 0.4, no stemming"),
         (
             BM25 | {"analyzer": "lucene"},
-            "bm25s 0.3.16, k1 = 0.9, b = 0.4, Lucene's English analysis",
+            "bm25s 0.3.16, k1 = 0.9, b = 0.4, Lucene English analyzer",
         ),
         (
             {"type": "splade", "model": {"id": "naver/splade-v3", "package": None}} | LENGTHS,
@@ -110,42 +111,44 @@ LENGTHS = {"query_tokens": 32, "document_tokens": 256}
         ),
     ],
 )
-def test_the_first_stage_is_named_with_what_decides_its_ranking(make_cell, stage, says):
+def test_the_first_stage_is_described_by_the_settings_of_its_ranking(make_cell, stage, expected):
     cell = make_cell(0, system="first_stage", AP=[0.1, 0.2])
-    told = {"spec": {"first_stage": stage}, "packages": {"bm25s": "0.3.16"}}
-    cell.parents_summary["candidates"] = ParentResult("2" * 64, {}, told)
-    assert f"Candidates: BM25 ({says}), top 20." in sentences([cell], measures=["AP"])
+    provenance = {"spec": {"first_stage": stage}, "packages": {"bm25s": "0.3.16"}}
+    cell.parents_summary["candidates"] = ParentResult("2" * 64, {}, provenance)
+    assert f"Candidates: BM25 ({expected}), top 20." in sentences([cell], measures=["AP"])
 
 
-def test_the_recall_of_the_candidates_is_told(make_cell):
+def test_the_recall_of_the_candidates_is_in_the_caption(make_cell):
     cell = make_cell(0, system="first_stage", AP=[0.1, 0.2])
     stage = cell.parents_summary["candidates"]
     cell.parents_summary["candidates"] = stage._replace(summary={"recall": {"R@20": 0.8147}})
-    assert "Recall of the candidates: R@20 0.815 of news." in sentences([cell], measures=["AP"])
+    assert "Recall of the candidates: R@20 0.815 on news." in sentences([cell], measures=["AP"])
 
 
-def test_what_is_read_of_a_document_is_told_for_those_it_concerns(make_cell):
+def test_input_limits_are_listed_for_the_backbones_they_apply_to(make_cell):
     cells = [make_cell(i, backbone=b, AP=[0.1, 0.2]) for i, b in enumerate(["L3", "L6"])]
     for cell, passages in zip(cells, (1, 4), strict=True):
         spec = {"query_tokens": 32, "document_tokens": 256, "max_passages": passages}
         cell.provenance["spec"] = spec
     text = sentences(cells, measures=["AP"], baselines=[])
-    assert "Read of L3: query 32, document 256 tokens." in text
-    assert "Read of L6: query 32, document 256 tokens, best of 4 such passages." in text
+    assert "Input limits for L3: query 32, document 256 tokens." in text
+    assert (
+        "Input limits for L6: query 32, document 256 tokens, best of up to 4 such passages." in text
+    )
 
 
-def test_conclusions_name_who_is_better_worse_and_not_told_apart(small_sweep):
-    (found,) = conclusions(build_report(small_sweep, sweep="s"))
-    assert found.heading == "nDCG@10 on news, against BM25 (first stage)"
+def test_conclusions_list_better_worse_and_not_significantly_different_systems(small_sweep):
+    (found,) = conclusions(make_report(small_sweep))
+    assert found.heading == "nDCG@10 on news, compared with BM25 (first stage)"
     names = {verdict: [name for name, *_ in each] for verdict, each in found.found.items()}
     assert names == {
         "better": ["L6 infonce", "L6 adr_mse"],
         "worse": ["L6 bce", "L3 bce"],
-        "not told apart": ["minilm (teacher)", "L3 infonce"],
+        "no significant difference": ["minilm (teacher)", "L3 infonce"],
     }
 
 
-def test_over_many_columns_conclusions_count_them(make_cell):
+def test_conclusions_over_many_columns_count_the_columns(make_cell):
     cells = []
     for place, collection in enumerate("abcde"):
         worse = collection == "e"
@@ -153,12 +156,12 @@ def test_over_many_columns_conclusions_count_them(make_cell):
         run = [0.1, 0.1, 0.0, 0.1] if worse else [0.9, 1.0, 0.8, 0.91]
         cells.append(make_cell(2 * place, system="first_stage", collection=collection, AP=stage))
         cells.append(make_cell(2 * place + 1, collection=collection, AP=run))
-    (found,) = conclusions(build_report(cells, sweep="s", measures=["AP"]))
-    assert found.heading == "AP, number of collections, against BM25 (first stage)"
-    assert found.found == {"L6 infonce": (("better 4", "worse 1", "not told apart 0"),)}
+    (found,) = conclusions(make_report(cells, measures=["AP"]))
+    assert found.heading == "AP, number of collections, compared with BM25 (first stage)"
+    assert found.found == {"L6 infonce": (("better 4", "worse 1", "no significant difference 0"),)}
 
 
-def test_suites_are_explained_and_so_is_their_absence(make_cell):
+def test_suites_and_their_absence_are_explained(make_cell):
     cells = [
         make_cell(i, collection=name, system="first_stage", AP=[0.1, 0.2])
         for i, name in enumerate(["msmarco-dev", "trec-dl-2019", "trec-dl-2020"])
@@ -166,18 +169,14 @@ def test_suites_are_explained_and_so_is_their_absence(make_cell):
     whole = sentences(cells, measures=["AP"], by="suite")
     assert "A suite's value is the unweighted mean of its collections." in whole
     part = sentences(cells[:2], measures=["AP"], by="suite")
-    assert "No suite is whole in this sweep, so its collections stand alone." in part
+    assert "No suite is complete in this sweep; its collections are shown individually." in part
 
 
-def test_titles_name_what_there_is_one_of_and_count_what_there_is_more_of(small_sweep, make_cell):
-    report = build_report(small_sweep, sweep="s", measures=["nDCG@10", "RR@10"])
+def test_titles_name_a_single_collection_and_count_several(small_sweep, make_cell):
+    report = make_report(small_sweep, measures=["nDCG@10", "RR@10"])
     assert title(report) == "s: nDCG@10 and RR@10 on news"
     cells = [make_cell(i, collection=c, system="first_stage", AP=[0.1]) for i, c in enumerate("ab")]
-    assert title(build_report(cells, sweep="s", measures=["AP"])) == "s: AP on 2 collections"
-
-
-def test_lists_read_as_prose():
-    assert [listed("abc"[:n]) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+    assert title(make_report(cells, measures=["AP"])) == "s: AP on 2 collections"
 
 
 def test_conclusions_give_difference_corrected_p_and_effect_size(make_cell):
@@ -186,10 +185,10 @@ def test_conclusions_give_difference_corrected_p_and_effect_size(make_cell):
         make_cell(1, objective="a", AP=[0.1, 0.2, 0.3, 0.4]),
         make_cell(2, objective="b", AP=[0.0, -0.2, 0.1, -0.1]),
     ]
-    (found,) = conclusions(build_report(cells, sweep="s", measures=["AP"], alpha=0.1))
+    (found,) = conclusions(make_report(cells, measures=["AP"], alpha=0.1))
     # a: t = 3.8730, p = 0.0305, twice that after Holm; b: mean -0.05, t = -0.7746, p = 0.4950
     assert found.found == {
         "better": (("L6 a", "+0.250", "p = 0.061", "d = 1.94"),),
         "worse": (),
-        "not told apart": (("L6 b", "−0.050", "p = 0.495", "d = −0.39"),),
+        "no significant difference": (("L6 b", "−0.050", "p = 0.495", "d = −0.39"),),
     }

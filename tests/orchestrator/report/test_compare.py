@@ -33,14 +33,14 @@ def test_wins_losses_and_the_largest_changes_computed_by_hand(compared):
     assert (one.name, other.name) == ("L6 infonce (lists)", "BM25 (first stage)")
     assert (found.a, found.b, found.seeds) == (pytest.approx(0.42), pytest.approx(0.40), (2, 1))
     assert (found.wins, found.losses, len(found.queries)) == (1, 2, 5)
-    # q2 and q4 differ by rounding alone and stand in the order of their ids
+    # q2 and q4 differ by rounding alone and are in the order of their ids
     assert [each.query_id for each in found.queries] == ["q1", "q2", "q4", "q3", "q5"]
     assert found.queries[0].difference == pytest.approx(0.4)
     assert found.queries[0].text == "what is a fencing token"
     assert found.queries[-1].difference == pytest.approx(-0.2)
 
 
-def test_its_test_and_interval_are_scipys(compared):
+def test_test_and_interval_agree_with_scipy(compared):
     (found,) = compared[2]
     peer = stats.ttest_rel([0.5, 0.4, 0.9, 0.2, 0.1], [0.1, 0.4, 1.0, 0.2, 0.3])
     low, high = peer.confidence_interval(0.95)
@@ -61,7 +61,7 @@ def test_several_collections_are_corrected_together(cells, make_cell):
     assert by["news"].p_corrected == pytest.approx(by["news"].p)
 
 
-def test_the_other_way_round_everything_turns(cells, compared):
+def test_exchanging_the_systems_reverses_every_sign(cells, compared):
     _, _, (there,) = compare_systems(cells, "BM25", "L6 infonce", measures=["AP"])
     (here,) = compared[2]
     assert (there.wins, there.losses) == (here.losses, here.wins)
@@ -70,11 +70,11 @@ def test_the_other_way_round_everything_turns(cells, compared):
 
 
 TEXT = """\
-s: L6 infonce (lists) against BM25 (first stage)
+s: L6 infonce (lists) vs. BM25 (first stage)
 
-AP on news: 0.42 against 0.40 (2 seeds and one run), difference +0.02 (95%: −0.26 to +0.30), \
+AP on news: 0.42 vs. 0.40 (2 seeds and one run), difference +0.02 (95% CI: −0.26 to +0.30), \
 p = 0.854, d = +0.09
-Of 5 queries 1 better, 2 equal, 2 worse
+5 queries: 1 better, 2 equal, 2 worse
 
 Largest gains
   +0.40  0.10 → 0.50  q1  what is a fencing token
@@ -93,12 +93,12 @@ def test_text_shows_what_changed_most_and_no_control_character(compared):
     assert "uncorrected" in text
 
 
-def test_rounding_is_no_gain(compared):
+def test_rounding_is_not_a_gain(compared):
     one, other, found = compared
     assert "q2" not in render_differences("s", (one, other), found)
 
 
-def test_markdown_keeps_its_columns_whatever_the_texts(compared):
+def test_markdown_keeps_its_columns_for_any_text(compared):
     one, other, found = compared
     text = render_differences("s", (one, other), found, format="markdown")
     assert "| −0.100 | 1.000 | 0.900 | q3 | tie \\| break \\[31m |" in text
@@ -128,7 +128,7 @@ def test_a_single_query_has_a_difference_but_no_test(make_cell):
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "options", "says"),
+    ("a", "b", "options", "expected"),
     [
         ("L6 infonc", "BM25", {}, "system 'L6 infonc' is not in this sweep; did you mean 'L6 inf"),
         ("BM25", "first_stage", {}, "are the same system, 'BM25 (first stage)'"),
@@ -136,13 +136,13 @@ def test_a_single_query_has_a_difference_but_no_test(make_cell):
         ("L6 infonce", "BM25", {"measures": ["P@5"]}, "P@5 is not stored"),
     ],
 )
-def test_wrong_names_are_one_message(cells, a, b, options, says):
+def test_unknown_names_are_one_message(cells, a, b, options, expected):
     with pytest.raises(ConfigError) as caught:
         compare_systems(cells, a, b, **({"measures": ["AP"]} | options))
-    assert says in str(caught.value)
+    assert expected in str(caught.value)
 
 
-def test_a_name_of_several_systems_is_asked_back(make_cell):
+def test_an_ambiguous_name_is_an_error_that_lists_the_systems(make_cell):
     cells = [
         make_cell(i, teacher=teacher, AP=[0.1, 0.2]) for i, teacher in enumerate(["pairs", "lists"])
     ]

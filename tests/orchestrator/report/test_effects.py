@@ -2,14 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
+from reports import make_report
 from scipy import stats
 
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.effects import (
+    complete_runs,
     factors_of,
     intervals,
     marginal_weights,
-    measured,
     with_effects,
 )
 from xsweep.orchestrator.report.render_text import render_text
@@ -25,15 +25,15 @@ def grid(backbones, objectives, teachers=("lists",)):
 
 
 def test_in_a_full_grid_marginal_means_are_plain_means():
-    factors, shadows = factors_of(grid("AB", ["bce", "hinge", "infonce"]))
-    assert (list(factors), shadows) == (["backbone", "objective"], [])
+    factors, confounded = factors_of(grid("AB", ["bce", "hinge", "infonce"]))
+    assert (list(factors), confounded) == (["backbone", "objective"], [])
     levels, weights = marginal_weights(factors, "objective")
     assert levels == ["bce", "hinge", "infonce"]
     values = np.array([0.1, 0.2, 0.3, 0.5, 0.6, 0.7])
     assert weights @ values == pytest.approx([0.3, 0.4, 0.5])
 
 
-def test_missing_systems_are_made_up_for_by_the_additive_model():
+def test_the_additive_model_predicts_missing_systems():
     rows = grid("AB", ["bce", "infonce"])[:3]  # B has no infonce
     factors, _ = factors_of(rows)
     # A: bce .1, infonce .4; B: bce .3. The model expects B infonce at .6, so infonce means .5
@@ -47,8 +47,8 @@ def test_marginal_means_agree_with_statsmodels_on_an_unbalanced_grid():
     values = generator.uniform(size=len(rows))
     frame = pd.DataFrame(rows).assign(value=values)
     fit = smf.ols("value ~ C(model) + C(objective) + C(teacher)", frame).fit()
-    factors, shadows = factors_of(rows)
-    assert shadows == []
+    factors, confounded = factors_of(rows)
+    assert confounded == []
     levels, weights = marginal_weights(factors, "objective")
     for level, mean in zip(levels, weights @ values, strict=True):
         whole = pd.DataFrame(
@@ -58,10 +58,10 @@ def test_marginal_means_agree_with_statsmodels_on_an_unbalanced_grid():
         assert mean == pytest.approx(fit.predict(whole).mean())
 
 
-def test_a_teacher_that_goes_with_its_objective_is_not_told_apart():
+def test_a_teacher_that_always_goes_with_one_objective_is_confounded():
     rows = [Row("run", b, o, t) for b in "AB" for o, t in (("bce", "pairs"), ("infonce", "lists"))]
-    factors, shadows = factors_of(rows)
-    assert (list(factors), shadows) == (["backbone", "objective"], ["teacher"])
+    factors, confounded = factors_of(rows)
+    assert (list(factors), confounded) == (["backbone", "objective"], ["teacher"])
     crossed = [*rows, Row("run", "A", "bce", "lists")]
     assert factors_of(crossed)[1] == []
 
@@ -75,14 +75,16 @@ def two_by_two(make_cell):
         for objective, gain in (("a", 0.0), ("b", 0.2)):
             scores = 0.3 + better + gain + generator.normal(0, 0.05, 30)
             cells.append(make_cell(len(cells), backbone=backbone, objective=objective, AP=scores))
-    report = build_report(cells, sweep="s", measures=["AP"])
+    report = make_report(cells, measures=["AP"])
     return with_effects(report)
 
 
 def test_the_interval_of_two_levels_is_half_the_paired_one(two_by_two):
     marginal = section(two_by_two, "Marginal means")
     runs = {
-        row: entry.per_query[0] for row, entry in two_by_two.in_column(two_by_two.table.columns[0])
+        row: entry.per_query[0]
+        for (row, _), entry in two_by_two.table.entries.items()
+        if row.system == "run"
     }
     of = {name: [v for row, v in runs.items() if row.objective == name] for name in "ab"}
     difference = (np.mean(of["b"], axis=0) - np.mean(of["a"], axis=0)) / 2
@@ -105,7 +107,7 @@ def test_sections_follow_the_table_and_their_lines_align(two_by_two):
 
 def test_a_single_system_has_no_effects(make_cell):
     cells = [make_cell(0, system="first_stage", AP=[0.1, 0.2]), make_cell(1, AP=[0.1, 0.3])]
-    assert with_effects(build_report(cells, sweep="s", measures=["AP"])).sections == ()
+    assert with_effects(make_report(cells, measures=["AP"])).sections == ()
 
 
 @pytest.fixture(scope="module")
@@ -129,46 +131,47 @@ def crossed(make_cell):
                             AP=scores,
                         )
                     )
-    return build_report(cells, sweep="s", measures=["AP"], baselines=[])
+    return make_report(cells, measures=["AP"], baselines=[])
 
 
-def test_intervals_tell_other_queries_seeds_and_collections_apart(crossed):
-    (data,) = measured(crossed)
+def around(values, widths):
+    return values[0] - widths[0], values[0] + widths[0]
+
+
+def test_intervals_separate_variation_over_queries_seeds_and_collections(crossed):
+    (data,) = complete_runs(crossed)
     objectives = [row.objective for row in data.rows]
     weights = np.array([(o == "b") / 2 - (o == "a") / 2 for o in objectives])
-    (found,) = intervals(data, weights[None])
+    values, widths = intervals(data, weights[None])
     cells = [{**cell.labels, "AP": cell.means["AP"]} for cell in crossed.cells if cell.means]
     frame = pd.DataFrame(cells)
     # collections: one difference each, a paired t interval over them
     wide = frame.groupby(["collection", "objective"]).AP.mean().unstack()
     per_collection = (wide.b - wide.a).to_numpy()
-    assert found["value"] == pytest.approx(per_collection.mean())
+    assert values[0] == pytest.approx(per_collection.mean())
     interval = stats.ttest_1samp(per_collection, 0).confidence_interval(0.95)
-    assert found["collections"] == pytest.approx(tuple(interval))
+    assert around(values, widths["collections"]) == pytest.approx(tuple(interval))
     # seeds: a saturated model of each run's mean over the collections
     runs = frame.groupby(["backbone", "objective", "seed"], as_index=False).AP.mean()
     fit = smf.ols("AP ~ 0 + C(backbone):C(objective)", runs).fit()
     names = [f"C(backbone)[{row.model}]:C(objective)[{row.objective}]" for row in data.rows]
     contrast = [weights[names.index(name)] for name in fit.params.index]
-    assert found["seeds"] == pytest.approx(tuple(fit.t_test(contrast).conf_int(0.05)[0]))
+    interval = fit.t_test(contrast).conf_int(0.05)[0]
+    assert around(values, widths["seeds"]) == pytest.approx(tuple(interval))
     # queries: the mean over collections of paired differences, each collection's own variance
     differences = [weights @ scores for scores in data.scores]
     error = np.sqrt(sum(d.var(ddof=1) / len(d) for d in differences)) / len(differences)
-    low, high = found["queries"]
-    assert (low + high) / 2 == pytest.approx(found["value"])
-    assert (high - low) / 2 / error == pytest.approx(stats.t.ppf(0.975, 16), rel=0.2)
+    assert widths["queries"][0] / error == pytest.approx(stats.t.ppf(0.975, 16), rel=0.2)
 
 
-def test_effects_rest_on_collections_whatever_the_columns_are(small_sweep, make_cell):
+def test_effects_are_computed_over_collections_for_any_columns(small_sweep, make_cell):
     cells = []
     for place, name in enumerate(["msmarco-dev", "trec-dl-2019", "trec-dl-2020", "else"]):
         for gain, objective in enumerate("ab"):
             scores = [0.1 + gain / 10, 0.2 + gain / 5, 0.3 + place / 10]
             cells.append(make_cell(len(cells), collection=name, objective=objective, AP=scores))
     by = {
-        by: with_effects(
-            build_report(cells, sweep="s", measures=["AP"], by=by, baselines=[])
-        ).sections
+        by: with_effects(make_report(cells, measures=["AP"], by=by, baselines=[])).sections
         for by in ("collection", "suite")
     }
     assert by["suite"] == by["collection"]

@@ -1,9 +1,14 @@
 import numpy as np
 import pytest
+from reports import make_report
 from scipy import stats
 
-from xsweep.orchestrator.report import build_report
-from xsweep.orchestrator.report.effects import contrasts, contrasts_section, measured, wins_section
+from xsweep.orchestrator.report.effects import (
+    complete_runs,
+    contrasts,
+    contrasts_section,
+    wins_section,
+)
 from xsweep.orchestrator.report.table import Row
 
 
@@ -11,12 +16,12 @@ def rows(*systems):
     return [Row("run", *system.split()) for system in systems]
 
 
-def test_objectives_are_compared_at_equal_data_and_data_at_equal_objective():
+def test_objectives_are_compared_with_equal_teachers_and_teachers_with_equal_objectives():
     grid = rows("A bce pairs", "A bce lists", "A infonce lists", "B bce pairs", "B infonce lists")
     found = [(each.choice, each.better, each.worse, each.pairs) for each in contrasts(grid)]
     assert found == [
         ("backbone", "B", "A", ((3, 0), (4, 2))),
-        # B has no two objectives on the same data, so only A speaks
+        # B has no two objectives with the same teacher
         ("objective", "infonce", "bce", ((2, 1),)),
         ("teacher", "lists", "pairs", ((1, 0),)),
     ]
@@ -30,7 +35,7 @@ def test_backbones_are_compared_in_the_order_of_the_grid_and_end_to_end():
 
 @pytest.fixture(scope="module")
 def confounded(make_cell):
-    """infonce has better data than hinge; at equal data they differ by 0.02 alone."""
+    """infonce has better data than hinge; at equal data they differ only by 0.02."""
     generator = np.random.default_rng(3)
     cells = []
     for backbone, base in (("L3", 0.2), ("L6", 0.3)):
@@ -42,11 +47,11 @@ def confounded(make_cell):
             scores = base + gain + generator.normal(0, 0.01, 50)
             labels = {"backbone": backbone, "objective": objective, "teacher": teacher}
             cells.append(make_cell(len(cells), AP=scores, **labels))
-    return build_report(cells, sweep="s", measures=["AP"], baselines=[])
+    return make_report(cells, measures=["AP"], baselines=[])
 
 
 def test_loss_and_negatives_are_not_confounded(confounded):
-    (data,) = measured(confounded)
+    (data,) = complete_runs(confounded)
     section = contrasts_section(confounded, data)
     lines = {line[:2]: line for line in section.lines}
     by = {
@@ -65,14 +70,14 @@ def test_loss_and_negatives_are_not_confounded(confounded):
     assert "No two objectives share a teacher" not in section.note
 
 
-def test_where_every_objective_has_its_own_data_the_section_says_so(small_sweep):
-    report = build_report(small_sweep, sweep="s")
-    (data,) = measured(report)
+def test_the_note_mentions_that_no_two_objectives_share_a_teacher(small_sweep):
+    report = make_report(small_sweep)
+    (data,) = complete_runs(report)
     assert "No two objectives share a teacher" in contrasts_section(report, data).note
 
 
 def test_wins_are_tested_as_one_family(confounded):
-    (data,) = measured(confounded)
+    (data,) = complete_runs(confounded)
     section = wins_section(confounded, data)
     # two backbones with three pairs of systems each
     assert "over 6 pairs" in section.note
@@ -82,8 +87,8 @@ def test_wins_are_tested_as_one_family(confounded):
 
 
 def test_the_wins_of_many_systems_have_numbered_columns(confounded, monkeypatch):
-    monkeypatch.setattr("xsweep.orchestrator.report.effects.MOST_NAMED", 2)
-    (data,) = measured(confounded)
+    monkeypatch.setattr("xsweep.orchestrator.report.effects.MAX_NAMED_COLUMNS", 2)
+    (data,) = complete_runs(confounded)
     section = wins_section(confounded, data)
     names = [line[0] for line in section.lines]
     assert section.heads == ("", "1", "2", "3")

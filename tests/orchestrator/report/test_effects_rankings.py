@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
+from reports import make_report
 from scipy import stats
 
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.effects import (
     cliques,
+    complete_runs,
     factors_of,
-    measured,
     rank,
     rankings,
     rankings_section,
@@ -26,7 +26,7 @@ def test_mean_ranks_computed_by_hand_with_a_tie():
 
 
 @pytest.mark.parametrize("ties", [False, True])
-def test_the_test_is_friedmans_as_scipy_has_it(ties):
+def test_p_is_that_of_scipys_friedman_test(ties):
     values = np.random.default_rng(1).uniform(size=(14, 4)) + np.array([0.0, 0.1, 0.3, 0.4])
     if ties:
         values = values.round(1)
@@ -43,13 +43,13 @@ def test_the_critical_difference_has_the_published_quantiles(levels, quantile):
     assert found.critical == pytest.approx(expected, abs=2e-3)
 
 
-def test_cliques_are_the_longest_runs_within_the_critical_difference():
+def test_cliques_are_the_maximal_runs_within_the_critical_difference():
     assert cliques([1.0, 1.5, 2.5, 4.0], 1.6) == [(0, 2), (2, 3)]
     assert cliques([1.0, 2.0, 3.0], 0.5) == []
     assert cliques([1.0, 1.1, 1.2], 2.0) == [(0, 2)]
 
 
-def test_equal_up_to_rounding_is_a_tie():
+def test_values_equal_up_to_rounding_tie():
     values = np.tile([0.1 + 0.2, 0.3, 0.0], (5, 1))
     assert ranked(values).mean_ranks == pytest.approx((1.5, 1.5, 3.0))
 
@@ -64,19 +64,19 @@ def report(make_cell):
                 scores = gain / 4 + generator.uniform(0, 0.1, 3)
                 labels = {"backbone": backbone, "objective": objective, "collection": collection}
                 cells.append(make_cell(len(cells), AP=scores, **labels))
-    return build_report(cells, sweep="s", measures=["AP"], baselines=[])
+    return make_report(cells, measures=["AP"], baselines=[])
 
 
 def test_other_choices_are_averaged_and_two_levels_need_no_diagram(report):
-    (data,) = measured(report)
+    (data,) = complete_runs(report)
     objectives, systems = rankings(report, data, factors_of(data.rows)[0])
     assert (objectives.choice, systems.choice) == ("objective", "system")
     assert objectives.levels == ("c", "b", "a")
     assert objectives.mean_ranks == (1.0, 2.0, 3.0)
     assert (objectives.blocks, objectives.over) == (6, "collections")
-    # 2.343 sqrt(3 · 4 / (6 · 6)) = 1.353: neighbours are not told apart, the ends are
+    # 2.343 sqrt(3 · 4 / (6 · 6)) = 1.353: the ends differ significantly, neighbours do not
     assert objectives.critical == pytest.approx(1.353, abs=2e-3)
-    lines = rankings_section([objectives, systems]).lines
+    lines = rankings_section([objectives, systems], 0.05).lines
     assert lines[:3] == [
         ("objective", "c", "1.00", "A"),
         ("objective", "b", "2.00", "A B"),
@@ -85,7 +85,7 @@ def test_other_choices_are_averaged_and_two_levels_need_no_diagram(report):
 
 
 def test_with_few_collections_ranks_are_over_queries(small_sweep):
-    report = build_report(small_sweep, sweep="s", where={"objective": ["bce", "infonce"]})
-    (data,) = measured(report)
+    report = make_report(small_sweep, where={"objective": ["bce", "infonce"]})
+    (data,) = complete_runs(report)
     (systems,) = rankings(report, data, factors_of(data.rows)[0])
     assert (systems.blocks, systems.over) == (60, "queries")

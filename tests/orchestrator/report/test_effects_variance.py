@@ -2,14 +2,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.formula.api as smf
+from reports import make_report
 from statsmodels.stats.anova import AnovaRM, anova_lm
 
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.effects import (
     balanced,
+    complete_runs,
     f_test,
     factors_of,
-    measured,
     sums_of_squares,
     variance_section,
 )
@@ -35,7 +35,7 @@ def squares(frame, factors):
 TERMS = ["backbone", "objective", "collection", "backbone:objective", "objective:collection"]
 
 
-def test_in_a_balanced_grid_sums_are_of_type_ii_as_statsmodels_gives_them():
+def test_sums_of_a_balanced_grid_are_those_of_type_ii_by_statsmodels():
     frame, factors = grid(1)
     assert balanced(factors)
     peer = anova_lm(smf.ols(f"value ~ {' + '.join(TERMS)}", frame).fit(), typ=2)
@@ -46,7 +46,7 @@ def test_in_a_balanced_grid_sums_are_of_type_ii_as_statsmodels_gives_them():
 
 
 @pytest.mark.filterwarnings("ignore:The design matrix is rank-deficient")
-def test_with_missing_combinations_sums_are_those_of_nested_models_and_within_the_total():
+def test_sums_with_missing_combinations_are_those_of_nested_models_within_the_total():
     frame, factors = grid(8, kept=0.3)
     assert not balanced(factors)
     assert len(set(zip(factors["backbone"], factors["objective"], strict=True))) == 8
@@ -72,14 +72,14 @@ def crossed(make_cell):
                     scores = 0.1 + hard / 10 + gain / 20 + luck + generator.uniform(0, 0.4, 4)
                     labels = {"backbone": backbone, "objective": objective, "seed": seed}
                     cells.append(make_cell(len(cells), collection=collection, AP=scores, **labels))
-    return build_report(cells, sweep="s", measures=["AP"], baselines=[])
+    return make_report(cells, measures=["AP"], baselines=[])
 
 
 @pytest.fixture(scope="module")
 def lines(crossed):
-    (data,) = measured(crossed)
+    (data,) = complete_runs(crossed)
     factors, _ = factors_of(data.rows)
-    section = variance_section(data, factors, "")
+    section = variance_section(data, factors)
     return {line[0]: dict(zip(section.heads, line, strict=True)) for line in section.lines}
 
 
@@ -95,16 +95,16 @@ def test_shares_of_a_balanced_grid_add_up_to_the_whole(lines):
     ]
     shares = [float(line["share"].rstrip("%")) for line in lines.values()]
     assert sum(shares) == pytest.approx(100, abs=0.4)
-    assert lines["collection"]["of what is not collection"] == ""
+    assert lines["collection"]["share within collections"] == ""
 
 
-def test_shares_of_an_unbalanced_grid_add_up_to_the_whole_and_the_note_says_of_which_type(crossed):
+def test_shares_of_an_unbalanced_grid_add_up_to_the_whole_and_the_note_names_their_type(crossed):
     cells = [
         c for c in crossed.cells if (c.labels["backbone"], c.labels["objective"]) != ("L3", "a")
     ]
-    (data,) = measured(build_report(cells, sweep="s", measures=["AP"], baselines=[]))
+    (data,) = complete_runs(make_report(cells, measures=["AP"], baselines=[]))
     factors, _ = factors_of(data.rows)
-    section = variance_section(data, factors, "")
+    section = variance_section(data, factors)
     assert sum(float(line[1].rstrip("%")) for line in section.lines) == pytest.approx(100, abs=0.4)
     assert "each share is what its source explains beyond those above it (type I)" in section.note
 
@@ -113,14 +113,14 @@ def printed(p):
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def test_with_random_collections_it_is_statsmodels_repeated_measures_anova(lines, frame):
+def test_p_with_random_collections_is_that_of_statsmodels_repeated_measures_anova(lines, frame):
     means = frame.groupby(["collection", "backbone", "objective"], as_index=False).AP.mean()
     peer = AnovaRM(means, "AP", "collection", within=["backbone", "objective"]).fit().anova_table
     for name in ("backbone", "objective"):
         assert lines[name]["p, collections random"] == printed(peer["Pr > F"][name])
 
 
-def test_with_random_seeds_it_is_the_two_way_anova_of_the_runs_means(lines, frame):
+def test_p_with_random_seeds_is_that_of_the_two_way_anova_of_the_runs_means(lines, frame):
     runs = frame.groupby(["backbone", "objective", "seed"], as_index=False).AP.mean()
     peer = anova_lm(smf.ols("AP ~ backbone * objective", runs).fit(), typ=2)["PR(>F)"]
     assert lines["backbone"]["p, seeds random"] == printed(peer["backbone"])
@@ -128,8 +128,9 @@ def test_with_random_seeds_it_is_the_two_way_anova_of_the_runs_means(lines, fram
     assert lines["backbone × objective"]["p, seeds random"] == printed(peer["backbone:objective"])
 
 
-def test_without_freedom_or_error_there_is_no_p():
-    assert np.isnan(f_test(1.0, 0, 1.0, 5))
-    assert np.isnan(f_test(1.0, 2, 0.0, 5))
-    # F(1, 4) of 2 x 4 / 1 = 8: p = 0.0474
-    assert f_test(2.0, 1, 1.0, 4) == pytest.approx(0.0474, abs=1e-4)
+def test_without_degrees_of_freedom_or_error_there_is_no_p():
+    assert f_test(1.0, 0, 1.0, 5) == ""
+    assert f_test(1.0, 2, 0.0, 5) == ""
+    # F(1, 4) of 2 x 4 / 1 = 8: p = 0.0474; of 2000 x 4 / 1: p = 9e-8
+    assert f_test(2.0, 1, 1.0, 4) == "0.047"
+    assert f_test(2000.0, 1, 1.0, 4) == "< 0.001"

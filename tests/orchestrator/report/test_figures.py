@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from reports import make_report
 
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.effects import rank
 from xsweep.orchestrator.report.figures import (
     COLOURS,
@@ -17,7 +17,7 @@ from xsweep.orchestrator.report.figures import (
 
 @pytest.fixture(scope="module")
 def report(small_sweep):
-    return build_report(small_sweep, sweep="small", measures=["nDCG@10", "RR@10"])
+    return make_report(small_sweep, sweep="small", measures=["nDCG@10", "RR@10"])
 
 
 def test_a_figure_has_a_line_per_compared_system_with_its_difference(report):
@@ -51,16 +51,16 @@ def test_vector_figures_keep_their_text_as_text(report, tmp_path):
 
 def test_without_a_finished_baseline_there_is_no_figure(make_cell, tmp_path):
     cells = [make_cell(0, system="first_stage", state="running"), make_cell(1, AP=[0.1, 0.2])]
-    assert save_figures(build_report(cells, sweep="s", measures=["AP"]), tmp_path) == []
+    assert save_figures(make_report(cells, measures=["AP"]), tmp_path) == []
 
 
-def test_names_are_drawn_as_they_are(make_cell, tmp_path):
+def test_names_are_drawn_literally(make_cell, tmp_path):
     name = r"a$b$c <x> & \frac_"
     cells = [
         make_cell(0, system="first_stage", AP=[0.1, 0.2, 0.3]),
         make_cell(1, backbone=name, AP=[0.2, 0.2, 0.5]),
     ]
-    (picture,) = inline_figures(build_report(cells, sweep="s", measures=["AP"]))
+    (picture,) = inline_figures(make_report(cells, measures=["AP"]))
     assert picture.startswith("<svg")
     assert r"a$b$c &lt;x&gt; &amp; \frac_ infonce" in picture
 
@@ -92,11 +92,11 @@ def test_rankings_are_saved_beside_the_differences(report, ranking, tmp_path):
     assert len(inline_figures(both)) == len(names)
 
 
-def test_of_many_columns_only_the_rankings_are_drawn(make_cell, ranking, tmp_path):
+def test_over_many_columns_only_rankings_are_drawn(make_cell, ranking, tmp_path):
     cells = [
         make_cell(2 * i + j, system=system, collection=f"c{i}", AP=[0.1, 0.2, 0.4])
         for i in range(13)
         for j, system in enumerate(["first_stage", "run"])
     ]
-    many = replace(build_report(cells, sweep="s", measures=["AP"]), rankings=(ranking,))
+    many = replace(make_report(cells, measures=["AP"]), rankings=(ranking,))
     assert [path.name for path in save_figures(many, tmp_path)] == ["AP-mean-ranks-objective.pdf"]

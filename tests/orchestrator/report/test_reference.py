@@ -1,9 +1,9 @@
 import csv
 
 import pytest
+from reports import make_report
 
 from xsweep.errors import ConfigError, DataError
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.reference import (
     FOLDER,
     find_reference,
@@ -30,7 +30,7 @@ def report(make_cell):
         )
         spec = {"backbone": {"id": "google/electra-base-discriminator"}, "validation": None}
         cells[-1].parents_summary["run"].provenance["spec"] = spec
-    return build_report(cells, sweep="s")
+    return make_report(cells)
 
 
 def write(folder, *lines):
@@ -39,7 +39,7 @@ def write(folder, *lines):
     return str(path)
 
 
-def test_the_shipped_references_hold_what_was_published():
+def test_the_shipped_references_have_the_published_values():
     source, figures = read_reference(find_reference("morand2026"))
     assert "arXiv 2603.03010" in source
     assert len(figures) == 60 * 6
@@ -56,17 +56,17 @@ def test_the_shipped_references_hold_what_was_published():
     }
 
 
-def test_ours_and_theirs_meet_by_backbone_id_whatever_the_label(report):
+def test_results_match_by_backbone_id_under_any_label(report):
     section = reference_section(report, "morand2026")
     # (0.72 + 0.76) / 2 = 0.74; the published 0.746 lies between the two seeds
     assert section.lines == [
         ("ELECTRA adr_mse", "nDCG@10 trec-dl-2020", "0.740 ± 0.028", "0.746 (v1)", "−0.006", "yes")
     ]
-    assert "In 1 of 1 places" in section.note
+    assert "In 1 of 1 rows" in section.note
     assert "arXiv 2603.03010" in section.note
 
 
-def test_a_first_stage_that_the_file_names_must_be_ours(report, tmp_path):
+def test_a_first_stage_in_the_file_must_match(report, tmp_path):
     name = write(
         tmp_path,
         "first_stage,BM25,,,BM25,trec-dl-2020,nDCG@10,0.494,",
@@ -80,31 +80,31 @@ def test_a_first_stage_that_the_file_names_must_be_ours(report, tmp_path):
     ]
 
 
-def test_a_reference_without_overlap_is_an_error_that_shows_both_sides(report, tmp_path):
+def test_a_reference_without_overlap_is_an_error_that_names_both_sides(report, tmp_path):
     name = write(tmp_path, "run,bert,BCE,,,robust04,nDCG@10,0.4,")
     with pytest.raises(ConfigError, match=r"It has bert on robust04; the sweep has BM25, ELECTRA"):
         reference_section(report, name)
 
 
-def test_an_unknown_reference_is_an_error_with_the_known_ones():
+def test_an_unknown_reference_is_an_error_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'morand2026'"):
         find_reference("morand2025")
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
-        ("system,model,value\nrun,x,0.1\n", ":1: the head lacks measure, lacks place"),
-        (HEAD.replace("version", "colour"), ":1: the head has the unknown colour"),
+        ("system,model,value\nrun,x,0.1\n", ":1: the header lacks measure, lacks place"),
+        (HEAD.replace("version", "colour"), ":1: the header has the unknown column colour"),
         (HEAD + "run,x,,,,a,AP,high,\n", ":2: expected 9 fields with a number as value"),
         ("# a\n# b\n" + HEAD + "run,x\n", ":4: expected 9 fields"),
         (HEAD + "run,x,,,,a,AP,0.1,v1,more\n", ":2: expected 9 fields"),
     ],
 )
-def test_a_broken_reference_is_an_error_with_its_line(tmp_path, text, says):
+def test_a_broken_reference_is_an_error_with_its_line(tmp_path, text, expected):
     path = tmp_path / "broken.csv"
     path.write_text(text)
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=expected):
         read_reference(path)
 
 

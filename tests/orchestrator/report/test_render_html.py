@@ -2,8 +2,8 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from reports import make_report
 
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.render_html import render_html
 
 VOID = {"meta", "input", "br", "hr", "img", "link"}
@@ -33,7 +33,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(small_sweep):
-    report = build_report(small_sweep, sweep="small", measures=["nDCG@10", "RR@10"])
+    report = make_report(small_sweep, sweep="small", measures=["nDCG@10", "RR@10"])
     return Page(render_html(report))
 
 
@@ -75,6 +75,6 @@ def test_names_cannot_become_markup(make_cell):
         make_cell(0, system="first_stage", AP=[0.1, 0.2]),
         make_cell(1, backbone=evil, collection=evil, AP=[0.1, 0.2]),
     ]
-    page = Page(render_html(build_report(cells, sweep=evil, measures=["AP"])))
+    page = Page(render_html(make_report(cells, sweep=evil, measures=["AP"])))
     assert [tag for tag, _ in page.tags].count("script") == 1
     assert evil in page.texts

@@ -1,4 +1,4 @@
-"""The page as a real browser shows it: on screen, on paper, clicked and filtered."""
+"""The page in a real browser: on screen, on paper, clicked and filtered."""
 
 import json
 import re
@@ -8,8 +8,8 @@ import subprocess
 import numpy as np
 import pytest
 from browser import browse, needs_browser
+from reports import make_report
 
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.effects import with_effects
 from xsweep.orchestrator.report.render_html import render_html
 
@@ -40,7 +40,7 @@ document.title = JSON.stringify(found);
 
 @pytest.fixture(scope="module")
 def wide(make_cell):
-    """Two backbones on nine collections: more columns than a screen or a page has room for."""
+    """Two backbones on nine collections: more columns than fit on a screen or page."""
     generator = np.random.default_rng(1)
     cells = []
     for collection in (f"collection-{i}" for i in range(9)):
@@ -65,7 +65,7 @@ def wide(make_cell):
                             AP=level + generator.uniform(0, 0.5, 40),
                         )
                     )
-    return with_effects(build_report(cells, sweep="wide", measures=["AP"]))
+    return with_effects(make_report(cells, sweep="wide", measures=["AP"]))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_numbers_open_columns_sort_and_rows_filter(page, tmp_path):
     assert found["sticky"] == [True, 0]
 
 
-def test_the_screen_shows_both_verdicts_in_colours_that_the_colour_blind_tell_apart(page, tmp_path):
+def test_the_screen_shows_both_verdicts_in_colours_distinct_for_the_colour_blind(page, tmp_path):
     from PIL import Image
 
     picture = tmp_path / "screen.png"

@@ -1,16 +1,16 @@
 from dataclasses import replace
 
 import pytest
+from reports import make_report
 
 from xsweep.db.results import ParentResult
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.render_html import code_of, data_of, jobs_behind, render_html
 
 MD5 = "4d99696386f96a7f1631076bcc53ac3c"
 
 
 @pytest.mark.parametrize(
-    ("spec", "says"),
+    ("spec", "expected"),
     [
         ({"scores": {"path": "/data/a/scores.tsv", "md5": MD5}}, [f"scores.tsv md5 {MD5}"]),
         ({"file": {"path": "x/run.gz"}}, ["run.gz without a declared checksum"]),
@@ -29,11 +29,11 @@ MD5 = "4d99696386f96a7f1631076bcc53ac3c"
         ({"steps": 3, "depth": None}, []),
     ],
 )
-def test_data_are_named_with_their_checksums_wherever_they_stand_in_a_spec(spec, says):
-    assert list(data_of(spec)) == says
+def test_data_anywhere_in_a_spec_are_named_with_their_checksums(spec, expected):
+    assert list(data_of(spec)) == expected
 
 
-def test_code_is_a_commit_and_says_so_when_files_differed():
+def test_code_is_a_commit_with_a_note_if_files_differed():
     assert code_of({"source": {"commit": "ab" * 20, "dirty": True}}) == (
         "abababababab with local changes"
     )
@@ -72,10 +72,10 @@ def test_every_job_behind_the_numbers_is_listed_once(cells):
 
 
 def test_a_number_on_the_page_leads_to_its_files_and_jobs(cells):
-    page = render_html(build_report(cells, sweep="s", measures=["AP"], baselines=[]))
+    page = render_html(make_report(cells, measures=["AP"], baselines=[]))
     assert "jobs/evaluate/3/attempt-1/per_query.json" in page
     assert f'href="#job-{"2" * 12}"' in page
     assert f'<tr id="job-{"2" * 12}">' in page
     assert f"scores.tsv md5 {MD5}" in page
-    # what has no result has nothing to lead to
+    # an evaluation without a result has no job to link to
     assert f'href="#job-{cells[1].identity[:12]}"' not in page

@@ -5,28 +5,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reports import make_report
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.data.suites import SUITES
-from xsweep.orchestrator.report import build_report, select
+from xsweep.orchestrator.report import FORMATS, render, select
 from xsweep.orchestrator.report.caption import Style, caption
 from xsweep.orchestrator.report.effects import with_effects
-from xsweep.orchestrator.report.render_data import render_csv, render_json
-from xsweep.orchestrator.report.render_html import render_html
-from xsweep.orchestrator.report.render_latex import render_latex
-from xsweep.orchestrator.report.render_text import render_markdown, render_text
 from xsweep.orchestrator.report.table import complete_suites
-
-FORMATS = (render_text, render_markdown, render_latex, render_csv, render_json, render_html)
 
 
 @settings(max_examples=10, deadline=None)
 @given(random=st.randoms(use_true_random=False))
 def test_permuting_cells_queries_and_seeds_changes_no_byte_of_any_format(small_sweep, random):
-    def render(cells):
-        report = build_report(cells, sweep="s", measures=["nDCG@10", "RR@10"], pairs=True)
+    def rendered(cells):
+        report = make_report(cells, measures=["nDCG@10", "RR@10"], pairs=True)
         report = with_effects(report)
-        return [format(report) for format in FORMATS]
+        return [render(report, format) for format in FORMATS]
 
     def shuffled(cell):
         places = random.sample(range(len(cell.query_ids)), len(cell.query_ids))
@@ -38,10 +33,10 @@ def test_permuting_cells_queries_and_seeds_changes_no_byte_of_any_format(small_s
         )
 
     permuted = [shuffled(cell) for cell in random.sample(small_sweep, len(small_sweep))]
-    assert render(permuted) == render(small_sweep)
+    assert rendered(permuted) == rendered(small_sweep)
 
 
-def test_conditions_on_runs_leave_first_stages_and_teachers(small_sweep):
+def test_conditions_on_runs_keep_first_stages_and_teachers(small_sweep):
     kept = select(small_sweep, {"backbone": ["L3"], "seed": ["1"], "teacher": ["lists", "pairs"]})
     assert [cell.labels["system"] for cell in kept] == ["first_stage", "teacher", "run", "run"]
     assert {cell.labels.get("backbone", "L3") for cell in kept} == {"L3"}
@@ -50,33 +45,33 @@ def test_conditions_on_runs_leave_first_stages_and_teachers(small_sweep):
 
 
 @pytest.mark.parametrize(
-    ("where", "says"),
+    ("where", "expected"),
     [
         ({"backbon": ["L3"]}, "no evaluation has a label 'backbon': use one of backbone"),
         ({"backbone": ["L33"]}, "no evaluation has backbone 'L33'; did you mean 'L3'? There are"),
     ],
 )
-def test_a_condition_that_nothing_can_meet_is_an_error(small_sweep, where, says):
-    with pytest.raises(ConfigError, match=re.escape(says)):
+def test_a_condition_that_no_evaluation_meets_is_an_error(small_sweep, where, expected):
+    with pytest.raises(ConfigError, match=re.escape(expected)):
         select(small_sweep, where)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "expected"),
     [
-        ({"by": "dataset"}, "unknown grouping 'dataset'"),
-        ({"digits": 0}, "0 digits: give 1 to 10"),
-        ({"best": "row"}, "best of each 'row'"),
+        ({"by": "dataset"}, "--by 'dataset': use one of collection, suite"),
+        ({"digits": 0}, "--digits 0: use 1 to 10"),
+        ({"best": "row"}, "--best 'row': use one of column, block"),
         ({"measures": ["P@5"]}, "P@5 is not stored"),
         ({"baselines": ["bm26"]}, "baseline 'bm26' is not in this sweep"),
     ],
 )
-def test_wrong_options_are_named(small_sweep, wrong, says):
-    with pytest.raises(ConfigError, match=says):
-        build_report(small_sweep, sweep="s", **wrong)
+def test_invalid_options_are_named(small_sweep, wrong, expected):
+    with pytest.raises(ConfigError, match=expected):
+        make_report(small_sweep, **wrong)
 
 
-def test_only_whole_suites_become_columns_and_collections_go_by_name_or_id():
+def test_only_complete_suites_become_columns_and_collections_match_by_name_or_id():
     in_domain = SUITES["in-domain"]
     lotte = set(SUITES["lotte-search"].values())
     assert complete_suites({*in_domain, "robust04", "scifact"} | lotte) == {
@@ -87,8 +82,8 @@ def test_only_whole_suites_become_columns_and_collections_go_by_name_or_id():
     }
 
 
-def test_best_and_second_are_told_by_printed_values_and_ties_share_the_mark(make_cell):
-    report = build_report(
+def test_best_and_second_best_are_ranked_by_printed_values_and_ties_share_the_mark(make_cell):
+    report = make_report(
         [
             make_cell(0, system="first_stage", nDCG_at_10=[0.5, 0.5]),
             make_cell(1, objective="a", nDCG_at_10=[0.70004, 0.7]),
@@ -96,7 +91,6 @@ def test_best_and_second_are_told_by_printed_values_and_ties_share_the_mark(make
             make_cell(3, objective="c", nDCG_at_10=[0.6, 0.6]),
             make_cell(4, objective="d", nDCG_at_10=[0.6001, 0.6]),
         ],
-        sweep="s",
     )
     (column,) = report.table.columns
     shown = [report.shown(row, column) for row in report.table.rows]
@@ -109,10 +103,8 @@ def test_best_and_second_are_told_by_printed_values_and_ties_share_the_mark(make
     ]
 
 
-def test_one_system_alone_is_the_best_and_nobody_second(make_cell):
-    report = build_report(
-        [make_cell(0, system="first_stage", AP=[0.3])], sweep="s", measures=["AP"]
-    )
+def test_a_single_system_is_the_best_and_none_is_second(make_cell):
+    report = make_report([make_cell(0, system="first_stage", AP=[0.3])], measures=["AP"])
     assert set(report.ranks.values()) == {1}
     assert report.comparisons == ()
 
@@ -120,14 +112,14 @@ def test_one_system_alone_is_the_best_and_nobody_second(make_cell):
 def test_beyond_26_baselines_letters_become_numbers(make_cell):
     cells = [make_cell(i, objective=f"o{i}", AP=[0.1, 0.2 + i / 100]) for i in range(28)]
     names = [f"L6 o{i}" for i in range(28)]
-    report = build_report(cells, sweep="s", measures=["AP"], baselines=names)
+    report = make_report(cells, measures=["AP"], baselines=names)
     assert [report.letter(row) for row in report.baselines[:2]] == ["a", "b"]
     assert [report.letter(row) for row in report.baselines[25:]] == ["z", "27", "28"]
 
 
 @pytest.fixture(scope="module")
 def blocks(make_cell):
-    """L6: c beats b beats a by far; L3: two equal systems; noise so small that all shows."""
+    """L6: c beats b beats a by far; L3: two equal systems; little noise."""
     generator = np.random.default_rng(6)
     cells = [make_cell(0, system="first_stage", AP=generator.uniform(0.4, 0.5, 20))]
     for backbone, levels in (("L6", (0.1, 0.3, 0.7)), ("L3", (0.2, 0.2))):
@@ -137,8 +129,8 @@ def blocks(make_cell):
     return cells
 
 
-def test_with_pairs_letters_tell_which_of_the_block_each_system_beats(blocks):
-    report = build_report(blocks, sweep="s", measures=["AP"], pairs=True)
+def test_with_pairs_letters_name_the_systems_of_the_block_that_each_system_beats(blocks):
+    report = make_report(blocks, measures=["AP"], pairs=True)
     (column,) = report.table.columns
     # 5 systems against BM25, 3 pairs of L6 and 1 of L3, corrected as one family
     assert len(report.comparisons) == 5 + 3 + 1
@@ -156,8 +148,8 @@ def test_with_pairs_letters_tell_which_of_the_block_each_system_beats(blocks):
     assert shown["L6 c"].marks == (("better", ""),)
 
 
-def test_a_pair_stands_at_both_of_its_systems_seen_from_each(blocks):
-    report = build_report(blocks, sweep="s", measures=["AP"], pairs=True, baselines=[])
+def test_a_pair_is_listed_under_both_of_its_systems_as_seen_from_each(blocks):
+    report = make_report(blocks, measures=["AP"], pairs=True, baselines=[])
     one, other = (row for row in report.table.rows if row.model == "L3")
     (column,) = report.table.columns
     (here,), (there,) = report.compared[one, column], report.compared[other, column]
@@ -166,18 +158,18 @@ def test_a_pair_stands_at_both_of_its_systems_seen_from_each(blocks):
 
 
 def test_a_run_that_is_a_baseline_is_not_compared_twice(blocks):
-    report = build_report(blocks, sweep="s", measures=["AP"], pairs=True, baselines=["L6 a"])
+    report = make_report(blocks, measures=["AP"], pairs=True, baselines=["L6 a"])
     pairs = [{each.row, each.baseline} for each in report.comparisons]
     assert len(pairs) == len({frozenset(pair) for pair in pairs}) == 5 + 1 + 1
 
 
-def test_more_systems_than_letters_are_numbered_and_the_caption_says_so(make_cell):
+def test_systems_beyond_26_are_numbered_and_the_caption_explains_it(make_cell):
     generator = np.random.default_rng(0)
     cells = [
         make_cell(i, objective=f"o{i}", AP=i / 40 + generator.uniform(0, 0.01, 9))
         for i in range(28)
     ]
-    report = build_report(cells, sweep="s", measures=["AP"], pairs=True, baselines=[])
+    report = make_report(cells, measures=["AP"], pairs=True, baselines=[])
     last = report.shown(report.table.rows[27], report.table.columns[0])
     assert last.beaten_text.startswith("a,b,c,d,")
     assert last.beaten_text.endswith(",y,z,27")
@@ -185,11 +177,11 @@ def test_more_systems_than_letters_are_numbered_and_the_caption_says_so(make_cel
 
 
 def test_best_of_a_block_is_the_best_of_its_backbone(blocks):
-    report = build_report(blocks, sweep="s", measures=["AP"], best="block")
+    report = make_report(blocks, measures=["AP"], best="block")
     ranks = {report.name(row): rank for (row, _), rank in report.ranks.items()}
     best = max(("L3 a", "L3 b"), key=lambda name: shown_value(report, name))
     assert ranks == {"L6 c": 1, "L6 b": 2, "L3 a": 2, "L3 b": 2} | {best: 1}
-    assert "Best of each backbone's rows in a column" in " ".join(
+    assert "Best in each backbone's rows of a column" in " ".join(
         caption(report, Style("", "", "", ""))
     )
 

@@ -1,4 +1,4 @@
-"""The five formats, each against what a reader or a program must find in it."""
+"""Content of each report format."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from reports import make_report
 
-from xsweep.orchestrator.report import build_report
 from xsweep.orchestrator.report.effects import with_effects
 from xsweep.orchestrator.report.figures import save_figures
+from xsweep.orchestrator.report.options import Layout
 from xsweep.orchestrator.report.render_data import SCHEMA, render_csv, render_json
 from xsweep.orchestrator.report.render_latex import PREAMBLE, escape, render_latex
 from xsweep.orchestrator.report.render_text import render_markdown, render_text
-from xsweep.orchestrator.report.report import Layout
 
 TEXT = """\
 tiny: AP on news
@@ -34,28 +34,28 @@ L3        hinge        0.015  ± 0.021 ▼
           adr_mse      running
 ───────────────────────────────────────────
 
-Means over queries, in fractions of 1. Queries: 4 of news. Candidates: BM25 (k1 = 0.9, b = 0.4),
-top 20. Teachers: lists of bce, infonce, hinge and adr_mse. Checkpoint: best nDCG@10 on
-held-out.
-Runs are means over the seeds 1, 2; ± is the sample standard deviation (n − 1) over seeds, not
-over queries.
-Best of a column *0.5*, second _0.5_, on the values as printed; ties share the mark.
+Values are means over queries, as fractions of 1. Queries: 4 in news. Candidates: BM25
+(k1 = 0.9, b = 0.4), top 20. Teachers: lists for bce, infonce, hinge and adr_mse. Checkpoint:
+best nDCG@10 on held-out.
+Runs are means over seeds 1, 2; ± is the sample standard deviation (n − 1) over seeds, not over
+queries.
+Best in each column *0.5*, second best _0.5_, by printed value; ties share the mark.
 ▲ and ▼: significantly better and worse than BM25 (first stage), by a two-sided paired t-test on
-per-query scores averaged over seeds, p < 0.05 after Holm's correction over the table's 3
+per-query scores averaged over seeds, p < 0.05 after Holm correction over the table's 3
 comparisons.
-Missing: 2 of 8 evaluations (1 failed (NAN), 1 running). n/m: so far n of m seeds.
+Missing: 2 of 8 evaluations (1 failed (NAN), 1 running). n/m: n of m seeds accepted so far.
 
-AP on news, against BM25 (first stage)
-  better          L6 bce      +0.250  p = 0.026  d = 3.06
-  worse           L3 hinge    −0.085  p = 0.026  d = −2.83
-  not told apart  L6 infonce  +0.200  p = 0.182  d = 0.87
+AP on news, compared with BM25 (first stage)
+  better                     L6 bce      +0.250  p = 0.026  d = 3.06
+  worse                      L3 hinge    −0.085  p = 0.026  d = −2.83
+  no significant difference  L6 infonce  +0.200  p = 0.182  d = 0.87
 """
 NASTY = r"a_b & 50%$#{}~^\ <x> 中|*"
 
 
 @pytest.fixture(scope="module")
 def report(small_sweep):
-    return build_report(small_sweep, sweep="small", measures=["nDCG@10", "RR@10"])
+    return make_report(small_sweep, sweep="small", measures=["nDCG@10", "RR@10"])
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def nasty(make_cell):
         make_cell(0, system="first_stage", nDCG_at_10=[0.1, 0.2, 0.3]),
         make_cell(1, backbone=NASTY, objective=NASTY, nDCG_at_10=[0.2, 0.4, 0.6]),
     ]
-    return build_report(cells, sweep=NASTY)
+    return make_report(cells, sweep=NASTY)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def tiny(make_cell):
     p = .1817; hinge -.1 -.04 -.1 -.1, t = -5.667, p = .0109. Holm: 3 * .0087 = .026 for bce, hinge
     has 2 * .0109 = .022 and so takes .026 too, infonce keeps .182.
     """
-    return build_report(
+    return make_report(
         [
             make_cell(0, system="first_stage", AP=[0.1, 0.1, 0.1, 0.1]),
             make_cell(1, objective="bce", seed=1, AP=[0.2, 0.3, 0.3, 0.4]),
@@ -92,7 +92,7 @@ def tiny(make_cell):
 
 
 def test_text_shows_the_table_with_marks_that_survive_without_colour(tiny):
-    assert render_text(tiny, width=96) == TEXT
+    assert render_text(tiny, Layout(width=96)) == TEXT
 
 
 def test_text_lines_fit_the_width_and_columns_that_do_not_fit_continue_below(make_cell):
@@ -101,14 +101,14 @@ def test_text_lines_fit_the_width_and_columns_that_do_not_fit_continue_below(mak
         for i in range(22)
         for j, system in enumerate(["first_stage", "run"])
     ]
-    text = render_text(build_report(cells, sweep="s", measures=["AP"]), width=100)
+    text = render_text(make_report(cells, measures=["AP"]), Layout(width=100))
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("BM25 (first stage) ") == math.ceil(22 / 5)
     for i in range(22):
         assert f"collection-{i}" in text
 
 
-def test_markdown_rows_have_the_same_number_of_cells_whatever_the_names(nasty):
+def test_markdown_rows_have_the_same_number_of_cells_for_any_names(nasty):
     lines = [line for line in render_markdown(nasty).splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {4}
 
@@ -141,14 +141,14 @@ def test_latex_is_balanced_and_every_row_has_every_column(report):
 def test_latex_continues_wide_tables_in_further_tabulars(report):
     table, _, below = render_latex(report, Layout(max_columns=1)).partition(r"\end{table}")
     assert table.count(r"\begin{tabular}") == 2
-    # two measures are few enough to speak of each: differences, p and effect sizes
+    # two columns are few enough for differences, p and effect sizes of each
     assert below.count(r"\begin{tabular}") == 2
     assert r"better & L6 infonce & $" in below or r"better & L6 infonce & +" in below
     assert render_latex(report, Layout(wide=True)).startswith(r"\begin{table*}")
 
 
 def compiled(text, folder, name="report"):
-    """The compiler's log; it must have made pages."""
+    """The compiler's log; there must be a PDF."""
     (folder / f"{name}.tex").write_text(text)
     subprocess.run(
         ["pdflatex", "-halt-on-error", "-interaction=batchmode", name], cwd=folder, check=True
@@ -157,8 +157,8 @@ def compiled(text, folder, name="report"):
     return (folder / f"{name}.log").read_text(errors="replace")
 
 
-def assert_words_lie_on_their_pages(pdf):
-    """A turned table that is too high is cut without a word in the log."""
+def assert_words_are_inside_their_pages(pdf):
+    """A rotated table that is too high is cut without a message in the log."""
     if shutil.which("pdftotext") is None:
         return
     boxes = subprocess.run(
@@ -179,7 +179,7 @@ needs_pdflatex = pytest.mark.skipif(
 
 
 @needs_pdflatex
-def test_latex_compiles_as_it_is_with_sections_and_figures(report, nasty, tmp_path):
+def test_latex_compiles_with_sections_and_figures(report, nasty, tmp_path):
     figures = save_figures(report, tmp_path / "figures")
     layout = Layout(standalone=True, figures=tuple(f"figures/{path.name}" for path in figures))
     log = compiled(render_latex(with_effects(report), layout), tmp_path)
@@ -199,7 +199,7 @@ def test_latex_compiles_as_it_is_with_sections_and_figures(report, nasty, tmp_pa
     ],
     ids=["upright", "two-column", "landscape", "all columns at once"],
 )
-def test_latex_fits_its_page_however_many_columns_there_are(make_cell, tmp_path, layout, options):
+def test_latex_fits_its_page_with_any_number_of_columns(make_cell, tmp_path, layout, options):
     generator = np.random.default_rng(0)
     cells = [
         make_cell(
@@ -214,22 +214,22 @@ def test_latex_fits_its_page_however_many_columns_there_are(make_cell, tmp_path,
         for i in range(66)
         for seed in (1, 2)
     ]
-    report = build_report(cells, sweep="s", measures=["AP"], baselines=[], **options)
+    report = make_report(cells, measures=["AP"], baselines=[], **options)
     log = compiled(render_latex(report, replace(layout, standalone=True)), tmp_path)
     assert "Overfull" not in log
     assert "too large" not in log
-    assert_words_lie_on_their_pages(tmp_path / "report.pdf")
+    assert_words_are_inside_their_pages(tmp_path / "report.pdf")
 
 
 @needs_pdflatex
-def test_latex_goes_into_one_column_of_a_two_column_paper(report, tmp_path):
+def test_latex_fits_into_one_column_of_a_two_column_paper(report, tmp_path):
     table = render_latex(report, Layout(max_columns=2))
     paper = PREAMBLE % {"options": "[twocolumn]"} + table + r"\end{document}"
     log = compiled(paper, tmp_path)
     assert "Overfull" not in log
 
 
-def test_json_holds_every_place_with_its_seeds_and_comparisons(report, small_sweep):
+def test_json_has_every_place_with_its_seeds_and_comparisons(report, small_sweep):
     document = json.loads(render_json(report), parse_constant=pytest.fail)
     assert document["schema"] == SCHEMA
     assert document["comparisons"] == len(report.comparisons)

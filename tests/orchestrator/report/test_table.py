@@ -3,10 +3,10 @@ import re
 
 import numpy as np
 import pytest
+from reports import make_report
 
 from xsweep.errors import ConfigError, DataError
-from xsweep.orchestrator.report import build_report
-from xsweep.orchestrator.report.table import build_table, natural
+from xsweep.orchestrator.report.table import build_table, natural_key
 
 NDCG = ["nDCG@10"]
 
@@ -34,13 +34,12 @@ def test_a_table_computed_by_hand(make_cell):
 
 
 def test_percent_scales_the_standard_deviation_and_not_the_variance(make_cell):
-    report = build_report(
+    report = make_report(
         [
             make_cell(0, system="first_stage", nDCG_at_10=[0.5, 0.5]),
             make_cell(1, seed=1, nDCG_at_10=[0.5, 0.5]),
             make_cell(2, seed=2, nDCG_at_10=[0.54, 0.54]),
         ],
-        sweep="s",
         percent=True,
         digits=4,
     )
@@ -64,7 +63,7 @@ def test_a_suite_is_the_unweighted_mean_of_its_collections(make_cell):
     assert means == pytest.approx([0.5, 0.7])
 
 
-def test_in_beirs_mean_the_parts_of_cqadupstack_count_as_one(make_cell):
+def test_parts_of_cqadupstack_count_as_one_collection_in_beirs_mean(make_cell):
     cells = [
         make_cell(0, collection="scifact", nDCG_at_10=[0.6]),
         make_cell(1, collection="cqadupstack-gis", nDCG_at_10=[0.2]),
@@ -76,7 +75,7 @@ def test_in_beirs_mean_the_parts_of_cqadupstack_count_as_one(make_cell):
     assert table.columns[0].weights == (0.5, 0.25, 0.25)
 
 
-def test_a_seed_counts_in_a_suite_only_when_it_has_all_of_it(make_cell):
+def test_a_seed_counts_in_a_suite_only_with_all_of_its_collections(make_cell):
     table = build_table(
         [
             make_cell(0, collection="a", seed=1, nDCG_at_10=[0.2]),
@@ -118,8 +117,8 @@ def test_rows_and_columns_come_in_the_order_of_submission(make_cell):
     assert [column.place for column in table.columns] == ["news", "z"]
 
 
-def test_natural_order_takes_numbers_inside_names_as_numbers():
-    assert sorted(["L12", "L3", "l2", "R@100", "R@20"], key=natural) == [
+def test_natural_order_compares_numbers_inside_names_as_numbers():
+    assert sorted(["L12", "L3", "l2", "R@100", "R@20"], key=natural_key) == [
         "l2",
         "L3",
         "L12",
@@ -150,14 +149,14 @@ def test_an_unknown_measure_is_an_error_that_names_the_stored_ones(make_cell):
         build_table([make_cell(0, nDCG_at_10=[0.1])], ["AP"])
 
 
-def test_a_result_without_the_measure_is_marked_and_not_dropped(make_cell):
+def test_a_result_without_the_measure_is_marked_not_dropped(make_cell):
     table = build_table(
         [make_cell(0, nDCG_at_10=[0.1], AP=[0.2]), make_cell(1, seed=2, nDCG_at_10=[0.1])], ["AP"]
     )
     assert next(iter(table.entries.values())).unfinished == (("not measured", 1),)
 
 
-def test_of_two_jobs_in_one_place_the_cancelled_one_gives_way(make_cell):
+def test_a_cancelled_job_yields_to_another_with_the_same_labels(make_cell):
     cells = [make_cell(0, state="cancelled"), make_cell(1, nDCG_at_10=[0.4])]
     for order in (cells, cells[::-1]):
         (entry,) = build_table(order, NDCG).entries.values()
@@ -165,7 +164,7 @@ def test_of_two_jobs_in_one_place_the_cancelled_one_gives_way(make_cell):
         assert entry.unfinished == ()
 
 
-def test_two_live_jobs_in_one_place_are_an_error_and_not_averaged(make_cell):
+def test_two_live_jobs_with_the_same_labels_are_an_error_not_averaged(make_cell):
     cells = [make_cell(0, nDCG_at_10=[0.2]), make_cell(1, nDCG_at_10=[0.4])]
     with pytest.raises(ConfigError, match="Submit the grid under a new name"):
         build_table(cells, NDCG)

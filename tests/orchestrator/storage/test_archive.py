@@ -12,6 +12,7 @@ import pytest
 from finished import OWNER, copy_of, finish_one, run_all, submit_small
 from gridtext import write_grid
 from pyarrow import parquet
+from reports import report_text
 from sqlalchemy import Engine
 from tiny import GRID, write_collection
 
@@ -23,7 +24,6 @@ from xsweep.db.status import list_jobs, summary
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.files import write_manifest
 from xsweep.orchestrator.plan import plan_grid
-from xsweep.orchestrator.report import render
 from xsweep.orchestrator.settings import Settings
 from xsweep.orchestrator.storage.archive import export_sweep, import_sweep, to_pack, unpacked
 from xsweep.orchestrator.storage.store import Store
@@ -74,9 +74,9 @@ def test_a_sweep_that_was_exported_and_imported_gives_the_same_report(
     found = import_sweep(there, Store(other_store), tmp_path / "out")
     assert (found.accepted, found.known, found.refused) == (18, 0, 0)
     assert figures(there) == figures(done)
-    assert render(there, "small") == render(done, "small")
+    assert report_text(there, "small") == report_text(done, "small")
     assert check(there) == []
-    assert (tmp_path / "out" / "report" / "report.txt").read_text() == render(done, "small")
+    assert (tmp_path / "out" / "report" / "report.txt").read_text() == report_text(done, "small")
 
 
 def test_files_arrive_under_the_folder_that_the_result_names(

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 from finished import OWNER, finish_one, run_all, submit_small
+from reports import report_text
 from sqlalchemy import Engine
 
 from xsweep.db import jobs
 from xsweep.db.results import load_folders
-from xsweep.orchestrator.report import render
 from xsweep.orchestrator.storage.gc import find_garbage, remove
 from xsweep.orchestrator.storage.store import Store, attempt_folder
 
@@ -90,7 +90,7 @@ def test_nothing_that_a_report_or_a_child_needs_is_garbage(engine: Engine, store
     run_all(engine, store)
     stranger = store / "jobs" / "train" / "ab" / "ab" / "attempt-1"
     stranger.mkdir(parents=True)
-    before = render(engine, "small")
+    before = report_text(engine, "small")
     assert garbage(engine, store) == []
-    assert render(engine, "small") == before
+    assert report_text(engine, "small") == before
     assert stranger.exists()
