@@ -40,7 +40,7 @@ from study import (
 from xsweep.db.engine import connect
 from xsweep.db.status import summary
 from xsweep.orchestrator.report import load_report, render
-from xsweep.orchestrator.report.options import ReportOptions
+from xsweep.orchestrator.report.report import ReportOptions
 
 if TYPE_CHECKING:
     from ranx import Qrels, Run

@@ -7,8 +7,7 @@ from sqlalchemy import Engine
 
 from xsweep.db.results import Cell
 from xsweep.orchestrator.report import build_report, load_report, render
-from xsweep.orchestrator.report.options import ReportOptions
-from xsweep.orchestrator.report.report import Report
+from xsweep.orchestrator.report.report import Report, ReportOptions
 
 
 def make_report(cells: Sequence[Cell], sweep: str = "s", **options: Any) -> Report:

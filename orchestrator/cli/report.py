@@ -94,7 +94,7 @@ def report(
     """
     from xsweep.orchestrator.report import check_format, load_report, render
     from xsweep.orchestrator.report.figures import save_figures
-    from xsweep.orchestrator.report.options import Layout, ReportOptions
+    from xsweep.orchestrator.report.report import Layout, ReportOptions
 
     check_format(format)
     # `--where a=1 b=2` leaves its second pair to the arguments

@@ -10,13 +10,12 @@ from xsweep.errors import ConfigError, did_you_mean
 from xsweep.evaluator.specs import parse_measure
 from xsweep.orchestrator.report.cost import cost_section
 from xsweep.orchestrator.report.effects import with_effects
-from xsweep.orchestrator.report.options import PLAIN, Layout, ReportOptions
 from xsweep.orchestrator.report.reference import reference_section
 from xsweep.orchestrator.report.render_data import render_csv, render_json
 from xsweep.orchestrator.report.render_html import render_html
 from xsweep.orchestrator.report.render_latex import render_latex
 from xsweep.orchestrator.report.render_text import render_markdown, render_text
-from xsweep.orchestrator.report.report import Report
+from xsweep.orchestrator.report.report import PLAIN, Layout, Report, ReportOptions
 from xsweep.orchestrator.report.significance import compare_rows, find_baselines
 from xsweep.orchestrator.report.table import build_table, complete_suites, natural_key
 

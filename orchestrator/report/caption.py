@@ -11,9 +11,7 @@ from typing import Any, NamedTuple
 from xsweep.db.results import Cell
 from xsweep.evaluator.significance import CORRECTIONS
 from xsweep.orchestrator.formatting import listed, p_value
-from xsweep.orchestrator.report.options import TESTS
-from xsweep.orchestrator.report.report import Report
-from xsweep.orchestrator.report.significance import Comparison
+from xsweep.orchestrator.report.report import TESTS, Comparison, Report
 from xsweep.orchestrator.report.table import ACCEPTED, count_states, natural_key
 
 MAX_LISTED_COLLECTIONS = 6

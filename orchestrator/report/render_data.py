@@ -5,8 +5,7 @@ import math
 from typing import Any
 
 from xsweep.orchestrator.report.caption import Style, caption
-from xsweep.orchestrator.report.options import PLAIN, Layout
-from xsweep.orchestrator.report.report import Report
+from xsweep.orchestrator.report.report import PLAIN, Layout, Report
 from xsweep.orchestrator.report.table import Column, Row
 
 STYLE = Style(best="rank 1", second="rank 2", better="better", worse="worse")

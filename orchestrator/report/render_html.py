@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from xsweep.db.results import Cell, ParentResult
 from xsweep.orchestrator.report.caption import Style, caption, conclusions, title
 from xsweep.orchestrator.report.figures import inline_figures
-from xsweep.orchestrator.report.options import PLAIN, Layout
-from xsweep.orchestrator.report.report import DisplayCell, Report
+from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report
 from xsweep.orchestrator.report.table import Column, Row, row_of
 
 if TYPE_CHECKING:

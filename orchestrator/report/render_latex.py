@@ -6,8 +6,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from xsweep.orchestrator.report.caption import Style, caption, conclusions, detailed, title
-from xsweep.orchestrator.report.options import PLAIN, Layout
-from xsweep.orchestrator.report.report import DisplayCell, Report, Section
+from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report, Section
 from xsweep.orchestrator.report.table import Column
 
 STYLE = Style(best="bold", second="underlined", better="↑", worse="↓")

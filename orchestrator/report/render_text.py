@@ -6,8 +6,7 @@ from itertools import groupby, islice, zip_longest
 from textwrap import wrap
 
 from xsweep.orchestrator.report.caption import Conclusion, Style, caption, conclusions, title
-from xsweep.orchestrator.report.options import PLAIN, Layout
-from xsweep.orchestrator.report.report import DisplayCell, Report, Section
+from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report, Section
 from xsweep.orchestrator.report.table import Column
 
 TEXT_STYLE = Style(best="*0.5*", second="_0.5_", better="▲", worse="▼")

@@ -1,51 +1,17 @@
 """Significance of a report's differences: paired tests, corrected together as one family."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
 from xsweep.errors import ConfigError, did_you_mean
 from xsweep.evaluator.significance import PairedT, corrected, paired_randomization, paired_t
-from xsweep.orchestrator.report.options import ReportOptions
+from xsweep.orchestrator.report.report import Comparison, ReportOptions
 from xsweep.orchestrator.report.table import Column, Row, Table
 
 MAX_LISTED_ROWS = 12
 """Rows named in the error for an unknown one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One row against one baseline in one column, over the same queries."""
-
-    row: Row
-    column: Column
-    baseline: Row
-    difference: float
-    """Mean of the row minus mean of the baseline."""
-    effect: float
-    """Cohen's d of the paired differences: their mean divided by their standard deviation."""
-    queries: int
-    p: float
-    p_corrected: float
-    """p after the correction over all comparisons of the report."""
-    verdict: str
-    """`better` or `worse` if p_corrected < alpha, else `same`."""
-    within_block: bool = False
-    """True for two systems of one backbone, neither of them a baseline of the report."""
-
-    @property
-    def reversed(self) -> "Comparison":
-        """The same comparison with row and baseline exchanged."""
-        return replace(
-            self,
-            row=self.baseline,
-            baseline=self.row,
-            difference=-self.difference,
-            effect=-self.effect,
-            verdict={"better": "worse", "worse": "better"}.get(self.verdict, self.verdict),
-        )
 
 
 def find_baselines(table: Table, names: Sequence[str]) -> tuple[Row, ...]:

@@ -15,10 +15,10 @@ from reports import make_report
 
 from xsweep.orchestrator.report.effects import with_effects
 from xsweep.orchestrator.report.figures import save_figures
-from xsweep.orchestrator.report.options import Layout
 from xsweep.orchestrator.report.render_data import SCHEMA, render_csv, render_json
 from xsweep.orchestrator.report.render_latex import PREAMBLE, escape, render_latex
 from xsweep.orchestrator.report.render_text import render_markdown, render_text
+from xsweep.orchestrator.report.report import Layout
 
 TEXT = """\
 tiny: AP on news

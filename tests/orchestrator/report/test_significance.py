@@ -5,7 +5,7 @@ from statsmodels.stats.multitest import multipletests
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.significance import paired_t
-from xsweep.orchestrator.report.options import ReportOptions
+from xsweep.orchestrator.report.report import ReportOptions
 from xsweep.orchestrator.report.significance import compare_rows, find_baselines
 from xsweep.orchestrator.report.table import build_table
 
