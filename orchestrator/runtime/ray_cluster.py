@@ -162,6 +162,7 @@ def _start(home: Path) -> LocalCluster:
     log = _log_of(home)
     log.parent.mkdir(exist_ok=True)
     kept = {name: value for name, value in child_environment().items() if name not in SECRETS}
+    kept["RAY_START_HOOK"] = f"{__name__}.{without_client_server.__name__}"
     with log.open("w") as out:
         process = subprocess.Popen(
             when_noted,
@@ -186,6 +187,11 @@ def _start(home: Path) -> LocalCluster:
         stop_local(home)
         raise SetupError(f"Ray did not start; its output is in {log}. Try: xsweep doctor")
     return local
+
+
+def without_client_server(parameters: Any, head: bool) -> None:
+    """Ray's hook at the start of a head: port 10001 of every interface stays closed."""
+    parameters.ray_client_server_port = None
 
 
 def _comes_up(home: Path, local: LocalCluster) -> bool:

@@ -26,8 +26,10 @@ import ray
 from ray._raylet import GcsClient
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
-address, job = os.environ["RAY_ADDRESS"], int(sys.argv[1])
+address = os.environ["RAY_ADDRESS"]
 ray.init(address=address, log_to_driver=False)
+print("connected", flush=True)
+job = int(sys.stdin.readline())
 for told in ray.util.list_named_actors(all_namespaces=True):
     said = ray.get(ray.get_actor(told["name"], told["namespace"]).status.remote())
     if said["job_id"] == job:
@@ -46,21 +48,24 @@ def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
     workplace, several_nodes
 ):
     workplace.environment |= several_nodes
-    write_study(workplace.folder, steps=400)
+    write_study(workplace.folder, steps=300)
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
     controller = workplace.start("run")
-    pattern = "store/jobs/train/*/*/attempt-1/checkpoints/step-*"
-    checkpoint = wait_for(lambda: next(workplace.home.glob(pattern), None))
-    folder = checkpoint.parent.parent
-    told = folder.with_name("attempt-1.log").read_text()
-    job = int(re.search(r"\[job (\d+), token 1, pid", told)[1])
     notice = subprocess.Popen(
-        [sys.executable, "-c", DRAIN, str(job)],
+        [sys.executable, "-c", DRAIN],
         env=workplace.environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert notice.stdout.readline() == "connected\n"
+    pattern = "store/jobs/train/*/*/attempt-1/checkpoints/step-*"
+    checkpoint = wait_for(lambda: next(workplace.home.glob(pattern), None))
+    folder = checkpoint.parent.parent
+    told = folder.with_name("attempt-1.log").read_text()
+    job = int(re.search(r"\[job (\d+), token 1, pid", told)[1])
+    notice.stdin.write(f"{job}\n")
+    notice.stdin.flush()
     assert notice.stdout.readline().startswith("True ")
     output, _ = controller.communicate(timeout=300)
     assert controller.returncode == 0, output

@@ -22,8 +22,8 @@ from xsweep.orchestrator.runtime import ray_cluster
 # a calm run is made first, and on a busy machine each run takes minutes
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS = 600
-"""Enough for a training of some seconds, so that there is a middle to be killed in."""
+STEPS = 120
+"""Six checkpoints: most of a training is left when the first one is there."""
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,14 @@ def engine(study):
 
 
 def training(study) -> tuple[int, int]:
-    """Job and process of a training that is past its first checkpoint."""
+    """Job and process of a training that is past its first checkpoint, and stopped there."""
     folder = wait_for(
         lambda: next(study.home.glob("store/jobs/train/*/*/attempt-1/checkpoints/step-*"), None)
     ).parent.parent
     log = folder.with_suffix(".log").read_text()
-    job, pid = re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups()
-    return int(job), int(pid)
+    job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
+    os.kill(pid, signal.SIGSTOP)
+    return job, pid
 
 
 def kinds_of_events(engine, job_id: int) -> list[str]:
@@ -71,11 +72,15 @@ def attempts(engine) -> dict[int, int]:
 
 def test_after_a_killed_controller_the_next_one_adopts_what_still_runs(study, engine, calm_report):
     controller = study.start("run")
-    job, _ = training(study)
+    job, pid = training(study)
     controller.kill()
     controller.communicate()
 
-    study.xsweep("run")
+    controller = study.start("run")
+    assert any("adopted" in line for line in controller.stdout)
+    os.kill(pid, signal.SIGCONT)
+    output, _ = controller.communicate(timeout=240)
+    assert controller.returncode == 0, output
     assert "adopted" in kinds_of_events(engine, job)
     assert attempts(engine)[job] == 1, "it was not begun again"
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report
@@ -141,8 +146,9 @@ def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(
     study, engine, calm_report
 ):
     controller = study.start("run")
-    job, _ = training(study)
+    job, pid = training(study)
     controller.terminate()
+    os.kill(pid, signal.SIGCONT)
     output, _ = controller.communicate(timeout=120)
     assert controller.returncode == 128 + signal.SIGTERM, output
     assert kinds_of_events(engine, job)[-1] == "released"
@@ -155,8 +161,7 @@ def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(
 
 def test_ctrl_c_twice_leaves_at_once_and_loses_nothing(study, engine):
     controller = study.start("run")
-    job, pid = training(study)
-    os.kill(pid, signal.SIGSTOP)  # it will not save anything, however long we wait
+    job, _ = training(study)  # it will not save anything, however long we wait
     controller.send_signal(signal.SIGINT)
     assert any("leaving" in line for line in controller.stdout), "it asks its workers to save"
     controller.send_signal(signal.SIGINT)
@@ -223,10 +228,11 @@ def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
     workplace.environment["XSWEEP_DB"] = line.url
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
     controller = workplace.start("run")
-    training(workplace)
+    _, pid = training(workplace)
     line.cut()
     wait_for(lambda: line.refused > 2)  # the controller wants to renew its leases every 3 s
     line.mend()
+    os.kill(pid, signal.SIGCONT)
     output, _ = controller.communicate(timeout=240)
     assert controller.returncode == 0, output
     assert "database away" in output

@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 NODES = ("1", "1", "1")
 """CPUs of each: too few for two ranks on one node."""
-STEPS = 400
-"""Enough for a training of some seconds, so that there is a middle to be killed in."""
+STEPS = 120
+"""Six checkpoints: most of a training is left when the first one is there."""
 
 
 def run_with(workplace, environment, ranks, steps=40):
@@ -41,6 +41,12 @@ def first_checkpoint(workplace):
     """Folder of the attempt that has written one first."""
     pattern = "store/jobs/train/*/*/attempt-1/checkpoints/step-*"
     return wait_for(lambda: next(workplace.home.glob(pattern), None)).parent.parent
+
+
+def second_rank(folder):
+    """Job and process of an attempt's rank 1."""
+    log = Path(f"{folder}.rank-1.log").read_text()
+    return map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
 
 
 def attempts(engine):
@@ -82,9 +88,7 @@ def test_a_killed_rank_costs_its_gang_the_attempt_and_the_next_gang_resumes(
 ):
     place = run_with(workplace, several_nodes, 2, steps=STEPS)
     controller = place.start("run")
-    folder = first_checkpoint(place)
-    log = Path(f"{folder}.rank-1.log").read_text()
-    job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
+    job, pid = second_rank(first_checkpoint(place))
     os.kill(pid, signal.SIGKILL)
     output, _ = controller.communicate(timeout=300)
     assert controller.returncode == 0, output
@@ -101,15 +105,19 @@ def test_a_killed_rank_costs_its_gang_the_attempt_and_the_next_gang_resumes(
 def test_after_a_killed_controller_the_next_one_adopts_the_whole_gang(workplace, several_nodes):
     place = run_with(workplace, several_nodes, 2, steps=STEPS)
     controller = place.start("run")
-    first_checkpoint(place)
+    _, pid = second_rank(first_checkpoint(place))
+    os.kill(pid, signal.SIGSTOP)
     controller.kill()
     controller.communicate()
-    output = place.xsweep("run")
-    adopted = re.findall(r"adopted   (train .*)", output)
-    assert adopted
+    controller = place.start("run")
+    found = (re.search(r"adopted   (train .*)", line) for line in controller.stdout)
+    adopted = next(filter(None, found))[1]
+    os.kill(pid, signal.SIGCONT)
+    output, _ = controller.communicate(timeout=240)
+    assert controller.returncode == 0, output
     engine = connect(f"sqlite:///{place.home}/xsweep.db")
     tries = {job.name: job.token for job in status.list_jobs(engine, kind="train")}
-    assert {tries[name] for name in adopted} == {1}, "it was not begun again"
+    assert tries[adopted] == 1, "it was not begun again"
     engine.dispose()
     assert summary(place)["ranks"] == [[0, 2]]
 

@@ -86,6 +86,7 @@ def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_
     assert processes
     for process in processes:
         assert not {"XSWEEP_WEBHOOK", "PGPASSWORD"} & process.environ().keys(), process.name()
+        assert "ray.util.client.server" not in process.cmdline(), "its port would be everybody's"
     ray_cluster.stop_local(home)
     assert not any(map(lives, processes))
     assert ray_cluster.running_local(home) is None

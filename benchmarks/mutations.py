@@ -1,0 +1,217 @@
+"""Mutation test: change random product lines one at a time and see whether the tests notice.
+
+    python benchmarks/mutations.py [--seed 1] [--mutants 20] [--only PATTERN]
+
+Each mutant changes one comparison, arithmetic operator, boolean, number or statement of a line
+drawn with `--seed` from all product lines that have one. It is made in a temporary copy of the
+tracked files; there the tests named after its module run, then all fast ones, then the slow ones
+of its folder, until one fails. A mutant that no test notices survives: it is equivalent to the
+original, or a test is missing.
+"""
+
+import argparse
+import ast
+import copy
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+PRODUCT = ("xsweep/", "db/", "evaluator/", "orchestrator/", "trainer/")
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+}
+ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+}
+TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one place in a file, which is given by line and column, in UTF-8 bytes."""
+
+    path: str
+    start: tuple[int, int]
+    end: tuple[int, int]
+    new: str
+
+    def applied_to(self, source: str) -> str:
+        """The whole file with the change."""
+        lines = source.encode().splitlines(keepends=True)
+        (first, left), (last, right) = self.start, self.end
+        changed = lines[first - 1][:left] + self.new.encode() + lines[last - 1][right:]
+        return b"".join([*lines[: first - 1], changed, *lines[last:]]).decode()
+
+    def describe(self, source: str) -> str:
+        """Where it is, and the old and the new text."""
+        old = source.encode().splitlines()[self.start[0] - 1].strip().decode()
+        new = self.applied_to(source).encode().splitlines()[self.start[0] - 1].strip().decode()
+        return f"{self.path}:{self.start[0]}: {old}  ->  {new}"
+
+
+def mutants_of(path: str, source: str) -> Iterator[Mutant]:
+    """Every mutant of a file."""
+    tree = ast.parse(source)
+    ignored = {id(each) for node in ast.walk(tree) for each in _without_behaviour(node)}
+
+    def visit(node: ast.AST) -> Iterator[Mutant]:
+        if id(node) in ignored:
+            return
+        if (new := _mutated(node)) is not None:
+            assert isinstance(node, ast.expr | ast.stmt)
+            assert node.end_lineno is not None
+            assert node.end_col_offset is not None
+            text = ast.unparse(new)
+            yield Mutant(
+                path,
+                (node.lineno, node.col_offset),
+                (node.end_lineno, node.end_col_offset),
+                text if isinstance(new, ast.stmt | ast.Constant) else f"({text})",
+            )
+        for child in ast.iter_child_nodes(node):
+            yield from visit(child)
+
+    return visit(tree)
+
+
+def _without_behaviour(node: ast.AST) -> Iterator[ast.AST]:
+    """Parts of a node that are never mutated: docstrings, annotations, f-strings' texts."""
+    if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation:
+        yield node.annotation
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns:
+        yield node.returns
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+        yield node
+    if isinstance(node, ast.JoinedStr):
+        yield node
+
+
+def _mutated(node: ast.AST) -> ast.AST | None:
+    """The node with one change; None where it has nothing to change."""
+    new = copy.copy(node)
+    match new:
+        case ast.Compare(ops=[op, *others]) if type(op) in COMPARISONS:
+            new.ops = [COMPARISONS[type(op)](), *others]
+        case ast.BinOp(op=op) if type(op) in ARITHMETIC:
+            new.op = ARITHMETIC[type(op)]()
+        case ast.AugAssign(op=op) if type(op) in ARITHMETIC:
+            new.op = ARITHMETIC[type(op)]()
+        case ast.BoolOp(op=op):
+            new.op = ast.Or() if isinstance(op, ast.And) else ast.And()
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return operand
+        case ast.Constant(value=bool(value)):
+            new.value = not value
+        case ast.Constant(value=int() | float() as value):
+            new.value = value + 1
+        case ast.Expr(value=ast.Call()):
+            return ast.Pass()
+        case _:
+            return None
+    return new
+
+
+def draw(files: dict[str, str], count: int, seed: int) -> list[Mutant]:
+    """One mutant each of so many random lines."""
+    by_line: dict[tuple[str, int], list[Mutant]] = {}
+    for path, source in sorted(files.items()):
+        for mutant in mutants_of(path, source):
+            by_line.setdefault((path, mutant.start[0]), []).append(mutant)
+    dice = random.Random(seed)  # noqa: S311
+    lines = dice.sample(sorted(by_line), min(count, len(by_line)))
+    return [dice.choice(by_line[line]) for line in lines]
+
+
+def rounds(path: str, root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Tests to run for a module, the most likely ones first: their name and pytest's arguments."""
+    module = Path(path)
+    folder = Path("tests") / module.parent.relative_to("xsweep" if path[:7] == "xsweep/" else "")
+    named = sorted(map(str, (root / folder).glob(f"test_{module.stem}*.py")))
+    if named:
+        yield "its own tests", [*named, "-m", "not slow"]
+    yield "all fast tests", ["tests", "-m", "not slow", "-n", "2", "--dist", "loadfile"]
+    if (root / folder).is_dir():
+        yield "the slow tests of its folder", [str(folder), "-m", "slow"]
+
+
+def killed_by(path: str, root: Path) -> str | None:
+    """The first round in which a test fails; None where the mutant survives."""
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    for name, arguments in rounds(path, root):
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        try:
+            done = subprocess.run(
+                [*command, *arguments],
+                cwd=root,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=TIMEOUT_S,
+            )
+        except subprocess.TimeoutExpired:
+            return f"{name} (time limit)"
+        if done.returncode not in (0, 5):  # 5: no test was selected
+            return name
+    return None
+
+
+def main() -> int:
+    """Draw, change, run, report; the exit code is the number of survivors."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--mutants", type=int, default=20)
+    parser.add_argument("--only", default="*", help="pattern of paths, as db/*")
+    options = parser.parse_args()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    files = {
+        name: (PROJECT / name).read_text()
+        for name in tracked
+        if name.startswith(PRODUCT) and name.endswith(".py") and fnmatch(name, options.only)
+    }
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="xsweep-mutants-") as folder:
+        for name in tracked:
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, Path(folder) / name, follow_symlinks=False)
+        for mutant in draw(files, options.mutants, options.seed):
+            source, began_s = files[mutant.path], time.monotonic()
+            changed = Path(folder) / mutant.path
+            changed.write_text(mutant.applied_to(source))
+            killer = killed_by(mutant.path, Path(folder))
+            changed.write_text(source)
+            survivors += killer is None
+            verdict = f"killed by {killer}" if killer else "SURVIVED"
+            print(f"{mutant.describe(source)}\n    {verdict}, {time.monotonic() - began_s:.0f} s")
+            sys.stdout.flush()
+    print(f"{options.mutants - survivors} of {options.mutants} killed (seed {options.seed})")
+    return survivors
+
+
+if __name__ == "__main__":
+    sys.exit(main())
