@@ -6,8 +6,13 @@ document numbers, padded with unjudged documents: equal to ir_measures' pytrec_e
 also avoid ranx's own dictionaries, which take 17 s to compile once.
 """
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +46,8 @@ def evaluate_run(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="unsafe cast")
         from numba import set_num_threads
-        from ranx.metrics import metric_switch
 
+        metric_switch = _ranx_metrics().metric_switch
         # The work is small, and its threads would compete with torch's for the cores.
         set_num_threads(1)
         values = [
@@ -55,6 +60,20 @@ def evaluate_run(
         str(measure): dict(zip(qrels, values_Q.tolist(), strict=True))
         for measure, values_Q in zip(wanted, values, strict=True)
     }
+
+
+@cache
+def _ranx_metrics() -> Any:
+    """`ranx.metrics` alone: the package itself imports pandas and seaborn for 1.4 s."""
+    if "ranx" in sys.modules:
+        return import_module("ranx.metrics")
+    spec = find_spec("ranx")
+    assert spec
+    sys.modules["ranx"] = module_from_spec(spec)
+    try:
+        return import_module("ranx.metrics")
+    finally:
+        del sys.modules["ranx"]
 
 
 def mean(values: Mapping[str, float]) -> float:
