@@ -75,10 +75,10 @@ def show_plan(planned: "Plan", submission: "Submission") -> None:
         f"{submission.done} done"
     )
     grouped: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for cell, reason in planned.left_out:
+    for cell, reason in planned.skipped:
         grouped[cell.objective, cell.teacher, reason].append(f"{cell.backbone.name} s{cell.seed}")
     if grouped:
-        typer.echo(f"{len(planned.left_out)} cells skipped:")
+        typer.echo(f"{len(planned.skipped)} cells skipped:")
     for (objective, teacher, reason), runs in grouped.items():
         named = ", ".join(runs) if len(runs) <= 4 else f"{len(runs)} cells"
         typer.echo(f"  {objective} × {teacher} ({named}): {reason}")

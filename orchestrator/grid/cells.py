@@ -1,22 +1,21 @@
-"""The cross product of a grid: which cells there are, with which settings, and what is left out."""
+"""Cells of a grid: the cross product without excluded cells, and the settings of each training."""
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from xsweep.orchestrator.grid.load import located
-from xsweep.orchestrator.grid.resolve import Objectives, References, Step
-from xsweep.orchestrator.grid.schema import (
-    Backbone,
-    Grid,
-    Match,
-    Objective,
-    Stage,
-    TrainingSettings,
+from xsweep.orchestrator.grid.resolve import (
+    References,
+    Step,
+    check_objectives,
+    listed_teachers,
+    mismatch,
+    steps_of,
 )
-from xsweep.orchestrator.grid.yaml import Where, YamlFile, nearest
+from xsweep.orchestrator.grid.schema import Backbone, Match, Objective, Stage, TrainingSettings
+from xsweep.orchestrator.grid.yaml import Where
 
 
 class Cell(NamedTuple):
@@ -29,12 +28,12 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As jobs are named: `MiniLM-L6 infonce bm25_lists s1`."""
+        """The cell's name in those of its jobs: `MiniLM-L6 infonce bm25_lists s1`."""
         return f"{self.backbone.name} {self.objective} {self.teacher} s{self.seed}"
 
     @property
     def labels(self) -> dict[str, Any]:
-        """What reports group the cell's results by."""
+        """Labels by which reports group the cell's results, and rules match it."""
         return {
             "backbone": self.backbone.name,
             "group": self.backbone.group,
@@ -44,15 +43,15 @@ class Cell(NamedTuple):
         }
 
 
-class LeftOut(NamedTuple):
-    """A cell that is not trained, and why."""
+class SkippedCell(NamedTuple):
+    """A cell that is not trained, with the reason."""
 
     cell: Cell
     reason: str
 
 
 def check_names(refs: References) -> None:
-    """Check every name in the grid against what it must name, and that labels are unique."""
+    """Check that every name in the grid is known and every label unique."""
     grid, file = refs.grid, refs.source
     labels: dict[str, int] = {}
     for place, backbone in enumerate(grid.backbones):
@@ -62,10 +61,10 @@ def check_names(refs: References) -> None:
             raise file.error(
                 ("backbones", place),
                 f"two backbones are called {backbone.name!r} (first in line {line}): "
-                "give one a label of its own",
+                "set a different `label`",
             )
         refs.model(("backbones", place), backbone)
-    Objectives(refs).check()
+    check_objectives(refs)
     for place, seed in enumerate(grid.seeds):
         if seed in grid.seeds[:place]:
             raise file.error(("seeds", place), f"the seed {seed} is given twice")
@@ -73,15 +72,17 @@ def check_names(refs: References) -> None:
         refs.teacher(name)
         refs.training_collection(name)
         refs.training_candidates(name)
-    for block in ("exclude", "include"):
-        for place, match in enumerate(getattr(grid, block)):
-            _check_match(refs, (block, place), match)
-    for place, override in enumerate(grid.overrides):
-        _check_match(refs, ("overrides", place, "match"), override.match)
+    rules: list[tuple[Where, Match | None]] = [
+        *((("exclude", place), match) for place, match in enumerate(grid.exclude)),
+        *((("include", place), match) for place, match in enumerate(grid.include)),
+        *((("overrides", place, "match"), rule.match) for place, rule in enumerate(grid.overrides)),
+    ]
     for place, search in enumerate(grid.search):
-        _check_match(refs, ("search", place, "match"), search.match)
-        if search.apply:
-            _check_match(refs, ("search", place, "apply"), search.apply)
+        rules.append((("search", place, "match"), search.match))
+        rules.append((("search", place, "apply"), search.apply))
+    for where, match in rules:
+        if match:
+            _check_match(refs, where, match)
 
 
 def _check_match(refs: References, where: Where, match: Match) -> None:
@@ -97,87 +98,69 @@ def _check_match(refs: References, where: Where, match: Match) -> None:
         raise refs.source.error(where, "this rule matches every cell: name some of them")
 
 
-def select_cells(
-    grid: Grid, file: YamlFile, objectives: Objectives
-) -> tuple[list[Cell], list[LeftOut]]:
-    """The cells to train, in the grid's order, and those left out with their reasons.
+def select_cells(refs: References) -> tuple[list[Cell], list[SkippedCell]]:
+    """The cells to train, in the grid's order, and the skipped ones.
 
     A cell is a backbone, an objective, one of that objective's teachers and a seed; `exclude`
-    removes cells, `include` brings cells back (or in, with a teacher that the objective does not
-    list). Raises ConfigError where nothing is left.
+    removes cells, `include` restores cells or adds them, with a teacher that the objective does
+    not list. Raises ConfigError where no cell remains.
     """
-    chosen, left_out = [], []
-    for cell in _product(grid):
-        named = objectives.teachers(cell.objective)
-        listed = named is None or cell.teacher in named
-        brought = [rule for rule in grid.include if matches(rule, cell)]
-        if not listed and not any(rule.teacher for rule in brought):
+    grid, file = refs.grid, refs.source
+    selected, skipped = [], []
+    signals = {name: steps_of(refs, name, "")[-1].spec.signals for name in grid.objectives}
+    for values in product(grid.backbones, grid.objectives, grid.teachers, grid.seeds):
+        cell = Cell(*values)
+        listed = listed_teachers(refs, cell.objective)
+        included = [rule for rule in grid.include if matches(rule, cell)]
+        is_listed = listed is None or cell.teacher in listed
+        if not is_listed and not any(rule.teacher for rule in included):
             continue
-        signal, usable = grid.teachers[cell.teacher].signal, objectives.signals(cell.objective)
-        if signal not in usable:
-            needed = " or ".join(sorted(usable))
-            reason = f"{cell.objective} learns from {needed}; {cell.teacher} gives {signal}"
-            left_out.append(LeftOut(cell, reason))
-            continue
-        rules = [i for i, rule in enumerate(grid.exclude) if matches(rule, cell)]
-        if rules and not brought:
-            line, _ = file.position(("exclude", rules[0]))
-            left_out.append(LeftOut(cell, f"excluded in line {line}"))
+        excluded = [place for place, rule in enumerate(grid.exclude) if matches(rule, cell)]
+        if reason := mismatch(refs, cell.objective, signals[cell.objective], cell.teacher):
+            skipped.append(SkippedCell(cell, reason))
+        elif excluded and not included:
+            line, _ = file.position(("exclude", excluded[0]))
+            skipped.append(SkippedCell(cell, f"excluded in line {line}"))
         else:
-            chosen.append(cell)
-    if not chosen:
-        reasons = "; ".join(dict.fromkeys(reason for _, reason in left_out))
-        raise file.error(
-            ("objectives",), f"the grid is empty, every cell is left out: {reasons}", at_key=True
-        )
-    return chosen, left_out
-
-
-def _product(grid: Grid) -> Iterator[Cell]:
-    return map(Cell._make, product(grid.backbones, grid.objectives, grid.teachers, grid.seeds))
+            selected.append(cell)
+    if not selected:
+        reasons = "; ".join(dict.fromkeys(reason for _, reason in skipped))
+        message = f"the grid is empty, every cell is skipped: {reasons}"
+        raise file.error(("objectives",), message, at_key=True)
+    return selected, skipped
 
 
 def matches(match: Match, cell: Cell) -> bool:
-    """Whether a rule names the cell."""
-    values: dict[str, Any] = {
-        "backbone": cell.backbone.name,
-        "group": cell.backbone.group,
-        "objective": cell.objective,
-        "teacher": cell.teacher,
-        "seed": cell.seed,
-    }
-    return all(values[key] in getattr(match, key) for key in match.model_fields_set)
+    """True if the rule names the cell."""
+    labels = cell.labels
+    return all(labels[key] in getattr(match, key) for key in match.model_fields_set)
 
 
 class Layers:
-    """Works out a cell's training settings from the layers of the grid file.
+    """Merges the training settings of a cell from the layers of the grid file.
 
-    `training` comes first; then overrides, those that match by more keys later and else in the
-    file's order; an objective's own settings count as an override by one key, after the others.
+    `training` is the first layer; overrides follow, those that match by more keys later and else
+    in the file's order. An objective's own settings count as an override by one key, after others.
     """
 
-    def __init__(self, grid: Grid, file: YamlFile) -> None:
-        self.grid, self.source = grid, file
+    def __init__(self, refs: References) -> None:
+        grid, self.source = refs.grid, refs.source
         general = {key: value for key, value in grid.training.items() if key != "collection"}
-        self.layers: list[tuple[Where, Match, dict[str, Any]]] = [(("training",), Match(), general)]
         rules: list[tuple[Where, Match, dict[str, Any]]] = [
-            (("overrides", i, "training"), rule.match, rule.training)
-            for i, rule in enumerate(grid.overrides)
+            (("overrides", place, "training"), rule.match, rule.training)
+            for place, rule in enumerate(grid.overrides)
         ]
-        rules += [
-            (("objectives", name), Match(objective=(name,)), objective.training)
-            for name, objective in grid.objectives.items()
-            if not objective.stages
-        ]
-        self.layers += sorted(rules, key=lambda rule: len(rule[1].model_fields_set))
-        stages = [
-            (("objectives", name, "stages", place), Match(), stage.training)
-            for name, objective in grid.objectives.items()
-            for place, stage in enumerate(objective.stages)
-        ]
-        for where, _, values in [*self.layers, *stages]:
+        for name, objective in grid.objectives.items():
+            where: Where = ("objectives", name)
+            if not objective.stages:
+                rules.append((where, Match(objective=(name,)), objective.training))
+            for place, stage in enumerate(objective.stages):
+                self._check_keys((*where, "stages", place), stage.training)
+        rules.sort(key=lambda rule: len(rule[1].model_fields_set))
+        self.layers = [(("training",), Match(), general), *rules]
+        for where, _, values in self.layers:
             self._check_keys(where, values)
-        self._known: dict[str, TrainingSettings] = {}
+        self._merged: dict[str, TrainingSettings] = {}
 
     def _check_keys(self, where: Where, values: dict[str, Any]) -> None:
         known = set(TrainingSettings.model_fields)
@@ -186,16 +169,15 @@ class Layers:
             known |= set((Stage if "stages" in where else Objective).model_fields)
         for key in values:
             if key not in known:
-                message = f"unknown key {key!r}: {nearest(key, known)}"
-                raise self.source.error((*where, key), message, at_key=True)
+                raise self.source.unknown((*where, key), "key", key, known, at_key=True)
 
-    def of(
+    def settings(
         self, cell: Cell, step: Step, *further: tuple[Where, dict[str, Any]]
     ) -> TrainingSettings:
-        """The settings of one training of a cell; ConfigError at the layer whose value is wrong.
+        """The settings of one training of a cell; ConfigError at the layer with a wrong value.
 
-        A stage has those of a cell with its objective and teacher, then its own; rules may name
-        it by the objective whose stage it is, too. `further` settings win over all of these.
+        A stage has the settings of a cell with its objective and teacher, then its own; rules may
+        also name it by the objective that it is a stage of. `further` settings override all.
         """
         merged: dict[str, Any] = {}
         origin: dict[str, Where] = {}
@@ -208,11 +190,11 @@ class Layers:
                 merged |= values
                 origin |= dict.fromkeys(values, where)
         key = repr(merged)
-        if key not in self._known:
+        if key not in self._merged:
             try:
-                self._known[key] = TrainingSettings.model_validate(merged)
+                self._merged[key] = TrainingSettings.model_validate(merged)
             except ValidationError as problem:
                 loc = problem.errors()[0]["loc"]
                 where = origin.get(str(loc[0]), ("training",)) if loc else ("training",)
                 raise located(problem, self.source, where) from problem
-        return self._known[key]
+        return self._merged[key]

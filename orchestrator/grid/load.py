@@ -1,4 +1,4 @@
-"""Reading a grid file, so that every error names file, line and column and suggests a way out."""
+"""Read and validate grid files; every error names file, line, column and a remedy."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ _SWITCHES = {
     for name, field in block.model_fields.items()
     if field.annotation is bool
 }
-"""The keys whose values are true or false."""
+"""Keys with boolean values."""
 
 
 def find_grid(path: Path) -> Path:
@@ -38,16 +38,16 @@ def find_grid(path: Path) -> Path:
 
 
 def read_grid(path: Path, data_home: Path | None = None) -> tuple[Grid, YamlFile]:
-    """Read and check the form of a grid file; `${data_home}` stands for the given folder.
+    """Read a grid file and check its form; `${data_home}` stands for the given folder.
 
-    A file that `extends` another one takes the top-level keys that it does not give from there.
-    Raises ConfigError with `file:line:column` for the first thing that is wrong.
+    A file that `extends` another one inherits the top-level keys that it lacks. Raises ConfigError
+    with `file:line:column` for the first error.
     """
     file = _read_with_base(path, {"data_home": str(data_home) if data_home else None}, ())
     for where in _booleans(file.data, ()):
         if where[-1] not in _SWITCHES:
-            # pydantic would take true for the number 1
-            raise file.error(where, f"{'.'.join(map(str, where))} takes no true or false")
+            # pydantic would read true as the number 1
+            raise file.error(where, f"{'.'.join(map(str, where))} does not accept a boolean")
     try:
         return Grid.model_validate(file.data), file
     except ValidationError as problem:
@@ -67,7 +67,7 @@ def _read_with_base(
         )
     base = path.parent / name
     if base in (path, *above):
-        raise file.error(("extends",), f"{name} extends this file, too: that is a circle")
+        raise file.error(("extends",), f"circular `extends`: {name} extends this file")
     if not base.is_file():
         others = [each.name for each in path.parent.glob("*.y*ml") if each != path]
         raise file.error(("extends",), f"there is no {base}: {nearest(name, others)}")
@@ -75,14 +75,14 @@ def _read_with_base(
 
 
 def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> ConfigError:
-    """The first of pydantic's errors as a ConfigError at its place in the file.
+    """The first of pydantic's errors as a ConfigError at its position in the file.
 
-    `where` leads to the block that was validated.
+    `where` is the path of the block that was validated.
     """
     first = min(
         problem.errors(),
         # A misspelt key is also missing under its right name, and a list of wrong entries is also
-        # too short: what says more comes first.
+        # too short: the more specific error comes first.
         key=lambda error: (
             error["type"] in ("missing", "too_short"),
             file.position((*where, *error["loc"])),
@@ -93,8 +93,7 @@ def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> Conf
     match first["type"]:
         case "extra_forbidden":
             known = _known_keys((*where, *loc[:-1]))
-            message = f"unknown key {str(loc[-1])!r}: {nearest(str(loc[-1]), known)}"
-            return file.error((*where, *loc), message, at_key=True)
+            return file.unknown((*where, *loc), "key", str(loc[-1]), known, at_key=True)
         case "missing":
             return file.error((*where, *loc), f"the key {name!r} is missing")
         case "too_short":
@@ -120,7 +119,7 @@ def _booleans(value: Any, where: Where) -> Iterator[Where]:
 
 
 def _known_keys(where: Where) -> list[str]:
-    """The keys that the block at this place may have."""
+    """Keys of the block at this path."""
     blocks: list[type[BaseModel]] = [Grid]
     for step in where:
         for block in blocks:

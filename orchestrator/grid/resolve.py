@@ -1,7 +1,4 @@
-"""What the names and paths in a grid file stand for, as specs; nothing is read but the grid.
-
-What the entries of `objectives:` stand for: losses, sums of losses, and stages of these.
-"""
+"""Resolve the names and paths of a grid file to specs; no data is read."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -33,24 +30,19 @@ from xsweep.trainer.specs import ObjectiveSpec, TeacherSpec, TermSpec
 from xsweep.trainer.teachers.formats import FILE_KEYS, FORMATS
 
 Model = TypeVar("Model", bound=BaseModel)
-
+Role = Literal["evaluation", "validation"]
 
 APIDOCS = tuple(f"apidocs/{split}" for split in ("train", "validation", "test"))
 
-
 ABSENT = "0" * 64
-"""Stands for the checksum of a file that is not there yet."""
-
-
-Role = Literal["evaluation", "validation"]
-
+"""Checksum in the spec of a file that does not exist yet."""
 
 TRAINING_DEPTH = 100
-"""Candidates of each training query where a teacher over BM25 names no depth."""
+"""Candidates of each training query by default."""
 
 
 class References:
-    """Gives a grid's names their meaning; every method raises ConfigError at the name's place."""
+    """Resolves the names of a grid; every method raises ConfigError at the name's position."""
 
     def __init__(
         self,
@@ -59,15 +51,15 @@ class References:
         data_home: Path | None,
         own_folders: Sequence[Path] = (),
     ) -> None:
-        """`own_folders` are further places that the grid's paths may lead to."""
+        """`own_folders` are additional folders that paths of the grid may lead to."""
         self.grid, self.source = grid, file
         self.folder = _absolute(file.path).parent
         self.allowed = [self.folder, Path.cwd(), *own_folders, *([data_home] if data_home else [])]
         self.absent: dict[str, str] = {}
-        """Files that must be there before jobs can be stored, and what they are."""
+        """Files that must exist before jobs can be stored, with descriptions."""
 
     def build(self, where: Where, kind: type[Model], **values: Any) -> Model:
-        """A spec of this kind, its errors placed at the block that it comes from."""
+        """A spec of this kind; errors are positioned in the block at `where`."""
         try:
             return kind(**values)
         except ValidationError as problem:
@@ -94,7 +86,7 @@ class References:
         return path
 
     def file(self, where: Where, declared: FileSpec) -> FileSpec:
-        """The file with its absolute path; one with a declared checksum may still be absent."""
+        """The file with its absolute path; it may be missing if its checksum is declared."""
         known = bool(declared.md5 or declared.sha256)
         path = self.path((*where, "path"), declared.path, must_exist=not known)
         if path.is_dir():
@@ -102,7 +94,7 @@ class References:
         return declared.model_copy(update={"path": str(path)})
 
     def model(self, where: Where, model: ModelSpec) -> ModelSpec:
-        """The model with the absolute path of its folder, where it has one."""
+        """The model with the absolute path of its folder, if it has one."""
         if model.folder is None:
             return model
         known = model.sha256 is not None
@@ -110,7 +102,7 @@ class References:
         return model.model_copy(update={"folder": str(path)})
 
     def collection(self, where: Where, name: str) -> CollectionSpec:
-        """The collection that `apidocs/test`, `irds:<id>` or a name of the grid's stands for."""
+        """The collection named `apidocs/test`, `irds:<id>` or as in the grid's `collections`."""
         if name in self.grid.collections:
             return self._own_collection(name, self.grid.collections[name])
         if name in APIDOCS:
@@ -122,14 +114,14 @@ class References:
         known = [*self.grid.collections, *APIDOCS]
         raise self.source.error(
             where,
-            f"unknown collection {name!r}: {nearest(name, known)} (data sets of ir_datasets are "
-            "written irds:<id>)",
+            f"unknown collection {name!r}: {nearest(name, known)} (write data sets of ir_datasets "
+            "as irds:<id>)",
         )
 
     def suite(self, where: Where, name: str) -> list[CollectionSpec]:
         """The collections of a named suite."""
         if name not in SUITES:
-            raise self.source.error(where, f"unknown suite {name!r}: {nearest(name, SUITES)}")
+            raise self.source.unknown(where, "suite", name, SUITES)
         return list(suite(name, self._home()))
 
     def _own_collection(self, name: str, entry: Collection) -> CollectionSpec:
@@ -153,7 +145,7 @@ class References:
         import ir_datasets
 
         try:
-            ir_datasets.registry[dataset]  # also makes those that are known by a pattern
+            ir_datasets.registry[dataset]  # also creates data sets known by a pattern
         except KeyError as problem:
             hint = nearest(dataset, list(ir_datasets.registry))
             raise self.source.error(
@@ -166,7 +158,7 @@ class References:
         return str(self.path(("ir_datasets_home",), home)) if home else None
 
     def first_stage_label(self, collection: str) -> str:
-        """What reports call a collection's first stage."""
+        """The name of a collection's first stage in reports."""
         _, stage = self._first_stage_of(collection, "evaluation")
         return stage.label or ("BM25" if stage.bm25 else "first stage")
 
@@ -180,16 +172,15 @@ class References:
         return ("evaluation", "first_stage"), self.grid.evaluation.first_stage
 
     def first_stage(self, collection: str, role: Role) -> FirstStageSpec:
-        """What is re-ranked on a collection: its own first stage, else the role's."""
+        """The first stage of a collection: its own, else that of the role."""
         where, stage = self._first_stage_of(collection, role)
         if stage.bm25:
             return stage.bm25
         if stage.scoreddocs:
             return ScoredDocsSpec()
-        for kind, learned in (("dense", stage.dense), ("splade", stage.splade)):
-            if learned:
-                model = self.model((*where, kind, "model"), learned.model)
-                return learned.model_copy(update={"model": model})
+        if learned := stage.dense or stage.splade:
+            model = self.model((*where, learned.type, "model"), learned.model)
+            return learned.model_copy(update={"model": model})
         if stage.run:
             return RunSpec(file=self.file((*where, "run"), stage.run), order=stage.order)
         assert stage.runs
@@ -203,14 +194,13 @@ class References:
         return RunSpec(file=FileSpec(path=path, sha256=ABSENT), order=stage.order)
 
     def training_collection(self, teacher: str) -> CollectionSpec:
-        """Where a teacher's queries and documents are."""
+        """The collection of a teacher's queries and documents."""
         entry = self.grid.teachers[teacher]
         if entry.jsonl:
             file = self._teacher_file(teacher, entry, "jsonl")
             return JsonlSpec(name=Path(entry.jsonl).name, file=file)
-        own = entry.collection
-        if own:
-            return self.collection(("teachers", teacher, "collection"), own)
+        if entry.collection:
+            return self.collection(("teachers", teacher, "collection"), entry.collection)
         name = self.grid.training.get("collection")
         if not isinstance(name, str):
             raise self.source.error(
@@ -220,30 +210,25 @@ class References:
         return self.collection(("training", "collection"), name)
 
     def training_candidates(self, teacher: str) -> tuple[FirstStageSpec, int] | None:
-        """First stage and depth of the candidates job that a teacher needs, None without one."""
+        """First stage and depth of the candidates that a teacher needs; None if it needs none."""
         entry = self.grid.teachers[teacher]
-        if entry.run == "bm25":
-            return Bm25Spec(), entry.depth or TRAINING_DEPTH
-        if not entry.model:
+        if entry.run != "bm25" and not entry.model:
             return None
-        where: Where = ("teachers", teacher, "over")
         if entry.over == "bm25":
             return Bm25Spec(), entry.depth or TRAINING_DEPTH
         over = self.grid.teachers.get(entry.over)
         if over is None or not over.run:
             runs = [name for name, other in self.grid.teachers.items() if other.run]
-            raise self.source.error(
-                where,
-                f"over: {entry.over!r} is neither bm25 nor a teacher with a run: "
-                f"{nearest(entry.over, ['bm25', *runs])}",
-            )
+            hint = nearest(entry.over, ["bm25", *runs])
+            message = f"over: {entry.over!r} is neither bm25 nor a teacher with a run: {hint}"
+            raise self.source.error(("teachers", teacher, "over"), message)
         depth = entry.depth or over.depth or TRAINING_DEPTH
         if over.run == "bm25":
             return Bm25Spec(), depth
         return RunSpec(file=self._teacher_file(entry.over, over, "run"), order=over.order), depth
 
     def teacher(self, name: str) -> TeacherSpec:
-        """The teacher as a training sees it."""
+        """The teacher's spec in a training."""
         entry = self.grid.teachers[name]
         has_candidates = entry.run == "bm25" or bool(entry.model)
         sampling = {"negatives", "list_size", "add_positives", "relevant_grade", "signal"}
@@ -274,147 +259,145 @@ class References:
         return self.file(("teachers", name, key), declared)
 
     def names(self, where: Where, given: tuple[str, ...], known: Mapping[str, object]) -> None:
-        """Check that all names are known and none is given twice."""
+        """Check that all names are known and none is repeated."""
         for place, name in enumerate(given):
             if name not in known:
                 kind = str(where[-1]).rstrip("s")
-                raise self.source.error(
-                    (*where, place), f"unknown {kind} {name!r}: {nearest(name, known.keys())}"
-                )
+                raise self.source.unknown((*where, place), kind, name, known.keys())
             if name in given[:place]:
                 raise self.source.error((*where, place), f"{name!r} is named twice")
 
 
 def _absolute(path: Path) -> Path:
-    # Not resolve(): a data folder may well be made of links to other disks.
+    # Not resolve(): a data folder may consist of links to other disks.
     return Path(os.path.abspath(path))  # noqa: PTH100
 
 
 class Step(NamedTuple):
-    """One training on the way to a cell's model; all but the last are its stages before."""
+    """One training of a cell; all but the last are its preceding stages."""
 
     objective: str
     """An entry of the grid, or a loss."""
     teacher: str
     spec: ObjectiveSpec
     settings: dict[str, Any]
-    """Training settings of the stage itself."""
+    """Training settings of the stage."""
     where: Where
 
 
-class Objectives:
-    """Gives the grid's objectives their meaning; errors stand at their place in the file."""
-
-    def __init__(self, refs: References) -> None:
-        self.refs, self.grid = refs, refs.grid
-
-    def check(self) -> None:
-        """Check every entry: its loss, its parameters, its teachers, its stages."""
-        list(OBJECTIVES)  # raises where an installed package takes the name of another loss
-        for name, entry in self.grid.objectives.items():
-            where: Where = ("objectives", name)
-            if not entry.stages:
-                self.loss(name)
-                self.refs.names((*where, "teachers"), entry.teachers or (), self.grid.teachers)
-                continue
-            self._check_stages(where, entry)
-
-    def _check_stages(self, where: Where, entry: Objective) -> None:
-        others = sorted(entry.model_fields_set - {"stages"}) + sorted(entry.training)
-        if others:
-            message = f"{others[0]!r} belongs into a stage: an objective with stages has only them"
-            raise self.refs.source.error((*where, others[0]), message, at_key=True)
-        for place, stage in enumerate(entry.stages):
-            here = (*where, "stages", place)
-            spec = self._stage_loss(here, stage)
-            self.refs.names((*here, "teachers"), stage.teachers, self.grid.teachers)
-            is_last = place == len(entry.stages) - 1
-            if len(stage.teachers) > 1 and not is_last:
-                message = "a stage before the last has one teacher: list several in the last one"
-                raise self.refs.source.error((*here, "teachers"), message)
-            for teacher in () if is_last else stage.teachers:
-                signal = self.grid.teachers[teacher].signal
-                if signal not in spec.signals:
-                    needed = " or ".join(sorted(spec.signals))
-                    message = f"{stage.objective} learns from {needed}; {teacher} gives {signal}"
-                    raise self.refs.source.error((*here, "teachers"), message)
-
-    def teachers(self, name: str) -> tuple[str, ...] | None:
-        """The teachers that an entry lists for its cells; None: all."""
-        entry = self.grid.objectives[name]
-        return entry.stages[-1].teachers if entry.stages else entry.teachers
-
-    def signals(self, name: str) -> frozenset[Signal]:
-        """What may teach an entry, in its last stage where it has several."""
-        entry = self.grid.objectives[name]
-        if not entry.stages:
-            return self.loss(name).signals
-        place = len(entry.stages) - 1
-        return self._stage_loss(("objectives", name, "stages", place), entry.stages[-1]).signals
-
-    def steps(self, name: str, teacher: str) -> list[Step]:
-        """The trainings of a cell, one after the other; most entries have one."""
-        entry = self.grid.objectives[name]
-        if not entry.stages:
-            return [Step(name, teacher, self.loss(name), {}, ("objectives", name))]
-        steps = []
-        for place, stage in enumerate(entry.stages):
-            where: Where = ("objectives", name, "stages", place)
-            taught = teacher if place == len(entry.stages) - 1 else stage.teachers[0]
-            spec = self._stage_loss(where, stage)
-            steps.append(Step(stage.objective, taught, spec, stage.training, where))
-        return steps
-
-    def loss(self, name: str) -> ObjectiveSpec:
-        """The loss or sum of losses of an entry without stages."""
-        entry = self.grid.objectives[name]
+def check_objectives(refs: References) -> None:
+    """Check every entry of `objectives:`: losses, parameters, teachers and stages."""
+    list(OBJECTIVES)  # raises if two installed packages register one name
+    for name, entry in refs.grid.objectives.items():
         where: Where = ("objectives", name)
-        loss = entry.loss or name
-        if loss not in OBJECTIVES:
-            if entry.loss:
-                message = f"unknown loss {loss!r}: {nearest(loss, OBJECTIVES)}"
-                raise self.refs.source.error((*where, "loss"), message)
-            message = f"unknown objective {name!r}: {nearest(name, OBJECTIVES)}"
-            raise self.refs.source.error(where, message, at_key=True)
-        terms = []
-        # By name, so that the order of a sum changes no identity.
-        for other, term in sorted(entry.plus.items()):
-            if other not in OBJECTIVES:
-                message = f"unknown loss {other!r}: {nearest(other, OBJECTIVES)}"
-                raise self.refs.source.error((*where, "plus", other), message, at_key=True)
-            changed = _changed(other, term.parameters)
-            build = self.refs.build
-            values = {"name": other, "weight": term.weight, "parameters": changed}
-            terms.append(build((*where, "plus", other, "parameters"), TermSpec, **values))
-        changed = _changed(loss, entry.parameters)
-        here: Where = (*where, "parameters")
-        spec = self.refs.build(
-            here, ObjectiveSpec, name=loss, parameters=changed, plus=tuple(terms)
-        )
-        if not spec.signals:
-            names = " and ".join((loss, *sorted(entry.plus)))
-            message = f"no teacher's signal feeds {names} together"
-            raise self.refs.source.error((*where, "plus"), message, at_key=True)
-        return spec
+        if entry.stages:
+            _check_stages(refs, where, entry)
+        else:
+            _loss(refs, name)
+            refs.names((*where, "teachers"), entry.teachers or (), refs.grid.teachers)
 
-    def _stage_loss(self, where: Where, stage: Stage) -> ObjectiveSpec:
-        named = self.grid.objectives.get(stage.objective)
-        if named and named.stages:
-            message = f"{stage.objective!r} has stages itself: list them here"
-            raise self.refs.source.error((*where, "objective"), message)
-        if named and not stage.parameters:
-            return self.loss(stage.objective)
-        loss = (named.loss or stage.objective) if named else stage.objective
-        if loss not in OBJECTIVES:
-            known = {**self.grid.objectives, **OBJECTIVES}
-            message = f"unknown objective {loss!r}: {nearest(loss, known)}"
-            raise self.refs.source.error((*where, "objective"), message)
-        changed = _changed(loss, stage.parameters)
-        here: Where = (*where, "parameters")
-        return self.refs.build(here, ObjectiveSpec, name=loss, parameters=changed)
+
+def _check_stages(refs: References, where: Where, entry: Objective) -> None:
+    others = sorted(entry.model_fields_set - {"stages"}) + sorted(entry.training)
+    if others:
+        message = f"{others[0]!r} belongs in a stage: an objective with stages has no other keys"
+        raise refs.source.error((*where, others[0]), message, at_key=True)
+    for place, stage in enumerate(entry.stages):
+        here = (*where, "stages", place)
+        spec = _stage_loss(refs, here, stage)
+        refs.names((*here, "teachers"), stage.teachers, refs.grid.teachers)
+        if place == len(entry.stages) - 1:
+            continue
+        if len(stage.teachers) > 1:
+            message = "a stage before the last has one teacher: list several in the last one"
+            raise refs.source.error((*here, "teachers"), message)
+        if reason := mismatch(refs, stage.objective, spec.signals, stage.teachers[0]):
+            raise refs.source.error((*here, "teachers"), reason)
+
+
+def mismatch(
+    refs: References, objective: str, signals: frozenset[Signal], teacher: str
+) -> str | None:
+    """The reason why a teacher cannot teach an objective; None if it can."""
+    signal = refs.grid.teachers[teacher].signal
+    if signal in signals:
+        return None
+    return f"{objective} learns from {' or '.join(sorted(signals))}; {teacher} gives {signal}"
+
+
+def listed_teachers(refs: References, name: str) -> tuple[str, ...] | None:
+    """The teachers that an objective lists for its cells; None: all."""
+    entry = refs.grid.objectives[name]
+    return entry.stages[-1].teachers if entry.stages else entry.teachers
+
+
+def steps_of(refs: References, name: str, teacher: str) -> list[Step]:
+    """The trainings of a cell in sequence; an objective without stages has one."""
+    entry = refs.grid.objectives[name]
+    if not entry.stages:
+        return [Step(name, teacher, _loss(refs, name), {}, ("objectives", name))]
+    steps = []
+    for place, stage in enumerate(entry.stages):
+        where: Where = ("objectives", name, "stages", place)
+        taught = teacher if place == len(entry.stages) - 1 else stage.teachers[0]
+        spec = _stage_loss(refs, where, stage)
+        steps.append(Step(stage.objective, taught, spec, stage.training, where))
+    return steps
+
+
+def _loss(refs: References, name: str) -> ObjectiveSpec:
+    """The loss or sum of losses of an entry without stages."""
+    entry = refs.grid.objectives[name]
+    where: Where = ("objectives", name)
+    loss = entry.loss or name
+    if loss not in OBJECTIVES:
+        if entry.loss:
+            raise refs.source.unknown((*where, "loss"), "loss", loss, OBJECTIVES)
+        raise refs.source.unknown(where, "objective", name, OBJECTIVES, at_key=True)
+    terms = []
+    # Sorted by name, so that the order of a sum changes no identity.
+    for other, term in sorted(entry.plus.items()):
+        if other not in OBJECTIVES:
+            raise refs.source.unknown(
+                (*where, "plus", other), "loss", other, OBJECTIVES, at_key=True
+            )
+        values = {"weight": term.weight, "parameters": _changed(other, term.parameters)}
+        here = (*where, "plus", other, "parameters")
+        terms.append(refs.build(here, TermSpec, name=other, **values))
+    spec = _objective_spec(refs, where, loss, entry.parameters, tuple(terms))
+    if not spec.signals:
+        message = f"no teacher's signal feeds {' and '.join((loss, *sorted(entry.plus)))} together"
+        raise refs.source.error((*where, "plus"), message, at_key=True)
+    return spec
+
+
+def _stage_loss(refs: References, where: Where, stage: Stage) -> ObjectiveSpec:
+    named = refs.grid.objectives.get(stage.objective)
+    if named and named.stages:
+        message = f"{stage.objective!r} has stages itself: list them here"
+        raise refs.source.error((*where, "objective"), message)
+    if named and not stage.parameters:
+        return _loss(refs, stage.objective)
+    loss = (named.loss or stage.objective) if named else stage.objective
+    if loss not in OBJECTIVES:
+        known = {**refs.grid.objectives, **OBJECTIVES}
+        raise refs.source.unknown((*where, "objective"), "objective", loss, known)
+    return _objective_spec(refs, where, loss, stage.parameters)
+
+
+def _objective_spec(
+    refs: References,
+    where: Where,
+    loss: str,
+    parameters: dict[str, float],
+    plus: tuple[TermSpec, ...] = (),
+) -> ObjectiveSpec:
+    changed = _changed(loss, parameters)
+    here = (*where, "parameters")
+    return refs.build(here, ObjectiveSpec, name=loss, parameters=changed, plus=plus)
 
 
 def _changed(loss: str, given: dict[str, float]) -> dict[str, float]:
-    """The parameters that are not the loss's own defaults: they alone count for identities."""
-    usual = OBJECTIVES[loss].parameters
-    return {key: value for key, value in given.items() if value != usual.get(key)}
+    """The parameters that differ from the loss's defaults: only these count in identities."""
+    defaults = OBJECTIVES[loss].parameters
+    return {key: value for key, value in given.items() if value != defaults.get(key)}

@@ -1,13 +1,9 @@
-"""The grid file as it is written: the models that say which keys there are.
-
-The named entries of a grid file: collections, backbones, teachers and objectives.
-
-The space of a search: where the values of a setting come from, and samples drawn by Ray Tune.
-"""
+"""The models of a grid file: every key, its type, its default and its meaning."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -27,6 +23,7 @@ from xsweep.evaluator.specs import (
     Precision,
     Spec,
     SpladeSpec,
+    parse_measure,
 )
 from xsweep.orchestrator.settings import Kind
 from xsweep.trainer.objectives import Signal
@@ -34,28 +31,45 @@ from xsweep.trainer.specs import AshaSpec, OptimisationSpec
 from xsweep.trainer.teachers.formats import FILE_KEYS
 
 
-def listed(value: Any) -> Any:
-    """A single value as a list of one."""
+def _as_list(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _file(value: Any) -> Any:
+def _as_file(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
-def _first_stage(value: Any) -> Any:
+def _as_first_stage(value: Any) -> Any:
     return {value: {} if value == "bm25" else True} if isinstance(value, str) else value
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(listed)]
+def _as_term(value: Any) -> Any:
+    return value if isinstance(value, dict) else {"weight": value}
 
 
-File = Annotated[FileSpec, BeforeValidator(_file)]
+def _as_objective(value: Any) -> Any:
+    return {} if value is None else value
+
+
+def _canonical_measure(name: str) -> str:
+    return str(parse_measure(name))
+
+
+Listed = BeforeValidator(_as_list)
+"""One value may be written without a list."""
+
+Names = Annotated[tuple[str, ...], Listed]
+
+Measure = Annotated[str, AfterValidator(_canonical_measure)]
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+File = Annotated[FileSpec, BeforeValidator(_as_file)]
 """A path, or `{path: …, md5: …}`; relative paths start at the grid file's folder."""
 
 
 def one_of(block: BaseModel, *names: str) -> None:
-    """Raises ValueError unless exactly one of these keys is given."""
+    """Raise ValueError unless exactly one of these keys is given."""
     given = [name for name in names if getattr(block, name)]
     if len(given) != 1:
         raise ValueError(
@@ -64,7 +78,7 @@ def one_of(block: BaseModel, *names: str) -> None:
 
 
 class FirstStage(Spec):
-    """What is re-ranked: `bm25`, `{bm25: {k1: 0.9}}`, `{run: …}`, `{runs: …}` or `scoreddocs`."""
+    """Candidates to re-rank: `bm25`, `{bm25: {k1: 0.9}}`, `{run: …}`, `{runs: …}`, `scoreddocs`…"""
 
     bm25: Bm25Spec | None = None
     run: File | None = None
@@ -72,11 +86,11 @@ class FirstStage(Spec):
     runs: str | None = None
     """A folder with a run per collection: `<collection, "/" as "-">.run.gz` (or `.run`).
 
-    A run that is not there yet can be planned with, not submitted."""
+    Missing runs can be planned with, but not submitted."""
     order: Literal["score", "rank"] = "score"
-    """Which column of a run orders it: trec_eval's rule or the rank."""
+    """The column that orders a run: the score, by trec_eval's rule, or the rank."""
     label: str | None = None
-    """What reports call it: `BM25`, or `first stage` where a run has no label."""
+    """Its name in reports; by default `BM25`, or `first stage` for a run."""
     scoreddocs: bool = False
     """The candidates that ir_datasets ships."""
     dense: DenseSpec | None = None
@@ -90,21 +104,21 @@ class FirstStage(Spec):
         return self
 
 
-FirstStageEntry = Annotated[FirstStage, BeforeValidator(_first_stage)]
+FirstStageEntry = Annotated[FirstStage, BeforeValidator(_as_first_stage)]
 
 
 class Collection(Spec):
-    """Documents, queries and qrels of the user's, or a data set of ir_datasets, under a name."""
+    """A named collection: own documents, queries and qrels, or a data set of ir_datasets."""
 
     documents: File | None = None
     queries: File | None = None
     qrels: File | None = None
     folder: str | None = None
-    """In BEIR's or TREC's layout."""
+    """A folder in BEIR's or TREC's layout."""
     split: str = "test"
     irds: str | None = None
     first_stage: FirstStageEntry | None = None
-    """What is re-ranked here, in place of `evaluation.first_stage`."""
+    """Candidates to re-rank, in place of `evaluation.first_stage`."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -115,7 +129,7 @@ class Collection(Spec):
 
 
 class Backbone(ModelSpec):
-    """A model to fine-tune: `id`, `package` or `folder`, and what reports call it."""
+    """A model to fine-tune: `id`, `package` or `folder`, and its name in reports."""
 
     label: str | None = None
     group: str | None = None
@@ -136,38 +150,37 @@ _KEYS: dict[str, Any] = {
     key: (str | None, Field(None, description=about)) for key, about in FILE_KEYS.items()
 }
 
-
 _FileKeys: Any = create_model("_FileKeys", __base__=Spec, signal=(Signal, ...), **_KEYS)
 """A signal, and a key for every file format that it may come in."""
 
 
 class Teacher(_FileKeys):
-    """Where a training signal comes from: a file, the first stage, or a model that scores it."""
+    """Source of a training signal: a file, the first stage, or a model that scores candidates."""
 
     signal: Signal
     run: str | None = None
     """A TREC run, or `bm25`: the training collection's BM25 candidates."""
     source: str | None = Field(None, pattern="^irds:")
     """`irds:<id>`: the docpairs of an ir_datasets data set."""
-    model: Annotated[tuple[ModelSpec, ...], BeforeValidator(listed)] = ()
-    """A model, or several whose mean counts, that scores the candidates in a teach job."""
+    model: Annotated[tuple[ModelSpec, ...], Listed] = ()
+    """A model that scores the candidates in a teach job, or several whose mean counts."""
     type: Literal["bi_encoder", "cross_encoder"] = "bi_encoder"
-    """Of the model."""
+    """The type of the model."""
     over: str = "bm25"
-    """Whose candidates the model scores: `bm25`, or a teacher that has a run."""
+    """Candidates that the model scores: those of `bm25`, or of a teacher with a run."""
     md5: str | None = None
     sha256: str | None = None
     order: Literal["score", "rank"] = "score"
     negatives: int | None = None
     list_size: int | None = None
     depth: int | None = Field(None, ge=2)
-    """Of the list that samples come from; 100 for BM25 where nothing is said."""
+    """Length of the list that samples come from; 100 for BM25 by default."""
     add_positives: bool = False
     relevant_grade: int = 1
     collection: str | None = None
-    """Where its queries and documents are; None: `training.collection`."""
+    """Collection of its queries and documents; None: `training.collection`."""
     label: str | None = None
-    """What reports call its model; None: the model's own name."""
+    """Its model's name in reports; None: the model's own name."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -182,26 +195,22 @@ class Teacher(_FileKeys):
         return self
 
 
-def _weight(value: Any) -> Any:
-    return value if isinstance(value, dict) else {"weight": value}
-
-
 class Term(Spec):
-    """A loss that is added: its weight, or `{weight: …, parameters: {…}}`."""
+    """An additional loss: its weight, or `{weight: …, parameters: {…}}`."""
 
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
     parameters: dict[str, float] = Field(default={})
 
 
 class Stage(Spec):
-    """One training of several in a row; every other key is a training setting of this stage."""
+    """One of several trainings in sequence; every other key is a training setting of it."""
 
     model_config = ConfigDict(extra="allow")
 
     objective: str
-    """An entry of `objectives`, whose settings it takes over, or a loss."""
+    """An entry of `objectives`, whose settings it inherits, or a loss."""
     teachers: Annotated[Names, Field(min_length=1)]
-    """One; in the last stage also several, for as many cells."""
+    """One; the last stage may list several, one per cell."""
     parameters: dict[str, float] = Field(default={})
 
     @property
@@ -220,10 +229,10 @@ class Objective(Spec):
     loss: str | None = None
     """None: the entry's own name."""
     parameters: dict[str, float] = Field(default={})
-    plus: dict[str, Annotated[Term, BeforeValidator(_weight)]] = Field(default={})
-    """Further losses on the same samples, with their weights."""
+    plus: dict[str, Annotated[Term, BeforeValidator(_as_term)]] = Field(default={})
+    """Additional losses on the same samples, with their weights."""
     stages: tuple[Stage, ...] = Field(default=())
-    """Trainings one after the other, in place of all other keys."""
+    """Trainings in sequence, in place of all other keys."""
 
     @property
     def training(self) -> dict[str, Any]:
@@ -236,15 +245,13 @@ class Range(Spec):
 
     choice: tuple[Any, ...] | None = Field(None, min_length=1)
     uniform: tuple[float, float] | None = None
-    """Between two numbers, each equally likely; whole numbers where the setting has such."""
+    """Uniform between two bounds; integers for integer settings."""
     loguniform: tuple[float, float] | None = None
-    """Between two positive numbers, their logarithms equally likely."""
+    """Uniform in the logarithm between two positive bounds."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [name for name in ("choice", "uniform", "loguniform") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError("give exactly one of choice, uniform, loguniform")
+        one_of(self, "choice", "uniform", "loguniform")
         if bounds := self.uniform or self.loguniform:
             if not bounds[0] < bounds[1]:
                 raise ValueError(f"the first bound must be below the second: {list(bounds)}")
@@ -253,21 +260,14 @@ class Range(Spec):
         return self
 
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _empty(value: Any) -> Any:
-    return {} if value is None else value
-
-
 class Match(Spec):
-    """Cells of the grid by name; each key has one value or a list, and no key matches all."""
+    """A rule that matches cells by name: each key is one value or a list."""
 
     backbone: Names = ()
     group: Names = ()
     objective: Names = ()
     teacher: Names = ()
-    seed: Annotated[tuple[int, ...], BeforeValidator(listed)] = ()
+    seed: Annotated[tuple[int, ...], Listed] = ()
 
 
 class Override(Spec):
@@ -278,22 +278,22 @@ class Override(Spec):
 
 
 class Search(Spec):
-    """A search for settings: trials of one cell, whose winner's settings other cells take."""
+    """A search for training settings by trials of a cell; cells take the winner's settings."""
 
     match: Match
     """Cells to tune: one search per backbone, objective and teacher, with the first seed."""
     space: dict[str, Range] = Field(min_length=1)
-    """Settings of `training` and where their values come from."""
+    """Settings of `training` with the values to try."""
     samples: int | None = Field(None, ge=2)
-    """Trials; None: every combination of choices."""
+    """Number of trials; None: every combination of choices."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Of the drawing of samples."""
+    """Seed of the samples."""
     training: dict[str, Any] = Field(default={})
-    """Training settings of the trials alone, such as fewer steps."""
+    """Training settings of the trials only, such as fewer steps."""
     asha: AshaSpec | None = None
-    """When trials end early; None: never."""
+    """Early stopping of trials; None: trials run to their end."""
     apply: Match | None = None
-    """Cells that take the winner's settings; None: those that match, each its own."""
+    """Cells that take the winner's settings; None: the matching cells, each its own winner's."""
 
 
 class TrainingSettings(OptimisationSpec):
@@ -304,19 +304,19 @@ class TrainingSettings(OptimisationSpec):
 
     @property
     def optimisation(self) -> OptimisationSpec:
-        """The part that says how weights move."""
+        """The settings of the optimisation, without the lengths."""
         return OptimisationSpec(**self.model_dump(include=set(OptimisationSpec.model_fields)))
 
 
 class Validation(Spec):
-    """What selects each run's checkpoint."""
+    """Selection of each run's checkpoint."""
 
     collection: str | None = None
     suite: str | None = None
     first_stage: FirstStageEntry | None = None
-    """What is re-ranked; None: `evaluation.first_stage`. Named here, it lets sweeps with other
-    evaluations share the trainings."""
-    measure: str = "nDCG@10"
+    """Candidates to re-rank; None: `evaluation.first_stage`. Given here, sweeps with different
+    evaluations share their trainings."""
+    measure: Measure = "nDCG@10"
     every_steps: int = Field(ge=1)
     depth: int = Field(100, ge=1)
     patience: int | None = Field(None, ge=1)
@@ -328,84 +328,86 @@ class Validation(Spec):
 
 
 class Evaluation(Spec):
-    """What every run, first stage and teacher model is tested on."""
+    """Tests of every run, first stage and teacher model."""
 
     collections: Names = ()
     suites: Names = ()
     first_stage: FirstStageEntry = FirstStage(bm25=Bm25Spec())
     depth: int = Field(100, ge=1)
-    measures: Names = ("nDCG@10",)
+    measures: Annotated[tuple[Measure, ...], Listed] = ("nDCG@10",)
     precision: Precision = "fp32"
     batch_tokens: int = Field(BATCH_TOKENS, ge=1)
-    """Token slots of one forward pass, padding included; left at this, a GPU takes 65,536."""
+    """Token slots of one forward pass, padding included; by default, 65,536 on a GPU."""
     layout: Layout = "auto"
-    """Whether pairs are padded or lie end to end; the scores are the same."""
+    """Layout of a batch: padded pairs, or pairs end to end; scores are the same."""
     max_passages: int = Field(1, ge=1)
-    """Windows of a long document that are scored; the best one counts."""
+    """Scored windows of a long document; the best one counts."""
     passage_overlap_tokens: int = Field(0, ge=0)
 
     @property
     def passages(self) -> dict[str, int]:
-        """How long documents are read, as an evaluation's spec has it."""
+        """The windows of long documents, as arguments of an EvaluateSpec."""
         names = ("max_passages", "passage_overlap_tokens")
         return {name: getattr(self, name) for name in names}
 
 
 class Need(Spec):
-    """What Ray reserves for one job, or for each rank of it."""
+    """Resources that Ray reserves for one job, or for each of its ranks."""
 
     cpus: float = Field(default=1, ge=0)
     gpus: float = Field(default=0, ge=0)
     memory: ByteSize | None = None
-    """Such as `8 GB`."""
+    """Memory, such as `8 GB`."""
     ranks: int = Field(default=1, ge=1)
     """Processes that share one training, on one node or several; the result is the same."""
     spread: bool = False
-    """Whether every rank needs a node of its own."""
+    """Place every rank on a node of its own."""
     gpu_type: str | None = None
-    """As Ray names it, such as `H100`; `A100|H100` takes either."""
+    """Ray's name of a GPU type, such as `H100`; `A100|H100` takes either."""
     labels: dict[str, str] = Field(default={})
-    """Of the nodes (`ray start --labels`); `eu|us` takes either."""
+    """Labels of the nodes (`ray start --labels`); `eu|us` takes either."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.ranks > 1 and 0 < self.gpus < 1:
-            raise ValueError("ranks share no card: give `gpus` as a whole number")
+            raise ValueError("ranks cannot share a GPU: give `gpus` as a whole number")
         if self.gpus > 1 and self.gpus != int(self.gpus):
-            raise ValueError(f"gpus: {self.gpus:g}: give a fraction of one card, or whole cards")
+            raise ValueError(f"gpus: {self.gpus:g}: give a fraction of one GPU, or whole GPUs")
         return self
 
 
 class Grid(Spec):
-    """A grid file as it is written; `grid.resolve` gives its names their meaning."""
+    """A grid file as it is written; `grid.resolve` resolves its names."""
 
     extends: str | None = None
-    """A grid file of the same folder: its keys hold where this file does not give them, whole."""
+    """A grid file of the same folder; this file inherits every top-level key that it lacks."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
-    """The sweep's; submitting the same name again extends it."""
+    """Name of the sweep; submitting it again extends the sweep."""
     description: str = ""
-    """For people."""
+    """A note for readers."""
     rehearsal: bool = False
-    """Run every job with a tiny random model on small generated data, to see that all parts work;
-    such results carry the word in name, identity and reports, and never mix with real ones."""
+    """Run every job with a tiny random model on small generated data, to test the whole pipeline;
+    such results are marked in name, identity and reports, and never mix with real ones."""
     collections: dict[str, Collection] = Field(default={})
-    """Of the user's own, by name."""
+    """Own collections, by name."""
     ir_datasets_home: str | None = None
-    """A folder laid out as IR_DATASETS_HOME; None: ir_datasets' own."""
+    """A folder laid out as IR_DATASETS_HOME; None: the default of ir_datasets."""
     backbones: tuple[Backbone, ...] = Field(min_length=1)
     teachers: dict[str, Teacher] = Field(min_length=1)
-    objectives: dict[str, Annotated[Objective, BeforeValidator(_empty)]] = Field(min_length=1)
-    seeds: Annotated[tuple[Seed, ...], BeforeValidator(listed)] = Field(min_length=1)
+    objectives: dict[str, Annotated[Objective, BeforeValidator(_as_objective)]] = Field(
+        min_length=1
+    )
+    seeds: Annotated[tuple[Seed, ...], Listed] = Field(min_length=1)
     training: dict[str, Any]
     """`collection` and the settings of TrainingSettings."""
     overrides: tuple[Override, ...] = ()
-    """Later ones, and those that match by more keys, win."""
+    """Settings of matching cells; later ones, and those that match by more keys, win."""
     exclude: tuple[Match, ...] = ()
-    """Cells that are left out."""
+    """Cells to skip."""
     include: tuple[Match, ...] = ()
-    """Cells that are kept all the same."""
-    search: Annotated[tuple[Search, ...], BeforeValidator(listed)] = ()
-    """Searches for settings on validation data; where several apply to a cell, the last wins."""
+    """Exceptions from `exclude`."""
+    search: Annotated[tuple[Search, ...], Listed] = ()
+    """Searches for settings on validation data; if several apply to a cell, the last wins."""
     validation: Validation | None = None
     evaluation: Evaluation
     resources: dict[Kind, Need] = Field(default={})

@@ -1,7 +1,7 @@
-"""YAML that people write by hand: plain data with the line and column of every key and value.
+"""YAML files as plain data with the line and column of every key and value.
 
-YAML 1.2 (`no` is a word, `1e-5` a number) without its dangerous or confusing parts: no tags that
-make objects, no duplicate keys, no merge keys, no NaN, bounded size, depth and aliases.
+YAML 1.2 (`no` is a string, `1e-5` a number) without its dangerous or confusing parts: no object
+tags, duplicate keys, merge keys or NaN; size, depth and aliases are bounded.
 """
 
 import math
@@ -13,14 +13,17 @@ from typing import Any
 
 from xsweep.errors import ConfigError, did_you_mean, first_line
 
-MAX_BYTES = 1_000_000
-MAX_DEPTH = 20
+MAX_BYTES, MAX_DEPTH = 1_000_000, 20
+
+MAX_VALUES = 100_000
+"""Limit on values after aliases are expanded; an "alias bomb" has billions."""
+
 LISTED = 20
 """Names that a message lists before it counts the rest."""
-MAX_VALUES = 100_000
-"""After aliases are expanded; an "alias bomb" has billions."""
+
 Where = tuple[str | int, ...]
-"""Keys and indices that lead to a value: ("backbones", 0, "id")."""
+"""Path of a value: ("backbones", 0, "id")."""
+
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {"null", "bool", "int", "float", "str", "timestamp", "value"}
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
@@ -39,18 +42,18 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A parsed file: its text, its data and where everything in it stands."""
+    """A parsed file: its text, its data and the positions of its values."""
 
     path: Path
     text: str
     data: dict[str, Any]
     places: Mapping[Where, tuple[Any, Any]]
-    """ruamel's nodes of the key (None for a list's items) and of the value."""
+    """ruamel's nodes of the key (None for a list's item) and of the value."""
     base: "YamlFile | None" = None
-    """The file that has the top-level keys which this one does not give."""
+    """The file that this one extends."""
 
     def over(self, base: "YamlFile") -> "YamlFile":
-        """This file with the top-level keys of another one where it has none of its own."""
+        """This file with those top-level keys of another one that it lacks."""
         return replace(
             self,
             text=f"{self.text.rstrip()}\n\n--- # {base.path.name}\n{base.text}",
@@ -61,7 +64,7 @@ class YamlFile:
     def position(self, where: Where, *, at_key: bool = False) -> tuple[int, int]:
         """Line and column, from 1, of a value or of its key.
 
-        Steps that are not in the file (names of alternatives, missing keys) are passed over.
+        Steps that are not in the file (names of alternatives, missing keys) are skipped.
         """
         places = self._owner(where).places
         found: Where = ()
@@ -77,18 +80,24 @@ class YamlFile:
         line, column = self.position(where, at_key=at_key)
         return ConfigError(f"{self._owner(where).path}:{line}:{column}: {message}")
 
+    def unknown(
+        self, where: Where, kind: str, name: str, known: Collection[str], *, at_key: bool = False
+    ) -> ConfigError:
+        """A ConfigError for an unknown name, with the nearest known one."""
+        return self.error(where, f"unknown {kind} {name!r}: {nearest(name, known)}", at_key=at_key)
+
     def _owner(self, where: Where) -> "YamlFile":
-        """The file that a value comes from: this one, or one that it is laid over."""
+        """The file that a value comes from: this one or its base."""
         if self.base and where and where[:1] not in self.places and where[0] in self.base.data:
             return self.base._owner(where)
         return self
 
 
 def read_yaml(path: Path, variables: Mapping[str, str | None]) -> YamlFile:
-    """Read a mapping from a YAML file, `${name}` replaced by the variables.
+    """Read a mapping from a YAML file, with `${name}` replaced by the variables.
 
-    Raises ConfigError with `file:line:column` for everything that is not plain YAML, and for a
-    variable that is unknown or not set (None).
+    Raises ConfigError with `file:line:column` for anything but plain YAML, and for a variable that
+    is unknown or not set (None).
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -133,7 +142,7 @@ def _read_text(path: Path) -> str:
 
 
 def _place(before: str) -> str:
-    """`line:column` of what follows a text."""
+    """`line:column` of the position after a text."""
     return f"{before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
 
 
@@ -143,7 +152,7 @@ def _error(path: Path, mark: Any, message: str) -> ConfigError:
 
 @dataclass
 class _Reader:
-    """Turns ruamel's nodes, which know their positions, into plain data."""
+    """Converts ruamel's nodes, which have positions, into plain data."""
 
     path: Path
     variables: Mapping[str, str | None]
@@ -175,7 +184,7 @@ class _Reader:
             if kind == "merge":
                 raise self._fail(key, "merge keys (<<) are not supported: write the keys out")
             if key.id != "scalar" or kind not in _SCALARS:
-                raise self._fail(key, "a key must be a word")
+                raise self._fail(key, "a key must be a string")
             if key.value in found:
                 first = self.places[*where, key.value][0].start_mark.line + 1
                 raise self._fail(key, f"duplicate key {key.value!r} (first in line {first})")
@@ -186,8 +195,8 @@ class _Reader:
         try:
             found = self.constructor.construct_object(node)
         except (ValueError, KeyError) as problem:
-            what = "a boolean" if kind == "bool" else f"a number of type {kind}"
-            raise self._fail(node, f"{node.value[:40]!r} is not {what}") from problem
+            type_name = "a boolean" if kind == "bool" else f"a number of type {kind}"
+            raise self._fail(node, f"{node.value[:40]!r} is not {type_name}") from problem
         if kind == "float" and not math.isfinite(found):
             raise self._fail(node, f"{node.value[:40]} is not a finite number")
         return found

@@ -1,4 +1,4 @@
-"""The cross product, what is left out of it, and which settings win."""
+"""The cross product, the cells that are skipped, and the settings that win."""
 
 from pathlib import Path
 
@@ -6,29 +6,32 @@ import pytest
 from gridtext import write_grid
 
 from xsweep.errors import ConfigError
-from xsweep.orchestrator.grid.cells import Cell, Layers, LeftOut, check_names, select_cells
+from xsweep.orchestrator.grid.cells import Cell, Layers, SkippedCell, check_names, select_cells
 from xsweep.orchestrator.grid.load import read_grid
-from xsweep.orchestrator.grid.resolve import Objectives, References
+from xsweep.orchestrator.grid.resolve import References, steps_of
 from xsweep.orchestrator.grid.schema import TrainingSettings
 
 
-def cells_of(path: Path) -> tuple[list[Cell], list[LeftOut]]:
-    grid, file = read_grid(path)
-    return select_cells(grid, file, Objectives(References(grid, file, None)))
+def references(path: Path) -> References:
+    return References(*read_grid(path), None)
+
+
+def cells_of(path: Path) -> tuple[list[Cell], list[SkippedCell]]:
+    return select_cells(references(path))
 
 
 def settings_of(path: Path) -> dict[str, TrainingSettings]:
-    """Of each cell's last training."""
-    grid, file = read_grid(path)
-    layers, objectives = Layers(grid, file), Objectives(References(grid, file, None))
+    """The settings of each cell's last training."""
+    refs = references(path)
+    layers = Layers(refs)
     return {
-        cell.name: layers.of(cell, objectives.steps(cell.objective, cell.teacher)[-1])
-        for cell in cells_of(path)[0]
+        cell.name: layers.settings(cell, steps_of(refs, cell.objective, cell.teacher)[-1])
+        for cell in select_cells(refs)[0]
     }
 
 
-def test_cells_are_the_product_in_the_grids_order_without_what_is_excluded(tmp_path: Path) -> None:
-    cells, left_out = cells_of(write_grid(tmp_path))
+def test_cells_are_the_product_in_the_grids_order_without_excluded_cells(tmp_path: Path) -> None:
+    cells, skipped = cells_of(write_grid(tmp_path))
     assert [cell.name for cell in cells] == [
         "L6 infonce bm25 s1",
         "L6 infonce bm25 s2",
@@ -37,17 +40,17 @@ def test_cells_are_the_product_in_the_grids_order_without_what_is_excluded(tmp_p
         "L3 margin_mse minilm s1",
         "L3 margin_mse minilm s2",
     ]
-    assert [(cell.name, reason) for cell, reason in left_out] == [
+    assert [(cell.name, reason) for cell, reason in skipped] == [
         ("L6 margin_mse minilm s1", "excluded in line 16"),
         ("L6 margin_mse minilm s2", "excluded in line 16"),
     ]
 
 
-def test_a_teacher_that_cannot_feed_an_objective_is_left_out_with_the_reason(
+def test_a_cell_whose_teacher_cannot_feed_the_objective_is_skipped_with_the_reason(
     tmp_path: Path,
 ) -> None:
-    _, left_out = cells_of(write_grid(tmp_path, ("{teachers: [bm25]}", "")))
-    reasons = {reason for cell, reason in left_out if cell.objective == "infonce"}
+    _, skipped = cells_of(write_grid(tmp_path, ("{teachers: [bm25]}", "")))
+    reasons = {reason for cell, reason in skipped if cell.objective == "infonce"}
     assert reasons == {"infonce learns from labels; minilm gives scores"}
 
 
@@ -56,14 +59,14 @@ def test_scores_feed_objectives_that_learn_from_rankings(tmp_path: Path) -> None
     assert "L6 adr_mse minilm s1" in {cell.name for cell in cells_of(path)[0]}
 
 
-def test_include_brings_back_what_exclude_removed(tmp_path: Path) -> None:
+def test_include_restores_excluded_cells(tmp_path: Path) -> None:
     path = write_grid(tmp_path, ("validation:", "include: [{backbone: L6, seed: 2}]\nvalidation:"))
-    cells, left_out = cells_of(path)
+    cells, skipped = cells_of(path)
     assert "L6 margin_mse minilm s2" in {cell.name for cell in cells}
-    assert [cell.name for cell, _ in left_out] == ["L6 margin_mse minilm s1"]
+    assert [cell.name for cell, _ in skipped] == ["L6 margin_mse minilm s1"]
 
 
-def test_include_brings_in_a_teacher_that_the_objective_does_not_list(tmp_path: Path) -> None:
+def test_include_adds_a_teacher_that_the_objective_does_not_list(tmp_path: Path) -> None:
     path = write_grid(
         tmp_path,
         ("objectives:", "  more: {signal: labels, run: bm25, negatives: 3}\nobjectives:"),
@@ -124,7 +127,7 @@ def test_a_rule_may_name_the_objective_whose_stage_it_changes(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("{stages: [{objective: infonce, teachers: bm25}], lr: 1e-4}", "'lr' belongs into a stage"),
+        ("{stages: [{objective: infonce, teachers: bm25}], lr: 1e-4}", "'lr' belongs in a stage"),
         ("{stages: [{objective: infonse, teachers: bm25}]}", "unknown objective 'infonse'"),
         ("{stages: [{objective: bce, teachers: bm26}]}", "unknown teacher 'bm26'"),
         (
@@ -143,7 +146,7 @@ def test_a_rule_may_name_the_objective_whose_stage_it_changes(tmp_path: Path) ->
         ("{loss: mse, plus: {adr_mse: {parameters: {x: 1}}}, teachers: minilm}", "no parameter"),
     ],
 )
-def test_a_wrong_objective_is_refused_at_its_place(
+def test_an_invalid_objective_is_refused_at_its_position(
     tmp_path: Path, entry: str, message: str
 ) -> None:
     path = write_grid(tmp_path, ("seeds:", f"  mine: {entry}\nseeds:"))
@@ -153,13 +156,13 @@ def test_a_wrong_objective_is_refused_at_its_place(
 
 
 def check(path: Path) -> None:
-    grid, file = read_grid(path)
-    check_names(References(grid, file, None))
-    Layers(grid, file)
+    refs = references(path)
+    check_names(refs)
+    Layers(refs)
 
 
-def test_labels_and_scores_may_teach_one_objective_together(tmp_path: Path) -> None:
+def test_labels_and_scores_can_teach_one_objective_together(tmp_path: Path) -> None:
     entry = "  both: {loss: infonce, plus: {kl_div: 0.5}}\n"
-    cells, left_out = cells_of(write_grid(tmp_path, ("seeds:", f"{entry}seeds:")))
+    cells, skipped = cells_of(write_grid(tmp_path, ("seeds:", f"{entry}seeds:")))
     assert {cell.teacher for cell in cells if cell.objective == "both"} == {"minilm"}
-    assert "both learns from scores; bm25 gives labels" in {reason for _, reason in left_out}
+    assert "both learns from scores; bm25 gives labels" in {reason for _, reason in skipped}

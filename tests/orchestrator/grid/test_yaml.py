@@ -1,4 +1,4 @@
-"""YAML in, plain data with positions out; everything else is refused at its place."""
+"""Plain YAML is read with positions; everything else is refused at its position."""
 
 from pathlib import Path
 
@@ -29,20 +29,20 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
     }
 
 
-def test_every_value_and_key_knows_its_line_and_column(tmp_path: Path) -> None:
+def test_every_value_and_key_has_a_line_and_column(tmp_path: Path) -> None:
     file = read(tmp_path, "a: 1\nlist:\n  - {x: 2, y: [3, 4]}\n")
     assert file.position(("list", 0, "y", 1)) == (3, 19)
     assert file.position(("list", 0, "y"), at_key=True) == (3, 12)
     assert str(file.error(("a",), "wrong")) == f"{file.path}:1:4: wrong"
 
 
-def test_a_position_passes_over_steps_that_are_not_in_the_file(tmp_path: Path) -> None:
+def test_a_position_skips_steps_that_are_not_in_the_file(tmp_path: Path) -> None:
     file = read(tmp_path, "a: {b: 1}")
     assert file.position(("a", "function-before", "b")) == (1, 8)
     assert file.position(("a", "missing")) == (1, 4)
 
 
-def test_variables_are_replaced_inside_text(tmp_path: Path) -> None:
+def test_variables_are_replaced_inside_strings(tmp_path: Path) -> None:
     assert read(tmp_path, 'a: "${home}/x ${home}"', home="/d").data == {"a": "/d/x /d"}
 
 
@@ -54,8 +54,8 @@ def test_variables_are_replaced_inside_text(tmp_path: Path) -> None:
         ("a: !!python/tuple [1]", ":1:4: ", "plain data"),
         ("a: !own {b: 1}", ":1:4: ", "'!own' is not allowed"),
         ("a: !!binary aGVsbG8=", ":1:4: ", "not allowed"),
-        ("? !!python/name:os x\n: b", ":1:3: ", "a key must be a word"),
-        ("? [a]\n: b", ":1:3: ", "a key must be a word"),
+        ("? !!python/name:os x\n: b", ":1:3: ", "a key must be a string"),
+        ("? [a]\n: b", ":1:3: ", "a key must be a string"),
         ("a: &x {b: 1}\nc:\n  <<: *x", ":3:3: ", "merge keys"),
         ("a: .nan", ":1:4: ", "not a finite number"),
         ("a: -.inf", ":1:4: ", "not a finite number"),
@@ -80,7 +80,7 @@ def test_variables_are_replaced_inside_text(tmp_path: Path) -> None:
         ("[" * 3_000, ": ", "nested far too deep"),
     ],
 )
-def test_what_is_not_plain_yaml_is_refused_at_its_place(
+def test_anything_but_plain_yaml_is_refused_at_its_position(
     tmp_path: Path, text: str | bytes, place: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
@@ -89,7 +89,7 @@ def test_what_is_not_plain_yaml_is_refused_at_its_place(
     assert message in str(error.value)
 
 
-def test_aliases_that_would_expand_without_end_are_refused(tmp_path: Path) -> None:
+def test_exponential_aliases_are_refused(tmp_path: Path) -> None:
     text = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     text += "".join(f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(9))
     with pytest.raises(ConfigError, match="more than 100,000 values"):
@@ -112,7 +112,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
         read_yaml(tmp_path, {})
 
 
-def test_the_nearest_name_is_suggested_whatever_its_case() -> None:
+def test_the_nearest_name_is_suggested_in_any_case() -> None:
     assert nearest("INFONCE", ["bce", "infonce"]) == "did you mean 'infonce'?"
     assert nearest("zzz", ["b", "a"]) == "known are a, b"
     many = [f"x{number}" for number in range(1000, 2200)]

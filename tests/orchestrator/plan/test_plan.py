@@ -156,7 +156,7 @@ def test_twins_are_trained_once_and_said_to_be_twins(tmp_path: Path, settings: S
     path = write_grid(tmp_path, ("objectives:", twin), ("[bm25]", "[bm25, twin]"))
     planned = plan_grid(path, settings)
     assert planned.kinds["train"] == 6
-    assert {reason for cell, reason in planned.left_out if cell.teacher == "twin"} == {
+    assert {reason for cell, reason in planned.skipped if cell.teacher == "twin"} == {
         f"it is the same training as {backbone} infonce bm25 s{seed}"
         for backbone in ("L6", "L3")
         for seed in (1, 2)
@@ -243,7 +243,7 @@ def test_the_quick_start_has_its_jobs(settings: Settings) -> None:
     planned = plan_grid(SWEEPS / "quickstart.yaml", settings)
     # 2 x 6 cells less 4 excluded; every run, BM25 and the bi-encoder on one collection.
     assert planned.kinds == {"prepare": 4, "teach": 1, "train": 8, "evaluate": 10}
-    assert len(planned.left_out) == 4
+    assert len(planned.skipped) == 4
 
 
 def test_trec_dl_has_its_jobs(settings: Settings, real_data: Path) -> None:
@@ -251,7 +251,7 @@ def test_trec_dl_has_its_jobs(settings: Settings, real_data: Path) -> None:
     # Candidates of 2 collections, tokens of 2 corpora (2019 and 2020 share theirs);
     # (1 + 1 + 1 + 2 + 3 + 3) cells x 3 seeds; these and BM25 on two collections.
     assert planned.kinds == {"prepare": 4, "train": 33, "evaluate": 68}
-    assert not planned.left_out
+    assert not planned.skipped
     run = next(job for job in planned.jobs if "distill_ranknet rankvicuna" in job.name)
     assert run.spec["teacher"]["source"]["order"] == "rank"
 

@@ -58,7 +58,7 @@ def test_a_sweep_has_its_jobs(
 ) -> None:
     kinds = {"prepare": prepare, "train": train, "evaluate": evaluate}
     assert planned(name, settings).kinds == kinds
-    assert not planned(name, settings).left_out
+    assert not planned(name, settings).skipped
 
 
 def test_the_study_is_162_trainings_and_3564_evaluations_of_them(settings: Settings) -> None:

@@ -1,0 +1,225 @@
+"""The state of a plan: resolved names, and jobs each once, since equal work has one identity."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from xsweep.db.jobs import NewJob
+from xsweep.errors import SetupError
+from xsweep.evaluator.data.collection import folder_files
+from xsweep.evaluator.specs import (
+    ApidocsSpec,
+    CandidatesSpec,
+    CollectionSpec,
+    DenseSpec,
+    EvaluateSpec,
+    FileSpec,
+    FilesSpec,
+    FirstStageSpec,
+    FolderSpec,
+    IrdsSpec,
+    JsonlSpec,
+    ModelSpec,
+    SpladeSpec,
+    TeacherModelSpec,
+    TokensSpec,
+)
+from xsweep.orchestrator.forecast.cost_model import Planned, planned_s
+from xsweep.orchestrator.grid.resolve import References
+from xsweep.orchestrator.grid.schema import Kind, Need
+from xsweep.orchestrator.grid.yaml import Where
+from xsweep.orchestrator.plan.identity import ChecksumCache, canonical, identity_of, significant
+from xsweep.trainer.specs import TeacherSpec, ValidationSpec
+
+MAX_TOKENS = 512
+"""Tokens that a store keeps of a document: above most lengths, so that lengths share a store."""
+
+NO_PARENTS: Mapping[str, str] = {}
+
+
+class TestSet(NamedTuple):
+    """A test collection."""
+
+    collection: CollectionSpec
+    candidates: str
+    """Identity of the job that makes the first stage's candidates."""
+
+
+class ValidationPlan(NamedTuple):
+    """The validation that selects checkpoints."""
+
+    spec: ValidationSpec
+    parents: dict[str, str]
+    """Jobs that make its candidates, by role in a training."""
+
+
+class ResolvedTeacher(NamedTuple):
+    """A teacher with its jobs."""
+
+    spec: TeacherSpec
+    collection: CollectionSpec
+    parents: dict[str, str]
+    """Jobs that make its signal, by role in a training."""
+    model: TeacherModelSpec | None
+    """The model of its teach job."""
+    label: str
+    """The model's name in reports."""
+
+
+class _KnownSpec(NamedTuple):
+    """Values derived from a spec once; jobs share a few specs."""
+
+    spec: BaseModel
+    """Kept, so that no other object gets its id."""
+    significant: str
+    """Canonical JSON of everything that decides the result."""
+    dumped: dict[str, Any]
+
+
+class PlanContext:
+    """A plan in progress: the grid's names, its jobs with parents first, and shared inputs."""
+
+    tests: list[TestSet]
+    validation: ValidationPlan | None
+    teachers: dict[str, ResolvedTeacher]
+    backbones: dict[str, tuple[ModelSpec, ModelSpec]]
+    """Pinned backbones, each with its tokenizer: one for all numbers of layers."""
+
+    def __init__(self, refs: References, pins: ChecksumCache) -> None:
+        self.refs, self.grid, self.pins = refs, refs.grid, pins
+        self.jobs: dict[str, NewJob] = {}
+        self.evaluate_specs: dict[tuple[str, str, str], EvaluateSpec] = {}
+        self._specs: dict[int, _KnownSpec] = {}
+        self._tokens: dict[tuple[int, int, int], tuple[object, object, str]] = {}
+
+    def add(
+        self,
+        kind: Kind,
+        name: str,
+        spec: BaseModel,
+        *,
+        parents: Mapping[str, str] = NO_PARENTS,
+        cache_parents: Mapping[str, str] = NO_PARENTS,
+        same_as: BaseModel | None = None,
+        labels: Mapping[str, Any] = NO_PARENTS,
+        needs: Kind | None = None,
+    ) -> str:
+        """Add a job unless it exists, and return its identity.
+
+        `parents` (role to identity) change the result, `cache_parents` only save work. `needs` is
+        the kind whose resources the job reserves, if not its own. `same_as` replaces the spec in
+        the identity where specs differ in ways that do not matter.
+        """
+        known = self._specs.get(id(spec)) or self._learn(spec, same_as or spec)
+        key = identity_of(kind, known.significant, parents)
+        if key not in self.jobs:
+            jobs = {role: self.jobs[parent] for role, parent in parents.items()}
+            inputs = {role: Planned(job.kind, job.spec) for role, job in jobs.items()}
+            self.jobs[key] = NewJob(
+                identity=key,
+                kind=kind,
+                name=name,
+                spec=known.dumped,
+                parents={**parents, **cache_parents},
+                resources=_resources(self.grid.resources.get(needs or kind, Need())),
+                labels={**labels, "rehearsal": True} if self.grid.rehearsal else dict(labels),
+                cost=planned_s(kind, known.dumped, inputs),
+            )
+        return key
+
+    def _learn(self, spec: BaseModel, decides: BaseModel) -> _KnownSpec:
+        used = spec
+        if self.grid.rehearsal:
+            used, decides = (
+                each.model_copy(update={"rehearsal": True}) for each in (used, decides)
+            )
+        text = canonical(significant(decides))
+        self._specs[id(spec)] = _KnownSpec(spec, text, used.model_dump(mode="json"))
+        return self._specs[id(spec)]
+
+    def candidates(self, collection: CollectionSpec, stage: FirstStageSpec, depth: int) -> str:
+        """The job that makes a collection's first `depth` candidates of every query."""
+        spec = CandidatesSpec(collection=collection, first_stage=stage, depth=depth)
+        name = f"prepare candidates {stage.type}-{depth} [{collection.name}]"
+        # A model that encodes every document needs the GPU that a teacher gets.
+        needs: Kind = "teach" if isinstance(stage, DenseSpec | SpladeSpec) else "prepare"
+        return self.add("prepare", name, spec, needs=needs)
+
+    def tokens(self, collection: CollectionSpec, tokenizer: ModelSpec, used_tokens: int) -> str:
+        """The job that tokenises a collection's documents, up to at least `used_tokens` each."""
+        max_tokens = max(MAX_TOKENS, used_tokens)
+        # By object id: all cells ask for the same few, and the objects are kept.
+        asked = id(collection), id(tokenizer), max_tokens
+        if asked not in self._tokens:
+            spec = TokensSpec(documents=collection, tokenizer=tokenizer, max_tokens=max_tokens)
+            documents = self.pins.pin(documents_of(collection))
+            name = f"prepare tokens {model_name(tokenizer)} [{documents.name}]"
+            same_as = spec.model_copy(update={"documents": documents})
+            job = self.add("prepare", name, spec, same_as=same_as)
+            self._tokens[asked] = collection, tokenizer, job
+        return self._tokens[asked][2]
+
+    def model(self, where: Where, model: ModelSpec) -> ModelSpec:
+        """The model, pinned to its version or its folder's checksum."""
+        try:
+            return self.pins.pin(self.refs.model(where, model))
+        except SetupError as problem:
+            raise self.refs.source.error(where, str(problem)) from problem
+
+    def scoring(self, **lengths: int) -> dict[str, Any]:
+        """Settings by which evaluations and teachers score; lengths as in `training` by default."""
+        names = ("query_tokens", "document_tokens")
+        general = {name: self.grid.training[name] for name in names if name in self.grid.training}
+        evaluation = self.grid.evaluation
+        return {
+            **general,
+            **lengths,
+            "precision": evaluation.precision,
+            "batch_tokens": evaluation.batch_tokens,
+            "layout": evaluation.layout,
+        }
+
+
+def documents_of(collection: CollectionSpec) -> CollectionSpec:
+    """One spec for all collections with the same documents, whatever their queries."""
+    match collection:
+        case ApidocsSpec():
+            return collection.model_copy(update={"name": "apidocs", "split": "train"})
+        case IrdsSpec():
+            import ir_datasets
+
+            parent = ir_datasets.docs_parent_id(collection.id)
+            return collection.model_copy(update={"name": parent, "id": parent})
+        case FilesSpec():
+            documents = collection.documents
+            return collection.model_copy(update={"queries": documents, "qrels": documents})
+        case FolderSpec():
+            # All splits share this file.
+            files = folder_files(Path(collection.path), collection.split)
+            file = FileSpec(path=str(files.documents))
+            name = Path(collection.path).name
+            return FilesSpec(name=name, documents=file, queries=file, qrels=file)
+        case JsonlSpec():
+            return collection
+
+
+def model_name(model: ModelSpec) -> str:
+    """The last part of a model's own name."""
+    return (model.id or model.package or model.folder or "").rstrip("/").rpartition("/")[2]
+
+
+def _resources(need: Need) -> dict[str, Any]:
+    """A job's resources as `runtime.placement` reads them, without defaults."""
+    labels = dict(need.labels)
+    if need.gpu_type:
+        labels["ray.io/accelerator-type"] = need.gpu_type
+    optional = {
+        "memory_bytes": float(need.memory or 0),
+        "ranks": need.ranks if need.ranks > 1 else 0,
+        "spread": need.spread,
+        "labels": labels,
+    }
+    given = {key: value for key, value in optional.items() if value}
+    return {"cpus": need.cpus, "gpus": need.gpus, **given}
