@@ -1,4 +1,4 @@
-"""The reference of grid files, written from the models that read them.
+"""Generate the reference of grid files from the models that read them.
 
 `python docs/generate_grid_reference.py > docs/grid-reference.md`
 """
@@ -44,10 +44,10 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "file": FileSpec,
     "resources.KIND": schema.Need,
 }
-"""Where a block stands in a file, and the model that reads it."""
+"""Path of each block in a file, and the model that reads it."""
 
 _NAMES = {model: place for place, model in BLOCKS.items()}
-_WORDS = {
+_TYPE_NAMES = {
     ByteSize: "size",
     str: "text",
     int: "integer",
@@ -58,7 +58,7 @@ _WORDS = {
 
 
 def grid_reference() -> str:
-    """The whole page as Markdown: a table of keys for each block."""
+    """The page as Markdown: one table of keys per block."""
     parts = [
         "# Grid file reference",
         "",
@@ -80,7 +80,7 @@ def grid_reference() -> str:
 
 
 def _meanings(model: type[BaseModel]) -> dict[str, str]:
-    """The text under each field, base classes' too, or its description."""
+    """The docstring under each field, also of base classes, or its description."""
     found = {name: field.description or "" for name, field in model.model_fields.items()}
     for kind in reversed(model.__mro__):
         if not issubclass(kind, BaseModel) or kind is BaseModel:
@@ -101,7 +101,7 @@ def _meanings(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _is_tag(field: FieldInfo) -> bool:
-    """Whether the field only tells alternatives apart; grid files do not give it."""
+    """True for the tag of an alternative; grid files do not give it."""
     return (
         typing.get_origin(field.annotation) is Literal
         and len(typing.get_args(field.annotation)) == 1
@@ -139,11 +139,11 @@ def _named(annotation: Any) -> str:
         return f"[{_NAMES[annotation]}](#{_anchor(_NAMES[annotation])})"
     if annotation is Any:
         return "any"
-    return _WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+    return _TYPE_NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
 def _anchor(title: str) -> str:
-    """As GitHub makes it of a heading."""
+    """GitHub's anchor of a heading."""
     return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
 
 

@@ -1,6 +1,6 @@
-"""A job's identity: the SHA-256 of everything that changes its result, and of nothing else.
+"""Identities: the SHA-256 of everything that changes a job's result, and of nothing else.
 
-Pins specs to content: files get checksums, packages versions, before identities are taken.
+Specs are pinned to content first: files by checksums, packages by versions.
 """
 
 import hashlib
@@ -25,16 +25,16 @@ _CHECKSUMS = ("md5", "sha256", "version")
 
 
 def identity(kind: str, spec: BaseModel, parents: Mapping[str, str]) -> str:
-    """64 hex digits for a job of this kind, spec and parents (role to identity).
+    """The identity of a job, 64 hex digits, from its kind, spec and parents (role to identity).
 
-    Parents that only save work (token stores) are for the caller to leave out. Raises ConfigError
-    for numbers that are not finite.
+    Callers leave out parents that only save work (token stores). Raises ConfigError for numbers
+    that are not finite.
     """
     return identity_of(kind, canonical(significant(spec)), parents)
 
 
 def identity_of(kind: str, spec: str, parents: Mapping[str, str]) -> str:
-    """The same from the canonical JSON of the spec's significant part, where that is known."""
+    """The identity from the canonical JSON of the spec's significant part."""
     start = canonical({"kind": kind, "parents": dict(parents)})
     return hashlib.sha256(f'{start[:-1]},"spec":{spec}}}'.encode()).hexdigest()
 
@@ -42,25 +42,22 @@ def identity_of(kind: str, spec: str, parents: Mapping[str, str]) -> str:
 def significant(spec: BaseModel) -> dict[str, Any]:
     """The part of a spec that changes a result, as JSON values.
 
-    Left out: locations of what a checksum identifies, names of collections, and every setting that
-    has its default, so that a new setting with its old behaviour as default changes no identity.
-    Alternatives keep the field that tells them apart (`type: bm25`).
+    It has no locations of content that a checksum identifies, no names of collections, and no
+    setting that has its default: a new setting whose default is the old behaviour changes no
+    identity. Tags of alternatives (`type: bm25`) are kept.
     """
     kept = {}
     for name, field in type(spec).model_fields.items():
         value = getattr(spec, name)
         is_tag = get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
-        if is_tag or not (_is_default(field, value) or _only_names(spec, name, field)):
+        default = field.get_default(call_default_factory=True)
+        is_default = not field.is_required() and value == default
+        if is_tag or not (is_default or _is_name_or_location(spec, name, field)):
             kept[name] = _plain(value)
     return kept
 
 
-def _is_default(field: FieldInfo, value: object) -> bool:
-    return not field.is_required() and value == field.get_default(call_default_factory=True)
-
-
-def _only_names(spec: BaseModel, name: str, field: FieldInfo) -> bool:
-    """Whether a field says where something is or what we call it, not what it is."""
+def _is_name_or_location(spec: BaseModel, name: str, field: FieldInfo) -> bool:
     if any(mark is Location or isinstance(mark, Location) for mark in field.metadata):
         checksums = [getattr(spec, other) for other in _CHECKSUMS if hasattr(spec, other)]
         return not checksums or any(checksums)
@@ -78,10 +75,10 @@ def _plain(value: Any) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """The one JSON text of a value: sorted keys, no spaces, Unicode NFC, 1.0 as 1 and -0.0 as 0.
+    """The canonical JSON of a value: sorted keys, no spaces, Unicode NFC, 1.0 as 1 and -0.0 as 0.
 
     `canonical({"b": 1.0, "a": 1e-5})` is `{"a":1e-05,"b":1}`. Raises ConfigError for NaN and
-    infinity, TypeError for what JSON does not have.
+    infinity, TypeError for types that JSON lacks.
     """
     return json.dumps(
         _normal(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
@@ -98,7 +95,7 @@ def _normal(value: Any) -> Any:
     if isinstance(value, Mapping):
         normal = {_normal(key): _normal(item) for key, item in value.items()}
         if len(normal) < len(value):
-            raise ConfigError(f"two keys of {sorted(value)} are the same letters in Unicode")
+            raise ConfigError(f"two keys of {sorted(value)} are equal in Unicode NFC")
         return normal
     if isinstance(value, (list, tuple)):
         return [_normal(item) for item in value]
@@ -109,10 +106,10 @@ Spec = TypeVar("Spec", bound=BaseModel)
 
 
 class ChecksumCache:
-    """Pins specs, remembering checksums of unchanged files in a JSON file.
+    """Pins specs to content; a JSON file keeps the checksums of unchanged files.
 
-    A file counts as unchanged while its path, size and modification time are. Call `save` at the
-    end to keep what was computed.
+    A file counts as unchanged while its path, size and modification time are. `save` writes new
+    checksums.
     """
 
     def __init__(self, cache: Path) -> None:
@@ -124,7 +121,7 @@ class ChecksumCache:
         self._saved = len(self.known)
 
     def pin(self, spec: Spec) -> Spec:
-        """The spec with every checksum and version that it leaves open, at any depth.
+        """The spec with every missing checksum and version filled in, at any depth.
 
         Raises SetupError for a package that is not installed, DataError for unreadable files.
         """
@@ -165,7 +162,7 @@ class ChecksumCache:
         return self.known[key]
 
     def save(self) -> None:
-        """Write what was computed; a reader sees the old file or the new one."""
+        """Write new checksums atomically."""
         if len(self.known) > self._saved:
             with atomic_write(self.cache) as draft:
                 draft.write_text(json.dumps(self.known, indent=0))

@@ -1,4 +1,4 @@
-"""An identity changes with what changes a result, and with nothing else."""
+"""An identity changes with everything that changes a result, and with nothing else."""
 
 import json
 from pathlib import Path
@@ -48,22 +48,22 @@ JSON_VALUES = st.recursive(
 
 @pytest.mark.parametrize("case", json.loads(GOLDEN.read_text()), ids=lambda case: case["name"])
 def test_identities_of_earlier_versions_still_hold(case: dict[str, Any]) -> None:
-    """Each case twice: as written long ago, and with every default of that time spelt out."""
+    """Each case in two forms: as stored then, and with every default of that time written out."""
     for form in ("short", "full"):
         spec = KINDS[case["kind"]].validate_python(case[form])
         assert identity(case["kind"], spec, case["parents"]) == case["identity"], form
 
 
-def test_canonical_json_is_what_the_docstring_says() -> None:
+def test_canonical_json_is_as_documented() -> None:
     assert canonical({"b": 1.0, "a": 1e-5}) == '{"a":1e-05,"b":1}'
     assert canonical([-0.0, 1e22, 10**22, True, None]) == (
         "[0,10000000000000000000000,10000000000000000000000,true,null]"
     )
 
 
-def test_letters_are_the_same_however_unicode_composes_them() -> None:
+def test_composed_and_decomposed_letters_are_equal() -> None:
     assert canonical({"caf\u00e9": "\u00e9"}) == canonical({"cafe\u0301": "e\u0301"})
-    with pytest.raises(ConfigError, match="same letters"):
+    with pytest.raises(ConfigError, match="equal in Unicode NFC"):
         canonical({"caf\u00e9": 1, "cafe\u0301": 2})
 
 
@@ -79,25 +79,25 @@ def test_canonical_json_survives_a_round_trip_through_json(value: Any) -> None:
 
 
 @given(st.dictionaries(st.text(st.characters(codec="ascii")), st.integers()), st.randoms())
-def test_the_order_of_keys_means_nothing(value: dict[str, int], random: Any) -> None:
+def test_the_order_of_keys_does_not_matter(value: dict[str, int], random: Any) -> None:
     items = list(value.items())
     random.shuffle(items)
     assert canonical(dict(items)) == canonical(value)
 
 
-def test_a_file_is_its_checksum_and_not_its_place() -> None:
+def test_a_file_is_identified_by_its_checksum_and_not_its_path() -> None:
     here, there = FileSpec(path="/a/x", md5="1"), FileSpec(path="/b/y", md5="1")
     assert significant(here) == significant(there) == {"md5": "1"}
     assert significant(FileSpec(path="/a/x")) == {"path": "/a/x"}
 
 
-def test_the_home_of_ir_datasets_and_a_collections_name_mean_nothing() -> None:
+def test_the_home_of_ir_datasets_and_the_name_of_a_collection_do_not_matter() -> None:
     one = IrdsSpec(name="scifact", id="beir/scifact/test", home="/a")
     other = IrdsSpec(name="beir/scifact/test", id="beir/scifact/test")
     assert significant(one) == significant(other) == {"source": "irds", "id": "beir/scifact/test"}
 
 
-def test_a_folder_without_checksum_keeps_its_place() -> None:
+def test_a_folder_without_checksum_is_identified_by_its_path() -> None:
     assert significant(FolderSpec(name="x", path="/a")) != significant(
         FolderSpec(name="x", path="/b")
     )
@@ -105,13 +105,13 @@ def test_a_folder_without_checksum_keeps_its_place() -> None:
     assert significant(one) == significant(FolderSpec(name="y", path="/b", sha256="1"))
 
 
-def test_a_model_in_a_folder_is_its_checksum() -> None:
+def test_a_model_in_a_folder_is_identified_by_its_checksum() -> None:
     one, other = ModelSpec(folder="/a", sha256="1"), ModelSpec(folder="/b", sha256="1")
     assert significant(one) == significant(other)
     assert significant(one) != significant(one.model_copy(update={"layers": 3}))
 
 
-def test_defaults_are_left_out_but_alternatives_stay_apart() -> None:
+def test_defaults_are_omitted_but_alternatives_keep_their_tags() -> None:
     collection = IrdsSpec(name="x", id="x")
     stages = [
         Bm25Spec(),

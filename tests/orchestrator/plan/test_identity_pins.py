@@ -1,4 +1,4 @@
-"""Pins: what a spec leaves open about its content is filled in."""
+"""Pinning fills in the checksums and versions that a spec lacks."""
 
 import hashlib
 import os
@@ -37,29 +37,27 @@ def test_a_file_gets_the_checksum_of_its_bytes(tmp_path: Path, pins: ChecksumCac
     assert pinned.file.sha256 == hashlib.sha256(b"hello").hexdigest()
 
 
-def test_what_is_declared_is_kept_unread(pins: ChecksumCache) -> None:
+def test_declared_checksums_and_versions_are_kept_without_reading(pins: ChecksumCache) -> None:
     declared = FileSpec(path="/nowhere", md5="a")
     assert pins.pin(declared) == declared
     model = ModelSpec(package="nowhere", version="1")
     assert pins.pin(model) == model
 
 
-def test_a_checksum_is_remembered_until_the_file_changes(
-    tmp_path: Path, pins: ChecksumCache
-) -> None:
+def test_a_checksum_is_cached_until_the_file_changes(tmp_path: Path, pins: ChecksumCache) -> None:
     file = write(tmp_path / "a", "one")
     first = pins.pin(file).sha256
     pins.save()
     stat = Path(file.path).stat()
     write(tmp_path / "a", "two")
     os.utime(file.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    # Same size and time: only a cache can still say "one".
+    # Same size and time: only a cache still has the checksum of "one".
     assert ChecksumCache(pins.cache).pin(file).sha256 == first
     os.utime(file.path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert ChecksumCache(pins.cache).pin(file).sha256 == hashlib.sha256(b"two").hexdigest()
 
 
-def test_nothing_is_written_where_nothing_was_computed(pins: ChecksumCache) -> None:
+def test_nothing_is_written_if_nothing_was_computed(pins: ChecksumCache) -> None:
     pins.pin(FileSpec(path="/nowhere", md5="a"))
     pins.save()
     assert not pins.cache.parent.exists()
@@ -78,7 +76,7 @@ def test_packages_get_their_version_at_any_depth(pins: ChecksumCache) -> None:
         pins.pin(ModelSpec(package="no-such-package"))
 
 
-def test_the_built_in_collection_is_its_packages_versions(pins: ChecksumCache) -> None:
+def test_the_built_in_collection_is_pinned_to_its_packages_versions(pins: ChecksumCache) -> None:
     pinned = pins.pin(ApidocsSpec(name="apidocs/test", split="test"))
     assert pinned.versions == apidocs.versions()
 

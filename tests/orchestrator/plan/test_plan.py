@@ -1,4 +1,4 @@
-"""From grids to jobs: each piece of work once, with the right parents and labels."""
+"""Plans have each piece of work once, with the right parents and labels."""
 
 from collections import Counter
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_a_run_has_the_parents_that_it_reads(small: Plan) -> None:
     }
 
 
-def test_labels_say_what_a_report_needs(small: Plan) -> None:
+def test_evaluations_have_the_labels_that_reports_need(small: Plan) -> None:
     evaluation = named(small, "evaluate L3 infonce bm25 s2 [apidocs/test]")
     assert {key: value for key, value in evaluation.labels.items() if key != "order"} == {
         "system": "run",
@@ -83,7 +83,7 @@ def test_labels_say_what_a_report_needs(small: Plan) -> None:
     assert systems == {"first_stage": 1, "teacher": 1, "run": 6}
 
 
-def test_specs_carry_the_cells_settings(small: Plan) -> None:
+def test_specs_have_the_settings_of_their_cell(small: Plan) -> None:
     spec = named(small, "train L3 margin_mse minilm s2").spec
     assert spec["seed"] == 2
     assert spec["backbone"]["layers"] == 3
@@ -119,7 +119,7 @@ def test_a_larger_grid_contains_the_smaller_one(tmp_path: Path, settings: Settin
         ("[1, 2]", "[2, 1]"),
     ],
 )
-def test_names_resources_and_spelt_out_defaults_change_no_identity(
+def test_names_resources_and_explicit_defaults_change_no_identity(
     tmp_path: Path, settings: Settings, old: str, new: str
 ) -> None:
     small = plan_grid(write_grid(tmp_path), settings)
@@ -142,7 +142,7 @@ def test_names_resources_and_spelt_out_defaults_change_no_identity(
         ("[nDCG@10]", "[nDCG@10, AP]", {"evaluate"}),
     ],
 )
-def test_what_changes_results_changes_these_jobs_and_no_others(
+def test_a_setting_changes_the_jobs_whose_results_it_changes_and_no_others(
     tmp_path: Path, settings: Settings, old: str, new: str, kinds: set[str]
 ) -> None:
     small = plan_grid(write_grid(tmp_path), settings)
@@ -151,7 +151,9 @@ def test_what_changes_results_changes_these_jobs_and_no_others(
     assert {job.kind for job in fresh} == kinds
 
 
-def test_twins_are_trained_once_and_said_to_be_twins(tmp_path: Path, settings: Settings) -> None:
+def test_equal_trainings_run_once_and_are_reported_as_such(
+    tmp_path: Path, settings: Settings
+) -> None:
     twin = "  twin: {signal: labels, run: bm25, depth: 30, negatives: 7}\nobjectives:"
     path = write_grid(tmp_path, ("objectives:", twin), ("[bm25]", "[bm25, twin]"))
     planned = plan_grid(path, settings)
@@ -190,7 +192,7 @@ def test_a_stage_is_a_job_that_its_followers_and_its_own_cell_share(
     assert sum(job.name == first for job in staged.jobs) == 1
 
 
-def test_a_stage_that_is_no_cell_is_trained_and_not_tested(
+def test_a_stage_that_is_not_a_cell_is_trained_but_not_tested(
     tmp_path: Path, settings: Settings
 ) -> None:
     changed = STAGES.replace("bm25}", "bm25, steps: 60}")
@@ -239,7 +241,7 @@ def test_resources_reach_the_jobs(tmp_path: Path, settings: Settings) -> None:
     }
 
 
-def test_the_quick_start_has_its_jobs(settings: Settings) -> None:
+def test_the_quickstart_has_its_jobs(settings: Settings) -> None:
     planned = plan_grid(SWEEPS / "quickstart.yaml", settings)
     # 2 x 6 cells less 4 excluded; every run, BM25 and the bi-encoder on one collection.
     assert planned.kinds == {"prepare": 4, "teach": 1, "train": 8, "evaluate": 10}

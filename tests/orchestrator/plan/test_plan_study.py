@@ -69,7 +69,7 @@ def test_the_study_is_162_trainings_and_3564_evaluations_of_them(settings: Setti
     assert len(study.jobs) == 4080
 
 
-def test_the_studys_page_tells_what_the_forecast_says(settings: Settings) -> None:
+def test_the_page_of_the_study_states_the_forecast(settings: Settings) -> None:
     found = forecast(planned("full_grid", settings).jobs, GPUS["H100"], devices=8)
     page = " ".join((SWEEPS.parent / "docs" / "study.md").read_text().split())
     hours, low, high = (
@@ -82,7 +82,7 @@ def test_the_studys_page_tells_what_the_forecast_says(settings: Settings) -> Non
     assert f"Trainings are {found.seconds['train'] / found.total_s:.0%} of it" in page
 
 
-def test_the_two_groups_have_the_studys_settings(settings: Settings) -> None:
+def test_the_two_groups_have_the_settings_of_the_study(settings: Settings) -> None:
     seen = set()
     for job in planned("full_grid", settings).jobs:
         if job.kind == "train":
@@ -181,7 +181,7 @@ def test_a_training_has_the_candidates_and_tokens_of_all_validation_sets(
 
 
 def given_runs(folder: Path) -> Path:
-    """The full grid with first-stage runs that the user has made elsewhere."""
+    """The full grid with the user's own first-stage runs."""
     variant = folder / "given.yaml"
     text = (SWEEPS / "full_grid.yaml").read_text()
     stage = text[text.index("{splade:") : text.index(", label: SPLADE")]
@@ -190,9 +190,7 @@ def given_runs(folder: Path) -> Path:
     return variant
 
 
-def test_runs_that_are_not_there_yet_are_planned_with_and_named(
-    settings: Settings, tmp_path: Path
-) -> None:
+def test_missing_runs_are_planned_with_and_listed(settings: Settings, tmp_path: Path) -> None:
     assert not planned("full_grid", settings).absent
     home = replace(settings, data_home=tmp_path)
     before = plan_grid(given_runs(tmp_path), home)
@@ -208,7 +206,7 @@ def test_runs_that_are_not_there_yet_are_planned_with_and_named(
     assert len(identities(after, "evaluate") - identities(before, "evaluate")) == 162 + 1
 
 
-def test_a_first_stage_that_is_a_model_reserves_what_teachers_do(settings: Settings) -> None:
+def test_a_learned_first_stage_reserves_the_resources_of_teachers(settings: Settings) -> None:
     gpus = Counter(
         (job.spec["type"], job.resources["gpus"])
         for job in planned("full_grid", settings).jobs

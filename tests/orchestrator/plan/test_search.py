@@ -77,7 +77,7 @@ def test_a_grid_without_a_search_keeps_its_identities(tmp_path: Path, settings: 
     assert len(shared) == len(without.jobs) - 4
 
 
-def test_what_a_searched_setting_was_before_means_nothing(
+def test_the_previous_value_of_a_searched_setting_does_not_matter(
     tmp_path: Path, settings: Settings
 ) -> None:
     one = plan(tmp_path, settings, OWN)
@@ -87,7 +87,7 @@ def test_what_a_searched_setting_was_before_means_nothing(
     assert all(named(one, name).identity == named(other, name).identity for name in names)
 
 
-def test_samples_are_drawn_in_their_ranges_and_are_the_same_every_time(
+def test_samples_lie_in_their_ranges_and_are_deterministic(
     tmp_path: Path, settings: Settings
 ) -> None:
     drawn = [trial.labels["trial"] for trial in trials_of(plan(tmp_path, settings, DRAWN))]
@@ -102,7 +102,7 @@ def test_samples_are_drawn_in_their_ranges_and_are_the_same_every_time(
     assert drawn == GOLDEN
 
 
-def test_more_samples_keep_the_trials_that_are_there(tmp_path: Path, settings: Settings) -> None:
+def test_more_samples_keep_the_existing_trials(tmp_path: Path, settings: Settings) -> None:
     three = plan(tmp_path, settings, DRAWN)
     five = plan(tmp_path, settings, DRAWN.replace("samples: 3", "samples: 5"))
     assert [job.identity for job in trials_of(five)][:3] == [
@@ -118,7 +118,7 @@ def test_samples_of_choices_are_all_different(tmp_path: Path, settings: Settings
     assert len(trials_of(four)) == 4
 
 
-def test_a_winner_may_be_applied_to_other_cells(tmp_path: Path, settings: Settings) -> None:
+def test_a_winner_can_be_applied_to_other_cells(tmp_path: Path, settings: Settings) -> None:
     search = OWN + "    training: {steps: 50, warmup_steps: 5}\n    apply: {group: small}\n"
     planned = plan(tmp_path, settings, search)
     takers = {job.name for job in planned.jobs if "search" in job.parents}
@@ -130,7 +130,7 @@ def test_a_winner_may_be_applied_to_other_cells(tmp_path: Path, settings: Settin
     assert {trial.spec["optimisation"]["steps"] for trial in trials_of(planned)} == {50}
     taker = named(planned, "train L3 infonce bm25 s1")
     assert taker.spec["optimisation"]["steps"] == 100
-    # the tuned cell itself was not named: it keeps what the grid says
+    # the tuned cell itself was not named: it keeps the grid's settings
     assert "search" not in named(planned, "train L6 infonce bm25 s1").parents
 
 
@@ -145,7 +145,7 @@ def test_the_last_search_wins(tmp_path: Path, settings: Settings) -> None:
         assert names[run.parents["search"]] == "search L3 infonce bm25 lr"
 
 
-def test_trials_that_may_end_early_are_other_jobs(tmp_path: Path, settings: Settings) -> None:
+def test_trials_with_early_stopping_are_different_jobs(tmp_path: Path, settings: Settings) -> None:
     asha = OWN + "    asha: {grace_steps: 50, reduction: 2}\n"
     whole, pruned = (plan(tmp_path, settings, search) for search in (OWN, asha))
     ids = [{trial.identity for trial in trials_of(each)} for each in (whole, pruned)]
@@ -184,7 +184,7 @@ def test_trials_that_may_end_early_are_other_jobs(tmp_path: Path, settings: Sett
         ),
     ],
 )
-def test_a_wrong_search_is_answered_at_its_place(
+def test_an_invalid_search_is_reported_at_its_position(
     search: str, line: int, message: str, tmp_path: Path, settings: Settings
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -193,7 +193,7 @@ def test_a_wrong_search_is_answered_at_its_place(
     assert f"grid.yaml:{line}:" in str(caught.value)
 
 
-def test_one_search_needs_no_list(tmp_path: Path, settings: Settings) -> None:
+def test_a_single_search_needs_no_list(tmp_path: Path, settings: Settings) -> None:
     block = f"search:\n  match: {{backbone: L6}}\n  {CHOICES}\n"
     assert len(trials_of(plan(tmp_path, settings, block))) == 4
 
