@@ -1,16 +1,15 @@
 """Sizes of published models and collections, and of those on this machine."""
 
-import gzip
 import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from xsweep.db.jobs import NewJob
 from xsweep.errors import DataError
+from xsweep.evaluator.data.files import read_lines
 from xsweep.evaluator.data.irds import sources
 from xsweep.evaluator.data.suites import Size, size
 from xsweep.evaluator.specs import FileSpec, IrdsSpec
@@ -126,20 +125,15 @@ def size_of(collection: Mapping[str, Any]) -> tuple[Size, bool]:
 
 
 def _sampled(documents: Path, qrels: Path) -> tuple[Size, bool]:
+    count = words = 0
     try:
-        first = list(islice(_lines(documents), SAMPLED_DOCUMENTS))
-        queries = {line.split(maxsplit=1)[0] for line in _lines(qrels) if line.strip()}
-        count = sum(1 for _ in _lines(documents))
-    except (OSError, EOFError):
+        queries = {line.split(maxsplit=1)[0] for line in read_lines(qrels) if line.strip()}
+        for count, line in enumerate(read_lines(documents), 1):
+            if count <= SAMPLED_DOCUMENTS:
+                words += len(line.decode(errors="replace").split()) - 1
+    except DataError:
         return UNKNOWN, False
-    words = sum(len(line.split()) - 1 for line in first) / max(1, len(first))
-    return Size(len(queries), count, words), True
-
-
-def _lines(path: Path) -> Iterator[str]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8", errors="replace") as file:
-        yield from file
+    return Size(len(queries), count, words / min(count, SAMPLED_DOCUMENTS)), True
 
 
 FILE_BYTES = {

@@ -128,6 +128,11 @@ class Collection(Spec):
         return self
 
 
+def model_name(model: ModelSpec) -> str:
+    """The last part of a model's own name."""
+    return (model.id or model.package or model.folder or "").rstrip("/").rpartition("/")[2]
+
+
 class Backbone(ModelSpec):
     """A model to fine-tune: `id`, `package` or `folder`, and its name in reports."""
 
@@ -137,8 +142,7 @@ class Backbone(ModelSpec):
     @property
     def name(self) -> str:
         """The label, or the last part of the model's own name."""
-        source = self.id or self.package or self.folder or ""
-        return self.label or source.rstrip("/").rpartition("/")[2]
+        return self.label or model_name(self)
 
     @property
     def spec(self) -> ModelSpec:

@@ -28,9 +28,10 @@ from xsweep.evaluator.specs import (
 )
 from xsweep.orchestrator.forecast.cost_model import Planned, planned_s
 from xsweep.orchestrator.grid.resolve import References
-from xsweep.orchestrator.grid.schema import Kind, Need
+from xsweep.orchestrator.grid.schema import Need, model_name
 from xsweep.orchestrator.grid.yaml import Where
 from xsweep.orchestrator.plan.identity import ChecksumCache, canonical, identity_of, significant
+from xsweep.orchestrator.settings import Kind
 from xsweep.trainer.specs import TeacherSpec, ValidationSpec
 
 MAX_TOKENS = 512
@@ -203,11 +204,6 @@ def documents_of(collection: CollectionSpec) -> CollectionSpec:
             return FilesSpec(name=name, documents=file, queries=file, qrels=file)
         case JsonlSpec():
             return collection
-
-
-def model_name(model: ModelSpec) -> str:
-    """The last part of a model's own name."""
-    return (model.id or model.package or model.folder or "").rstrip("/").rpartition("/")[2]
 
 
 def _resources(need: Need) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from xsweep.evaluator.specs import (
 )
 from xsweep.orchestrator.grid.cells import Cell
 from xsweep.orchestrator.grid.resolve import Role
-from xsweep.orchestrator.grid.schema import TrainingSettings
+from xsweep.orchestrator.grid.schema import TrainingSettings, model_name
 from xsweep.orchestrator.grid.yaml import Where
 from xsweep.orchestrator.plan.context import (
     NO_PARENTS,
@@ -26,7 +26,6 @@ from xsweep.orchestrator.plan.context import (
     ResolvedTeacher,
     TestSet,
     ValidationPlan,
-    model_name,
 )
 from xsweep.orchestrator.plan.identity import canonical, significant
 from xsweep.trainer.specs import ValidationSpec, validation_roles

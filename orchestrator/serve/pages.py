@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 
 from xsweep.db import events, jobs, status
 from xsweep.db.explain import AttemptRow
-from xsweep.db.schema import OPEN
+from xsweep.db.schema import OPEN, State
 from xsweep.db.status import OverviewRow
 from xsweep.errors import ConfigError, XsweepError
 from xsweep.orchestrator.forecast.eta import count, progress_text
@@ -52,13 +52,13 @@ LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 14, 28, HEIGHT - 26
 """Size of a curve's picture, and its axes' places in it, in pixels."""
 
 MARKS = {
-    "failed": "✕",
-    "cancelled": "∅",
-    "skipped": "–",
-    "running": "▶",
-    "ready": "○",
-    "waiting": "·",
-    "done": "✓",
+    State.FAILED: "✕",
+    State.CANCELLED: "∅",
+    State.SKIPPED: "–",
+    State.RUNNING: "▶",
+    State.READY: "○",
+    State.WAITING: "·",
+    State.DONE: "✓",
 }
 """Mark of each state, the worst state first: a tile with several jobs has the worst of theirs."""
 
