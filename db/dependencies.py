@@ -1,4 +1,4 @@
-"""What a job's end means to those that wait for it, and which jobs those are."""
+"""The dependency graph: wake, skip or reopen the jobs downstream of one that ended."""
 
 from collections.abc import Collection, Iterable
 from functools import cache
@@ -22,70 +22,80 @@ from sqlalchemy import (
 )
 
 from xsweep.db.events import record
-from xsweep.db.schema import BROKEN, Edge, Job, State, now_s
-from xsweep.db.transaction import pieces
+from xsweep.db.schema import BROKEN, Edge, Job, State, Sweep, SweepJob, now_s
+from xsweep.db.transaction import among
 
 
-def lock(connection: Connection, job_ids: Iterable[int]) -> None:
-    """Hold the rows of jobs until the transaction ends; in ascending order, so nobody deadlocks."""
-    if connection.dialect.name == "sqlite":
-        return  # the transaction holds the whole database already
-    for piece in pieces(sorted(job_ids)):
-        held = select(Job.id).where(Job.id.in_(piece)).order_by(Job.id).with_for_update()
-        connection.execute(held).all()
+def lock(connection: Connection, job_ids: Collection[int]) -> None:
+    """Lock the rows of jobs until the transaction ends; in ascending order, against deadlocks."""
+    if connection.dialect.name == "postgresql":  # SQLite's transaction locks the whole database
+        rows = select(Job.id).where(among(connection, Job.id, job_ids)).order_by(Job.id)
+        connection.execute(rows.with_for_update()).all()
 
 
-def move(connection: Connection, job_ids: Iterable[int], state: State, **values: Any) -> None:
-    """Bring jobs into a state, which the caller has found to be a legal move for all of them."""
-    for piece in pieces(sorted(job_ids)):
-        connection.execute(update(Job).where(Job.id.in_(piece)).values(state=state, **values))
+def move(connection: Connection, job_ids: Collection[int], state: State, **values: Any) -> None:
+    """Set the state of jobs, which the caller knows to be a legal move for all of them."""
+    jobs = update(Job).where(among(connection, Job.id, job_ids))
+    connection.execute(jobs.values(state=state, **values))
 
 
-def children(connection: Connection, job_ids: Iterable[int], state: State) -> set[int]:
-    """Ids of the jobs in a state that wait for one of these."""
-    found: set[int] = set()
-    for piece in pieces(sorted(job_ids)):
-        waiting = select(Job.id).join(Edge, Edge.child_id == Job.id)
-        found |= set(
-            connection.scalars(waiting.where(Edge.parent_id.in_(piece), Job.state == state))
-        )
-    return found
+def children(connection: Connection, job_ids: Collection[int], state: State) -> set[int]:
+    """The ids of the jobs in a state that need one of these."""
+    needing = select(Job.id).join(Edge, Edge.child_id == Job.id).where(Job.state == state)
+    return set(connection.scalars(needing.where(among(connection, Edge.parent_id, job_ids))))
+
+
+def ancestors(connection: Connection, job_id: int, states: Iterable[State]) -> set[int]:
+    """The ids of the jobs in these states that the job needs, directly or not."""
+    tree = select(Edge.parent_id).where(Edge.child_id == job_id).cte("tree", recursive=True)
+    tree = tree.union(select(Edge.parent_id).where(Edge.child_id == tree.c.parent_id))
+    found = select(Job.id).where(Job.id.in_(select(tree.c.parent_id)))
+    return set(connection.scalars(found.where(Job.state.in_(tuple(states)))))
+
+
+def needed_by_a_sweep(job_id: Any, besides: int | None = None) -> ColumnElement[bool]:
+    """The condition that a sweep that is not cancelled, `besides` apart, contains the job."""
+    member, sweep = SweepJob.__table__.alias("member").c, Sweep.__table__.alias("owner").c
+    found = exists().where(
+        member.job_id == job_id, member.sweep_id == sweep.id, sweep.state != "cancelled"
+    )
+    return found if besides is None else found.where(sweep.id != besides)
 
 
 def wake_children(connection: Connection, job_ids: Collection[int]) -> list[int]:
-    """Count new results for every job that needs them; returns those that need nothing more.
+    """Count new results for every job that needs them; returns those that are ready now.
 
-    At most `xsweep.db.transaction.PIECE` results at a time.
+    Takes at most `xsweep.db.transaction.PIECE` results at a time.
     """
-    rows = connection.execute(_waking(connection.dialect.name), {"done": list(job_ids)})
+    rows = connection.execute(_wake(connection.dialect.name), {"done": list(job_ids)})
     return sorted(id_ for id_, state in rows if state == State.READY)
 
 
 @cache
-def _waking(dialect: str) -> Executable:
-    fed: ColumnElement[bool]
+def _wake(dialect: str) -> Executable:
+    new_result: ColumnElement[bool]
     if dialect == "postgresql":  # one text, and one plan, for any number
-        fed = Edge.parent_id == any_(bindparam("done", type_=ARRAY(BigInteger)))
+        new_result = Edge.parent_id == any_(bindparam("done", type_=ARRAY(BigInteger)))
     else:
-        fed = Edge.parent_id.in_(bindparam("done", expanding=True))
+        new_result = Edge.parent_id.in_(bindparam("done", expanding=True))
     # counted once for all: looked up for each child, a parent of n children would cost n * n steps
-    counts = select(Edge.child_id.label("id"), func.count().label("edges")).where(fed)
-    news: FromClause = counts.group_by(Edge.child_id).subquery("news")
+    counts = select(Edge.child_id.label("id"), func.count().label("edges")).where(new_result)
+    fed: FromClause = counts.group_by(Edge.child_id).subquery("fed")
     if dialect == "postgresql":
-        # held in ascending order first, see `lock`
-        held = select(Job.id, news.c.edges).join(news, news.c.id == Job.id)
-        news = held.order_by(Job.id).with_for_update(of=Job).cte("held")
-    missing = Job.missing_parents - news.c.edges
+        # locked in ascending order first, see `lock`
+        locked = select(Job.id, fed.c.edges).join(fed, fed.c.id == Job.id)
+        fed = locked.order_by(Job.id).with_for_update(of=Job).cte("locked")
+    missing = Job.missing_parents - fed.c.edges
     ready = case((and_(Job.state == State.WAITING, missing == 0), State.READY), else_=Job.state)
-    counted = update(Job).where(Job.id == news.c.id).values(missing_parents=missing, state=ready)
+    counted = update(Job).where(Job.id == fed.c.id).values(missing_parents=missing, state=ready)
     return counted.returning(Job.id, Job.state)
 
 
 def skip_descendants(connection: Connection, job_ids: Collection[int], reason: str) -> None:
-    """Skip what waits for these jobs, generation by generation.
+    """Skip the jobs that wait for these, generation by generation.
 
-    Each generation is looked up after the one before it is locked: a child that was being added
-    meanwhile is either seen here or sees its parent skipped.
+    Each generation is looked up again after it is locked: a child that is being added meanwhile is
+    either found here or finds its parent skipped.
     """
     parents = set(job_ids)
     while parents:
@@ -97,42 +107,35 @@ def skip_descendants(connection: Connection, job_ids: Collection[int], reason: s
 
 
 def reopen(connection: Connection, job_ids: Collection[int]) -> set[int]:
-    """Let broken jobs try again, and what was skipped because of them, as far as nothing else of
-    theirs is broken. Returns the ids of all that wait or are ready now."""
+    """Let broken jobs, and those skipped because of them, run again if no parent is broken.
+
+    Returns the ids of all that are waiting or ready now.
+    """
     todo, reopened = set(job_ids), set[int]()
-    while able := _unhindered(connection, todo):
+    while able := _without_broken_parent(connection, todo):
         lock(connection, able)
         ready = case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
-        fresh = {"forgiven_token": Job.token, "retry_at": None}
-        none = {"failure": None, "reason": None, "ended_at": None}
-        for piece in pieces(sorted(able)):
-            again = update(Job).where(Job.id.in_(piece), Job.state.in_(BROKEN))
-            connection.execute(again.values(state=ready, **fresh, **none))
+        broken = update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
+        again = broken.values(
+            state=ready,
+            forgiven_token=Job.token,
+            retry_at=None,
+            failure=None,
+            reason=None,
+            ended_at=None,
+        )
+        connection.execute(again)
         record(connection, "retried", *({"job_id": id_} for id_ in sorted(able)))
         reopened |= able
         todo = (todo - able) | children(connection, able, State.SKIPPED)
     return reopened
 
 
-def ancestors(connection: Connection, job_id: int, states: Iterable[State]) -> set[int]:
-    """Ids of the jobs in these states that the job needs, directly or not."""
-    tree = select(Edge.parent_id).where(Edge.child_id == job_id).cte("tree", recursive=True)
-    tree = tree.union(select(Edge.parent_id).where(Edge.child_id == tree.c.parent_id))
-    return set(
-        connection.scalars(
-            select(Job.id).where(Job.id.in_(select(tree.c.parent_id)), Job.state.in_(tuple(states)))
-        )
-    )
-
-
-def _unhindered(connection: Connection, job_ids: Collection[int]) -> set[int]:
-    """Those of the jobs that are broken while none of their parents is."""
-    parent = Job.__table__.alias("parent")
+def _without_broken_parent(connection: Connection, job_ids: Collection[int]) -> set[int]:
+    """The broken ones of the jobs whose parents are not."""
+    parent = Job.__table__.alias("parent").c
     hindered = exists().where(
-        Edge.child_id == Job.id, Edge.parent_id == parent.c.id, parent.c.state.in_(BROKEN)
+        Edge.child_id == Job.id, Edge.parent_id == parent.id, parent.state.in_(BROKEN)
     )
-    found: set[int] = set()
-    for piece in pieces(sorted(job_ids)):
-        able = select(Job.id).where(Job.id.in_(piece), Job.state.in_(BROKEN), ~hindered)
-        found |= set(connection.scalars(able))
-    return found
+    broken = select(Job.id).where(Job.state.in_(BROKEN), ~hindered)
+    return set(connection.scalars(broken.where(among(connection, Job.id, job_ids))))

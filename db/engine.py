@@ -1,4 +1,4 @@
-"""Opening a database, SQLite in a file or PostgreSQL; what is doubtful is refused with a reason."""
+"""Open, check, upgrade and back up a database: a SQLite file or PostgreSQL."""
 
 import json
 import sqlite3
@@ -21,18 +21,12 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from xsweep.db.schema import REVISION, VERSION_TABLE
-from xsweep.db.transaction import READING, reading, setup_error, shown
+from xsweep.db.transaction import READING, reading, setup_error, without_password
 from xsweep.errors import SetupError
 
 BUSY_TIMEOUT_S = 60
-
-
 MIGRATIONS = Path(__file__).parent / "migrations"
-
-
 MOUNTS = Path("/proc/mounts")
-
-
 NETWORK_FILE_SYSTEMS = frozenset(
     "9p afs beegfs ceph cifs fuse.cephfs fuse.gcsfuse fuse.glusterfs fuse.juicefs fuse.s3fs"  # noqa: SIM905
     " fuse.sshfs gfs2 glusterfs gpfs lustre ncpfs nfs nfs3 nfs4 ocfs2 orangefs panfs pvfs2 smb3"
@@ -41,12 +35,12 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 
 def connect(url: str, *, create: bool = False, read_only: bool = False) -> Engine:
-    """The engine of an xsweep database that is there, ours, writable and of this schema.
+    """The engine of an xsweep database that exists, is writable and has this version's schema.
 
-    `create` makes the tables in an empty place and upgrades older ones; over a `read_only` engine
-    the database itself refuses every write. Raises SetupError, and has changed nothing, for
-    everything else: a wrong URL, no answer, a wrong password, a read-only or damaged database,
-    another program's, a newer schema, SQLite on a network file system.
+    `create` makes the tables in an empty database and upgrades older ones; with `read_only` the
+    database itself refuses every write. Raises SetupError, and has changed nothing, for a wrong
+    URL, no answer, a wrong password, a read-only or damaged database, one of another program, a
+    newer schema, or SQLite on a network file system.
     """
     engine = open_engine(url, read_only=read_only)
     try:
@@ -63,24 +57,24 @@ def connect(url: str, *, create: bool = False, read_only: bool = False) -> Engin
 
 
 def redacted(url: str | URL) -> str:
-    """The URL without its password, for people and logs."""
+    """The URL without its passwords, for messages and logs; it need not be a valid one."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        return "(not a database URL)"  # whatever it is, it may hold a password
-    # an @ in a password that is not written as %40 ends it too early, and the rest would show
-    return "(not a database URL)" if "@" in (parsed.host or "") else shown(parsed)
+        return "(not a database URL)"  # it may contain a password
+    # an @ that is not written as %40 ends the password too early, and the rest would show
+    return "(not a database URL)" if "@" in (parsed.host or "") else without_password(parsed)
 
 
 def open_engine(url: str, *, read_only: bool = False) -> Engine:
-    """An engine with our rules of connecting and beginning; nothing is opened or checked yet.
+    """An engine with our settings for connections and transactions; does not connect yet.
 
-    Raises SetupError when the URL is not one of SQLite's or PostgreSQL's.
+    Raises SetupError when the URL is neither of SQLite nor of PostgreSQL.
     """
     parsed = _parse(url)
     codec: dict[str, Any] = {"json_serializer": partial(json.dumps, allow_nan=False)}
     if parsed.get_backend_name() == "postgresql":
-        # a peer that vanished without a word is noticed after some 30 s, not after two hours
+        # a peer that vanished is noticed after some 30 s, not after two hours
         defaults = {
             "connect_timeout": 10,
             "keepalives_idle": 15,
@@ -108,16 +102,16 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
 
 
 def schema_version(engine: Engine) -> str | None:
-    """The revision of the tables there, None in an empty database.
+    """The revision of the tables, None in an empty database.
 
-    Raises SetupError for a database that holds another program's tables.
+    Raises SetupError for a database of another program.
     """
     with reading(engine) as connection:
         return _revision(connection)
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the tables to this version's schema, all or nothing; two at a time queue up."""
+    """Upgrade the tables to this version's schema, all or nothing; concurrent calls queue up."""
     from alembic import command
 
     with engine.connect() as connection, connection.begin():
@@ -133,13 +127,12 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 def backup(engine: Engine, path: Path) -> None:
     """Copy a SQLite database into a new file, consistent while others write.
 
-    Raises SetupError when the file exists already; for PostgreSQL, with the pg_dump line to use.
+    Raises SetupError when the file exists already, and for PostgreSQL, with the pg_dump command.
     """
     if engine.dialect.name != "sqlite":
         source = redacted(engine.url.set(drivername="postgresql"))
-        raise SetupError(
-            f"PostgreSQL backs itself up; run: pg_dump --format=custom --file={path} '{source}'"
-        )
+        command = f"pg_dump --format=custom --file={path} '{source}'"
+        raise SetupError(f"PostgreSQL has its own backup command; run: {command}")
     if path.exists():
         raise SetupError(f"backup file {path} exists already: choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +161,7 @@ def network_file_system(path: Path, mounts: str) -> str | None:
         if len(fields) < 3:
             continue
         point = Path(fields[1].replace("\\040", " "))
-        # of several mounts on one point the last one is seen, hence >= and not >
+        # the last of several mounts on one point is visible, hence >= and not >
         if path.is_relative_to(point) and len(point.parts) >= len(holder.parts):
             holder, kind = point, fields[2]
     return kind if kind in NETWORK_FILE_SYSTEMS else None
@@ -177,7 +170,7 @@ def network_file_system(path: Path, mounts: str) -> str | None:
 def _parse(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:  # a port that is no number is a ValueError
+    except (ArgumentError, ValueError) as error:  # ValueError: the port is not a number
         raise SetupError(
             "the database URL cannot be read: write sqlite:///path/to/xsweep.db"
             " or postgresql://user:password@host/database"
@@ -188,18 +181,14 @@ def _parse(url: str) -> URL:
     if backend in ("postgresql", "postgres"):
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
-        raise SetupError(
-            f"database {redacted(parsed)}: {backend} is not supported; use sqlite:/// or postgresql://"
-        )
+        raise _refusal(parsed, f"{backend} is not supported; use sqlite:/// or postgresql://")
     if parsed.database in (None, "", ":memory:"):
-        raise SetupError(
-            "a database in memory is gone when the program ends: write sqlite:///path/to/xsweep.db"
-        )
+        raise SetupError("a database in memory is lost at exit: write sqlite:///path/to/xsweep.db")
     return parsed
 
 
 def _file_of(url: URL) -> Path:
-    """SQLite's file; a `file:` URI is percent-encoded, a path is not."""
+    """The path of SQLite's file; a `file:` URI is percent-encoded, a path is not."""
     name = str(url.database)
     if name.startswith("file:"):
         name = unquote(name.removeprefix("file:").partition("?")[0])
@@ -207,14 +196,14 @@ def _file_of(url: URL) -> Path:
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # the driver begins nothing by itself; `_begin_sqlite` does
-    # 64 MiB of pages: the usual 2 are less than the index of thirty thousand identities
+    connection.isolation_level = None  # the driver begins no transaction; `_begin_sqlite` does
+    # 64 MiB of pages: the default of 2 is less than the index of thirty thousand identities
     for pragma in ("foreign_keys = ON", "synchronous = FULL", "cache_size = -65536"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # a writer takes the write lock at once: one that starts by reading cannot wait for it later
+    # a writer takes the write lock at once: one that begins by reading cannot wait for it later
     is_reading = connection.get_execution_options().get(READING, False)
     connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
 
@@ -228,44 +217,39 @@ def _check_place(url: URL, create: bool) -> None:
     path = _file_of(url)
     mounts = MOUNTS.read_text(errors="replace") if MOUNTS.exists() else ""
     if kind := network_file_system(path.parent.resolve(), mounts):
-        raise SetupError(
-            f"database {redacted(url)}: SQLite loses data on a network file system ({kind});"
-            " put it on a local disk, or use PostgreSQL: XSWEEP_DB=postgresql://user@host/database"
+        raise _refusal(
+            url,
+            f"SQLite loses data on a network file system ({kind}); put it on a local disk,"
+            " or use PostgreSQL: XSWEEP_DB=postgresql://user@host/database",
         )
     if path.is_dir():
-        raise SetupError(f"database {redacted(url)}: is a folder; name a file in it")
+        raise _refusal(url, "is a folder; name a file in it")
     if path.exists():
         return
     if not create:
-        raise SetupError(
-            f"database {redacted(url)}: no such file yet; submit a grid, or run `xsweep db upgrade`"
-        )
+        raise _refusal(url, "no such file yet; submit a grid, or run `xsweep db upgrade`")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SetupError(
-            f"database {redacted(url)}: cannot make the folder ({error.strerror}); name another"
-        ) from error
+        problem = f"cannot make the folder ({error.strerror}); name another"
+        raise _refusal(url, problem) from error
 
 
 def _check_schema(engine: Engine, create: bool, read_only: bool) -> None:
-    options = {READING: read_only}
-    with engine.connect().execution_options(**options) as connection:
+    with engine.connect().execution_options(**{READING: read_only}) as connection:
         found = _revision(connection)
-        if found == REVISION and read_only:
-            return
         if found == REVISION:
-            # a write that changes nothing and is not committed: read-only ways in are of no use
-            connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = version_num"))  # noqa: S608
+            if not read_only:
+                # changes nothing and is not committed, but fails where the access is read-only
+                same = f"UPDATE {VERSION_TABLE} SET version_num = version_num"  # noqa: S608
+                connection.execute(text(same))
             return
     if found is not None and int(found) > int(REVISION):
-        raise SetupError(
-            f"database {redacted(engine.url)}: its schema is {found}, newer than this xsweep's"
-            f" {REVISION}; update xsweep"
-        )
+        problem = f"its schema is {found}, newer than this xsweep's {REVISION}; update xsweep"
+        raise _refusal(engine.url, problem)
     if not create:
         state = "holds no tables yet" if found is None else f"has the older schema {found}"
-        raise SetupError(f"database {redacted(engine.url)}: {state}; run `xsweep db upgrade`")
+        raise _refusal(engine.url, f"{state}; run `xsweep db upgrade`")
     upgrade(engine)
 
 
@@ -274,11 +258,14 @@ def _revision(connection: Connection) -> str | None:
     if VERSION_TABLE in tables:
         return connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608
     if tables:
-        raise SetupError(
-            f"database {redacted(connection.engine.url)}: belongs to another program"
-            f" (tables {', '.join(sorted(tables)[:3])}, ...); name one of its own"
-        )
+        listed = ", ".join(sorted(tables)[:3])
+        problem = f"belongs to another program (tables {listed}, ...); name one of its own"
+        raise _refusal(connection.engine.url, problem)
     return None
+
+
+def _refusal(url: URL, problem: str) -> SetupError:
+    return SetupError(f"database {redacted(url)}: {problem}")
 
 
 def _alembic(connection: Connection) -> Any:

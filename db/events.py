@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, func, insert, select
 
 from xsweep.db.schema import Edge, Event, Job, Sweep, SweepJob, now_s
-from xsweep.db.transaction import pieces, read, reading, transact
+from xsweep.db.transaction import among, read, reading, transact
 
 SUBJECT = ("sweep_id", "job_id", "token", "owner")
 
@@ -100,7 +100,8 @@ def failures_since(engine: Engine, event: int) -> list[FailedAttempt]:
         found = _failures(connection, event)
         names: dict[int, list[str]] = {each.job_id: [] for each in found}
         members = select(SweepJob.job_id, Sweep.name).join(Sweep).order_by(Sweep.id)
-        for job_id, name in connection.execute(members.where(SweepJob.job_id.in_(list(names)))):
+        members = members.where(among(connection, SweepJob.job_id, names))
+        for job_id, name in connection.execute(members):
             names[job_id].append(name)
         return [replace(each, sweeps=tuple(names[each.job_id])) for each in found]
 
@@ -113,10 +114,10 @@ def latest_failures(
     """The failed attempts, of one sweep or of all, in the last `SCANNED` events, newest first."""
     found = _failures(connection, _last_event(connection) - SCANNED)
     if sweep_id is not None and found:
-        ids = {each.job_id for each in found}
-        members = select(SweepJob.job_id).where(SweepJob.sweep_id == sweep_id)
-        members_failed = set(connection.scalars(members.where(SweepJob.job_id.in_(ids))))
-        found = [each for each in found if each.job_id in members_failed]
+        failed = among(connection, SweepJob.job_id, {each.job_id for each in found})
+        members = select(SweepJob.job_id).where(SweepJob.sweep_id == sweep_id, failed)
+        ids = set(connection.scalars(members))
+        found = [each for each in found if each.job_id in ids]
     return found[: -limit - 1 : -1]
 
 
@@ -162,12 +163,9 @@ def load_rungs(engine: Engine, job_ids: list[int]) -> list[Rung]:
     """The rungs that these trials reached, in the order of the decisions."""
 
     def work(connection: Connection) -> list[Rung]:
-        found: list[Any] = []
-        for piece in pieces(job_ids):
-            events = select(Event.id, Event.job_id, Event.detail)
-            events = events.where(Event.job_id.in_(piece), Event.kind == RUNG)
-            found += connection.execute(events).all()
-        return [Rung(row.job_id, **row.detail) for row in sorted(found, key=lambda row: row.id)]
+        events = select(Event.job_id, Event.detail).where(Event.kind == RUNG).order_by(Event.id)
+        rows = connection.execute(events.where(among(connection, Event.job_id, job_ids)))
+        return [Rung(job_id or 0, **detail) for job_id, detail in rows]
 
     return read(engine, work)
 

@@ -1,7 +1,4 @@
-"""Why a job is where it is, with the facts behind each answer.
-
-Finding what a person means: a sweep by name, a job by id, identity, its beginning, or name.
-"""
+"""Look up a sweep or job by what a user calls it, and explain a job's state with its facts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,13 +11,14 @@ from xsweep.db.transaction import reading
 from xsweep.errors import ConfigError, did_you_mean
 
 NAMES_COMPARED = 20_000
-
-
 LISTED = 5
+
+COMPARED = 2_000
+"""The newest done jobs of the same kind, among which the closest one is searched."""
 
 
 def find_job(engine: Engine, text: str) -> int:
-    """The id of the job with that id, identity, beginning of an identity (4 digits on), or name.
+    """The id of the job with that id, identity, prefix of an identity (4 or more digits), or name.
 
     Raises ConfigError when there is none, with the nearest names, or more than one.
     """
@@ -39,7 +37,7 @@ def sweep_id(connection: Connection, sweep: str | int) -> int:
 
 
 def job_id(connection: Connection, job: str | int) -> int:
-    """See `find_job`."""
+    """`find_job` on a connection."""
     text = str(job).strip()
     if text.isascii() and text.isdigit() and len(text) < 19:
         found = connection.scalar(select(Job.id).where(Job.id == int(text)))
@@ -72,13 +70,9 @@ def _nearest(text: str, names: Iterable[str]) -> str:
     return did_you_mean(text, known, most=3) or f"there is {', '.join(known[:LISTED])}"
 
 
-COMPARED = 2_000
-"""Done jobs that are looked through for the nearest one, the newest of the same kind."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ParentRow:
-    """A parent, and how it stands."""
+    """A parent of a job and its state."""
 
     role: str
     job_id: int
@@ -104,7 +98,7 @@ class AttemptRow:
     failure: str | None
     reason: str | None
     progress: dict[str, Any] | None
-    """Where it was when its controller last wrote of it."""
+    """The progress that its controller last wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +113,7 @@ class ClosestJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """A job, in answers. What it has nothing to say about is empty."""
+    """A job and the reasons for its state; fields that do not apply are empty."""
 
     job_id: int
     identity: str
@@ -127,22 +121,22 @@ class Explanation:
     name: str
     state: str
     why: tuple[str, ...]
-    """Sentences: the reasons for the state, the first one the nearest."""
+    """Sentences: the reasons for the state, the most direct one first."""
     sweeps: tuple[str, ...]
     """Names of the sweeps that share the job."""
     parents: tuple[ParentRow, ...]
     attempts: tuple[AttemptRow, ...]
     """The oldest first."""
     folder: str | None
-    """Where the accepted result is."""
+    """Folder of the accepted result."""
     nearest_done: ClosestJob | None
     spec: dict[str, Any]
 
 
 def explain(engine: Engine, job: str | int, *, compare: bool = True) -> Explanation:
-    """Why the job waits, was retried, was skipped, is shared, or is no done job that looks like it.
+    """Explain why the job waits, was retried, skipped or shared, and which done job is closest.
 
-    `compare` looks for the nearest done job, which reads the specs of up to `COMPARED` others.
+    `compare` searches the closest done job, which reads the specs of up to `COMPARED` others.
     Raises ConfigError for an unknown job, with the nearest names.
     """
     with reading(engine) as connection:
@@ -156,18 +150,18 @@ def explain(engine: Engine, job: str | int, *, compare: bool = True) -> Explanat
         parents = _parents(connection, id_)
         attempts = _attempts(connection, id_)
         member = select(Sweep.name, Sweep.state).join(SweepJob).where(SweepJob.job_id == id_)
-        sweeps = connection.execute(member.order_by(Sweep.id)).all()
+        sweeps = dict(connection.execute(member.order_by(Sweep.id)).tuples().all())
         nearest = None
         if compare and row.state != State.DONE:
-            nearest = _nearest_done(connection, id_, row.kind, row.spec, parents)
+            nearest = _nearest_done(connection, row, parents)
     return Explanation(
         job_id=id_,
         identity=row.identity,
         kind=row.kind,
         name=row.name,
         state=row.state,
-        why=tuple(_why(row, parents, attempts, dict(sweeps))),
-        sweeps=tuple(name for name, _ in sweeps),
+        why=tuple(_why(row, parents, attempts, sweeps)),
+        sweeps=tuple(sweeps),
         parents=parents,
         attempts=attempts,
         folder=row.folder,
@@ -187,10 +181,10 @@ def _why(
         missing = [parent for parent in parents if parent.state != State.DONE]
         reasons += [f"waits for {p.role}: {p.name} ({p.state})" for p in missing]
     if row.state == State.READY:
-        reasons += _why_unclaimed(row, sweeps)
+        reasons.append(_why_unclaimed(row, sweeps))
     if row.state == State.RUNNING:
         last = attempts[-1]
-        node = last.node or (last.progress or {}).get("node") or "a node not named yet"
+        node = last.node or (last.progress or {}).get("node") or "a node not yet known"
         reasons.append(f"attempt {last.token} runs on {node}")
     if row.state == State.DONE:
         reasons.append(f"has the accepted result of attempt {attempts[-1].token}: {row.folder}")
@@ -199,23 +193,23 @@ def _why(
     if row.state == State.SKIPPED:
         reasons.append(f"skipped: {row.reason}")
     if row.state == State.CANCELLED:
-        reasons.append("cancelled by request; `xsweep retry` takes it up again")
+        reasons.append("cancelled by request; `xsweep retry` reopens it")
     for attempt in attempts:
         if attempt.outcome not in (None, "done"):
-            words = [f"attempt {attempt.token} {attempt.outcome}", attempt.failure, attempt.reason]
-            reasons.append(": ".join(word for word in words if word))
+            parts = [f"attempt {attempt.token} {attempt.outcome}", attempt.failure, attempt.reason]
+            reasons.append(": ".join(part for part in parts if part))
     if len(sweeps) > 1:
         reasons.append(f"one job for the sweeps {', '.join(sweeps)}")
     return reasons
 
 
-def _why_unclaimed(row: Any, sweeps: dict[str, str]) -> list[str]:
+def _why_unclaimed(row: Any, sweeps: dict[str, str]) -> str:
     if "active" not in sweeps.values():
         states = ", ".join(f"{name} is {state}" for name, state in sweeps.items())
-        return [f"ready, but nobody may take it: {states}"]
+        return f"ready, but its sweeps are not active: {states}"
     if row.retry_at is not None and row.retry_at > row.now:
-        return [f"tries again in {row.retry_at - row.now:.0f} s"]
-    return ["ready to be claimed; jobs with longer chains behind them go first"]
+        return f"tries again in {row.retry_at - row.now:.0f} s"
+    return "ready to be claimed; jobs with longer chains behind them go first"
 
 
 def _parents(connection: Connection, id_: int) -> tuple[ParentRow, ...]:
@@ -232,52 +226,41 @@ def _attempts(connection: Connection, id_: int) -> tuple[AttemptRow, ...]:
 
 
 def _nearest_done(
-    connection: Connection,
-    id_: int,
-    kind: str,
-    spec: dict[str, Any],
-    parents: tuple[ParentRow, ...],
+    connection: Connection, row: Any, parents: tuple[ParentRow, ...]
 ) -> ClosestJob | None:
     done = (
         select(Job.id, Job.identity, Job.name, Definition.spec)
         .join(Definition)
-        .where(Job.kind == kind, Job.state == State.DONE, Job.id != id_)
+        .where(Job.kind == row.kind, Job.state == State.DONE, Job.id != row.id)
         .order_by(Job.id.desc())
         .limit(COMPARED)
     )
-    here = _leaves(spec)
-    best: ClosestJob | None = None
-    for other_id, identity, name, other_spec in connection.execute(done):
-        there = _leaves(other_spec)
-        differences = {
-            key: (here.get(key), there.get(key))
-            for key in sorted(here.keys() | there.keys())
-            if here.get(key) != there.get(key)
-        }
-        if best is None or len(differences) < len(best.differences):
-            best = ClosestJob(
-                job_id=other_id, identity=identity, name=name, differences=differences
-            )
-    if best is None:
+    settings = _leaves(row.spec)
+    differing = (
+        (_differences(settings, _leaves(other.spec)), other) for other in connection.execute(done)
+    )
+    differences, closest = min(differing, key=lambda pair: len(pair[0]), default=({}, None))
+    if closest is None:
         return None
-    # equal settings on other inputs are another job too
-    ours = {parent.role: parent.identity for parent in parents}
-    theirs = {parent.role: parent.identity for parent in _parents(connection, best.job_id)}
-    inputs = {
-        f"inputs.{role}": (ours.get(role), theirs.get(role))
-        for role in sorted(ours.keys() | theirs.keys())
-        if ours.get(role) != theirs.get(role)
-    }
+    # equal settings on other inputs make another job, too
+    inputs = {f"inputs.{each.role}": each.identity for each in parents}
+    others = _parents(connection, closest.id)
+    differences |= _differences(inputs, {f"inputs.{each.role}": each.identity for each in others})
     return ClosestJob(
-        job_id=best.job_id,
-        identity=best.identity,
-        name=best.name,
-        differences=best.differences | inputs,
+        job_id=closest.id, identity=closest.identity, name=closest.name, differences=differences
     )
 
 
+def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {
+        key: (here.get(key), there.get(key))
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
+    }
+
+
 def _leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """Every value that is no dict, by its dotted path; lists are compared whole."""
+    """Every value that is not a dict, by its dotted path; lists are compared as a whole."""
     if not isinstance(value, dict):
         return {path: value}
     found: dict[str, Any] = {}

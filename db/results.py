@@ -1,17 +1,11 @@
-"""Reading results: every cell of a sweep, with numbers only where a result was accepted.
+"""Read results: the cells of a report, the costs of jobs, durations, and folders of attempts."""
 
-What the jobs of a sweep took: the time of all attempts, lost ones too, and the resources.
-
-How long the newest finished jobs took, with what they were and where they ran.
-
-Which attempt wrote which folder, and what became of it and of its job.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, RowMapping, func, select
 
 from xsweep.db.explain import sweep_id
 from xsweep.db.schema import (
@@ -25,31 +19,33 @@ from xsweep.db.schema import (
     State,
     SweepJob,
 )
-from xsweep.db.transaction import in_binary, pieces, reading
+from xsweep.db.transaction import among, in_binary, pieces, reading
 
 if TYPE_CHECKING:
     import numpy as np
 
-
 SCORED_JOBS = 100
-"""Jobs whose scores are read by one statement."""
+"""Jobs whose scores one statement reads."""
+
+NEWEST = 1_000
+"""Results whose durations are read."""
 
 
 class ParentResult(NamedTuple):
-    """What a cell was computed from; empty summary and provenance: not done yet."""
+    """The result of a cell's parent; summary and provenance are empty until it is done."""
 
     identity: str
     summary: dict[str, Any]
     provenance: dict[str, Any]
     name: str = ""
     folder: str = ""
-    """Below the store's root, as that of a cell."""
+    """Relative to the store's root, as that of a cell."""
     manifest_sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One job of a sweep and, when it is done, what it measured."""
+    """A job of a sweep and, when it is done, its measurements."""
 
     job_id: int
     identity: str
@@ -65,11 +61,17 @@ class Cell:
     summary: dict[str, Any]
     provenance: dict[str, Any]
     parents_summary: dict[str, ParentResult]
-    """By role."""
+    """Parents by role."""
     folder: str = ""
-    """Of the accepted attempt, below the store's root."""
+    """Folder of the accepted attempt, relative to the store's root."""
     manifest_sha256: str = ""
-    """Of the list of that folder's files with their checksums."""
+    """SHA-256 of the folder's manifest, the list of its files with their checksums."""
+
+
+_RESULT = (
+    *(Result.summary, Result.provenance, func.coalesce(Result.folder, "").label("folder")),
+    func.coalesce(Result.manifest_sha256, "").label("manifest_sha256"),
+)
 
 
 def load_cells(
@@ -78,46 +80,44 @@ def load_cells(
     measures: Sequence[str] | None = None,
     kind: str = "evaluate",
 ) -> list[Cell]:
-    """The sweep's jobs of a kind in the order of their ids, whatever their state.
+    """The sweep's jobs of a kind by id, in any state.
 
     `measures` limits means and scores. Raises ConfigError for an unknown sweep.
     """
+    columns = (
+        *(Job.id.label("job_id"), Job.identity, Job.name, SweepJob.labels, Job.state),
+        *(Job.failure, Job.reason, *_RESULT),
+    )
     with reading(engine) as connection:
         members = (
-            select(
-                *(Job.id, Job.identity, Job.name, SweepJob.labels, Job.state, Job.failure),
-                *(Job.reason, Result.summary, Result.provenance),
-                *(Result.folder, Result.manifest_sha256),
-            )
+            select(*columns)
             .join_from(SweepJob, Job)
             .outerjoin(Result, Result.job_id == Job.id)
             .where(SweepJob.sweep_id == sweep_id(connection, sweep), Job.kind == kind)
             .order_by(Job.id)
         )
-        rows = connection.execute(members).all()
-        ids = [row.id for row in rows]
+        rows = [_without_nulls(row) for row in connection.execute(members).mappings()]
+        ids = [row["job_id"] for row in rows]
         scores = _scores(connection, ids, measures)
         parents = _parents(connection, ids)
-    return [
-        Cell(
-            job_id=row.id,
-            identity=row.identity,
-            name=row.name,
-            labels=row.labels,
-            state=row.state,
-            failure=row.failure,
-            reason=row.reason,
-            means={measure: mean for measure, (mean, _, _) in scores[row.id].items()},
-            scores={measure: array for measure, (_, array, _) in scores[row.id].items()},
-            query_ids=next((ids for _, _, ids in scores[row.id].values()), ()),
-            summary=row.summary or {},
-            provenance=row.provenance or {},
-            parents_summary=parents[row.id],
-            folder=row.folder or "",
-            manifest_sha256=row.manifest_sha256 or "",
+    cells = []
+    for row, id_ in zip(rows, ids, strict=True):
+        measured = scores[id_]
+        cells.append(
+            Cell(
+                **row,
+                means={measure: mean for measure, (mean, _, _) in measured.items()},
+                scores={measure: array for measure, (_, array, _) in measured.items()},
+                query_ids=next((query_ids for _, _, query_ids in measured.values()), ()),
+                parents_summary=parents[id_],
+            )
         )
-        for row in rows
-    ]
+    return cells
+
+
+def _without_nulls(row: RowMapping) -> dict[str, Any]:
+    """The row with empty summary and provenance where there is no result."""
+    return {**row, "summary": row["summary"] or {}, "provenance": row["provenance"] or {}}
 
 
 def _scores(
@@ -129,7 +129,7 @@ def _scores(
     found: dict[int, dict[str, tuple[float, np.ndarray, tuple[str, ...]]]]
     found = {id_: {} for id_ in job_ids}
     query_ids: dict[int, tuple[str, ...]] = {}
-    # a driver holds a whole answer: many megabytes for some thousand jobs
+    # a driver keeps a whole reply in memory: many megabytes for some thousand jobs
     for piece in pieces(job_ids, SCORED_JOBS):
         stored = select(Score.job_id, Score.measure, Score.query_set_id, Score.packed, Score.mean)
         stored = stored.where(Score.job_id.in_(piece)).order_by(Score.job_id, Score.measure)
@@ -145,78 +145,71 @@ def _scores(
 
 def _parents(connection: Connection, job_ids: list[int]) -> dict[int, dict[str, ParentResult]]:
     found: dict[int, dict[str, ParentResult]] = {id_: {} for id_ in job_ids}
-    edges: list[tuple[int, str, int]] = []
-    for piece in pieces(job_ids):
-        needed = select(Edge.child_id, Edge.role, Edge.parent_id)
-        edges += connection.execute(needed.where(Edge.child_id.in_(piece)).order_by(Edge.role))
-    results: dict[int, ParentResult] = {}
+    needed = select(Edge.child_id, Edge.role, Edge.parent_id).order_by(Edge.role)
+    edges = connection.execute(needed.where(among(connection, Edge.child_id, job_ids))).all()
     # a training is the parent of all its evaluations: read each once
-    for piece in pieces(sorted({parent_id for _, _, parent_id in edges})):
-        rows = connection.execute(
-            select(
-                *(Job.id, Job.identity, Result.summary, Result.provenance),
-                *(Job.name, Result.folder, Result.manifest_sha256),
-            )
-            .outerjoin(Result, Result.job_id == Job.id)
-            .where(Job.id.in_(piece))
-        )
-        for id_, identity, summary, provenance, name, folder, manifest in rows:
-            results[id_] = ParentResult(
-                identity, summary or {}, provenance or {}, name, folder or "", manifest or ""
-            )
+    parent_ids = {edge.parent_id for edge in edges}
+    parents = (
+        select(Job.id, Job.identity, Job.name, *_RESULT)
+        .outerjoin(Result, Result.job_id == Job.id)
+        .where(among(connection, Job.id, parent_ids))
+    )
+    rows = (_without_nulls(row) for row in connection.execute(parents).mappings())
+    results = {row.pop("id"): ParentResult(**row) for row in rows}
     for child_id, role, parent_id in edges:
         found[child_id][role] = results[parent_id]
     return found
 
 
-def done_identities(engine: Engine, identities: Iterable[str]) -> frozenset[str]:
+def done_identities(engine: Engine, identities: Collection[str]) -> frozenset[str]:
     """Those of the identities whose job has an accepted result."""
-    found: set[str] = set()
     with reading(engine) as connection:
-        for piece in pieces(list(identities)):
-            done = select(Job.identity).where(Job.identity.in_(piece), Job.state == State.DONE)
-            found.update(connection.scalars(done))
-    return frozenset(found)
+        done = select(Job.identity).where(Job.state == State.DONE)
+        return frozenset(
+            connection.scalars(done.where(among(connection, Job.identity, identities)))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobCost:
-    """One job that ran; times in seconds by the database's clock."""
+    """The cost of a job that ran; times in seconds by the database's clock."""
 
     job_id: int
     kind: str
     labels: dict[str, Any]
     gpus: float
-    """Reserved for each attempt."""
+    """GPUs reserved for each attempt."""
     cpus: float
     seconds: float
-    """Of the attempt whose result was accepted, from its start; 0 when there is none."""
+    """Seconds of the attempt whose result was accepted, from its start; 0 when there is none."""
     lost_s: float
-    """Of attempts that ended otherwise."""
+    """Seconds of all other attempts."""
 
 
 def load_costs(engine: Engine, sweep: str | int) -> list[JobCost]:
-    """The sweep's jobs that had an attempt, in the order of their ids.
+    """The sweep's jobs that had an attempt, by id; live attempts do not count.
 
-    An attempt that runs now is not counted. Raises ConfigError for an unknown sweep.
+    Raises ConfigError for an unknown sweep.
     """
     with reading(engine) as connection:
+        member = SweepJob.sweep_id == sweep_id(connection, sweep)
         jobs = connection.execute(
             select(Job.id, Job.kind, SweepJob.labels, Definition.resources, Result.token)
             .join_from(SweepJob, Job)
             .join(Definition, Definition.job_id == Job.id)
             .outerjoin(Result, Result.job_id == Job.id)
-            .where(SweepJob.sweep_id == sweep_id(connection, sweep))
+            .where(member)
             .order_by(Job.id)
         ).all()
-        spent: dict[int, list[tuple[int, float]]] = {}
-        for piece in pieces([job.id for job in jobs]):
-            tries = select(Attempt.job_id, Attempt.token, Attempt.started_at, Attempt.ended_at)
-            for id_, token, started_at, ended_at in connection.execute(
-                tries.where(Attempt.job_id.in_(piece), Attempt.ended_at.is_not(None))
-            ):
-                if started_at is not None and ended_at is not None:
-                    spent.setdefault(id_, []).append((token, max(ended_at - started_at, 0.0)))
+        attempts = connection.execute(
+            select(Attempt.job_id, Attempt.token, Attempt.started_at, Attempt.ended_at)
+            .join(SweepJob, SweepJob.job_id == Attempt.job_id)
+            .where(member, Attempt.ended_at.is_not(None), Attempt.started_at.is_not(None))
+            .order_by(Attempt.token)
+        ).all()
+    spent: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for id_, token, started_at, ended_at in attempts:
+        spent[id_].append((token, max((ended_at or 0.0) - (started_at or 0.0), 0.0)))
     return [
         JobCost(
             job_id=job.id,
@@ -224,34 +217,30 @@ def load_costs(engine: Engine, sweep: str | int) -> list[JobCost]:
             labels=job.labels,
             gpus=float(job.resources.get("gpus", 0)) * int(job.resources.get("ranks", 1)),
             cpus=float(job.resources.get("cpus", 0)) * int(job.resources.get("ranks", 1)),
-            seconds=sum(s for token, s in spent[job.id] if token == job.token),
-            lost_s=sum(s for token, s in spent[job.id] if token != job.token),
+            seconds=sum(seconds for token, seconds in spent[job.id] if token == job.token),
+            lost_s=sum(seconds for token, seconds in spent[job.id] if token != job.token),
         )
         for job in jobs
         if job.id in spent
     ]
 
 
-NEWEST = 1_000
-"""Results that are looked at."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Duration:
-    """One accepted result's time by the database's clock, from its worker's start to its end."""
+    """The time of an accepted result by the database's clock, from start to end of its worker."""
 
     kind: str
     spec: dict[str, Any]
     parents: dict[str, tuple[str, dict[str, Any]]]
-    """Role to kind and spec."""
+    """Kind and spec of the parents, by role."""
     resources: dict[str, Any]
     hardware: dict[str, Any]
-    """As the result's provenance has it; empty where it has none."""
+    """The hardware in the result's provenance; may be empty."""
     seconds: float
 
 
 def load_durations(engine: Engine) -> list[Duration]:
-    """The newest results of each kind that were computed, not copied; at most NEWEST in all."""
+    """The newest results that were computed here; at most NEWEST."""
     took_s = Attempt.ended_at - func.coalesce(Attempt.started_at, Attempt.claimed_at)
     newest = (
         select(Job.id, Job.kind, Definition.spec, Definition.resources, Result.provenance)
@@ -266,21 +255,16 @@ def load_durations(engine: Engine) -> list[Duration]:
     with reading(engine) as connection:
         rows = connection.execute(newest).all()
         parents: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {row.id: {} for row in rows}
-        for piece in pieces(list(parents)):
-            edges = (
-                select(Edge.child_id, Edge.role, Job.kind, Definition.spec)
-                .join_from(Edge, Job, Edge.parent_id == Job.id)
-                .join(Definition, Definition.job_id == Job.id)
-                .where(Edge.child_id.in_(piece))
-            )
-            for child, role, kind, spec in connection.execute(edges):
-                parents[child][role] = (kind, spec)
-    return list(_durations(rows, parents))
-
-
-def _durations(rows: Any, parents: dict[int, Any]) -> Iterator[Duration]:
-    for row in rows:
-        yield Duration(
+        edges = (
+            select(Edge.child_id, Edge.role, Job.kind, Definition.spec)
+            .join_from(Edge, Job, Edge.parent_id == Job.id)
+            .join(Definition, Definition.job_id == Job.id)
+            .where(among(connection, Edge.child_id, parents))
+        )
+        for child_id, role, kind, spec in connection.execute(edges):
+            parents[child_id][role] = (kind, spec)
+    return [
+        Duration(
             kind=row.kind,
             spec=row.spec,
             parents=parents[row.id],
@@ -288,11 +272,13 @@ def _durations(rows: Any, parents: dict[int, Any]) -> Iterator[Duration]:
             hardware=(row.provenance or {}).get("hardware", {}),
             seconds=max(0.0, row.took_s),
         )
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptFolder:
-    """One attempt's folder, below the store's root."""
+    """The folder of an attempt, relative to the store's root."""
 
     identity: str
     name: str
@@ -303,24 +289,15 @@ class AttemptFolder:
 
 
 def load_folders(engine: Engine) -> list[AttemptFolder]:
-    """The folders of all attempts that noted one, by job and token."""
+    """The folders of all attempts that have one, by job and token."""
     query = (
-        select(Job.identity, Job.name, Job.state, Attempt.folder, Attempt.outcome, Attempt.token)
-        .add_columns(Result.token.label("accepted"))
+        select(Job.identity, Job.name, Attempt.folder, Attempt.outcome.is_(None).label("live"))
+        .add_columns(func.coalesce(Result.token == Attempt.token, False).label("accepted"))
+        .add_columns((Job.state == State.DONE).label("job_done"))
         .join_from(Attempt, Job)
         .outerjoin(Result, Result.job_id == Job.id)
         .where(Attempt.folder.is_not(None))
         .order_by(Attempt.job_id, Attempt.token)
     )
     with reading(engine) as connection:
-        return [
-            AttemptFolder(
-                identity=row.identity,
-                name=row.name,
-                folder=row.folder,
-                live=row.outcome is None,
-                accepted=row.accepted == row.token,
-                job_done=row.state == State.DONE,
-            )
-            for row in connection.execute(query)
-        ]
+        return [AttemptFolder(**row) for row in connection.execute(query).mappings()]

@@ -1,14 +1,11 @@
-"""The tables. What must never happen is forbidden here; triggers are in the migrations.
+"""Tables, states and retry budgets of jobs, and the database's clock.
 
-Times are seconds since 1970 by the database's clock. A job's row holds what changes while it lives
-and stays narrow, because every move rewrites it; what never changes is in `Definition`.
+Constraints here, and triggers in the migrations, forbid what must never happen. Times are seconds
+since 1970 by the database's clock. A job's row holds the columns that change and stays narrow,
+because every change rewrites it; the constant ones are in `Definition`.
 
-Conditions of partial indexes hold on PostgreSQL as well, see the migrations; naming them here for
+The conditions of partial indexes also hold on PostgreSQL, see the migrations; naming them here for
 it would make SQLAlchemy load its dialect, a tenth of the time of `xsweep status` on SQLite.
-
-The database's own clock: the only one that leases, retries and events are measured by.
-
-The life of a job: its states, the moves between them, and how often each failure is retried.
 """
 
 import random
@@ -35,10 +32,10 @@ from sqlalchemy.sql.expression import FunctionElement
 
 
 class now_s(FunctionElement[float]):
-    """Seconds since 1970 by the database's clock, when the statement began.
+    """Seconds since 1970 by the database's clock, at the start of the statement.
 
-    The beginning of a statement errs on the safe side: a lease granted after waiting for a lock
-    ends early rather than late, and an expiry is seen late rather than early.
+    The start errs on the safe side: a lease granted after a wait for a lock ends early rather than
+    late, and an expiry is noticed late rather than early.
     """
 
     type = Double()
@@ -57,22 +54,19 @@ def _postgresql(element: now_s, compiler: Any, **_: Any) -> str:
 
 
 class State(StrEnum):
-    """Where a job stands. Done, failed, skipped and cancelled are the ends of the way."""
+    """The state of a job. Done, failed, skipped and cancelled are final."""
 
     WAITING = "waiting"  # for parents whose results are missing
     READY = "ready"  # may be claimed (from `retry_at` on)
     RUNNING = "running"  # held by the one live attempt
     DONE = "done"  # has an accepted result, for ever
-    FAILED = "failed"  # for good: its failure's budget is spent
+    FAILED = "failed"  # the retries of its failure class are used up
     SKIPPED = "skipped"  # an ancestor failed or was cancelled, or its column of the grid is stopped
-    CANCELLED = "cancelled"  # by a person
+    CANCELLED = "cancelled"  # by a user
 
 
 OPEN = (State.WAITING, State.READY, State.RUNNING)
-
-
 BROKEN = (State.FAILED, State.SKIPPED, State.CANCELLED)
-
 
 RETRIES: dict[str, int | None] = {
     "CONFIG": 0,
@@ -87,21 +81,17 @@ RETRIES: dict[str, int | None] = {
     "NODE": 8,
     "PREEMPTED": None,
 }
-"""How many attempts of one job may end in a failure class and still be tried again; None is free.
+"""Retries of a job per failure class; None is unlimited.
 
-What a second try cannot change has none. OOM_GPU has one for each halving of the micro-batch from
-16,384 tokens to 1,024. NODE also counts leases that ran out: most are nobody's fault, but a job
-that takes its machine down each time must stop some day.
+Failures that a second try cannot change have none. OOM_GPU has one for each halving of the
+micro-batch from 16,384 tokens to 1,024. NODE also counts expired leases: most are not the job's
+fault, but one that takes its machine down each time must fail in the end.
 """
-
 
 BACKOFF_S = {"OOM_GPU": 0.0, "PREEMPTED": 0.0, "NODE": 0.0}
 """Waits before the first retry where they differ from `FIRST_WAIT_S`: new conditions, no wait."""
 
-
 FIRST_WAIT_S = 5.0
-
-
 LONGEST_WAIT_S = 600.0
 
 
@@ -109,20 +99,18 @@ def backoff_s(failure: str, failures: int) -> float:
     """Seconds until the next try after the n-th failure (n >= 1) of one class.
 
     Doubles from `FIRST_WAIT_S` to `LONGEST_WAIT_S`; jitter between half and the whole keeps jobs
-    that failed together from coming back together: the third INFRA waits 10 to 20 s.
+    that failed together from starting together: the third INFRA waits 10 to 20 s.
     """
     wait = min(BACKOFF_S.get(failure, FIRST_WAIT_S) * 2 ** (failures - 1), LONGEST_WAIT_S)
     return wait * random.uniform(0.5, 1.0)  # noqa: S311  (spreads load, guards nothing)
 
 
 REVISION = "0002"
-"""The migration that makes the tables below; revisions are numbers that count up."""
-
+"""The migration that makes the tables below; revisions are consecutive numbers."""
 
 VERSION_TABLE = "xsweep_schema"
 
-
-# SQLite's rowid is an INTEGER and nothing else; PostgreSQL's should not end at two thousand million
+# SQLite's rowid is an INTEGER and nothing else; PostgreSQL's ids should not end at 2**31
 Id = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -147,7 +135,7 @@ class Base(DeclarativeBase):
 
 
 class Sweep(Base):
-    """One submitted grid; submitting its name again extends it."""
+    """A submitted grid; submitting its name again extends it."""
 
     __tablename__ = "sweep"
     __table_args__ = (CheckConstraint("state IN ('active', 'paused', 'cancelled')", name="state"),)
@@ -160,7 +148,7 @@ class Sweep(Base):
 
 
 class Job(Base):
-    """One piece of work, shared by every sweep that contains its identity."""
+    """A unit of work, shared by every sweep that contains its identity."""
 
     __tablename__ = "job"
     __table_args__ = (
@@ -179,11 +167,7 @@ class Job(Base):
             "id",
             sqlite_where=text("state = 'ready'"),
         ),
-        Index(
-            "job_failed_ix",
-            "ended_at",
-            sqlite_where=text("state = 'failed'"),
-        ),
+        Index("job_failed_ix", "ended_at", sqlite_where=text("state = 'failed'")),
         Index("job_name_ix", "name"),
     )
 
@@ -194,8 +178,8 @@ class Job(Base):
     name: Mapped[str]
     state: Mapped[str]
     missing_parents: Mapped[int]
-    """Edges whose parent is not done. A counter, since two parents that finish at the same time do
-    not see each other's results, but do queue for this row."""
+    """Number of parents that are not done. Stored, since two parents that finish at the same time
+    do not see each other's results, but do queue for this row."""
     priority: Mapped[int]
     """Always 0; a column of older versions."""
     critical_s: Mapped[float]
@@ -203,7 +187,7 @@ class Job(Base):
     token: Mapped[int]
     """Number of the latest attempt, the fencing token; it only grows."""
     forgiven_token: Mapped[int]
-    """Failures of attempts up to this one no longer count: somebody asked for a retry."""
+    """Failures of attempts up to this one no longer count: a user asked for a retry."""
     retry_at: Mapped[float | None]
     failure: Mapped[str | None]
     reason: Mapped[str | None]
@@ -212,7 +196,7 @@ class Job(Base):
 
 
 class Definition(Base):
-    """What a job is to do; never changes."""
+    """A job's spec and resources; never change."""
 
     __tablename__ = "definition"
 
@@ -245,10 +229,10 @@ class SweepJob(Base):
 
 
 class Tally(Base):
-    """How many jobs of a sweep are in a state: the sum over rows, which triggers append.
+    """Number of a sweep's jobs in a state: the sum over rows, which triggers append.
 
-    Appended and never updated in place, since all that moves a job would wait for the one row;
-    `xsweep.db.status.fold` puts them together from time to time.
+    Appended and never updated in place, since all changes of jobs would wait for the one row;
+    `xsweep.db.tally.fold` sums them up from time to time.
     """
 
     __tablename__ = "tally"
@@ -260,11 +244,11 @@ class Tally(Base):
     jobs: Mapped[int]
     """Negative where jobs have left the state."""
     cost_s: Mapped[float]
-    """Expected seconds of these jobs, as they were submitted."""
+    """Expected seconds of these jobs, as submitted."""
 
 
 class Attempt(Base):
-    """One try at a job. It is live, and holds a lease, until it ends in an outcome."""
+    """One try at a job, live and leased until it ends in an outcome."""
 
     __tablename__ = "attempt"
     __table_args__ = (
@@ -276,17 +260,8 @@ class Attempt(Base):
             " AND (outcome IS NULL) = (lease_until IS NOT NULL)",
             name="ended",
         ),
-        Index(
-            "attempt_live_ix",
-            "job_id",
-            unique=True,
-            sqlite_where=text("outcome IS NULL"),
-        ),
-        Index(
-            "attempt_done_ix",
-            "ended_at",
-            sqlite_where=text("outcome = 'done'"),
-        ),
+        Index("attempt_live_ix", "job_id", unique=True, sqlite_where=text("outcome IS NULL")),
+        Index("attempt_done_ix", "ended_at", sqlite_where=text("outcome = 'done'")),
     )
 
     job_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
@@ -307,7 +282,7 @@ class Attempt(Base):
 
 
 class Result(Base):
-    """The accepted result of a job: one, for ever (the key and a trigger see to that)."""
+    """The accepted result of a job: one, for ever (key and trigger enforce it)."""
 
     __tablename__ = "result"
     __table_args__ = (
@@ -324,7 +299,7 @@ class Result(Base):
 
 
 class QuerySet(Base):
-    """The query ids behind packed scores, in their order; stored once per distinct list."""
+    """The query ids of packed scores, in order; stored once per distinct list."""
 
     __tablename__ = "query_set"
 
@@ -347,7 +322,7 @@ class Score(Base):
 
 
 class Controller(Base):
-    """A process that claims jobs; `owner` is new at each start, so no restart is mistaken."""
+    """A process that claims jobs; `owner` is new at each start."""
 
     __tablename__ = "controller"
 
@@ -360,13 +335,10 @@ class Controller(Base):
 
 
 class Event(Base):
-    """Something that happened, in order; a trigger refuses changes and deletions."""
+    """A change or decision, in order; a trigger refuses updates and deletions."""
 
     __tablename__ = "event"
-    __table_args__ = (
-        Index("event_job_ix", "job_id"),
-        {"sqlite_autoincrement": True},
-    )
+    __table_args__ = (Index("event_job_ix", "job_id"), {"sqlite_autoincrement": True})
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     at: Mapped[float]

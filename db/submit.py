@@ -1,4 +1,4 @@
-"""Adding a sweep: its jobs and edges in one transaction, each job once however often asked for."""
+"""Submit a sweep: its jobs and edges in one transaction, each job once however often submitted."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +10,21 @@ from sqlalchemy import Connection, Engine, Row, Text, cast, func, insert, select
 from xsweep.db.events import record
 from xsweep.db.schema import BROKEN, Definition, Edge, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.tally import fold
-from xsweep.db.transaction import among, insert_rows, pieces, reading, to_json, transact
+from xsweep.db.transaction import among, insert_rows, reading, to_json, transact
 from xsweep.errors import ConfigError
 
 ANALYSED = 500
-"""New jobs from which on the database's statistics are brought up to date at once."""
+"""New jobs from which on the database's statistics are updated at once."""
+
+JOB_COLUMNS = (
+    *("identity", "kind", "name", "state", "missing_parents", "priority", "critical_s"),
+    *("token", "forgiven_token", "reason", "created_at", "ended_at"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """A job to be done; see `xsweep.db.schema` for what the fields become."""
+    """A job to submit; see `xsweep.db.schema` for the columns behind the fields."""
 
     identity: str
     """SHA-256, 64 hexadecimal digits, of everything that changes the result."""
@@ -30,69 +35,67 @@ class NewJob:
     """Identity of the job whose result is needed, by role."""
     resources: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, Any] = field(default_factory=dict)
-    """What this sweep's report calls the job."""
+    """The job's labels in this sweep's report."""
     cost: float = 1.0
     """Expected seconds; decides which chain of jobs is the longest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What a submission found and added, in jobs."""
+    """The outcome of a submission, in jobs."""
 
     sweep_id: int | None
-    """None: the sweep is not there (a preview)."""
+    """None: the sweep does not exist (in a preview)."""
     new: int
     shared: int
-    """Were there before, also for another sweep."""
+    """Jobs that another sweep has, too."""
     done: int
-    """Have a result already."""
+    """Jobs that have a result already."""
     total: int
 
 
 def add_sweep(engine: Engine, *, name: str, grid: str, jobs: Sequence[NewJob]) -> Submission:
-    """Add the jobs, and the sweep if its name is new; what is there already is kept as it is.
+    """Add the jobs, and the sweep if its name is new; existing ones are not changed.
 
     Submitting again writes nothing; a larger grid adds its new cells to the sweep of that name.
-    Parents must be in `jobs` or in the database. Raises ConfigError for an identity given twice, an
-    unknown parent, or parents in a circle.
+    Parents must be in `jobs` or in the database. Raises ConfigError for a duplicate identity, an
+    unknown parent, or a circle of parents.
     """
     ordered = parents_first(jobs)
-    return transact(engine, lambda connection: add_in(connection, name, grid, ordered))
+    return transact(engine, lambda connection: insert_sweep(connection, name, grid, ordered))
 
 
 def preview(engine: Engine, *, name: str, jobs: Sequence[NewJob]) -> Submission:
-    """What `add_sweep` would find and add; writes nothing."""
+    """The outcome that `add_sweep` would have; writes nothing."""
     with reading(engine) as connection:
         sweep = connection.scalar(select(Sweep.id).where(Sweep.name == name))
         return _submission(connection, sweep, jobs, _known(connection, jobs))
 
 
-def add_in(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> Submission:
+def insert_sweep(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> Submission:
+    """`add_sweep` within a transaction, with the jobs in the order of `parents_first`."""
     if connection.dialect.name == "postgresql":
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('xsweep_submit'))"))
     known = _known(connection, jobs)
     new = [job for job in jobs if job.identity not in known]
-    _add_jobs(connection, jobs, new, known)
+    if new:
+        _insert_jobs(connection, jobs, new, known)
     ids = {identity: row.id for identity, row in known.items()}
     added = among(connection, Job.identity, [job.identity for job in new])
     ids |= dict(connection.execute(select(Job.identity, Job.id).where(added)).tuples().all())
-    insert_rows(
-        connection,
-        Definition,
-        ("job_id", "spec", "resources", "cost_s"),
-        ((ids[job.identity], to_json(job.spec), to_json(job.resources), job.cost) for job in new),
+    definitions = (
+        (ids[job.identity], to_json(job.spec), to_json(job.resources), job.cost) for job in new
     )
-    insert_rows(
-        connection,
-        Edge,
-        ("child_id", "role", "parent_id"),
-        (
-            (ids[job.identity], role, ids[parent])
-            for job in new
-            for role, parent in job.parents.items()
-        ),
+    columns = ("job_id", "spec", "resources", "cost_s")
+    insert_rows(connection, Definition, columns, definitions)
+    edges = (
+        (ids[job.identity], role, ids[parent])
+        for job in new
+        for role, parent in job.parents.items()
     )
-    sweep = _add_members(connection, name, grid, {ids[job.identity]: job for job in jobs}, len(new))
+    insert_rows(connection, Edge, ("child_id", "role", "parent_id"), edges)
+    members = {ids[job.identity]: job for job in jobs}
+    sweep = _insert_members(connection, name, grid, members, len(new))
     fold(connection)
     if len(new) > ANALYSED and connection.dialect.name == "postgresql":
         # the planner would believe the tables to be empty, and sort all ready jobs at each claim
@@ -100,12 +103,10 @@ def add_in(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> 
     return _submission(connection, sweep, jobs, known)
 
 
-def _add_jobs(
+def _insert_jobs(
     connection: Connection, jobs: list[NewJob], new: list[NewJob], known: dict[str, Row]
 ) -> None:
-    """Insert the new jobs, each in the state that its parents' states allow."""
-    if not new:
-        return
+    """Insert the new jobs, each in the state that its parents' states require."""
     states = _parent_states(connection, new, known)
     critical_s = _critical_s(jobs)
     now = connection.scalar(select(now_s()))
@@ -124,10 +125,9 @@ def _add_jobs(
                 now if broken else None,
             )
 
-    columns = "identity kind name state missing_parents priority critical_s token forgiven_token"
-    insert_rows(connection, Job, (*columns.split(), "reason", "created_at", "ended_at"), rows())
+    insert_rows(connection, Job, JOB_COLUMNS, rows())
     for identity, row in known.items():
-        # a new child may make the longest chain behind an old job longer
+        # a new child may lengthen the longest chain behind an existing job
         if critical_s.get(identity, 0.0) > row.critical_s:
             raised = update(Job).where(Job.id == row.id)
             connection.execute(raised.values(critical_s=critical_s[identity]))
@@ -136,94 +136,92 @@ def _add_jobs(
 def _parent_states(
     connection: Connection, new: list[NewJob], known: dict[str, Row]
 ) -> dict[str, str]:
-    """States of the old parents of new jobs, held still until the end of the transaction.
+    """The states of the existing parents of new jobs, locked until the end of the transaction.
 
-    Otherwise one could end between this look at it and the edge that would make it wake its child.
+    Otherwise a parent could end between this read and the insertion of the edge by which it wakes
+    its child.
     """
-    parents = {p for job in new for p in job.parents.values() if p in known}
-    states: dict[str, str] = {}
-    for piece in pieces(sorted(known[parent].id for parent in parents)):
-        held = select(Job.identity, Job.state).where(Job.id.in_(piece)).order_by(Job.id)
-        states |= dict(connection.execute(held.with_for_update(read=True)).tuples().all())
-    return states
+    parents = {known[p].id for job in new for p in job.parents.values() if p in known}
+    locked = select(Job.identity, Job.state).where(among(connection, Job.id, parents))
+    locked = locked.order_by(Job.id).with_for_update(read=True)
+    return dict(connection.execute(locked).tuples().all())
 
 
-def _add_members(
+def _insert_members(
     connection: Connection, name: str, grid: str, jobs: dict[int, NewJob], new: int
 ) -> int:
-    """Make or extend the sweep; write only what differs. Returns its id."""
+    """Insert or extend the sweep, writing only the differences. Returns its id."""
     sweep = connection.execute(select(Sweep.id, Sweep.grid).where(Sweep.name == name)).one_or_none()
+    members: dict[int, str] = {}
     if sweep is None:
         made = insert(Sweep).values(name=name, grid=grid, state="active", created_at=now_s())
-        id_, old_grid = connection.execute(made.returning(Sweep.id, Sweep.grid)).one()
-        members = {}
+        sweep = connection.execute(made.returning(Sweep.id, Sweep.grid)).one()
     else:
-        id_, old_grid = sweep
-        found = select(SweepJob.job_id, cast(SweepJob.labels, Text)).where(SweepJob.sweep_id == id_)
+        found = select(SweepJob.job_id, cast(SweepJob.labels, Text))
+        found = found.where(SweepJob.sweep_id == sweep.id)
         members = dict(connection.execute(found).tuples().all())
     labels = {job_id: to_json(job.labels) for job_id, job in jobs.items()}
     added = [job_id for job_id in labels if job_id not in members]
     renamed = [job_id for job_id in labels if members.get(job_id, labels[job_id]) != labels[job_id]]
-    insert_rows(
-        connection,
-        SweepJob,
-        ("sweep_id", "job_id", "labels"),
-        ((id_, job_id, labels[job_id]) for job_id in added),
-    )
+    rows = ((sweep.id, job_id, labels[job_id]) for job_id in added)
+    insert_rows(connection, SweepJob, ("sweep_id", "job_id", "labels"), rows)
     for job_id in renamed:
-        place = update(SweepJob).where(SweepJob.sweep_id == id_, SweepJob.job_id == job_id)
-        connection.execute(place.values(labels=jobs[job_id].labels))
-    if grid != old_grid:
-        connection.execute(update(Sweep).where(Sweep.id == id_).values(grid=grid))
+        member = update(SweepJob).where(SweepJob.sweep_id == sweep.id, SweepJob.job_id == job_id)
+        connection.execute(member.values(labels=jobs[job_id].labels))
+    if grid != sweep.grid:
+        connection.execute(update(Sweep).where(Sweep.id == sweep.id).values(grid=grid))
     if added:
-        reopened = update(Sweep).where(Sweep.id == id_, Sweep.state == "cancelled")
-        connection.execute(reopened.values(state="active"))
-    if added or renamed or grid != old_grid:
+        cancelled = update(Sweep).where(Sweep.id == sweep.id, Sweep.state == "cancelled")
+        connection.execute(cancelled.values(state="active"))
+    if added or renamed or grid != sweep.grid:
         counts = {"new": new, "added": len(added), "renamed": len(renamed)}
-        record(connection, "submitted", {"sweep_id": id_, **counts})
-    return id_
+        record(connection, "submitted", {"sweep_id": sweep.id, **counts})
+    return sweep.id
 
 
 def _submission(
     connection: Connection, sweep: int | None, jobs: Sequence[NewJob], known: dict[str, Row]
 ) -> Submission:
     old = [known[job.identity] for job in jobs if job.identity in known]
-    ours = among(connection, SweepJob.job_id, [row.id for row in old])
-    elsewhere = select(func.count(SweepJob.job_id.distinct())).where(
-        ours, SweepJob.sweep_id != (sweep or 0)
+    shared = select(func.count(SweepJob.job_id.distinct())).where(
+        among(connection, SweepJob.job_id, [row.id for row in old]),
+        SweepJob.sweep_id != (sweep or 0),
     )
-    shared = connection.scalar(elsewhere) or 0
     return Submission(
         sweep_id=sweep,
         new=len(jobs) - len(old),
-        shared=shared,
+        shared=connection.scalar(shared) or 0,
         done=sum(row.state == State.DONE for row in old),
         total=len(jobs),
     )
 
 
 def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[str, Row]:
-    """Which of the jobs and their parents the database has, by identity."""
+    """The existing ones of the jobs and their parents, by identity."""
+    submitted = {job.identity for job in jobs}
+    identities = sorted(submitted.union(*(job.parents.values() for job in jobs)))
     columns = (Job.identity, Job.id, Job.state, Job.critical_s)
-    given = {job.identity for job in jobs}
-    asked = among(
-        connection, Job.identity, sorted(given.union(*(job.parents.values() for job in jobs)))
-    )
-    rows = {row.identity: row for row in connection.execute(select(*columns).where(asked))}
+    query = select(*columns).where(among(connection, Job.identity, identities))
+    rows = {row.identity: row for row in connection.execute(query)}
     for job in jobs:
         for role, parent in job.parents.items():
-            if parent not in rows and parent not in given:
-                raise ConfigError(f"job {job.name!r}: its parent {role}={parent} is nowhere")
+            if parent not in rows and parent not in submitted:
+                raise ConfigError(
+                    f"job {job.name!r}: its parent {role}={parent} is neither submitted nor stored"
+                )
     return rows
 
 
 def parents_first(jobs: Sequence[NewJob]) -> list[NewJob]:
-    """The jobs in an order in which ids may be given to them; see `xsweep.db.schema.Job.id`."""
+    """The jobs in an order in which they may get ids; see `xsweep.db.schema.Job.id`.
+
+    Raises ConfigError for a duplicate identity or a circle of parents.
+    """
     by_identity = {job.identity: job for job in jobs}
     if len(by_identity) < len(jobs):
         twice = next(job for job in jobs if by_identity[job.identity] is not job)
         raise ConfigError(f"job {twice.name!r}: its identity {twice.identity} is given twice")
-    if _stand_in_order(jobs):
+    if _is_ordered(jobs):
         return list(jobs)
     sorter = TopologicalSorter(
         {job.identity: [p for p in job.parents.values() if p in by_identity] for job in jobs}
@@ -235,8 +233,8 @@ def parents_first(jobs: Sequence[NewJob]) -> list[NewJob]:
         raise ConfigError(f"jobs need each other in a circle: {circle}") from error
 
 
-def _stand_in_order(jobs: Sequence[NewJob]) -> bool:
-    """Whether no job stands before a parent of its own: the usual case, and ten times as quick."""
+def _is_ordered(jobs: Sequence[NewJob]) -> bool:
+    """Whether no job precedes a parent of its own: the usual case, and ten times as quick."""
     to_come = {job.identity for job in jobs}
     for job in jobs:
         if not to_come.isdisjoint(job.parents.values()):

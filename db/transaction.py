@@ -1,7 +1,4 @@
-"""One transaction per verb: begun, tried again while the database is away, errors translated.
-
-Many rows at once, by each database's quickest way, and lists of keys in pieces it can take.
-"""
+"""Transactions that retry while the database is away, and statements on many rows at once."""
 
 import json
 import logging
@@ -21,31 +18,25 @@ from xsweep.errors import SetupError
 
 T = TypeVar("T")
 
-
 log = logging.getLogger(__name__)
 
-
 PATIENCE_S = 30.0
-"""How long a verb waits for a database that went away: a restart takes seconds, and a lease, which
-is longer, must end by itself when the outage is."""
-
+"""Seconds that a verb retries while the database is away: a restart takes seconds, and a lease,
+which is longer, must be left to expire when the outage is."""
 
 FIRST_WAIT_S = 0.05
-
-
 LONGEST_WAIT_S = 2.0
 
+PIECE = 5_000
+"""Rows that one statement takes: databases limit its bound parameters."""
 
 READING = "xsweep_reading"
-"""Execution option of connections that only read; `engine` begins their transactions so."""
+"""Execution option of connections that only read; `engine` begins their transactions by it."""
 
-
-# PostgreSQL's classes and codes of errors that the same transaction may not meet again
-PASSING = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300")
-
+# PostgreSQL's error classes and codes after which the same transaction may succeed
+TRANSIENT = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300")
 
 NO_PRIVILEGE = "42501"
-
 
 HINTS = (
     ("database or disk is full", "free some space; what was committed is safe"),
@@ -56,103 +47,82 @@ HINTS = (
     ("database is locked", "another program holds it: end that, or use PostgreSQL to share it"),
     ("malformed", "the file is damaged: restore a backup (`xsweep db backup` makes them)"),
     ("not a database", "give the path of a database of xsweep, or of a new file"),
-    ("disk i/o error", "the disk fails or went away: check it, then run again"),
+    ("disk i/o error", "the disk failed or was removed: check it, then run again"),
     ("password authentication failed", "check user and password in XSWEEP_DB (or ~/.pgpass)"),
     ("no password supplied", "put the password into XSWEEP_DB or ~/.pgpass"),
-    ("permission denied", "grant the role what it lacks; docs name the least that it needs"),
+    ("permission denied", "grant the role the missing rights; the documentation lists them"),
     ("does not exist", "create it first (`createdb NAME`), or correct XSWEEP_DB"),
     ("", "check that the server runs and that XSWEEP_DB names it, then run again"),
 )
 
-
 SECRETS = ("password", "sslpassword")
-"""Parameters of a URL whose values are nobody's business."""
+"""Parameters of a URL whose values must not be shown."""
+
+_encoder = json.JSONEncoder(allow_nan=False)  # built once: building it takes longer than its work
 
 
-def shown(url: URL) -> str:
-    """The URL without its passwords, for people and logs."""
+def without_password(url: URL) -> str:
+    """The URL without its passwords, for messages and logs."""
     hidden = {name: "***" for name in SECRETS if name in url.query}
     return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def setup_error(url: URL, error: Exception) -> SetupError:
-    """What a driver's error means to a user: one line, no password, and what to do about it."""
+    """A driver's error as a user needs it: one line, no password, and a remedy."""
     cause = getattr(error, "orig", None) or error
     line = " ".join(str(cause).split())
     hint = next(hint for sign, hint in HINTS if sign in line.lower())
-    return SetupError(f"database {shown(url)}: {line}; {hint}")
-
-
-def is_passing(error: BaseException | None) -> bool:
-    """Whether the same transaction may succeed later: the server went away, or locks collided.
-
-    `error` is the driver's own. SQLite's never pass: it has waited for its lock long enough.
-    """
-    if not type(error).__module__.startswith("psycopg"):
-        return False
-    state = getattr(error, "sqlstate", None)
-    # without a code the server never answered
-    return state.startswith(PASSING) if state else type(error).__name__ == "OperationalError"
-
-
-def is_ours(engine: Engine, error: Any) -> bool:
-    """Whether a driver's error is a rule or a statement of ours that is broken: a bug."""
-    driver = engine.dialect.loaded_dbapi
-    bugs = (driver.IntegrityError, driver.DataError, driver.ProgrammingError)
-    return isinstance(error, bugs) and getattr(error, "sqlstate", None) != NO_PRIVILEGE
+    return SetupError(f"database {without_password(url)}: {line}; {hint}")
 
 
 def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
-    """Run `work` in one writing transaction and return what it returns.
+    """Run `work` in one writing transaction and return its value.
 
     Runs it again after a lost connection or a deadlock, with growing waits, for `PATIENCE_S` at
-    most; so `work` must be right when an earlier run of it was committed unseen.
+    most; `work` must therefore be correct even if an earlier run was committed without a reply.
     Raises SetupError when the database stays away, is full, read-only or damaged.
     """
-    return _patiently(engine, engine.begin, work)
+    return _retrying(engine, engine.begin, work)
 
 
 def read(engine: Engine, work: Callable[[Connection], T]) -> T:
-    """Run `work` on a connection that only reads, as patiently as `transact`."""
-    return _patiently(engine, lambda: _connected(engine), work)
+    """Run `work` on a connection that only reads; retries like `transact`."""
+    return _retrying(engine, lambda: _connect(engine), work)
 
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A connection on which everything read belongs to one moment, and that hinders no writer.
+    """A connection that reads one consistent snapshot and blocks no writer.
 
-    Raises SetupError at once when the database does not answer: somebody sits and waits.
+    Raises SetupError at once when the database does not answer: a user is waiting.
     """
     try:
-        with _answering(engine) as connection:
+        with _connect(engine, check=True) as connection:
             yield connection
     except DBAPIError as error:
-        if is_ours(engine, error.orig):
+        if _is_bug(engine, error.orig):
             raise
         raise setup_error(engine.url, error) from error
 
 
-def _connected(engine: Engine) -> Connection:
+def _connect(engine: Engine, *, check: bool = False) -> Connection:
+    """A connection that only reads; `check` replaces one that a restart of the server has cut."""
     options: dict[str, Any] = {READING: True}
     if engine.dialect.name == "postgresql":
         options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-    return engine.connect().execution_options(**options)
-
-
-def _answering(engine: Engine) -> Connection:
-    """A connection that is not one of those that a restart of the server has cut."""
-    connection = _connected(engine)
-    try:
-        connection.scalar(select(1))
-    except DBAPIError as error:
-        connection.close()
-        if not error.connection_invalidated:
-            raise
-        connection = _connected(engine)  # the pool has thrown all old ones away
+    connection = engine.connect().execution_options(**options)
+    if check:
+        try:
+            connection.scalar(select(1))
+        except DBAPIError as error:
+            connection.close()
+            if not error.connection_invalidated:
+                raise
+            return _connect(engine)  # the pool has discarded all old connections
     return connection
 
 
-def _patiently(
+def _retrying(
     engine: Engine,
     connect: Callable[[], AbstractContextManager[Connection]],
     work: Callable[[Connection], T],
@@ -166,19 +136,32 @@ def _patiently(
                 return work(connection)
         except (DBAPIError, driver.Error) as error:
             cause = getattr(error, "orig", error)
-            if is_ours(engine, cause):
+            if _is_bug(engine, cause):
                 raise
-            if not is_passing(cause) or time.monotonic() + wait_s > give_up_at:
+            if not _is_transient(cause) or time.monotonic() + wait_s > give_up_at:
                 raise setup_error(engine.url, error) from error
             log.warning("database away, next try in %.2f s: %s", wait_s, type(cause).__name__)
         time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 
-_encoder = json.JSONEncoder(allow_nan=False)  # one for all: making it takes longer than its work
+def _is_transient(error: BaseException | None) -> bool:
+    """Whether the same transaction may succeed later: the server is away, or locks collided.
+
+    `error` is the driver's own. SQLite's never are: it has waited for its lock long enough.
+    """
+    if not type(error).__module__.startswith("psycopg"):
+        return False
+    state = getattr(error, "sqlstate", None)
+    # without a code the server never answered
+    return state.startswith(TRANSIENT) if state else type(error).__name__ == "OperationalError"
 
 
-PIECE = 5_000
+def _is_bug(engine: Engine, error: Any) -> bool:
+    """Whether a driver's error comes from a wrong statement or a broken constraint of ours."""
+    driver = engine.dialect.loaded_dbapi
+    bugs = (driver.IntegrityError, driver.DataError, driver.ProgrammingError)
+    return isinstance(error, bugs) and getattr(error, "sqlstate", None) != NO_PRIVILEGE
 
 
 def insert_rows(
@@ -209,8 +192,8 @@ def in_binary(
 ) -> Iterable[Sequence[Any]]:
     """The statement's rows; PostgreSQL sends bytes as they are and not as hexadecimal digits.
 
-    Types that a statement gives beyond the driver's own, such as JSON, are not for this. Raises
-    SetupError when the database goes away.
+    Not for types that SQLAlchemy adds to the driver's own, such as JSON. Raises SetupError when
+    the database is away.
     """
     if connection.dialect.name != "postgresql":
         return connection.execute(statement)
@@ -230,10 +213,10 @@ def in_binary(
 def among(
     connection: Connection, column: InstrumentedAttribute[T], values: Collection[T]
 ) -> ColumnElement[bool]:
-    """Whether a column (of texts or integers) is one of the values, all of them one parameter.
+    """The condition that a column (of texts or integers) is one of any number of values.
 
-    Unlike a list of parameters it has no limit, and the database sees how many there are: it
-    reads the table once for many, where for each piece of a list it might read all of it again.
+    The values are one parameter: unlike a list of parameters it has no limit, and the database
+    sees how many there are: it reads the table once for many.
     """
     if connection.dialect.name == "postgresql":
         return column.in_(select(func.unnest(cast(list(values), ARRAY(column.type)))))
@@ -243,7 +226,7 @@ def among(
 
 
 def pieces(values: Sequence[T], size: int = PIECE) -> Iterator[list[T]]:
-    """The values in lists of at most `size`: statements have a limit of bound parameters."""
+    """The values in lists of at most `size`."""
     for start in range(0, len(values), size):
         yield list(values[start : start + size])
 

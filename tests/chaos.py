@@ -1,4 +1,4 @@
-"""What a test with faults has to tell: what was at stake, what was killed, what became of it."""
+"""Accounts of tests with faults: the jobs, the kills, and their outcomes."""
 
 import os
 from collections import Counter
@@ -27,7 +27,7 @@ class Account:
     lost: int
     """Jobs that are not done at the end."""
     recoveries_s: tuple[float, ...]
-    """From each kill to the moment when what was killed was held again."""
+    """Seconds from each kill until its jobs were claimed again."""
 
 
 def account(
@@ -37,7 +37,7 @@ def account(
     recoveries_s: Iterable[float] = (),
     expected: str = "done",
 ) -> Account:
-    """Count what the history of a database tells."""
+    """Count jobs and results by the history of a database."""
     place = f"{scenario}, {'PostgreSQL' if engine.dialect.name == 'postgresql' else 'SQLite'}"
     counted = select(Job.state, func.count()).group_by(Job.state)
     states = dict(read(engine, lambda c: c.execute(counted).tuples().all()))
@@ -53,7 +53,7 @@ def account(
 
 
 def clock(engine: Engine) -> float:
-    """The database's."""
+    """The time by the database's clock."""
     return read(engine, lambda c: c.scalar(select(now_s()))) or 0.0
 
 

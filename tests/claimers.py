@@ -58,7 +58,7 @@ def reap(url: str, dead: list[str]) -> None:
 
 
 def sleepwalk(url: str, owner: str, pipe: Connection) -> None:
-    """Claim one job, tell which, and finish it when told to go on."""
+    """Claim one job, send the claim, and finish the job on the next message."""
     engine = connect(url)
     (claim,) = jobs.claim(engine, owner=owner, limit=1, lease_s=600)
     pipe.send(claim)

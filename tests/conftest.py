@@ -41,15 +41,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def tell() -> Callable[[Account], None]:
-    """Takes what a test with faults has to tell, for the summary of `make chaos`."""
+def report_account() -> Callable[[Account], None]:
+    """Adds the account of a test with faults to the summary of `make chaos`."""
     return accounts.append
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests with faults have told."""
+    """Print the accounts of the tests with faults."""
     if CHAOS and accounts:
-        terminalreporter.section("chaos: what was killed, and what became of the jobs")
+        terminalreporter.section("chaos: kills and their outcomes")
         for line in table(accounts):
             terminalreporter.write_line(line)
 

@@ -22,7 +22,7 @@ def grid() -> list[jobs.NewJob]:
 
 
 def end_all(engine, broken) -> list[str]:
-    """Work everything off; what is broken fails with a message that has a number in it."""
+    """Run all jobs; the broken ones fail with a message that contains a number."""
     tried = []
     while claims := jobs.claim(engine, owner="alice", limit=1, lease_s=60):
         (claim,) = claims
@@ -34,13 +34,13 @@ def end_all(engine, broken) -> list[str]:
     return tried
 
 
-def test_a_backbone_that_fails_throughout_is_stopped_and_the_grid_goes_on(engine):
+def test_a_backbone_whose_jobs_all_fail_is_stopped_and_the_rest_of_the_grid_runs(engine):
     submit(engine, grid())
     tried = end_all(engine, lambda name: "huge" in name)
     assert [name for name in tried if name.startswith("huge")] == [
         "huge bce 1",
         "huge bce 2",
-        "huge hinge 1",  # the third one, and the second objective: it is the backbone's fault
+        "huge hinge 1",  # the third failure, and the second objective: the backbone is the cause
     ]
     assert counts(engine) == {"done": 12, "failed": 3, "skipped": 9}
     (why,) = jobs.explain(engine, "huge infonce 2").why
@@ -52,7 +52,7 @@ def test_a_backbone_that_fails_throughout_is_stopped_and_the_grid_goes_on(engine
 
 
 @pytest.mark.parametrize("only", [None, ["CONFIG"]])
-def test_a_retry_takes_a_stopped_column_up_again(engine, only):
+def test_a_retry_reopens_a_stopped_column(engine, only):
     submit(engine, grid())
     end_all(engine, lambda name: "huge" in name)
     assert jobs.retry(engine, sweep="study", failures=["NAN"]) == 0
@@ -62,7 +62,7 @@ def test_a_retry_takes_a_stopped_column_up_again(engine, only):
     assert check(engine) == []
 
 
-def test_a_stopped_job_is_retried_alone(engine):
+def test_a_stopped_job_can_be_retried_alone(engine):
     submit(engine, grid())
     end_all(engine, lambda name: "huge" in name)
     assert jobs.retry(engine, job="huge infonce 2") == 2
@@ -70,7 +70,7 @@ def test_a_stopped_job_is_retried_alone(engine):
     assert check(engine) == []
 
 
-def test_one_cell_that_fails_blames_neither_its_backbone_nor_its_objective(engine):
+def test_failures_of_one_cell_stop_neither_its_backbone_nor_its_objective(engine):
     labels = {"backbone": "mini", "objective": "bce"}
     seeds = [new_job(f"s{n}", labels=labels | {"seed": n}, cost=9) for n in range(4)]
     submit(engine, [*grid(), *seeds])
@@ -93,7 +93,7 @@ def test_different_failures_stop_nothing(engine):
 
 
 @pytest.mark.parametrize("failure", ["INFRA", "NODE"])
-def test_machines_that_fail_stop_no_column(engine, failure):
+def test_failures_of_machines_stop_no_column(engine, failure):
     submit(engine, grid())
     while claims := jobs.claim(engine, owner="alice", limit=1, lease_s=60):
         fail(engine, claims[0], failure, reason="no space left")
@@ -101,7 +101,7 @@ def test_machines_that_fail_stop_no_column(engine, failure):
     assert "stopped" not in {event.kind for event in history(engine, latest=1000)}
 
 
-def test_a_grid_that_fails_as_a_whole_is_not_stopped_as_a_whole(engine):
+def test_a_grid_whose_jobs_all_fail_tries_every_column(engine):
     submit(engine, grid())
     tried = end_all(engine, lambda name: True)
     words = {word for name in tried for word in name.split()}
@@ -110,7 +110,7 @@ def test_a_grid_that_fails_as_a_whole_is_not_stopped_as_a_whole(engine):
     assert check(engine) == []
 
 
-def test_what_another_sweep_needs_goes_on(engine):
+def test_jobs_that_another_sweep_needs_are_not_stopped(engine):
     submit(engine, grid())
     shared = next(job for job in grid() if job.name == "huge infonce 2")
     submit(engine, [shared], name="other")
@@ -118,7 +118,7 @@ def test_what_another_sweep_needs_goes_on(engine):
     assert [name for name in tried if "huge infonce" in name] == ["huge infonce 2"]
 
 
-def test_jobs_that_run_are_not_touched(engine):
+def test_running_jobs_are_not_stopped(engine):
     submit(engine, grid())
     held = jobs.claim(engine, owner="alice", limit=12, lease_s=60)
     for claim in held[6:9]:

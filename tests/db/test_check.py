@@ -9,8 +9,8 @@ GUARDS = "SELECT name FROM sqlite_master WHERE type = 'trigger'"
 
 
 @pytest.fixture
-def lived(engine: Engine) -> Engine:
-    """A database in which nearly everything has happened: job 1 is done, the last one runs."""
+def used(engine: Engine) -> Engine:
+    """A database with nearly every kind of event: job 1 is done, the last one runs."""
     submit(engine, [new_job("first"), *study(seeds=[1])])
     finish(engine, take(engine))
     fail(engine, take(engine), "INFRA")
@@ -29,7 +29,7 @@ def lived(engine: Engine) -> Engine:
 
 
 def plant(engine: Engine, *statements: str) -> None:
-    """Damage the database behind the back of triggers and constraints."""
+    """Damage the database without its triggers and constraints."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(text("SET LOCAL session_replication_role = replica"))
@@ -61,7 +61,7 @@ WAITS = f"(SELECT min(child_id) FROM edge WHERE parent_id = {PARENT})"
 
 PLANTED = {
     "a second acceptance": ("I1", [happened("accepted", "1", 1, SEALS)]),
-    "a result nobody accepted": (
+    "a result that was not accepted": (
         "I1",
         [f"INSERT INTO result VALUES ({LAST}, 1, 'f', 'm', '{{}}', '{{}}', 0)"],
     ),
@@ -85,7 +85,7 @@ PLANTED = {
         "I5",
         [f"UPDATE job SET state = 'waiting', missing_parents = 1 WHERE id = {WAITS}"],
     ),
-    "a job that nobody holds": ("I5", ["UPDATE job SET state = 'running' WHERE id = 1"]),
+    "a running job without an attempt": ("I5", ["UPDATE job SET state = 'running' WHERE id = 1"]),
     "a child of a failed job that waits": (
         "I5",
         [
@@ -93,17 +93,17 @@ PLANTED = {
             f"UPDATE job SET state = 'waiting' WHERE id = {WAITS}",
         ],
     ),
-    "a job skipped for nothing": (
+    "a job skipped needlessly": (
         "I5",
         [f"UPDATE job SET state = 'skipped' WHERE id = {LAST}"],
     ),
-    "a try too many": (
+    "a retry too many": (
         "I6",
         [
             happened("failed", LAST, 1, '{"failure": "NAN", "allowed": 0, "next": "ready"}'),
         ],
     ),
-    "a job nobody submitted": (
+    "a job that was not submitted": (
         "I7",
         [
             "INSERT INTO job (identity, kind, name, state, missing_parents, priority, critical_s,"
@@ -111,12 +111,12 @@ PLANTED = {
             f" VALUES ('{'f' * 64}', 'train', 'stray', 'ready', 0, 0, 1, 0, 0, 0)"
         ],
     ),
-    "a member nobody submitted": (
+    "a member that was not submitted": (
         "I7",
         [f"INSERT INTO sweep_job SELECT 1, {LAST}, '{{}}'"],
     ),
-    "a count that is off": ("I7", ["UPDATE tally SET jobs = jobs + 1"]),
-    "counts of a sweep that never was": (
+    "a wrong count": ("I7", ["UPDATE tally SET jobs = jobs + 1"]),
+    "counts of an unknown sweep": (
         "I7",
         ["INSERT INTO tally (sweep_id, kind, state, jobs, cost_s) VALUES (9, 'x', 'done', 1, 0)"],
     ),
@@ -130,33 +130,33 @@ PLANTED = {
 }
 
 
-def test_nothing_is_wrong_with_a_database_that_lived(lived):
-    assert check(lived) == []
-    run_all(lived)
-    assert check(lived) == []
+def test_a_database_with_a_full_history_has_no_violations(used):
+    assert check(used) == []
+    run_all(used)
+    assert check(used) == []
 
 
-def test_nothing_is_wrong_with_an_empty_database(engine):
+def test_an_empty_database_has_no_violations(engine):
     assert check(engine) == []
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_violation_is_found(lived, name):
+def test_a_planted_violation_is_found(used, name):
     invariant, statements = PLANTED[name]
-    plant(lived, *statements)
-    found = check(lived)
+    plant(used, *statements)
+    found = check(used)
     assert invariant in {violation.invariant for violation in found}, found
     assert all(violation.message for violation in found)
 
 
-def test_a_changed_byte_of_a_score_is_found(lived):
+def test_a_changed_byte_of_a_score_is_found(used):
     change = "UPDATE score SET packed = :packed WHERE job_id = (SELECT max(job_id) FROM score)"
-    plant(lived)
-    with lived.begin() as connection:
-        if lived.dialect.name == "postgresql":
+    plant(used)
+    with used.begin() as connection:
+        if used.dialect.name == "postgresql":
             connection.execute(text("SET LOCAL session_replication_role = replica"))
         connection.execute(text(change), {"packed": b"\0" * 16})
-    assert {violation.invariant for violation in check(lived)} == {"I8"}
+    assert {violation.invariant for violation in check(used)} == {"I8"}
 
 
 def test_every_invariant_has_a_planted_violation():

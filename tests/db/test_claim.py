@@ -18,7 +18,7 @@ def test_a_claim_carries_all_that_a_worker_needs(engine):
     assert take(engine).inputs == {"tokens": "store/tokens"}
 
 
-def test_never_more_is_claimed_than_asked_for(engine):
+def test_a_claim_takes_no_more_jobs_than_its_limit(engine):
     submit(engine, [new_job(f"train {n}") for n in range(10)])
     assert len(jobs.claim(engine, owner="alice", limit=3, lease_s=60)) == 3
     assert jobs.claim(engine, owner="alice", limit=0, lease_s=60) == []
@@ -49,13 +49,13 @@ def test_kinds_and_exclusions_limit_what_is_claimed(engine):
     assert take(engine, exclude=[tokens.job_id]).job_id == candidates.job_id
 
 
-def test_a_job_is_not_claimed_before_its_time(engine):
+def test_a_job_is_not_claimed_before_its_retry_time(engine):
     submit(engine, [new_job("train")])
     assert fail(engine, take(engine), retry_after_s=3600) == "ready"
     assert jobs.claim(engine, owner="alice", limit=1, lease_s=60) == []
 
 
-def test_a_claim_names_the_folders_of_earlier_attempts_newest_first(engine):
+def test_a_claim_lists_the_folders_of_earlier_attempts_newest_first(engine):
     submit(engine, [new_job("train")])
     for _ in range(3):
         claim = take(engine)
@@ -65,7 +65,7 @@ def test_a_claim_names_the_folders_of_earlier_attempts_newest_first(engine):
     assert take(engine).previous == ("store/3", "store/2", "store/1")
 
 
-def test_progress_shows_in_the_summary(engine):
+def test_progress_appears_in_the_summary(engine):
     submit(engine, [new_job("train")])
     claim = take(engine)
     progress = {claim.lease: {"done": 50, "total": 200, "loss": 0.25}}
@@ -74,7 +74,7 @@ def test_progress_shows_in_the_summary(engine):
     assert row.progress == progress[claim.lease]
 
 
-def test_renewing_extends_the_lease_of_what_is_held_and_of_nothing_else(engine):
+def test_renewing_extends_only_leases_that_hold(engine):
     submit(engine, [new_job("mine"), new_job("theirs"), new_job("lost")])
     mine, theirs, lost = (take(engine, owner) for owner in ("alice", "bob", "alice"))
     jobs.cancel(engine, job="lost")
@@ -86,7 +86,7 @@ def test_renewing_extends_the_lease_of_what_is_held_and_of_nothing_else(engine):
     assert left["theirs"] < 61
 
 
-def test_a_lease_that_ran_out_is_held_again_as_long_as_nobody_took_it(engine):
+def test_an_expired_lease_can_be_renewed_until_another_owner_takes_the_job(engine):
     submit(engine, [new_job("train")])
     claim = take(engine)
     expire(engine, claim)
@@ -109,7 +109,7 @@ def test_a_start_under_an_old_token_is_refused(engine):
     assert (row.owner, row.actor) == ("bob", None)
 
 
-def test_a_job_of_a_paused_sweep_is_claimed_for_another_one_that_is_not(engine):
+def test_a_job_of_a_paused_sweep_is_claimed_for_an_active_one(engine):
     submit(engine, [new_job("shared"), new_job("alone")], name="one")
     submit(engine, [new_job("shared")], name="two")
     jobs.pause(engine, "one")
@@ -120,7 +120,7 @@ def test_a_job_of_a_paused_sweep_is_claimed_for_another_one_that_is_not(engine):
 
 
 @pytest.mark.parametrize("skew_s", [-600, 600])
-def test_the_clock_of_the_program_decides_nothing(engine, monkeypatch, skew_s):
+def test_leases_do_not_depend_on_the_clock_of_the_process(engine, monkeypatch, skew_s):
     import time
 
     real = time.time
@@ -134,7 +134,7 @@ def test_the_clock_of_the_program_decides_nothing(engine, monkeypatch, skew_s):
     assert len(jobs.expired(engine)) == 1
 
 
-def test_a_second_live_attempt_is_impossible_by_constraint(engine: Engine):
+def test_a_constraint_forbids_a_second_live_attempt(engine: Engine):
     submit(engine, [new_job("train")])
     jobs.release(engine, take(engine).lease, reason="drain")
     take(engine)
@@ -144,19 +144,19 @@ def test_a_second_live_attempt_is_impossible_by_constraint(engine: Engine):
         connection.execute(revived)
 
 
-def test_one_job_at_a_time_costs_few_ways_to_the_database(engine):
+def test_claiming_and_finishing_one_job_takes_few_statements(engine):
     submit(engine, [new_job("alone")])
-    told: list[str] = []
+    statements: list[str] = []
     event.listen(
-        engine, "before_cursor_execute", lambda *given: told.append(given[2].split(" ", 1)[0])
+        engine, "before_cursor_execute", lambda *given: statements.append(given[2].split(" ", 1)[0])
     )
     assert finish(engine, take(engine))
     # two of SQLite's begin the transactions, which the driver does for PostgreSQL
-    ways = {"postgresql": 3, "sqlite": 11}
-    assert len(told) == ways[engine.dialect.name], told
+    expected = {"postgresql": 3, "sqlite": 11}
+    assert len(statements) == expected[engine.dialect.name], statements
 
 
-def test_starts_are_noted_together_and_the_lost_ones_told_apart(engine):
+def test_starts_are_recorded_together_except_those_of_lost_leases(engine):
     submit(engine, [new_job("a"), new_job("b")])
     claims = jobs.claim(engine, owner="alice", limit=2, lease_s=60)
     expire(engine, claims[1])

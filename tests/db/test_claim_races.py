@@ -1,6 +1,6 @@
-"""Many processes at once, killed at random: nothing is lost, nothing is done twice.
+"""Many concurrent processes, killed at random: no job is lost, none is done twice.
 
-XSWEEP_CHAOS=1 takes the numbers of jobs, processes and kills that the promises speak of.
+XSWEEP_CHAOS=1 runs the full numbers of jobs, processes and kills.
 """
 
 import multiprocessing
@@ -22,24 +22,24 @@ from xsweep.db.check import check
 from xsweep.db.engine import connect
 from xsweep.db.events import history
 from xsweep.db.status import summary
-from xsweep.db.submit import add_in
+from xsweep.db.submit import insert_sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if CHAOS else 300)]
 
 
-def test_many_processes_claim_every_job_once(url, engine, tell):
+def test_many_processes_claim_every_job_once(url, engine, report_account):
     jobs_count, processes = (2_000, 16) if CHAOS else (160, 8)
     submit(engine, [new_job(f"job {n}") for n in range(jobs_count)])
     crowd = [start(work, url, f"worker {n}", n) for n in range(processes)]
     join(crowd)
     assert [process.exitcode for process in crowd] == [0] * processes
-    tell(account(engine, f"{processes} processes claim"))
+    report_account(account(engine, f"{processes} processes claim"))
     assert counts(engine) == {"done": jobs_count}
     assert set(accepted(engine).values()) == {1}
     assert check(engine) == []
 
 
-def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engine, tell):
+def test_killed_workers_and_reapers_lose_and_duplicate_no_result(url, engine, report_account):
     kills, portion = (50, 20) if CHAOS else (6, 8)
     seeds = portion
     submit(engine, study(seeds=range(seeds)))
@@ -52,7 +52,7 @@ def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engin
             started += 1
         owner, victim = alive.pop(0)
         if len(killed_at) < kills:
-            if to_do(engine) < portion:  # nobody is to be idle before the last kill
+            if to_do(engine) < portion:  # no worker may be idle before the last kill
                 seeds += portion
                 submit(engine, study(seeds=range(seeds)))
             victim.join(chance.uniform(0.02, 0.3))
@@ -71,13 +71,13 @@ def test_workers_and_reapers_killed_at_random_lose_and_double_nothing(url, engin
         assert started < 20 * kills, "no progress"
     join(process for _, process in alive)
     times_s = recoveries_s(engine, killed_at)
-    tell(account(engine, "workers and reapers, kill -9", len(killed_at), times_s))
+    report_account(account(engine, "workers and reapers, kill -9", len(killed_at), times_s))
     assert counts(engine) == {"done": 2 + 3 * seeds}
     assert set(accepted(engine).values()) == {1}
     assert check(engine) == []
 
 
-def test_people_who_cancel_pause_and_retry_while_workers_are_killed_lose_nothing(url, engine, tell):
+def test_cancels_and_retries_while_workers_are_killed_lose_no_job(url, engine, report_account):
     grid, kills, rounds = study(seeds=range(40 if CHAOS else 6)), 20 if CHAOS else 4, 30
     submit(engine, grid)
     chance = random.Random(3)
@@ -101,13 +101,13 @@ def test_people_who_cancel_pause_and_retry_while_workers_are_killed_lose_nothing
     jobs.resume(engine, "study")
     work(url, "last", 0)
     times_s = recoveries_s(engine, killed_at)
-    tell(account(engine, "people cancel, pause, retry; workers, kill -9", kills, times_s))
+    report_account(account(engine, "people cancel, pause, retry; workers, kill -9", kills, times_s))
     assert counts(engine) == {"done": len(grid)}
     assert set(accepted(engine).values()) == {1}
     assert check(engine) == []
 
 
-def test_a_sleeper_that_wakes_up_after_its_lease_cannot_finish(url, engine, tell):
+def test_a_process_stopped_past_its_lease_cannot_finish(url, engine, report_account):
     submit(engine, [new_job("train")])
     ours, theirs = multiprocessing.Pipe()
     sleeper = start(sleepwalk, url, "sleeper", theirs)
@@ -120,26 +120,26 @@ def test_a_sleeper_that_wakes_up_after_its_lease_cannot_finish(url, engine, tell
     ours.send("go on")
     assert ours.recv() is False
     join([sleeper])
-    tell(account(engine, "SIGSTOP past the lease, SIGCONT", 1))
+    report_account(account(engine, "SIGSTOP past the lease, SIGCONT", 1))
     assert jobs.explain(engine, "train").folder == "store/awake"
     assert check(engine) == []
 
 
 @pytest.mark.parametrize("skew_s", [-600, 600])
-def test_processes_whose_clocks_are_ten_minutes_off_change_nothing(url, engine, skew_s):
+def test_processes_whose_clocks_are_ten_minutes_off_agree_on_leases(url, engine, skew_s):
     submit(engine, [new_job("ours"), new_job("theirs")])
     ours = take(engine, "right")
     stranger, theirs = multiprocessing.Pipe()
     crowd = [start(live_elsewhen, url, "wrong", skew_s, theirs)]
     claim, told_s, overdue = stranger.recv()
     assert told_s == pytest.approx(time.time() + skew_s, abs=60), "its clock is off"
-    assert overdue == [], "no lease has run out for it"
+    assert overdue == [], "no lease has expired for it"
     assert jobs.expired(engine) == [], "nor for us"
     left_s = {held.owner: held.lease_left_s for held in summary(engine).running}
     assert all(30 < left <= 60 for left in left_s.values()), left_s
     expire(engine, ours)
     stranger.send("go on")
-    assert stranger.recv() == ["ours"], "what ran out has run out for all"
+    assert stranger.recv() == ["ours"], "an expired lease has expired for all"
     join(crowd)
     assert finish(engine, claim)
     assert check(engine) == []
@@ -166,13 +166,13 @@ def test_submissions_while_others_work_lose_no_child(url, engine):
 
 
 def test_a_child_that_is_added_while_its_parent_is_accepted_is_woken(postgresql_url):
-    """The acceptance waits for the submission, which began first, and must see what it added."""
+    """The acceptance waits for the submission, which began first, and must see its new job."""
     engine = connect(postgresql_url)
     submit(engine, [new_job("parent")])
     claim = take(engine)
     waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
     with engine.begin() as connection:
-        add_in(connection, "study", "", [new_job("parent"), new_job("child", "parent")])
+        insert_sweep(connection, "study", "", [new_job("parent"), new_job("child", "parent")])
         acceptance = threading.Thread(target=finish, args=(engine, claim))
         acceptance.start()
         while not connection.scalar(waits):

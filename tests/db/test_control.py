@@ -17,7 +17,7 @@ from xsweep.db.check import check
 from xsweep.errors import ConfigError
 
 
-def test_cancelling_a_sweep_ends_all_but_what_is_done(engine):
+def test_cancelling_a_sweep_ends_all_jobs_but_the_done_ones(engine):
     submit(engine, study(seeds=[1]))
     finish(engine, take(engine))
     running = take(engine)
@@ -29,14 +29,14 @@ def test_cancelling_a_sweep_ends_all_but_what_is_done(engine):
     assert jobs.cancel(engine, sweep="study") == 0
 
 
-def test_what_another_sweep_needs_is_cancelled_with_the_last_of_them(engine):
+def test_a_shared_job_is_cancelled_with_the_last_of_its_sweeps(engine):
     submit(engine, study(seeds=[1]), name="one")
     submit(engine, study(seeds=[1, 2]), name="two")
     assert jobs.cancel(engine, sweep="one") == 0
     assert jobs.cancel(engine, sweep="two") == 8
 
 
-def test_cancelling_a_job_skips_what_needs_it(engine):
+def test_cancelling_a_job_skips_the_jobs_that_need_it(engine):
     submit(engine, study(seeds=[1]))
     assert jobs.cancel(engine, job="train s1") == 1
     assert states(engine) == {
@@ -48,7 +48,7 @@ def test_cancelling_a_job_skips_what_needs_it(engine):
     }
 
 
-def test_retrying_a_cancelled_sweep_runs_what_was_missing(engine):
+def test_retrying_a_cancelled_sweep_runs_the_missing_jobs(engine):
     submit(engine, study())
     finish(engine, take(engine))
     jobs.cancel(engine, sweep="study")
@@ -75,7 +75,7 @@ def test_a_retry_can_be_limited_to_failure_classes(engine):
     assert sorted(states(engine).values()) == ["failed", "ready", "waiting"]
 
 
-def test_what_has_another_broken_parent_stays_skipped(engine):
+def test_a_job_with_another_broken_parent_stays_skipped(engine):
     submit(engine, [new_job("a"), new_job("b"), new_job("both", "a", "b"), new_job("end", "both")])
     a, b = take(engine), take(engine)
     fail(engine, a, "CONFIG")
@@ -87,14 +87,14 @@ def test_what_has_another_broken_parent_stays_skipped(engine):
     assert run_all(engine) == ["b", "both", "end"]
 
 
-def test_retrying_a_skipped_job_retries_what_it_needs(engine):
+def test_retrying_a_skipped_job_retries_the_jobs_it_needs(engine):
     submit(engine, [new_job("a"), new_job("b", "a"), new_job("c", "b"), new_job("other")])
     fail(engine, take(engine), "CONFIG")
     assert jobs.retry(engine, job="c") == 3
     assert states(engine) == {"a": "ready", "b": "waiting", "c": "waiting", "other": "ready"}
 
 
-def test_retrying_a_job_of_a_cancelled_sweep_lets_it_be_claimed_again(engine):
+def test_retrying_a_job_of_a_cancelled_sweep_makes_it_claimable(engine):
     submit(engine, [new_job("a"), new_job("b")])
     jobs.cancel(engine, sweep="study")
     jobs.retry(engine, job="b")
@@ -110,7 +110,7 @@ def test_done_jobs_are_never_retried_or_cancelled(engine):
     assert states(engine) == {"train": "done"}
 
 
-def test_a_pause_keeps_running_jobs_running(engine):
+def test_a_pause_does_not_stop_running_jobs(engine):
     submit(engine, study())
     claim = take(engine)
     jobs.pause(engine, "study")
@@ -141,7 +141,7 @@ def test_a_cancelled_attempt_is_not_requeued_when_its_lease_runs_out(engine):
 
 
 @pytest.mark.parametrize("verb", [jobs.cancel, jobs.retry])
-def test_an_unknown_name_is_answered_with_the_nearest(engine, verb):
+def test_an_unknown_name_raises_an_error_with_the_nearest_name(engine, verb):
     submit(engine, study())
     with pytest.raises(ConfigError, match=r"no sweep 'stuyd': did you mean 'study'\?"):
         verb(engine, sweep="stuyd")

@@ -46,7 +46,7 @@ def on(url: str, statement: str) -> None:
     engine.dispose()
 
 
-def test_an_empty_place_gets_the_tables_when_asked(tmp_path, empty_postgresql_url):
+def test_create_makes_the_tables_in_an_empty_database(tmp_path, empty_postgresql_url):
     for url in (f"sqlite:///{tmp_path}/new folder/x.db", empty_postgresql_url):
         engine = connect(url, create=True)
         assert schema_version(engine) == REVISION
@@ -54,7 +54,7 @@ def test_an_empty_place_gets_the_tables_when_asked(tmp_path, empty_postgresql_ur
         connect(url).dispose()
 
 
-def test_an_empty_place_stays_empty_when_not_asked(tmp_path, empty_postgresql_url):
+def test_an_empty_database_stays_empty_without_create(tmp_path, empty_postgresql_url):
     path = tmp_path / "x.db"
     assert "no such file yet" in refused(f"sqlite:///{path}")
     assert not path.exists()
@@ -64,7 +64,7 @@ def test_an_empty_place_stays_empty_when_not_asked(tmp_path, empty_postgresql_ur
     assert path.stat().st_size == 0
 
 
-def test_a_read_only_engine_sees_what_others_write_and_can_write_nothing(url):
+def test_a_read_only_engine_reads_new_rows_and_cannot_write(url):
     writer = connect(url)
     reader = connect(url, read_only=True)
     submit(writer, study(seeds=[1]))
@@ -85,7 +85,7 @@ def test_a_read_only_engine_makes_no_file_and_no_tables(tmp_path):
     connect(f"sqlite:///{path}", read_only=True).dispose()
 
 
-def test_sqlite_is_safe_by_its_settings(tmp_path):
+def test_sqlite_runs_with_durable_settings(tmp_path):
     engine = connect(f"sqlite:///{tmp_path}/x.db", create=True)
     with engine.connect() as connection:
         pragmas = {
@@ -109,18 +109,18 @@ def test_sqlite_is_safe_by_its_settings(tmp_path):
         ("postgresql://host.invalid/db?password=secret", "check that the server runs"),
         ("postgresql://me:my@secret@host/db", "write an @ in its password as %40"),
         ("mysql://me:secret@host/db", "mysql is not supported"),
-        ("sqlite://", "a database in memory is gone"),
-        ("sqlite:///:memory:", "a database in memory is gone"),
+        ("sqlite://", "a database in memory is lost at exit"),
+        ("sqlite:///:memory:", "a database in memory is lost at exit"),
         ("sqlite:////proc/nowhere/x.db", "cannot make the folder"),
         ("sqlite:////tmp", "is a folder; name a file in it"),
         ("postgresql://me:secret@127.0.0.1:1/db", "check that the server runs"),
         ("postgresql://me:secret@no-such-host.invalid/db", "check that the server runs"),
     ],
 )
-def test_a_wrong_url_is_one_clear_message_without_the_password(url, message):
-    told = refused(url, create=True)
-    assert message in told
-    assert "secret" not in told
+def test_a_wrong_url_raises_one_clear_message_without_the_password(url, message):
+    refusal = refused(url, create=True)
+    assert message in refusal
+    assert "secret" not in refusal
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_passwords_are_never_shown(url):
     assert "secret" not in f"{engine} {engine.url} {engine!r}"
 
 
-def test_what_cannot_be_read_as_a_url_is_not_shown_at_all():
+def test_an_unreadable_url_is_not_shown_at_all():
     assert redacted("postgresql//me:secret@host") == "(not a database URL)"
 
 
@@ -153,10 +153,10 @@ def test_a_wrong_password_is_refused(postgresql_server):
     try:
         on(postgresql_server, "SELECT pg_reload_conf()")
         url = postgresql_server.replace("postgres:@", "locked:wrong@")
-        told = refused(url)
-        assert "password authentication failed" in told
-        assert "check user and password" in told
-        assert "wrong" not in told
+        message = refused(url)
+        assert "password authentication failed" in message
+        assert "check user and password" in message
+        assert "wrong" not in message
         assert "holds no tables" in refused(url.replace("wrong", "right"))
     finally:
         path.write_text(rules)
@@ -164,8 +164,8 @@ def test_a_wrong_password_is_refused(postgresql_server):
 
 
 def test_a_database_that_does_not_exist_is_refused(postgresql_server):
-    told = refused(postgresql_server.replace("/postgres?", "/nowhere?"))
-    assert 'database "nowhere" does not exist; create it first' in told
+    message = refused(postgresql_server.replace("/postgres?", "/nowhere?"))
+    assert 'database "nowhere" does not exist; create it first' in message
 
 
 def test_a_database_of_another_program_is_refused_and_untouched(tmp_path, empty_postgresql_url):
@@ -174,16 +174,16 @@ def test_a_database_of_another_program_is_refused_and_untouched(tmp_path, empty_
         on(url, "CREATE TABLE songs (title TEXT)")
         before = path.read_bytes()
         for create in (True, False):
-            told = refused(url, create=create)
-            assert "belongs to another program (tables songs, ...)" in told
+            message = refused(url, create=create)
+            assert "belongs to another program (tables songs, ...)" in message
         assert path.read_bytes() == before
 
 
 def test_a_newer_schema_is_refused_and_untouched(url):
     on(url, "UPDATE xsweep_schema SET version_num = '0999'")
     for create in (True, False):
-        told = refused(url, create=create)
-        assert f"its schema is 0999, newer than this xsweep's {REVISION}; update xsweep" in told
+        message = refused(url, create=create)
+        assert f"its schema is 0999, newer than this xsweep's {REVISION}; update xsweep" in message
 
 
 def test_an_older_schema_is_refused(url):
@@ -195,8 +195,8 @@ def test_a_damaged_file_is_refused_and_untouched(tmp_path):
     path = tmp_path / "x.db"
     path.write_bytes(b"this is no database at all" * 100)
     before = path.read_bytes()
-    told = refused(f"sqlite:///{path}", create=True)
-    assert "file is not a database" in told
+    message = refused(f"sqlite:///{path}", create=True)
+    assert "file is not a database" in message
     assert path.read_bytes() == before
 
 
@@ -221,18 +221,21 @@ def test_a_read_only_server_is_refused(postgresql_url):
     assert "read-only transaction; connect to the primary server" in refused(postgresql_url)
 
 
-def test_a_role_without_rights_is_told_so(postgresql_url):
+def test_missing_rights_of_a_role_are_reported(postgresql_url):
     on(postgresql_url, "CREATE ROLE guest LOGIN")
     try:
         on(postgresql_url, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO guest")
-        told = refused(postgresql_url.replace("postgres:@", "guest@"))
-        assert "permission denied for table xsweep_schema; grant the role what it lacks" in told
+        message = refused(postgresql_url.replace("postgres:@", "guest@"))
+        assert (
+            "permission denied for table xsweep_schema; grant the role the missing rights"
+            in message
+        )
     finally:
         on(postgresql_url, "DROP OWNED BY guest")
         on(postgresql_url, "DROP ROLE guest")
 
 
-def test_a_role_with_the_least_rights_can_do_everything(postgresql_url, monkeypatch):
+def test_a_role_with_the_documented_rights_can_do_everything(postgresql_url, monkeypatch):
     grants = (
         "CREATE ROLE worker LOGIN",
         "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO worker",
@@ -276,13 +279,13 @@ def test_sqlite_on_a_network_file_system_is_refused(tmp_path, monkeypatch):
     mounts = tmp_path / "mounts"
     mounts.write_text(f"server:/x {tmp_path.resolve()} nfs4 rw 0 0\n")
     monkeypatch.setattr(xsweep.db.engine, "MOUNTS", mounts)
-    told = refused(f"sqlite:///{tmp_path}/x.db", create=True)
-    assert "SQLite loses data on a network file system (nfs4)" in told
-    assert "XSWEEP_DB=postgresql://" in told
+    message = refused(f"sqlite:///{tmp_path}/x.db", create=True)
+    assert "SQLite loses data on a network file system (nfs4)" in message
+    assert "XSWEEP_DB=postgresql://" in message
     assert list(tmp_path.iterdir()) == [mounts]
 
 
-def test_a_backup_is_whole_while_others_write(tmp_path, sqlite_model):
+def test_a_backup_is_consistent_while_others_write(tmp_path, sqlite_model):
     engine = connect(f"sqlite:///{sqlite_model}".replace("model.db", "copied.db"), create=True)
     submit(engine, [new_job("train"), new_job("test", "train")])
     claim = take(engine)
@@ -297,7 +300,7 @@ def test_a_backup_is_whole_while_others_write(tmp_path, sqlite_model):
     assert sqlite3.connect(copy).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
-def test_postgresql_names_the_line_that_backs_it_up():
+def test_a_backup_of_postgresql_names_its_backup_command():
     engine = open_engine("postgresql://me:secret@host/db")
     with pytest.raises(SetupError) as caught:
         backup(engine, Path("copy.dump"))

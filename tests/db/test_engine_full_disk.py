@@ -8,7 +8,7 @@ from xsweep.db.engine import connect
 from xsweep.errors import SetupError
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(tmp_path):
+def test_a_full_database_raises_an_error_and_loses_nothing(tmp_path):
     engine = connect(f"sqlite:///{tmp_path}/x.db", create=True)
     submit(engine, [new_job("train")])
     with engine.connect() as connection:
@@ -58,7 +58,7 @@ print(finish(), [held.name for held in jobs.running(engine)], check(engine))
 """
 
 
-def test_a_disk_that_is_really_full_is_told_and_nothing_is_lost(tmp_path):
+def test_a_full_disk_raises_an_error_and_loses_nothing(tmp_path):
     refused, after, freed = run_on_a_small_disk(ON_A_FULL_DISK, tmp_path / "disk").splitlines()
     assert refused.endswith("full; free some space; what was committed is safe")
     assert after == "['train'] []"

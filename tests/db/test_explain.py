@@ -9,7 +9,7 @@ def why(engine, job) -> tuple[str, ...]:
     return jobs.explain(engine, job).why
 
 
-def test_a_waiting_job_names_the_parents_that_it_misses(engine):
+def test_a_waiting_job_names_its_missing_parents(engine):
     submit(engine, study(seeds=[1]))
     finish(engine, take(engine))  # tokens
     explanation = jobs.explain(engine, "evaluate s1 dl19")
@@ -37,26 +37,26 @@ def test_every_state_has_its_reason(engine):
         "one job for the sweeps study, other",
     )
     claim = take(engine)
-    assert why(engine, claim.name)[0] == "attempt 1 runs on a node not named yet"
+    assert why(engine, claim.name)[0] == "attempt 1 runs on a node not yet known"
     fail(engine, claim, "INFRA", reason="no answer", retry_after_s=100)
     assert why(engine, claim.name)[:2] == (
         "tries again in 100 s",
         "attempt 1 failed: INFRA: no answer",
     )
     jobs.cancel(engine, job="e")
-    assert why(engine, "e") == ("cancelled by request; `xsweep retry` takes it up again",)
+    assert why(engine, "e") == ("cancelled by request; `xsweep retry` reopens it",)
     done = take(engine)
     finish(engine, done, folder="store/d")
     assert why(engine, done.name) == ("has the accepted result of attempt 1: store/d",)
 
 
-def test_a_job_of_a_paused_sweep_says_so(engine):
+def test_a_job_of_a_paused_sweep_names_the_sweep(engine):
     submit(engine, [new_job("train")])
     jobs.pause(engine, "study")
-    assert why(engine, "train") == ("ready, but nobody may take it: study is paused",)
+    assert why(engine, "train") == ("ready, but its sweeps are not active: study is paused",)
 
 
-def test_a_retried_job_tells_all_its_attempts(engine):
+def test_a_retried_job_lists_all_its_attempts(engine):
     submit(engine, [new_job("train")])
     claim = take(engine, "alice")
     expire(engine, claim)
@@ -94,14 +94,14 @@ def test_the_nearest_done_job_shows_which_settings_differ(engine):
     }
 
 
-def test_jobs_are_found_by_id_identity_its_beginning_and_name(engine):
+def test_jobs_are_found_by_id_identity_prefix_and_name(engine):
     submit(engine, study())
     id_ = jobs.find_job(engine, "train s1")
     whole = identity("train s1")
     assert [jobs.find_job(engine, text) for text in (str(id_), whole, whole[:8])] == [id_] * 3
 
 
-def test_an_ambiguous_name_lists_what_it_may_mean(engine):
+def test_an_ambiguous_name_lists_the_candidates(engine):
     grid = [new_job("a"), new_job("b")]
     grid = [type(job)(**(vars(job) | {"name": "twin"})) for job in grid]
     submit(engine, grid)
@@ -112,7 +112,7 @@ def test_an_ambiguous_name_lists_what_it_may_mean(engine):
 
 
 @pytest.mark.parametrize("text", ["", "%", "'; DROP TABLE job", "9" * 40, "abc", "é", "0x1"])
-def test_odd_names_find_nothing_and_harm_nothing(engine, text):
+def test_odd_names_find_nothing_and_are_harmless(engine, text):
     submit(engine, study())
     with pytest.raises(ConfigError, match="no job"):
         jobs.find_job(engine, text)
@@ -120,6 +120,6 @@ def test_odd_names_find_nothing_and_harm_nothing(engine, text):
         jobs.pause(engine, text)
 
 
-def test_an_empty_database_says_that_it_is_empty(engine):
+def test_an_empty_database_is_reported_as_such(engine):
     with pytest.raises(ConfigError, match="the database has none yet; submit a grid first"):
         jobs.explain(engine, "train")

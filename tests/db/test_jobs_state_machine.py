@@ -1,4 +1,4 @@
-"""Any sequence of verbs leaves the database as a plain Python model of the rules says."""
+"""After any sequence of verbs the database agrees with a plain Python model of the rules."""
 
 from collections import Counter
 from typing import Any
@@ -42,7 +42,7 @@ failures = st.sampled_from(["CONFIG", "HANG", "UNKNOWN", "PREEMPTED"])
 
 
 class Model:
-    """The rules once more, over dictionaries and without any cleverness."""
+    """The rules of the job table over plain dictionaries."""
 
     def __init__(self) -> None:
         self.state: dict[str, str] = {}
@@ -120,7 +120,7 @@ class JobTable(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.model = Model()
-        self.held: list[tuple[str, Claim]] = []  # owners and what they believe to hold
+        self.held: list[tuple[str, Claim]] = []  # owners and the claims they believe to hold
 
     def live(self, owner: str, claim: Claim) -> bool:
         """Whether the model's latest attempt of the job is this one, and it runs."""
@@ -162,8 +162,7 @@ class JobTable(RuleBasedStateMachine):
     def fails(self, data: Any, failure: str) -> None:
         owner, claim = data.draw(st.sampled_from(self.held))
         if self.live(owner, claim):
-            told = fail(self.engine, claim, failure)
-            assert told == self.model.fail(claim.name, failure)
+            assert fail(self.engine, claim, failure) == self.model.fail(claim.name, failure)
         else:
             before = states(self.engine)
             assert fail(self.engine, claim, failure) in (None, before[claim.name])
@@ -245,7 +244,7 @@ class JobTable(RuleBasedStateMachine):
             self.revive({n for n in before if before[n] != self.model.state[n]})
 
     def revive(self, reopened: set[str] | None = None) -> None:
-        """Cancelled sweeps come back with a job that only they have."""
+        """Reopen the cancelled sweeps of reopened jobs that no other sweep has."""
         for name in reopened or ():
             mine = [sweep for sweep in self.model.sweeps if name in SWEEPS[sweep]]
             if all(self.model.sweeps[sweep] == "cancelled" for sweep in mine):
@@ -262,7 +261,7 @@ class JobTable(RuleBasedStateMachine):
 
 
 def empty(engine: Engine) -> None:
-    """Remove everything, behind the back of the guards."""
+    """Remove all rows without the guards."""
     tables = "score query_set result event controller attempt sweep_job edge definition job sweep"
     with engine.begin() as connection:
         guards = []

@@ -1,6 +1,6 @@
 """Databases of every older schema, with data: stored dumps in `schemas/`, never edited afterwards.
 
-A dump is what the version of that schema left behind (SQLite's `.dump`); its rows also go into
+A dump (SQLite's `.dump`) comes from the version of that schema; its rows are also copied into the
 tables that the migrations up to that revision make in PostgreSQL.
 """
 
@@ -21,7 +21,7 @@ from xsweep.errors import SetupError
 
 DUMPS = sorted((Path(__file__).parent / "schemas").glob("*.sql"))
 
-LIVED = {
+STATES = {
     "first": "done",
     "tokens": "done",
     "candidates": "done",
@@ -91,9 +91,9 @@ def test_an_older_database_is_refused_until_it_is_upgraded(old_url, dump):
     connect(old_url).dispose()
 
 
-def test_an_upgrade_loses_nothing_and_the_work_goes_on(old_url):
+def test_an_upgraded_database_keeps_its_rows_and_runs_its_jobs(old_url):
     engine = connect(old_url, create=True)
-    assert states(engine) == LIVED
+    assert states(engine) == STATES
     assert check(engine) == []
     small, shared = summary(engine).sweeps
     assert small.counts == {
@@ -118,7 +118,7 @@ def test_an_upgrade_loses_nothing_and_the_work_goes_on(old_url):
     engine.dispose()
 
 
-def test_an_upgrade_that_is_interrupted_leaves_the_old_schema(old_url, dump, monkeypatch):
+def test_an_interrupted_upgrade_keeps_the_old_schema(old_url, dump, monkeypatch):
     from alembic.operations import Operations
 
     def break_off(*_, **__):
@@ -131,5 +131,5 @@ def test_an_upgrade_that_is_interrupted_leaves_the_old_schema(old_url, dump, mon
     monkeypatch.undo()
     assert schema_version(engine) == dump.stem
     upgrade(engine)
-    assert states(engine) == LIVED
+    assert states(engine) == STATES
     engine.dispose()

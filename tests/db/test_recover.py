@@ -20,7 +20,7 @@ def lost(engine):
     return claim
 
 
-def test_a_lease_that_ran_out_is_found_and_its_job_claimed_again_under_a_larger_token(engine, lost):
+def test_the_job_of_an_expired_lease_is_claimed_again_under_a_larger_token(engine, lost):
     (overdue,) = jobs.expired(engine)
     assert (overdue.job_id, overdue.token, overdue.owner) == (lost.job_id, 1, "alice")
     assert summary(engine).running[0].lease_left_s < 0
@@ -29,12 +29,12 @@ def test_a_lease_that_ran_out_is_found_and_its_job_claimed_again_under_a_larger_
     assert (again.job_id, again.token, again.previous) == (lost.job_id, 2, ("f",))
 
 
-def test_recovery_names_the_owner_that_it_replaces(engine, lost):
-    assert not jobs.requeue_expired(engine, lost.lease._replace(owner="somebody else"))
+def test_requeueing_needs_the_right_owner(engine, lost):
+    assert not jobs.requeue_expired(engine, lost.lease._replace(owner="another"))
     assert states(engine) == {"train": "running"}
 
 
-def test_a_lease_that_holds_is_not_taken_away(engine):
+def test_an_unexpired_lease_is_not_taken_away(engine):
     submit(engine, [new_job("train")])
     claim = take(engine, "alice")
     assert jobs.expired(engine) == []
@@ -71,7 +71,7 @@ def test_an_adopted_attempt_belongs_to_the_new_owner_only(engine, lost):
     ]
 
 
-def test_a_result_is_accepted_after_the_lease_ran_out_as_long_as_nobody_took_the_job(engine, lost):
+def test_a_result_is_accepted_after_its_lease_expired_while_nobody_took_the_job(engine, lost):
     assert finish(engine, lost)
     assert states(engine) == {"train": "done"}
 
@@ -82,7 +82,7 @@ def test_an_ended_attempt_can_neither_be_adopted_nor_requeued(engine, lost):
     assert not jobs.requeue_expired(engine, lost.lease)
 
 
-def test_a_new_process_with_the_host_and_number_of_a_dead_one_is_somebody_else(engine):
+def test_a_new_controller_with_the_host_and_pid_of_a_dead_one_is_another_owner(engine):
     submit(engine, [new_job("train")])
     for owner in ("before", "after"):  # the same container started again: pid 1 both times
         controllers.register(engine, owner=owner, host="pod-0", pid=1)
@@ -99,7 +99,7 @@ def test_a_new_process_with_the_host_and_number_of_a_dead_one_is_somebody_else(e
     assert not finish(engine, claim)
 
 
-def test_a_reaper_that_dies_while_reaping_leaves_a_job_whole(engine, lost):
+def test_a_reaper_that_dies_while_requeueing_changes_nothing(engine, lost):
     def die(connection, cursor, statement, *_):
         if statement.startswith("INSERT INTO event"):
             raise KeyboardInterrupt
@@ -114,7 +114,7 @@ def test_a_reaper_that_dies_while_reaping_leaves_a_job_whole(engine, lost):
     assert check(engine) == []
 
 
-def test_a_job_that_loses_its_machine_every_time_ends_some_day(engine):
+def test_a_job_that_loses_its_machine_every_time_fails_in_the_end(engine):
     submit(engine, [new_job("poison")])
     for _ in range(9):
         claim = take(engine)

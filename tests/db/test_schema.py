@@ -38,7 +38,7 @@ APPEND_ONLY = ("definition", "event", "query_set", "result", "score")
 
 
 def moved(engine: Engine, old: State, new: State) -> bool:
-    """Whether the table lets a job go from state to state, everything else about it in order."""
+    """Whether the table allows a move of an otherwise consistent job."""
     row = {
         "id": 1,
         "identity": identity("job"),
@@ -78,7 +78,7 @@ def test_the_migrations_make_the_tables_of_the_models(engine):
     with engine.connect() as connection:
         options = {"version_table": VERSION_TABLE, "compare_type": True}
         context = MigrationContext.configure(connection, opts=options)
-        # SQLite tells nothing about indexes on expressions
+        # SQLite reports no indexes on expressions
         ignored = {"job_claim_ix"} if engine.dialect.name == "sqlite" else set()
         differences = [
             difference
@@ -96,7 +96,7 @@ def test_the_revision_of_the_models_is_the_newest_migration():
     assert all(script.revision.isdigit() for script in scripts.walk_revisions())
 
 
-def test_the_table_allows_the_moves_of_the_state_machine_and_no_other(engine):
+def test_the_database_allows_exactly_the_moves_of_the_state_machine(engine):
     allowed = {(old, new) for old in State for new in State if moved(engine, old, new)}
     assert allowed == MOVES | {(state, state) for state in State}
 
@@ -112,7 +112,7 @@ def test_the_table_allows_the_moves_of_the_state_machine_and_no_other(engine):
         "missing_parents = -1",
         "missing_parents = 1",  # and yet running
         "failure = 'NAN'",  # and yet running
-        "state = 'failed'",  # of what?
+        "state = 'failed'",  # without a failure class
         "state = 'ready'",  # with a live attempt
     ],
 )
@@ -124,7 +124,7 @@ def test_a_row_that_contradicts_itself_is_refused(engine, change):
 
 
 @pytest.mark.parametrize(("table", "verb"), itertools.product(APPEND_ONLY, ("UPDATE", "DELETE")))
-def test_what_happened_cannot_be_changed(engine, table, verb):
+def test_append_only_tables_refuse_updates_and_deletions(engine, table, verb):
     submit(engine, [new_job("test", kind="evaluate")])
     finish(engine, take(engine), scores={"AP": {"q1": 1.0}}, query_set_name="dl19")
     column = Base.metadata.tables[table].columns.keys()[0]
@@ -151,7 +151,7 @@ def test_an_upgrade_of_the_newest_schema_changes_nothing(engine):
     assert take(engine).token == 1
 
 
-def test_an_id_of_an_event_is_never_used_again(engine):
+def test_event_ids_are_never_reused(engine):
     event = {"at": 0.0, "kind": "test", "detail": {}}
     made = insert(Event).values(event).returning(Event.id)
     with engine.begin() as connection:

@@ -5,14 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from job_table import begin, expire, fail, finish, new_job, run_all, study, submit, take
+from job_table import fail, finish, new_job, run_all, study, submit, take
 from sqlalchemy import text
 
-import xsweep.db.tally
 from xsweep.db import controllers, jobs
-from xsweep.db.check import check
-from xsweep.db.events import history
-from xsweep.db.status import list_jobs, outlook, pending_demand, summary
+from xsweep.db.status import list_jobs, outlook, overview, pending_demand, summary
 from xsweep.errors import ConfigError
 
 
@@ -35,9 +32,9 @@ def test_a_summary_counts_every_sweep_by_kind_and_state(engine):
         summary(engine, "three")
 
 
-def test_a_summary_tells_what_runs_fails_and_how_long_things_take(engine):
+def test_a_summary_lists_running_jobs_failures_and_mean_durations(engine):
     submit(engine, [new_job("a"), new_job("b"), new_job("c"), new_job("d", kind="evaluate")])
-    fail(engine, take(engine), "DATA", reason="not what was declared")
+    fail(engine, take(engine), "DATA", reason="wrong checksum")
     done, runs = take(engine), take(engine)
     finish(engine, done)
     with engine.begin() as connection:
@@ -49,14 +46,14 @@ def test_a_summary_tells_what_runs_fails_and_how_long_things_take(engine):
     assert [(row.job_id, row.owner) for row in found.running] == [(runs.job_id, "alice")]
     assert 0 <= found.running[0].since_s < 60
     assert [(row.name, row.failure, row.reason) for row in found.failures] == [
-        ("a", "DATA", "not what was declared")
+        ("a", "DATA", "wrong checksum")
     ]
     assert [controller.pid for controller in found.controllers] == [7]
     assert 0 <= found.oldest_ready_s < 60
     assert json.loads(json.dumps(asdict(found)))["mean_s"] == found.mean_s
 
 
-def test_a_summary_gives_what_the_time_left_is_foretold_from(engine):
+def test_a_summary_has_planned_costs_and_their_measured_pace(engine):
     submit(engine, [new_job("a", cost=10), new_job("b", cost=30), new_job("c", kind="evaluate")])
     finish(engine, take(engine))  # b: 30 planned seconds took 15
     with engine.begin() as connection:
@@ -67,22 +64,6 @@ def test_a_summary_gives_what_the_time_left_is_foretold_from(engine):
         "evaluate": {"ready": 1},
     }
     assert found.pace == {"train": pytest.approx(0.5)}
-
-
-def test_folded_counts_are_those_that_were_there_before(engine, monkeypatch):
-    submit(engine, study(seeds=[1]), name="one")
-    submit(engine, study(seeds=[1, 2]), name="two")
-    controllers.register(engine, owner="alice", host="h", pid=1)
-    for _ in range(3):
-        finish(engine, take(engine))
-        before = summary(engine).sweeps
-        monkeypatch.setattr(xsweep.db.tally, "FOLD_ROWS", 1)
-        assert controllers.heartbeat(engine, "alice")
-        assert summary(engine).sweeps == before
-        with engine.connect() as connection:
-            rows = connection.execute(text("SELECT sweep_id, kind, state FROM tally")).all()
-        assert len(rows) == len(set(rows))
-    assert check(engine) == []
 
 
 def test_jobs_are_listed_by_sweep_state_and_kind(engine):
@@ -97,7 +78,7 @@ def test_jobs_are_listed_by_sweep_state_and_kind(engine):
     assert len(list_jobs(engine, limit=2)) == 2
 
 
-def test_the_outlook_says_when_nothing_happens_any_more(engine):
+def test_the_outlook_is_idle_when_no_job_can_change_by_itself(engine):
     submit(engine, [new_job("a"), new_job("b", "a"), new_job("c")])
     now = outlook(engine)
     assert (now.claimable, now.running, now.total, now.idle) == (2, 0, 3, False)
@@ -110,7 +91,7 @@ def test_the_outlook_says_when_nothing_happens_any_more(engine):
     assert outlook(engine).idle
 
 
-def test_what_may_begin_is_counted_by_what_it_asks_for(engine):
+def test_claimable_jobs_are_counted_by_their_requested_resources(engine):
     card, core = {"gpus": 1, "labels": {"zone": "eu"}}, {"cpus": 1}
     grid = [
         new_job("a", resources=core),
@@ -121,7 +102,7 @@ def test_what_may_begin_is_counted_by_what_it_asks_for(engine):
         new_job("f", resources=core),
     ]
     submit(engine, grid)
-    # b waits for a; c comes first by its cost, a by what comes after it.
+    # b waits for a; c comes first by its cost, then a by the chain behind it.
     assert pending_demand(engine) == [("train", card, 2), ("train", core, 2), ("evaluate", core, 1)]
     fail(engine, take(engine), "INFRA", retry_after_s=100)
     assert pending_demand(engine) == [("train", core, 2), ("train", card, 1), ("evaluate", core, 1)]
@@ -129,38 +110,29 @@ def test_what_may_begin_is_counted_by_what_it_asks_for(engine):
     assert pending_demand(engine) == []
 
 
-def test_controllers_come_and_go(engine):
-    for owner in ("first", "second"):
-        controllers.register(engine, owner=owner, host="same", pid=1)
-    assert {live.owner for live in controllers.live(engine)} == {"first", "second"}
-    with engine.begin() as connection:
-        dead = "UPDATE controller SET heartbeat_at = heartbeat_at - 100 WHERE owner = 'first'"
-        connection.execute(text(dead))
-    assert [live.owner for live in controllers.live(engine)] == ["second"]
-    assert controllers.heartbeat(engine, "first")
-    assert len(controllers.live(engine)) == 2
-    controllers.unregister(engine, "first")
-    assert not controllers.heartbeat(engine, "first")
-
-
-def test_everything_that_happens_to_a_job_is_written_down_in_order(engine):
-    submit(engine, [new_job("a"), new_job("b", "a")])
-    lost = take(engine, "alice")
-    expire(engine, lost)
-    jobs.requeue_expired(engine, lost.lease)
-    claim = take(engine, "bob")
-    begin(engine, claim)
-    finish(engine, claim)
-    events = history(engine, job_id=claim.job_id)
-    assert [(event.kind, event.token, event.owner) for event in events] == [
-        ("claimed", 1, "alice"),
-        ("expired", 1, "alice"),
-        ("claimed", 2, "bob"),
-        ("started", 2, "bob"),
-        ("accepted", 2, "bob"),
-    ]
-    assert [event.kind for event in history(engine, latest=1)] == ["ready"]
-    assert [event.kind for event in history(engine, sweep_id=1)] == ["submitted"]
+def test_an_overview_has_states_labels_progress_and_means_of_one_sweep(engine):
+    submit(engine, study(seeds=[1]))
+    submit(engine, study(seeds=[2]), name="another")
+    for _ in range(3):
+        finish(engine, take(engine))  # tokens, candidates, and one of the trainings
+    scores = {"nDCG@10": {"a": 0.25, "b": 0.75}, "RR@10": {"a": 1.0, "b": 0.5}}
+    evaluated = take(engine, kinds=["evaluate"])
+    finish(engine, evaluated, scores=scores)
+    runs = take(engine, kinds=["evaluate"])
+    progress = {runs.lease: {"done": 1, "total": 4}}
+    jobs.renew(engine, [runs.lease], lease_s=60, progress=progress)
+    seed = int(evaluated.name.split()[1][1:])
+    name = {1: "study", 2: "another"}[seed]
+    found = {place.job_id: place for place in overview(engine, name)}
+    assert len(found) == 5
+    assert found[evaluated.job_id].means == {"nDCG@10": 0.5, "RR@10": 0.75}
+    assert found[evaluated.job_id].labels["seed"] == seed
+    assert (found[runs.job_id].state, found[runs.job_id].progress) == (
+        "running",
+        {"done": 1, "total": 4},
+    )
+    with pytest.raises(ConfigError, match="no sweep 'none'"):
+        overview(engine, "none")
 
 
 def test_status_imports_nothing_heavy():

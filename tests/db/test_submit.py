@@ -108,7 +108,7 @@ def test_labels_follow_the_newest_grid(engine):
     assert cell.labels == {"backbone": "MiniLM-L6"}
 
 
-def test_specs_come_back_exactly_as_they_went_in(engine):
+def test_specs_are_read_back_exactly_as_submitted(engine):
     spec = {
         "lr": 1e-05,
         "big": 1e22,
@@ -127,19 +127,19 @@ def test_specs_come_back_exactly_as_they_went_in(engine):
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ([new_job("train", "nowhere")], "its parent nowhere=.* is nowhere"),
+        ([new_job("train", "nowhere")], "its parent nowhere=.* is neither submitted nor stored"),
         ([new_job("a", "b"), new_job("b", "a")], "circle: . needs . needs ."),
         ([new_job("train"), new_job("train")], "given twice"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_and_leaves_nothing(engine, grid, message):
+def test_an_invalid_grid_is_refused_and_writes_nothing(engine, grid, message):
     before = rows(engine)
     with pytest.raises(ConfigError, match=message):
         submit(engine, grid)
     assert rows(engine) == before
 
 
-def test_an_identity_that_is_no_sha256_is_refused_by_the_table(engine):
+def test_the_table_refuses_an_identity_that_is_no_sha256(engine):
     job = new_job("train")
     with pytest.raises(Exception, match=r"job_identity_ck|CHECK"):
         submit(engine, [type(job)(**(vars(job) | {"identity": "short"}))])

@@ -1,4 +1,4 @@
-"""The database goes away for a while, for all or for one: nothing is lost but the time."""
+"""The database is away for a while, for all or for one process: nothing is lost."""
 
 import time
 
@@ -22,12 +22,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if CHAOS else 300)]
 
 @pytest.fixture
 def own_server():
-    """A PostgreSQL server that nobody else minds being killed; its URL and how to restart it."""
+    """A PostgreSQL server of this test alone: its URL and a function that restarts it."""
     with run_server() as server:
         yield server
 
 
-def test_workers_ride_through_restarts_of_the_server(own_server, tell):
+def test_workers_continue_after_restarts_of_the_server(own_server, report_account):
     url, control = own_server
     engine = connect(url, create=True)
     portion, restarts = (40, 8) if CHAOS else (25, 2)
@@ -58,18 +58,18 @@ def test_workers_ride_through_restarts_of_the_server(own_server, tell):
         restarted_s.append(time.monotonic() - began_s)
     join(hired)
     assert {process.exitcode for process in hired} == {0}
-    # a claim whose answer was lost is held by nobody: its lease ends it
+    # no process knows of a claim whose reply was lost: its lease expires
     for n in range(len(hired)):
         let_leases_run_out(engine, f"worker {n}")
         reap(url, [f"worker {n}"])
     work(url, "last", 0)
-    tell(account(engine, "server killed and restarted", restarts, restarted_s))
+    report_account(account(engine, "server killed and restarted", restarts, restarted_s))
     assert counts(engine) == {"done": 2 + 3 * seeds}
     assert set(accepted(engine).values()) == {1}
     assert check(engine) == []
 
 
-def test_after_a_restart_of_the_server_the_next_look_at_it_works(own_server):
+def test_the_first_read_after_a_restart_of_the_server_works(own_server):
     url, control = own_server
     engine = connect(url, create=True)
     submit(engine, [new_job("train")])
@@ -79,7 +79,7 @@ def test_after_a_restart_of_the_server_the_next_look_at_it_works(own_server):
     assert take(engine).name == "train"
 
 
-def test_a_server_that_stays_away_is_told_when_patience_ends(own_server, monkeypatch):
+def test_a_server_that_stays_away_raises_an_error_when_patience_ends(own_server, monkeypatch):
     url, control = own_server
     engine = connect(url, create=True)
     submit(engine, [new_job("train")])
@@ -94,7 +94,7 @@ def test_a_server_that_stays_away_is_told_when_patience_ends(own_server, monkeyp
 
 @pytest.fixture
 def line(postgresql_url):
-    """A line to a database that can be cut."""
+    """A connection to a database that can be cut."""
     from proxy import Line
 
     line = Line(postgresql_url)
@@ -102,9 +102,7 @@ def line(postgresql_url):
     line.close()
 
 
-def test_a_line_that_is_cut_for_a_while_changes_nothing_but_the_time(
-    line, postgresql_url, monkeypatch
-):
+def test_a_connection_cut_for_a_while_loses_nothing(line, postgresql_url, monkeypatch):
     engine = connect(line.url)
     submit(engine, [new_job("a"), new_job("b", "a")])
     claim = take(engine)
@@ -112,7 +110,7 @@ def test_a_line_that_is_cut_for_a_while_changes_nothing_but_the_time(
     monkeypatch.setattr(xsweep.db.transaction, "PATIENCE_S", 0.2)
     with pytest.raises(SetupError, match="check that the server runs"):
         jobs.renew(engine, [claim.lease], lease_s=600)
-    assert jobs.expired(connect(postgresql_url)) == [], "nobody is dead because we cannot see"
+    assert jobs.expired(connect(postgresql_url)) == [], "a cut connection expires no lease"
     line.mend()
     assert jobs.renew(engine, [claim.lease], lease_s=600) == {claim.lease}
     assert finish(engine, claim)
@@ -120,7 +118,7 @@ def test_a_line_that_is_cut_for_a_while_changes_nothing_but_the_time(
     assert check(engine) == []
 
 
-def test_an_answer_that_was_lost_with_the_line_is_given_again(line, monkeypatch):
+def test_a_reply_lost_with_the_connection_is_repeated(line, monkeypatch):
     engine = connect(line.url)
     submit(engine, [new_job("a")])
     claim = take(engine)
@@ -137,7 +135,7 @@ def test_an_answer_that_was_lost_with_the_line_is_given_again(line, monkeypatch)
 
     xsweep.db.engine.event.listen(engine, "commit", cut_after_commit)
     assert finish(engine, claim)
-    assert committed, "the first answer was lost"
+    assert committed, "the first reply was lost"
     assert line.passed == 2
     assert accepted(engine) == {str(claim.job_id): 1}
     assert check(engine) == []

@@ -1,15 +1,41 @@
-"""What is read of a sweep for an archive, for forecasts, and for the care of the store."""
+"""Exports hold a sweep as submitted; imports accept results once and overwrite none."""
 
-from job_table import begin, fail, finish, identity, study, submit, take
+from job_table import finish, identity, states, study, submit, take
 from sqlalchemy import Engine
 
-from xsweep.db.results import done_identities, load_durations, load_folders
-from xsweep.db.transfer import load_sweep
+from xsweep.db.check import check
+from xsweep.db.results import load_cells, load_costs
+from xsweep.db.transfer import ImportCount, StoredResult, import_results, load_sweep
 
 
-def test_a_sweep_is_read_as_it_was_submitted_with_the_results_of_what_is_done(
-    engine: Engine,
-) -> None:
+def result(name: str, value: float | None = None, seconds: float = 30.0) -> StoredResult:
+    return StoredResult(
+        folder=f"imported/{name}",
+        manifest_sha256=identity(f"files of {name}"),
+        summary={"steps": 10},
+        provenance={"host": "elsewhere"},
+        seconds=seconds,
+        scores={} if value is None else {"nDCG@10": {"q1": value, "q2": 0.0}},
+    )
+
+
+def take_over(engine: Engine, grid: list, names: dict[str, float | None]) -> ImportCount:
+    results = {identity(name): result(name, value) for name, value in names.items()}
+    return import_results(
+        engine, name="study", grid="name: study", jobs=grid, results=results, owner="import of x"
+    )
+
+
+ALL_OF_S1 = {
+    "tokens": None,
+    "candidates": None,
+    "train s1": None,
+    "evaluate s1 dl19": 0.5,
+    "evaluate s1 dl20": 1.0,
+}
+
+
+def test_a_sweep_is_exported_as_submitted_with_its_results(engine: Engine) -> None:
     grid = study()
     submit(engine, grid)
     claim = take(engine)
@@ -28,34 +54,35 @@ def test_a_sweep_is_read_as_it_was_submitted_with_the_results_of_what_is_done(
         seen.add(job.identity)
 
 
-def test_durations_are_those_of_accepted_attempts_with_their_parents_specs(engine: Engine) -> None:
-    submit(engine, study(seeds=[1]))
-    for _ in range(2):
-        finish(engine, take(engine, kinds=["prepare"]))
-    fail(engine, take(engine), failure="HANG")
-    finish(engine, take(engine), provenance={"hardware": {"gpus": ["X"]}})
-    found = load_durations(engine)
-    assert sorted(done.kind for done in found) == ["prepare", "prepare", "train"]
-    (train,) = (done for done in found if done.kind == "train")
-    assert train.parents == {"tokens": ("prepare", {"name": "tokens"})}
-    assert (train.hardware, train.seconds >= 0) == ({"gpus": ["X"]}, True)
+def test_results_are_accepted_parents_first_and_the_rest_waits(engine: Engine) -> None:
+    found = take_over(engine, study(), ALL_OF_S1)
+    assert found == ImportCount(accepted=5, known=0, refused=0)
+    after = states(engine)
+    assert {after[name] for name in ALL_OF_S1} == {"done"}
+    assert after["train s2"] == "ready"
+    assert after["evaluate s2 dl19"] == "waiting"
+    means = {cell.name: cell.means for cell in load_cells(engine, "study") if cell.means}
+    assert means == {
+        "evaluate s1 dl19": {"nDCG@10": 0.25},
+        "evaluate s1 dl20": {"nDCG@10": 0.5},
+    }
+    assert check(engine) == []
 
 
-def test_folders_tell_what_became_of_each_attempt(engine: Engine) -> None:
-    submit(engine, [study()[0]])
-    claim = take(engine)
-    begin(engine, claim, folder="first")
-    assert [(each.folder, each.live) for each in load_folders(engine)] == [("first", True)]
-    fail(engine, claim, failure="HANG")
-    claim = take(engine)
-    begin(engine, claim, folder="second")
-    finish(engine, claim, folder="second")
-    told = [(each.folder, each.live, each.accepted, each.job_done) for each in load_folders(engine)]
-    assert told == [("first", False, False, True), ("second", False, True, True)]
+def test_an_import_keeps_the_durations_of_results(engine: Engine) -> None:
+    take_over(engine, study(), ALL_OF_S1)
+    assert {round(cost.seconds) for cost in load_costs(engine, "study")} == {30}
 
 
-def test_identities_are_found_by_job_and_told_when_done(engine: Engine) -> None:
+def test_an_import_changes_neither_done_nor_running_jobs(engine: Engine) -> None:
     submit(engine, study())
-    finish(engine, claim := take(engine))
-    every = [identity(name) for name in ("tokens", "candidates", "train s1")]
-    assert done_identities(engine, every) == {claim.identity}
+    claim = take(engine, kinds=["prepare"])
+    found = take_over(engine, study(), ALL_OF_S1)
+    # One preparation runs here, and the training or its evaluations wait for it.
+    assert found.accepted + found.refused == 5
+    assert found.refused >= 3
+    assert states(engine)[claim.name] == "running"
+    assert check(engine) == []
+    again = take_over(engine, study(), ALL_OF_S1)
+    assert again == ImportCount(accepted=0, known=found.accepted, refused=found.refused)
+    assert check(engine) == []

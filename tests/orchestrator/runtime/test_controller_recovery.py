@@ -221,7 +221,7 @@ def test_a_request_that_no_node_can_meet_fails_with_what_is_missing(workplace):
 
 
 def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
-    workplace, postgresql_url, calm_report, tell
+    workplace, postgresql_url, calm_report, report_account
 ):
     line = Line(postgresql_url)
     write_study(workplace.folder, steps=STEPS)
@@ -237,7 +237,7 @@ def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
     assert controller.returncode == 0, output
     assert "database away" in output
     engine = connect(postgresql_url)
-    tell(account(engine, "a controller cut off from its database", 1))
+    report_account(account(engine, "a controller cut off from its database", 1))
     assert set(attempts(engine).values()) == {1}, "nothing was begun again"
     assert check(engine) == []
     engine.dispose()

@@ -23,7 +23,7 @@ from xsweep.db.schema import RETRIES, backoff_s
 from xsweep.errors import DataError
 
 
-def test_accepting_a_result_makes_the_children_ready_that_miss_nothing_else(engine):
+def test_accepting_a_result_makes_children_ready_that_miss_no_other_parent(engine):
     submit(engine, study(seeds=[1]))
     assert states(engine)["train s1"] == "waiting"
     order = run_all(engine)
@@ -54,7 +54,7 @@ def test_a_result_under_an_old_token_changes_nothing(engine):
     ]
 
 
-def test_an_owner_who_lost_the_attempt_to_adoption_cannot_end_it(engine):
+def test_an_owner_whose_attempt_was_adopted_cannot_end_it(engine):
     submit(engine, [new_job("train")])
     claim = take(engine, "alice")
     adopted = jobs.adopt(engine, claim, owner="bob", lease_s=60)
@@ -64,7 +64,7 @@ def test_an_owner_who_lost_the_attempt_to_adoption_cannot_end_it(engine):
     assert finish(engine, adopted)
 
 
-def test_results_that_came_together_are_accepted_each_for_itself(engine):
+def test_of_several_results_those_whose_leases_hold_are_accepted(engine):
     submit(engine, [new_job("a"), new_job("b"), new_job("c"), new_job("both", "a", "b")])
     a, b, c = (take(engine) for _ in range(3))
     expire(engine, c)
@@ -83,7 +83,7 @@ def test_results_that_came_together_are_accepted_each_for_itself(engine):
     accepted = {a.lease, b.lease}
     assert jobs.finish(engine, results) == accepted
     assert states(engine) == {"a": "done", "b": "done", "c": "ready", "both": "ready"}
-    assert jobs.finish(engine, results) == accepted, "said again"
+    assert jobs.finish(engine, results) == accepted, "a retry"
     assert jobs.finish(engine, []) == set()
     kinds = [event.kind for event in history(engine)]
     assert (kinds.count("accepted"), kinds.count("refused")) == (2, 2)
@@ -91,7 +91,7 @@ def test_results_that_came_together_are_accepted_each_for_itself(engine):
     assert check(engine) == []
 
 
-def test_one_result_that_no_report_could_use_stops_all_that_came_with_it(engine):
+def test_one_result_with_invalid_scores_refuses_all_of_the_call(engine):
     submit(engine, [new_job("a"), new_job("b")])
     seal = {"folder": "f", "manifest_sha256": identity("f"), "summary": {}, "provenance": {}}
     results = [
@@ -103,7 +103,7 @@ def test_one_result_that_no_report_could_use_stops_all_that_came_with_it(engine)
     assert set(states(engine).values()) == {"running"}
 
 
-def test_saying_it_again_after_a_lost_answer_is_the_same_answer(engine):
+def test_a_retried_call_returns_what_the_lost_reply_said(engine):
     submit(engine, [new_job("a"), new_job("b"), new_job("c")])
     done, failed, released = (take(engine) for _ in range(3))
     assert [finish(engine, done) for _ in range(2)] == [True, True]
@@ -117,7 +117,7 @@ def test_saying_it_again_after_a_lost_answer_is_the_same_answer(engine):
     assert (kinds.count("accepted"), kinds.count("failed"), kinds.count("released")) == (1, 1, 1)
 
 
-def test_scores_come_back_to_the_bit_with_their_mean(engine):
+def test_scores_are_read_back_bit_for_bit_with_their_mean(engine):
     submit(engine, [new_job("test", kind="evaluate"), new_job("open", kind="evaluate")])
     scores = {
         "nDCG@10": {"q10": 0.1, "q2": 1 / 3, "q1": 5e-324},
@@ -142,7 +142,7 @@ def test_scores_come_back_to_the_bit_with_their_mean(engine):
         ({"AP": {}}, "AP has 0 queries"),
     ],
 )
-def test_scores_that_no_report_could_use_are_refused(engine, scores, message):
+def test_invalid_scores_are_refused(engine, scores, message):
     submit(engine, [new_job("test", kind="evaluate")])
     claim = take(engine)
     with pytest.raises(DataError, match=message):
@@ -150,7 +150,7 @@ def test_scores_that_no_report_could_use_are_refused(engine, scores, message):
     assert states(engine) == {"test": "running"}
 
 
-def test_numbers_that_json_has_no_word_for_are_stored_as_null(engine):
+def test_numbers_that_are_not_finite_are_stored_as_null(engine):
     submit(engine, [new_job("test", kind="evaluate")])
     finish(engine, take(engine), summary={"loss": math.nan, "steps": [1, math.inf]})
     (cell,) = load_cells(engine, "study")
@@ -158,7 +158,7 @@ def test_numbers_that_json_has_no_word_for_are_stored_as_null(engine):
 
 
 @pytest.mark.parametrize(("failure", "allowed"), RETRIES.items())
-def test_every_failure_class_has_its_budget(engine, failure, allowed):
+def test_every_failure_class_has_its_number_of_retries(engine, failure, allowed):
     submit(engine, [new_job("train"), new_job("test", "train")])
     for _ in range(12 if allowed is None else allowed):
         assert fail(engine, take(engine), failure) == "ready"
@@ -169,7 +169,7 @@ def test_every_failure_class_has_its_budget(engine, failure, allowed):
         assert states(engine) == {"train": "failed", "test": "skipped"}
 
 
-def test_classes_do_not_spend_each_others_budgets_and_a_release_is_free(engine):
+def test_failure_classes_have_separate_budgets_and_a_release_is_free(engine):
     submit(engine, [new_job("train")])
     for failure in ("UNKNOWN", "INFRA", "UNKNOWN", "PREEMPTED", "HANG"):
         assert fail(engine, take(engine), failure) == "ready"
@@ -177,7 +177,7 @@ def test_classes_do_not_spend_each_others_budgets_and_a_release_is_free(engine):
     assert fail(engine, take(engine), "UNKNOWN") == "failed"
 
 
-def test_a_class_that_nobody_knows_counts_as_unknown(engine):
+def test_an_unlisted_failure_class_counts_as_unknown(engine):
     submit(engine, [new_job("train")])
     assert [fail(engine, take(engine), "GREMLINS") for _ in range(3)] == [
         "ready",
@@ -186,7 +186,7 @@ def test_a_class_that_nobody_knows_counts_as_unknown(engine):
     ]
 
 
-def test_a_failure_for_good_skips_all_that_needs_it_and_nothing_else(engine):
+def test_a_failed_job_skips_exactly_the_jobs_that_need_it(engine):
     submit(engine, study())
     names = {"tokens": "CONFIG"}
     while claims := jobs.claim(engine, owner="alice", limit=1, lease_s=60):
@@ -207,7 +207,7 @@ def test_a_failure_for_good_skips_all_that_needs_it_and_nothing_else(engine):
     }
 
 
-def test_a_reason_of_any_characters_and_length_is_kept_readable(engine):
+def test_a_reason_with_any_characters_and_length_is_stored_readably(engine):
     submit(engine, [new_job("train")])
     fail(engine, take(engine), "CONFIG", reason="bad\0byte \ud800 é " + "x" * 20_000)
     (attempt,) = jobs.explain(engine, "train").attempts
@@ -215,14 +215,14 @@ def test_a_reason_of_any_characters_and_length_is_kept_readable(engine):
     assert len(attempt.reason) == 10_000
 
 
-def test_waits_double_up_to_their_limit_with_jitter_below():
+def test_waits_double_up_to_their_limit_with_jitter_below_it():
     for failures, longest_s in [(1, 5), (2, 10), (3, 20), (20, 600)]:
         waits = [backoff_s("INFRA", failures) for _ in range(200)]
         assert longest_s / 2 <= min(waits) < max(waits) <= longest_s
     assert backoff_s("OOM_GPU", 3) == 0
 
 
-def test_a_parent_of_many_children_is_accepted_in_steps_as_many_as_these(tmp_path):
+def test_the_cost_of_accepting_a_parent_grows_linearly_with_its_children(tmp_path):
     """SQLite counts its own steps: four times the children take four times the steps."""
 
     def steps(children: int) -> int:

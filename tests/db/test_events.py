@@ -1,11 +1,11 @@
-from job_table import expire, fail, new_job, submit, take
+from job_table import begin, expire, fail, finish, new_job, submit, take
 
 from xsweep.db import jobs
-from xsweep.db.events import failures_since, last_event
+from xsweep.db.events import failures_since, history, last_event
 from xsweep.db.status import summary
 
 
-def test_failures_are_told_with_what_becomes_of_their_jobs(engine):
+def test_failed_attempts_are_listed_with_the_next_state_of_their_jobs(engine):
     submit(engine, [new_job("a"), new_job("b")])
     submit(engine, [new_job("a"), new_job("c")], name="other")
     before = last_event(engine)
@@ -30,3 +30,23 @@ def test_failures_are_told_with_what_becomes_of_their_jobs(engine):
     names = {each.name for each in summary(engine, "other").troubles}
     assert "b" not in names
     assert names
+
+
+def test_all_changes_of_a_job_are_recorded_in_order(engine):
+    submit(engine, [new_job("a"), new_job("b", "a")])
+    lost = take(engine, "alice")
+    expire(engine, lost)
+    jobs.requeue_expired(engine, lost.lease)
+    claim = take(engine, "bob")
+    begin(engine, claim)
+    finish(engine, claim)
+    events = history(engine, job_id=claim.job_id)
+    assert [(event.kind, event.token, event.owner) for event in events] == [
+        ("claimed", 1, "alice"),
+        ("expired", 1, "alice"),
+        ("claimed", 2, "bob"),
+        ("started", 2, "bob"),
+        ("accepted", 2, "bob"),
+    ]
+    assert [event.kind for event in history(engine, latest=1)] == ["ready"]
+    assert [event.kind for event in history(engine, sweep_id=1)] == ["submitted"]
