@@ -15,7 +15,7 @@ from xsweep.db.dependencies import (
     skip_descendants,
 )
 from xsweep.db.events import record
-from xsweep.db.explain import job_id, sweep_id
+from xsweep.db.explain import find_job, find_sweep
 from xsweep.db.schema import BROKEN, OPEN, Attempt, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import among, transact
 from xsweep.errors import ConfigError
@@ -30,8 +30,8 @@ def cancel(engine: Engine, *, sweep: str | int | None = None, job: str | int | N
 
     def work(connection: Connection) -> int:
         if job is not None:
-            return _cancel(connection, [job_id(connection, job)])
-        id_ = sweep_id(connection, _named(sweep))
+            return _cancel(connection, [find_job(connection, job)])
+        id_ = find_sweep(connection, _named(sweep))
         _set_state(connection, id_, "cancelled")
         members = select(Job.id).join(SweepJob).where(SweepJob.sweep_id == id_)
         unneeded = members.where(Job.state.in_(OPEN), ~needed_by_a_sweep(Job.id))
@@ -69,11 +69,11 @@ def retry(
 
     def work(connection: Connection) -> int:
         if job is not None:
-            id_ = job_id(connection, job)
+            id_ = find_job(connection, job)
             ids = {id_} | ancestors(connection, id_, BROKEN)
             stopped = stopped_jobs(connection, ids)
         else:
-            id_ = sweep_id(connection, _named(sweep))
+            id_ = find_sweep(connection, _named(sweep))
             members = select(Job.id).join(SweepJob).where(SweepJob.sweep_id == id_)
             skipped = connection.scalars(members.where(Job.state == State.SKIPPED)).all()
             stopped = stopped_jobs(connection, skipped)
@@ -112,7 +112,7 @@ def _set_state(connection: Connection, id_: int, state: str, only_from: str | No
 
 
 def _pause_or_resume(connection: Connection, sweep: str | int, state: str) -> None:
-    id_ = sweep_id(connection, sweep)
+    id_ = find_sweep(connection, sweep)
     if connection.scalar(select(Sweep.state).where(Sweep.id == id_)) == "cancelled":
         raise ConfigError(f"sweep {sweep!r} is cancelled; `xsweep retry {sweep}` reopens it")
     _set_state(connection, id_, state)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from xsweep.db.schema import Controller, now_s
 from xsweep.db.tally import fold
@@ -58,13 +58,9 @@ def unregister(engine: Engine, owner: str) -> None:
 
 def live(engine: Engine) -> list[LiveController]:
     """The controllers that are alive, the newest first."""
+    silent_s = now_s() - Controller.heartbeat_at
     columns = (Controller.owner, Controller.host, Controller.pid, Controller.dashboard_url)
-    query = select(*columns, Controller.started_at, silence_s().label("silent_s"))
-    query = query.where(silence_s() <= SILENT_S).order_by(Controller.started_at.desc())
+    query = select(*columns, Controller.started_at, silent_s.label("silent_s"))
+    query = query.where(silent_s <= SILENT_S).order_by(Controller.started_at.desc())
     with reading(engine) as connection:
         return [LiveController(**row) for row in connection.execute(query).mappings()]
-
-
-def silence_s() -> ColumnElement[float]:
-    """Seconds since a controller's last heartbeat."""
-    return now_s() - Controller.heartbeat_at

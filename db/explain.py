@@ -17,16 +17,7 @@ COMPARED = 2_000
 """The newest done jobs of the same kind, among which the closest one is searched."""
 
 
-def find_job(engine: Engine, text: str) -> int:
-    """The id of the job with that id, identity, prefix of an identity (4 or more digits), or name.
-
-    Raises ConfigError when there is none, with the nearest names, or more than one.
-    """
-    with reading(engine) as connection:
-        return job_id(connection, text)
-
-
-def sweep_id(connection: Connection, sweep: str | int) -> int:
+def find_sweep(connection: Connection, sweep: str | int) -> int:
     """The id of the sweep of that name or id. Raises ConfigError with the nearest names."""
     rows = connection.execute(select(Sweep.id, Sweep.name).order_by(Sweep.id)).all()
     for id_, name in rows:
@@ -36,8 +27,11 @@ def sweep_id(connection: Connection, sweep: str | int) -> int:
     raise ConfigError(f"no sweep {str(sweep)!r}: {_nearest(str(sweep), names)}")
 
 
-def job_id(connection: Connection, job: str | int) -> int:
-    """`find_job` on a connection."""
+def find_job(connection: Connection, job: str | int) -> int:
+    """The id of the job with that id, identity, prefix of an identity (4 or more digits), or name.
+
+    Raises ConfigError when there is none, with the nearest names, or more than one.
+    """
     text = str(job).strip()
     if text.isascii() and text.isdigit() and len(text) < 19:
         found = connection.scalar(select(Job.id).where(Job.id == int(text)))
@@ -140,7 +134,7 @@ def explain(engine: Engine, job: str | int, *, compare: bool = True) -> Explanat
     Raises ConfigError for an unknown job, with the nearest names.
     """
     with reading(engine) as connection:
-        id_ = job_id(connection, job)
+        id_ = find_job(connection, job)
         row = connection.execute(
             select(Job, Definition.spec, Result.folder, now_s().label("now"))
             .join(Definition, Definition.job_id == Job.id)

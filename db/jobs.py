@@ -3,7 +3,7 @@
 from xsweep.db.claim import Claim, Lease, Place, claim, mark_started, renew
 from xsweep.db.complete import NewResult, fail, finish, release
 from xsweep.db.control import cancel, pause, resume, retry
-from xsweep.db.explain import Explanation, explain, find_job
+from xsweep.db.explain import Explanation, explain
 from xsweep.db.recover import adopt, expired, requeue_expired, running
 from xsweep.db.submit import NewJob, Submission, add_sweep, preview
 
@@ -22,7 +22,6 @@ __all__ = [
     "expired",
     "explain",
     "fail",
-    "find_job",
     "finish",
     "mark_started",
     "pause",

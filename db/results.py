@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, RowMapping, func, select
 
-from xsweep.db.explain import sweep_id
+from xsweep.db.explain import find_sweep
 from xsweep.db.schema import (
     Attempt,
     Definition,
@@ -93,7 +93,7 @@ def load_cells(
             select(*columns)
             .join_from(SweepJob, Job)
             .outerjoin(Result, Result.job_id == Job.id)
-            .where(SweepJob.sweep_id == sweep_id(connection, sweep), Job.kind == kind)
+            .where(SweepJob.sweep_id == find_sweep(connection, sweep), Job.kind == kind)
             .order_by(Job.id)
         )
         rows = [_without_nulls(row) for row in connection.execute(members).mappings()]
@@ -192,7 +192,7 @@ def load_costs(engine: Engine, sweep: str | int) -> list[JobCost]:
     Raises ConfigError for an unknown sweep.
     """
     with reading(engine) as connection:
-        member = SweepJob.sweep_id == sweep_id(connection, sweep)
+        member = SweepJob.sweep_id == find_sweep(connection, sweep)
         jobs = connection.execute(
             select(Job.id, Job.kind, SweepJob.labels, Definition.resources, Result.token)
             .join_from(SweepJob, Job)

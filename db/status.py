@@ -1,16 +1,16 @@
-"""The present state of sweeps and jobs: for status pages, metrics, and the controller."""
+"""The present state of sweeps and jobs, for status pages, metrics and the controller."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, Text, case, cast, func, select
 
 from xsweep.db.claim import IN_ACTIVE_SWEEP, MAY_START
-from xsweep.db.controllers import SILENT_S, LiveController, live, silence_s
+from xsweep.db.controllers import LiveController, live
 from xsweep.db.events import FailedAttempt, latest_failures
-from xsweep.db.explain import sweep_id
+from xsweep.db.explain import find_sweep
 from xsweep.db.schema import Attempt, Definition, Job, Score, State, Sweep, SweepJob, Tally, now_s
 from xsweep.db.tally import read_tally
 from xsweep.db.transaction import read, reading
@@ -99,7 +99,7 @@ class Summary:
 def summary(engine: Engine, sweep: str | int | None = None, *, failures: int = 10) -> Summary:
     """The state of one sweep or of all. Raises ConfigError for an unknown sweep."""
     with reading(engine) as connection:
-        only = None if sweep is None else sweep_id(connection, sweep)
+        only = None if sweep is None else find_sweep(connection, sweep)
         mean_s, pace = _durations(connection)
         return Summary(
             at=connection.scalar(select(now_s())) or 0.0,
@@ -135,7 +135,7 @@ def list_jobs(
     if kind is not None:
         query = query.where(Job.kind == kind)
     with reading(engine) as connection:
-        query = _of_sweep(query, None if sweep is None else sweep_id(connection, sweep))
+        query = _of_sweep(query, None if sweep is None else find_sweep(connection, sweep))
         return [JobRow(**row) for row in connection.execute(query).mappings()]
 
 
@@ -233,7 +233,7 @@ def overview(engine: Engine, sweep: str | int) -> list[OverviewRow]:
     Raises ConfigError for an unknown sweep.
     """
     with reading(engine) as connection:
-        member = SweepJob.sweep_id == sweep_id(connection, sweep)
+        member = SweepJob.sweep_id == find_sweep(connection, sweep)
         columns = (
             *(Job.id.label("job_id"), Job.kind, Job.name, Job.state, Job.failure),
             *(SweepJob.labels, Attempt.progress),
@@ -320,55 +320,10 @@ def pending_demand(engine: Engine) -> list[PendingDemand]:
     return [PendingDemand(kind, json.loads(text), jobs) for kind, text, jobs in rows]
 
 
-@dataclass(frozen=True, kw_only=True)
-class JobMetrics:
-    """The whole job table in numbers, for monitoring."""
-
-    jobs: dict[tuple[str, str, str], int]
-    """Jobs by sweep, kind and state; a job of two sweeps counts in both."""
-    attempts: dict[str, int]
-    """Ended attempts by outcome; `expired` ones lost their lease."""
-    failures: dict[str, int]
-    """Attempts that failed or expired, by class."""
-    running: dict[str, int]
-    """Live attempts by kind."""
-    pairs_per_s: dict[str, float]
-    """Throughput of the live attempts together, by kind, as their workers last reported it."""
-    queue_age_s: float
-    """Seconds since the oldest ready job was submitted; 0 where none is."""
-    controllers: int
-    """Controllers that are alive."""
-
-
-def job_metrics(engine: Engine) -> JobMetrics:
-    """Count jobs and attempts; ended attempts by a scan of their table."""
-
-    def work(connection: Connection) -> JobMetrics:
-        names = dict(connection.execute(select(Sweep.id, Sweep.name)).tuples().all())
-        ended = select(Attempt.outcome, Attempt.failure, func.count())
-        ended = ended.where(Attempt.outcome.is_not(None)).group_by(Attempt.outcome, Attempt.failure)
-        attempts, failures, running = Counter[str](), Counter[str](), Counter[str]()
-        for outcome, failure, count in connection.execute(ended):
-            attempts[str(outcome)] += count
-            if failure is not None:
-                failures[failure] += count
-        pairs_per_s: dict[str, float] = defaultdict(float)
-        held = select(Job.kind, Attempt.progress).join_from(Attempt, Job)
-        for kind, progress in connection.execute(held.where(Attempt.outcome.is_(None))):
-            running[kind] += 1
-            pairs_per_s[kind] += float((progress or {}).get("pairs_per_s") or 0.0)
-        alive = select(func.count()).where(silence_s() <= SILENT_S)
-        return JobMetrics(
-            jobs={
-                (names.get(each.sweep_id, str(each.sweep_id)), each.kind, each.state): each.jobs
-                for each in read_tally(connection)
-            },
-            attempts=dict(attempts),
-            failures=dict(failures),
-            running=dict(running),
-            pairs_per_s=dict(pairs_per_s),
-            queue_age_s=max(0.0, _oldest_ready_s(connection, None) or 0.0),
-            controllers=connection.scalar(alive) or 0,
-        )
-
-    return read(engine, work)
+def ended_attempts(engine: Engine) -> list[tuple[str, str | None, int]]:
+    """The number of ended attempts by outcome and failure class, by a scan of their table."""
+    key = (Attempt.outcome, Attempt.failure)
+    counted = select(*key, func.count()).where(Attempt.outcome.is_not(None)).group_by(*key)
+    with reading(engine) as connection:
+        rows = connection.execute(counted)
+        return [(str(outcome), failure, count) for outcome, failure, count in rows]

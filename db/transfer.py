@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, func, insert, select, update
 from xsweep.db.claim import Lease
 from xsweep.db.complete import NewResult, accept_results
 from xsweep.db.events import record
-from xsweep.db.explain import sweep_id
+from xsweep.db.explain import find_sweep
 from xsweep.db.schema import Attempt, Definition, Edge, Job, Result, State, Sweep, SweepJob, now_s
 from xsweep.db.scores import PackedScores, pack_scores
 from xsweep.db.submit import NewJob, insert_sweep, parents_first
@@ -51,7 +51,7 @@ def load_sweep(engine: Engine, sweep: str) -> StoredSweep:
     """
     took_s = Attempt.ended_at - func.coalesce(Attempt.started_at, Attempt.claimed_at)
     with reading(engine) as connection:
-        id_ = sweep_id(connection, sweep)
+        id_ = find_sweep(connection, sweep)
         name, grid = connection.execute(select(Sweep.name, Sweep.grid).filter_by(id=id_)).one()
         rows = connection.execute(
             select(Job.id, Job.identity, Job.kind, Job.name, SweepJob.labels)

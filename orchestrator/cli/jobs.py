@@ -69,7 +69,7 @@ def logs(
     from xsweep.orchestrator.storage.store import open_store
 
     engine = open_database(ctx)
-    job_id = jobs.find_job(engine, job)
+    job_id = jobs.explain(engine, job, compare=False).job_id
     store = open_store(settings_of(ctx).store)
     name = _log_of(engine, store, job_id, attempt, rank)
     position = 0

@@ -16,6 +16,7 @@ Metrics port and webhook of a controller.
 
 import logging
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine
 
-from xsweep.db.status import job_metrics
+from xsweep.db.status import ended_attempts, summary
 from xsweep.errors import SetupError
 from xsweep.orchestrator.monitoring.webhook import Announcer, Webhook
 from xsweep.orchestrator.settings import Settings
@@ -43,16 +44,31 @@ class JobTable(Collector):
 
     def collect(self) -> Iterator[Family]:
         """Yield the metrics of the module's table. Raises SetupError while the database is away."""
-        found = job_metrics(self.engine)
+        found = summary(self.engine)
+        jobs = {
+            (sweep.name, kind, state): count
+            for sweep in found.sweeps
+            for kind, states in sweep.counts.items()
+            for state, count in states.items()
+        }
+        attempts, failures, running = Counter[str](), Counter[str](), Counter[str]()
+        for outcome, failure, count in ended_attempts(self.engine):
+            attempts[outcome] += count
+            if failure is not None:
+                failures[failure] += count
+        pairs_per_s: dict[str, float] = defaultdict(float)
+        for job in found.running:
+            running[job.kind] += 1
+            pairs_per_s[job.kind] += float((job.progress or {}).get("pairs_per_s") or 0.0)
         counter, gauge = CounterMetricFamily, GaugeMetricFamily
-        lost = {(): found.attempts.get("expired", 0)}
-        age_s, controllers = {(): found.queue_age_s}, {(): found.controllers}
-        yield _family(gauge, "jobs", "Jobs by sweep", found.jobs, "sweep", "kind", "state")
-        yield _family(counter, "attempts", "Attempts that ended", found.attempts, "outcome")
-        yield _family(counter, "failures", "Failed attempts", found.failures, "failure")
+        lost = {(): attempts["expired"]}
+        age_s, controllers = {(): found.oldest_ready_s or 0.0}, {(): len(found.controllers)}
+        yield _family(gauge, "jobs", "Jobs by sweep", jobs, "sweep", "kind", "state")
+        yield _family(counter, "attempts", "Attempts that ended", attempts, "outcome")
+        yield _family(counter, "failures", "Failed attempts", failures, "failure")
         yield _family(counter, "leases_lost", "Attempts whose lease ran out", lost)
-        yield _family(gauge, "running_attempts", "Live attempts", found.running, "kind")
-        yield _family(gauge, "pairs_per_second", "Of live attempts", found.pairs_per_s, "kind")
+        yield _family(gauge, "running_attempts", "Live attempts", running, "kind")
+        yield _family(gauge, "pairs_per_second", "Of live attempts", pairs_per_s, "kind")
         yield _family(gauge, "queue_age_seconds", "Age of the oldest ready job", age_s)
         yield _family(gauge, "controllers", "Controllers seen in the last minute", controllers)
 

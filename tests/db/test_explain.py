@@ -5,6 +5,10 @@ from xsweep.db import jobs
 from xsweep.errors import ConfigError
 
 
+def find(engine, job) -> int:
+    return jobs.explain(engine, job, compare=False).job_id
+
+
 def why(engine, job) -> tuple[str, ...]:
     return jobs.explain(engine, job).why
 
@@ -96,9 +100,9 @@ def test_the_nearest_done_job_shows_which_settings_differ(engine):
 
 def test_jobs_are_found_by_id_identity_prefix_and_name(engine):
     submit(engine, study())
-    id_ = jobs.find_job(engine, "train s1")
+    id_ = find(engine, "train s1")
     whole = identity("train s1")
-    assert [jobs.find_job(engine, text) for text in (str(id_), whole, whole[:8])] == [id_] * 3
+    assert [find(engine, text) for text in (str(id_), whole, whole[:8])] == [id_] * 3
 
 
 def test_an_ambiguous_name_lists_the_candidates(engine):
@@ -106,7 +110,7 @@ def test_an_ambiguous_name_lists_the_candidates(engine):
     grid = [type(job)(**(vars(job) | {"name": "twin"})) for job in grid]
     submit(engine, grid)
     with pytest.raises(ConfigError) as caught:
-        jobs.find_job(engine, "twin")
+        find(engine, "twin")
     assert "ambiguous" in str(caught.value)
     assert all(identity(name)[:12] in str(caught.value) for name in "ab")
 
@@ -115,7 +119,7 @@ def test_an_ambiguous_name_lists_the_candidates(engine):
 def test_odd_names_find_nothing_and_are_harmless(engine, text):
     submit(engine, study())
     with pytest.raises(ConfigError, match="no job"):
-        jobs.find_job(engine, text)
+        find(engine, text)
     with pytest.raises(ConfigError, match="no sweep"):
         jobs.pause(engine, text)
 
