@@ -24,7 +24,7 @@ from xsweep.db.schema import (
     SweepJob,
 )
 from xsweep.db.scores import checksum_arrays, digest_query_ids
-from xsweep.db.tally import read_tally
+from xsweep.db.status import read_tally
 from xsweep.db.transaction import reading
 
 INVARIANTS = {

@@ -1,27 +1,10 @@
-"""The registry of controllers, the processes that claim jobs, and their heartbeats."""
+"""Register controllers, the processes that claim jobs, and record their heartbeats."""
 
-from dataclasses import dataclass
-
-from sqlalchemy import Connection, Engine, delete, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, update
 
 from xsweep.db.schema import Controller, now_s
-from xsweep.db.tally import fold
-from xsweep.db.transaction import reading, transact
-
-SILENT_S = 60.0
-"""A controller without a heartbeat for longer is presumed dead; they beat every few seconds."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiveController:
-    """A controller with a recent heartbeat."""
-
-    owner: str
-    host: str
-    pid: int
-    dashboard_url: str | None
-    started_at: float
-    silent_s: float
+from xsweep.db.status import fold_tally
+from xsweep.db.transaction import transact
 
 
 def register(
@@ -43,7 +26,7 @@ def heartbeat(engine: Engine, owner: str) -> bool:
     """Record that the controller is alive. False: it was unregistered and must stop."""
 
     def work(connection: Connection) -> bool:
-        fold(connection)  # must happen from time to time, and some controller is always alive
+        fold_tally(connection)  # must happen from time to time, and some controller is always alive
         beat = update(Controller).where(Controller.owner == owner).values(heartbeat_at=now_s())
         return connection.execute(beat).rowcount == 1
 
@@ -54,13 +37,3 @@ def unregister(engine: Engine, owner: str) -> None:
     """Remove a controller that exits, or that is dead."""
     gone = delete(Controller).where(Controller.owner == owner)
     transact(engine, lambda connection: connection.execute(gone))
-
-
-def live(engine: Engine) -> list[LiveController]:
-    """The controllers that are alive, the newest first."""
-    silent_s = now_s() - Controller.heartbeat_at
-    columns = (Controller.owner, Controller.host, Controller.pid, Controller.dashboard_url)
-    query = select(*columns, Controller.started_at, silent_s.label("silent_s"))
-    query = query.where(silent_s <= SILENT_S).order_by(Controller.started_at.desc())
-    with reading(engine) as connection:
-        return [LiveController(**row) for row in connection.execute(query).mappings()]

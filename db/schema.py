@@ -232,7 +232,7 @@ class Tally(Base):
     """Number of a sweep's jobs in a state: the sum over rows, which triggers append.
 
     Appended and never updated in place, since all changes of jobs would wait for the one row;
-    `xsweep.db.tally.fold` sums them up from time to time.
+    `xsweep.db.status.fold_tally` sums them up from time to time.
     """
 
     __tablename__ = "tally"

@@ -2,23 +2,41 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, Text, case, cast, func, select
+from sqlalchemy import Connection, Engine, Select, Text, case, cast, delete, func, insert, select
 
 from xsweep.db.claim import IN_ACTIVE_SWEEP, MAY_START
-from xsweep.db.controllers import LiveController, live
 from xsweep.db.events import FailedAttempt, latest_failures
 from xsweep.db.explain import find_sweep
-from xsweep.db.schema import Attempt, Definition, Job, Score, State, Sweep, SweepJob, Tally, now_s
-from xsweep.db.tally import read_tally
+from xsweep.db.schema import (
+    Attempt,
+    Controller,
+    Definition,
+    Job,
+    Score,
+    State,
+    Sweep,
+    SweepJob,
+    Tally,
+    now_s,
+)
 from xsweep.db.transaction import read, reading
 
-S = TypeVar("S", bound=Select)
+SILENT_S = 60.0
+"""A controller without a heartbeat for longer is presumed dead; they beat every few seconds."""
+
+FOLD_ROWS = 2_000
+"""Tally rows from which on they are folded: reading this many takes about a millisecond."""
 
 LATEST_DONE = 1_000
 """Newest attempts whose durations are averaged: they say most about the jobs that are left."""
+
+S = TypeVar("S", bound=Select)
+
+TALLY_KEY = (Tally.sweep_id, Tally.kind, Tally.state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +93,18 @@ _JOB_ROW = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class LiveController:
+    """A controller with a recent heartbeat."""
+
+    owner: str
+    host: str
+    pid: int
+    dashboard_url: str | None
+    started_at: float
+    silent_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """Everything that a status page shows."""
 
@@ -109,9 +139,19 @@ def summary(engine: Engine, sweep: str | int | None = None, *, failures: int = 1
             mean_s=mean_s,
             pace=pace,
             troubles=latest_failures(connection, failures, only),
-            controllers=live(engine),
+            controllers=live_controllers(engine),
             oldest_ready_s=_oldest_ready_s(connection, only),
         )
+
+
+def live_controllers(engine: Engine) -> list[LiveController]:
+    """The controllers that are alive, the newest first."""
+    silent_s = now_s() - Controller.heartbeat_at
+    columns = (Controller.owner, Controller.host, Controller.pid, Controller.dashboard_url)
+    query = select(*columns, Controller.started_at, silent_s.label("silent_s"))
+    query = query.where(silent_s <= SILENT_S).order_by(Controller.started_at.desc())
+    with reading(engine) as connection:
+        return [LiveController(**row) for row in connection.execute(query).mappings()]
 
 
 def sweeps(engine: Engine) -> list[SweepStatus]:
@@ -327,3 +367,47 @@ def ended_attempts(engine: Engine) -> list[tuple[str, str | None, int]]:
     with reading(engine) as connection:
         rows = connection.execute(counted)
         return [(str(outcome), failure, count) for outcome, failure, count in rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Count:
+    """The jobs of one kind in one state of a sweep, and their expected seconds together."""
+
+    sweep_id: int
+    kind: str
+    state: str
+    jobs: int
+    cost_s: float
+
+
+def read_tally(connection: Connection, sweep_id: int | None = None) -> Iterator[Count]:
+    """The counts of one sweep or of all that are not zero."""
+    jobs = func.sum(Tally.jobs)
+    query = select(*TALLY_KEY, jobs.label("jobs"), func.sum(Tally.cost_s).label("cost_s"))
+    query = query.group_by(*TALLY_KEY).having(jobs != 0).order_by(*TALLY_KEY)
+    if sweep_id is not None:
+        query = query.where(Tally.sweep_id == sweep_id)
+    for row in connection.execute(query).mappings():
+        yield Count(**row)
+
+
+def fold_tally(connection: Connection) -> None:
+    """Replace the rows of equal sweep, kind and state by their sum, once there are many.
+
+    Rows that others append meanwhile are not touched, and of two that fold at the same time the
+    second finds the rows gone.
+    """
+    if (connection.scalar(select(func.count()).select_from(Tally)) or 0) < FOLD_ROWS:
+        return
+    if connection.dialect.name == "postgresql":
+        columns = [*(column.key for column in TALLY_KEY), "jobs", "cost_s"]
+        gone = delete(Tally).returning(*TALLY_KEY, Tally.jobs, Tally.cost_s).cte("gone").c
+        key = (gone.sweep_id, gone.kind, gone.state)
+        jobs = func.sum(gone.jobs)
+        sums = select(*key, jobs, func.sum(gone.cost_s)).group_by(*key).having(jobs != 0)
+        connection.execute(insert(Tally).from_select(columns, sums))
+    else:
+        counts = [vars(count) for count in read_tally(connection)]
+        connection.execute(delete(Tally))
+        if counts:
+            connection.execute(insert(Tally), counts)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, Row, Text, cast, func, insert, select
 
 from xsweep.db.events import record
 from xsweep.db.schema import BROKEN, Definition, Edge, Job, State, Sweep, SweepJob, now_s
-from xsweep.db.tally import fold
+from xsweep.db.status import fold_tally
 from xsweep.db.transaction import among, insert_rows, reading, to_json, transact
 from xsweep.errors import ConfigError
 
@@ -96,7 +96,7 @@ def insert_sweep(connection: Connection, name: str, grid: str, jobs: list[NewJob
     insert_rows(connection, Edge, ("child_id", "role", "parent_id"), edges)
     members = {ids[job.identity]: job for job in jobs}
     sweep = _insert_members(connection, name, grid, members, len(new))
-    fold(connection)
+    fold_tally(connection)
     if len(new) > ANALYSED and connection.dialect.name == "postgresql":
         # the planner would believe the tables to be empty, and sort all ready jobs at each claim
         connection.execute(text("ANALYZE job, sweep_job, sweep, edge, definition"))

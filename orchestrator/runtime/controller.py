@@ -28,7 +28,7 @@ import ray
 from sqlalchemy import Engine
 
 from xsweep.db import controllers, jobs
-from xsweep.db.status import pending_demand
+from xsweep.db.status import LiveController, live_controllers, pending_demand
 from xsweep.errors import DataError, SetupError
 from xsweep.evaluator.data.files import checksum
 from xsweep.orchestrator.runtime.asha import Pruner
@@ -132,7 +132,7 @@ def adopt(ledger: Ledger, pool: Pool) -> list[Assignment]:
 
     Workers and placement groups that no job holds are removed, unless another controller lives.
     """
-    others = [each for each in controllers.live(ledger.engine) if _may_live(each)]
+    others = [each for each in live_controllers(ledger.engine) if _may_live(each)]
     alive = {each.owner for each in others} - {ledger.owner}
     workers = pool.survivors()
     adopted: list[Assignment] = []
@@ -181,7 +181,7 @@ def _go_on(pool: Pool, held: jobs.Claim, actors: list[Any]) -> Assignment:
     return Assignment(held, held.folder or "", placement, awaited, answered=True)
 
 
-def _may_live(controller: controllers.LiveController) -> bool:
+def _may_live(controller: LiveController) -> bool:
     """False only where its process is surely gone: it was on this machine and is no more."""
     here = controller.host == socket.gethostname()
     return not here or (controller.pid != os.getpid() and psutil.pid_exists(controller.pid))

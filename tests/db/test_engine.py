@@ -7,7 +7,7 @@ from job_table import finish, new_job, run_all, states, study, submit, take
 from sqlalchemy import create_engine, text
 
 import xsweep.db.engine
-import xsweep.db.tally
+import xsweep.db.status
 from xsweep.db import controllers, jobs
 from xsweep.db.engine import (
     backup,
@@ -251,7 +251,7 @@ def test_a_role_with_the_documented_rights_can_do_everything(postgresql_url, mon
         jobs.retry(engine, sweep="study")
         assert len(run_all(engine)) == 8
         controllers.register(engine, owner="alice", host="h", pid=1)
-        monkeypatch.setattr(xsweep.db.tally, "FOLD_ROWS", 1)
+        monkeypatch.setattr(xsweep.db.status, "FOLD_ROWS", 1)
         assert controllers.heartbeat(engine, "alice")
         controllers.unregister(engine, "alice")
         engine.dispose()

@@ -8,7 +8,9 @@ import pytest
 from job_table import fail, finish, new_job, run_all, study, submit, take
 from sqlalchemy import text
 
+import xsweep.db.status
 from xsweep.db import controllers, jobs
+from xsweep.db.check import check
 from xsweep.db.status import list_jobs, outlook, overview, pending_demand, summary
 from xsweep.errors import ConfigError
 
@@ -133,6 +135,22 @@ def test_an_overview_has_states_labels_progress_and_means_of_one_sweep(engine):
     )
     with pytest.raises(ConfigError, match="no sweep 'none'"):
         overview(engine, "none")
+
+
+def test_folding_the_tally_keeps_its_counts(engine, monkeypatch):
+    submit(engine, study(seeds=[1]), name="one")
+    submit(engine, study(seeds=[1, 2]), name="two")
+    controllers.register(engine, owner="alice", host="h", pid=1)
+    for _ in range(3):
+        finish(engine, take(engine))
+        before = summary(engine).sweeps
+        monkeypatch.setattr(xsweep.db.status, "FOLD_ROWS", 1)
+        assert controllers.heartbeat(engine, "alice")
+        assert summary(engine).sweeps == before
+        with engine.connect() as connection:
+            rows = connection.execute(text("SELECT sweep_id, kind, state FROM tally")).all()
+        assert len(rows) == len(set(rows))
+    assert check(engine) == []
 
 
 def test_status_imports_nothing_heavy():
