@@ -176,11 +176,10 @@ def compare(
     measures, cells = load_measures(engine, name, measure or ["nDCG@10"])
     store = settings_of(ctx).store
     one, other, found = compare_systems(
-        select(cells, _conditions([], seeds)),
+        select(cells, _conditions([f"collection={each}" for each in collection or []], seeds)),
         a,
         b,
         measures=measures,
-        collections=collection or [],
         texts=lambda cell: _query_texts(store, cell),
     )
     text = render_differences(name, (one, other), found, format=format, top=top, digits=digits)

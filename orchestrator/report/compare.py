@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xsweep.db.results import Cell
-from xsweep.errors import ConfigError, did_you_mean
-from xsweep.evaluator.significance import corrected, paired_t, stratified_means
+from xsweep.errors import ConfigError
+from xsweep.evaluator.significance import corrected, paired_t
 from xsweep.orchestrator.formatting import listed, p_value, signed
 from xsweep.orchestrator.report.render_data import dump_json, finite, row_fields
 from xsweep.orchestrator.report.render_text import escape_markdown
-from xsweep.orchestrator.report.significance import rows_named
+from xsweep.orchestrator.report.significance import CONFIDENCE, mean_and_width, rows_named
 from xsweep.orchestrator.report.table import Column, Entry, Row, build_table
 
-CONFIDENCE = 0.95
 TOLERANCE = 1e-9
 """Smaller differences count as equal: averages over seeds differ in their last bits."""
 FORMATS = ("text", "markdown", "csv", "json")
@@ -82,27 +81,14 @@ def compare_systems(
     b: str,
     *,
     measures: Sequence[str] = ("nDCG@10",),
-    collections: Sequence[str] = (),
     texts: Callable[[Cell], Texts] = lambda cell: {},
 ) -> tuple[Row, Row, list[Differences]]:
     """The rows named `a` and `b`, and their differences on every collection that both have.
 
-    `collections` restricts where; `texts` returns the query texts of an evaluation's collection.
-
-    Raises ConfigError for an unknown or ambiguous name, an unknown collection or measure, and if
-    the two systems share no collection.
+    `texts` returns the query texts of an evaluation's collection. Raises ConfigError for an unknown
+    or ambiguous name, an unknown measure, and if the two systems share no collection.
     """
-    known = list(dict.fromkeys(cell.labels["collection"] for cell in cells))
-    for name in collections:
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ConfigError(
-                f"no evaluation is on collection {name!r}"
-                + (f"; {hint}" if hint else ".")
-                + f" There are: {', '.join(known)}"
-            )
-    kept = [cell for cell in cells if not collections or cell.labels["collection"] in collections]
-    table = build_table(kept, measures)
+    table = build_table(cells, measures)
     rows = _single_row(table.rows, a), _single_row(table.rows, b)
     if rows[0] == rows[1]:
         raise ConfigError(f"{a!r} and {b!r} are the same system, {rows[0].name!r}")
@@ -111,7 +97,7 @@ def compare_systems(
         ours, theirs = (table.result(row, column) for row in rows)
         if ours and theirs:
             place = column.place
-            cell = next(c for c in kept if c.means and c.labels["collection"] == place)
+            cell = next(c for c in cells if c.means and c.labels["collection"] == place)
             found.append(_differences(column, ours, theirs, cell.query_ids, texts(cell)))
     if not found:
         raise ConfigError(
@@ -133,16 +119,11 @@ def _single_row(rows: Sequence[Row], name: str) -> Row:
 def _differences(
     column: Column, ours: Entry, theirs: Entry, query_ids: Sequence[str], texts: Texts
 ) -> Differences:
-    from scipy.special import stdtrit
-
     (a_Q,), (b_Q,) = ours.per_query, theirs.per_query
-    differences_PQ = (a_Q - b_Q)[None]
-    mean, width, effect, p = float(differences_PQ.mean()), float("nan"), float("nan"), 1.0
+    mean, width, effect, p = float((a_Q - b_Q).mean()), float("nan"), float("nan"), 1.0
     if a_Q.size > 1:
-        means, error, freedom = (each[0] for each in stratified_means([differences_PQ]))
-        mean = float(means)
-        width = float(error * stdtrit(freedom, (1 + CONFIDENCE) / 2)) if error else 0.0
-        tested = paired_t([differences_PQ])
+        mean, width = mean_and_width([a_Q - b_Q])
+        tested = paired_t([(a_Q - b_Q)[None]])
         effect, p = float(tested.effect[0]), float(tested.p[0])
     queries = [
         QueryChange(id_, texts.get(id_, ""), float(a), float(b))

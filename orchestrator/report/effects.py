@@ -17,12 +17,11 @@ import numpy as np
 from xsweep.evaluator.significance import CORRECTIONS, corrected, satterthwaite
 from xsweep.orchestrator.formatting import listed, p_value
 from xsweep.orchestrator.report.report import Ranking, Report, Section
-from xsweep.orchestrator.report.significance import paired_statistics, testable
+from xsweep.orchestrator.report.significance import CONFIDENCE, paired_statistics, testable
 from xsweep.orchestrator.report.table import Column, Row, Table, build_table
 
 CHOICES = {"backbone": "model", "objective": "objective", "teacher": "teacher"}
 """Choices, and the fields of a row that hold their levels."""
-CONFIDENCE = 0.95
 MAX_NAMED_COLUMNS = 6
 """Wins tables with more columns number them: the names would be wider than a page."""
 RANKED_LEVELS = range(3, 21)
@@ -41,19 +40,12 @@ def with_effects(report: Report) -> Report:
     sections: list[Section] = []
     ranked: list[Ranking] = []
     for runs in complete_runs(report):
-        factors, confounded = factors_of(runs.rows)
-        if factors:
-            notes = ""
-            if confounded:
-                notes += f" Confounded with these factors and left out: {listed(confounded)}."
-            if runs.excluded:
-                total = len(runs.rows) + runs.excluded
-                notes += f" {runs.excluded} of {total} systems lack results and are excluded."
-            own = rankings(report, runs, factors)
+        if runs.factors:
+            own = rankings(report, runs)
             made = (
-                marginal_section(report, runs, factors, notes),
+                marginal_section(report, runs),
                 contrasts_section(report, runs),
-                variance_section(runs, factors, notes),
+                variance_section(runs),
                 wins_section(report, runs),
                 rankings_section(own, report.options.alpha),
             )
@@ -64,7 +56,7 @@ def with_effects(report: Report) -> Report:
     return replace(report, sections=(*report.sections, *sections), rankings=tuple(ranked))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CompleteRuns:
     """The runs with results on every collection of the sweep, for one measure."""
 
@@ -75,6 +67,22 @@ class CompleteRuns:
     columns: tuple[Column, ...]
     excluded: int
     """Number of runs without results on some collection."""
+
+    @cached_property
+    def factors(self) -> Factors:
+        """The choices in which the runs differ, without confounded ones."""
+        return factors_of(self.rows)[0]
+
+    @property
+    def note(self) -> str:
+        """Sentences on confounded choices and excluded runs."""
+        note = ""
+        if confounded := factors_of(self.rows)[1]:
+            note += f" Confounded with these factors and left out: {listed(confounded)}."
+        if self.excluded:
+            total = len(self.rows) + self.excluded
+            note += f" {self.excluded} of {total} systems lack results and are excluded."
+        return note
 
     @cached_property
     def scores(self) -> list[np.ndarray]:
@@ -130,15 +138,7 @@ def complete_runs(report: Report) -> list[CompleteRuns]:
         columns = tuple(column for column in table.columns if column.measure == measure)
         rows = tuple(row for row in runs if all(testable(table, row, column) for column in columns))
         if len(rows) > 1:
-            found.append(
-                CompleteRuns(
-                    measure=measure,
-                    table=table,
-                    rows=rows,
-                    columns=columns,
-                    excluded=len(runs) - len(rows),
-                )
-            )
+            found.append(CompleteRuns(measure, table, rows, columns, len(runs) - len(rows)))
     return found
 
 
@@ -235,13 +235,11 @@ def marginal_weights(factors: Factors, name: str) -> tuple[list[str], np.ndarray
     return levels, np.hstack(wanted) @ np.linalg.pinv(design(factors))
 
 
-def marginal_section(
-    report: Report, runs: CompleteRuns, factors: Factors, notes: str = ""
-) -> Section:
+def marginal_section(report: Report, runs: CompleteRuns) -> Section:
     """Mean of every level with its difference from the mean over the levels."""
     lines: list[tuple[str, ...]] = []
-    for name in factors:
-        levels, weights_LR = marginal_weights(factors, name)
+    for name in runs.factors:
+        levels, weights_LR = marginal_weights(runs.factors, name)
         means_L = weights_LR @ runs.means.mean(axis=1)
         values_L, widths = intervals(runs, weights_LR - weights_LR.mean(axis=0))
         texts = _interval_texts(report, values_L, widths)
@@ -254,7 +252,7 @@ def marginal_section(
         "Effect: difference from the mean over the factor's levels, other factors held equal "
         "(additive least-squares model), unweighted over collections. The "
         f"{CONFIDENCE:.0%} intervals cover variation over {listed(list(widths))}, each with "
-        f"everything else fixed.{notes}",
+        f"everything else fixed.{runs.note}",
     )
 
 
@@ -324,21 +322,20 @@ def contrasts_section(report: Report, runs: CompleteRuns) -> Section:
     return Section("At equal data", heads, lines, note)
 
 
-def variance_section(runs: CompleteRuns, factors: Factors, notes: str = "") -> Section:
+def variance_section(runs: CompleteRuns) -> Section:
     """Shares of the sum of squares over all seeds' means on all collections, with F tests."""
-    observed = [
-        (row, column.place, float(mean))
-        for row, seeds in enumerate(runs.by_seed)
-        for means in seeds
-        for column, mean in zip(runs.columns, means, strict=True)
-    ]
-    terms = {name: [levels[row] for row, _, _ in observed] for name, levels in factors.items()}
+    rows = [row for row, seeds in enumerate(runs.by_seed) for _ in seeds]
+    values = np.concatenate(runs.by_seed).ravel()
     several = len(runs.columns) > 1
+    factors = runs.factors
+    terms = {
+        name: [levels[row] for row in rows for _ in runs.columns]
+        for name, levels in factors.items()
+    }
     pairs = [("backbone", "objective")] if {"backbone", "objective"} <= factors.keys() else []
     if several:
-        terms["collection"] = [collection for _, collection, _ in observed]
+        terms["collection"] = [column.place for _ in rows for column in runs.columns]
         pairs += [(name, "collection") for name in factors]
-    values = np.array([mean for *_, mean in observed])
     squares = sums_of_squares(terms, values, pairs)
     variance, seeds_freedom = runs.seed_variance
     if seeds_freedom:
@@ -373,7 +370,7 @@ def variance_section(runs: CompleteRuns, factors: Factors, notes: str = "") -> S
     if errors:
         note += f" p: F test against {' or '.join(errors)}."
     texts = [tuple(line.values()) for line in lines]
-    return Section("Share of the variance", tuple(lines[0]), texts, note + notes)
+    return Section("Share of the variance", tuple(lines[0]), texts, note + runs.note)
 
 
 def sums_of_squares(
@@ -463,29 +460,26 @@ def wins_section(report: Report, runs: CompleteRuns) -> Section:
     )
 
 
-def rankings(report: Report, runs: CompleteRuns, factors: Factors) -> list[Ranking]:
+def rankings(report: Report, runs: CompleteRuns) -> list[Ranking]:
     """Rankings of the levels of each choice, others averaged, and of the systems themselves."""
+    choices = dict(runs.factors)
+    if len(choices) > 1:
+        choices["system"] = [report.name(row) for row in runs.rows]
     found = []
-    for choice in [*factors, "system"]:
-        groups: dict[str, list[int]] = {}
-        for place, row in enumerate(runs.rows):
-            name = report.name(row) if choice == "system" else factors[choice][place]
-            groups.setdefault(name, []).append(place)
-        unequal = len({len(places) for places in groups.values()}) > 1
-        if len(groups) not in RANKED_LEVELS or unequal:
+    for choice, column in choices.items():
+        counts = Counter(column)
+        if len(counts) not in RANKED_LEVELS or len(set(counts.values())) > 1:
             continue
-        if choice == "system" and len(factors) < 2:
-            continue
-        weights_LR = np.zeros((len(groups), len(runs.rows)))
-        for level, places in enumerate(groups.values()):
-            weights_LR[level, places] = 1 / len(places)
+        weights_LR = np.array(
+            [[(each == level) / counts[level] for each in column] for level in counts]
+        )
         if len(runs.columns) >= MIN_RANKED_COLLECTIONS:
             values_BL, over = (weights_LR @ runs.means).T, "collections"
         else:
             values_BL = np.concatenate([weights_LR @ each for each in runs.scores], axis=1).T
             over = "queries"
         alpha = report.options.alpha
-        found.append(rank(runs.measure, choice, list(groups), values_BL, over, alpha))
+        found.append(rank(runs.measure, choice, list(counts), values_BL, over, alpha))
     return found
 
 

@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xsweep.evaluator.significance import stratified_means
 from xsweep.orchestrator.report.report import Ranking, Report
+from xsweep.orchestrator.report.significance import mean_and_width
 from xsweep.orchestrator.report.table import Column, Row
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def draw_differences(report: Report, column: Column, baseline: Row) -> "Figure |
     column has no comparison with the baseline.
     """
     from matplotlib.figure import Figure
-    from scipy.special import stdtrit
 
     found = [
         each for each in report.comparisons if (each.column, each.baseline) == (column, baseline)
@@ -63,8 +63,7 @@ def draw_differences(report: Report, column: Column, baseline: Row) -> "Figure |
     for height, each in enumerate(reversed(found)):
         scores = entries[each.row, column].per_query, entries[baseline, column].per_query
         differences = [ours - theirs for ours, theirs in zip(*scores, strict=True)]
-        mean, error, freedom = map(float, stratified_means(differences, column.weights))
-        width = error * float(stdtrit(freedom, 0.975)) if error else 0.0
+        mean, width = mean_and_width(differences, column.weights)
         colour = COLOURS[each.verdict]
         axes.plot([mean - width, mean + width], [height, height], color=colour, linewidth=1.4)
         axes.plot(mean, height, MARKERS[each.verdict], color=colour, markersize=6)
@@ -92,49 +91,32 @@ def draw_ranking(ranking: Ranking) -> "Figure":
     left = (count + 1) // 2
     figure = Figure(figsize=(6.3, 1.1 + 0.19 * (left + len(ranking.cliques))))
     axes = figure.add_subplot()
+    write = partial(axes.text, fontsize=8, parse_math=False)
     low, high = 1.0, float(count)
     below = -0.35 * len(ranking.cliques)
     for place, (name, mean) in enumerate(zip(ranking.levels, ranking.mean_ranks, strict=True)):
         on_left = place < left
         height = below - 0.6 - (place if on_left else count - 1 - place) * 0.75
-        edge, side = (low, "right") if on_left else (high, "left")
-        edge += -0.15 if on_left else 0.15
+        edge, gap, side = (low, -0.05, "right") if on_left else (high, 0.05, "left")
+        edge += 3 * gap
         axes.plot([mean, mean, edge], [0, height, height], color="black", linewidth=0.7)
-        axes.text(
-            edge + (-0.05 if on_left else 0.05),
-            height,
-            f"{name} ({mean:.2f})",
-            ha=side,
-            va="center",
-            fontsize=8,
-            parse_math=False,
-        )
+        write(edge + gap, height, f"{name} ({mean:.2f})", ha=side, va="center")
     for number, (first, last) in enumerate(ranking.cliques):
-        ends = ranking.mean_ranks[first], ranking.mean_ranks[last]
+        ends = ranking.mean_ranks[first] - 0.03, ranking.mean_ranks[last] + 0.03
         height = -0.3 - 0.35 * number
-        axes.plot([ends[0] - 0.03, ends[1] + 0.03], [height, height], color="#0072B2", linewidth=3)
+        axes.plot(ends, [height, height], color=COLOURS["better"], linewidth=3)
     axes.plot([low, low + ranking.critical], [0.9, 0.9], "|-", color="black", linewidth=1.2)
-    axes.text(
-        low + ranking.critical / 2,
-        1.05,
-        f"critical difference {ranking.critical:.2f}",
-        ha="center",
-        va="bottom",
-        fontsize=8,
-    )
+    label = f"critical difference {ranking.critical:.2f}"
+    write(low + ranking.critical / 2, 1.05, label, ha="center", va="bottom")
     axes.hlines(0, low, high, color="black", linewidth=0.9)
     for tick in range(1, count + 1):
         axes.plot([tick, tick], [0, 0.15], color="black", linewidth=0.9)
-        axes.text(tick, 0.25, str(tick), ha="center", va="bottom", fontsize=8)
-    axes.text(
-        (low + high) / 2,
-        2.3,
+        write(tick, 0.25, str(tick), ha="center", va="bottom")
+    title = (
         f"{ranking.measure}: mean rank of each {ranking.choice} over {ranking.blocks} "
-        f"{ranking.over}",
-        ha="center",
-        fontsize=9,
-        parse_math=False,
+        f"{ranking.over}"
     )
+    write((low + high) / 2, 2.3, title, ha="center", fontsize=9)
     axes.axis("off")
     return figure
 

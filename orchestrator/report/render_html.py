@@ -7,12 +7,12 @@ Only sorting and filtering need JavaScript, which is in the file.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from xsweep.db.results import Cell, ParentResult
 from xsweep.orchestrator.report.caption import Style, caption, conclusions, title
 from xsweep.orchestrator.report.figures import inline_figures
-from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report
+from xsweep.orchestrator.report.report import PLAIN, Layout, Report
 from xsweep.orchestrator.report.table import Column, Row, row_of
 
 if TYPE_CHECKING:
@@ -24,31 +24,6 @@ COLUMNS_PER_PRINTED_TABLE = 6
 LETTER_PX, PADDING_PX = 9, 22
 """Mean width of a letter in the label columns; their padding, left and right together."""
 STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
-
-
-class DisplayPlace(NamedTuple):
-    """One cell of the table with the sources of its number."""
-
-    shown: DisplayCell
-    mean: float | None
-    comparisons: list[tuple[str, ...]]
-    sources: list[dict[str, Any]]
-
-
-class JobFacts(NamedTuple):
-    """One job with an accepted result, for a reader to check."""
-
-    identity: str
-    name: str
-    code: str
-    made: str
-    """Start time, hardware and precision."""
-    data: tuple[str, ...]
-    """Data in the job's spec, with checksums or versions."""
-    folder: str
-    """Relative to the store."""
-    manifest: str
-    """SHA-256 of the folder's manifest, which has those of its files."""
 
 
 def render_html(report: Report, layout: Layout = PLAIN) -> str:
@@ -134,13 +109,14 @@ def _print_tables(report: Report) -> list[dict[str, Any]]:
 
 def _place(
     report: Report, jobs: dict[tuple[Row, str], list[Cell]], row: Row, column: Column
-) -> DisplayPlace:
+) -> dict[str, Any]:
+    """One cell of the table with the sources of its number."""
     entry = report.table.result(row, column)
     cells = [cell for name in column.collections for cell in jobs.get((row, name), [])]
-    return DisplayPlace(
-        shown=report.shown(row, column),
-        mean=entry.mean if entry else None,
-        comparisons=[
+    return {
+        "shown": report.shown(row, column),
+        "mean": entry.mean if entry else None,
+        "comparisons": [
             (
                 f"compared with {report.name(each.baseline)}",
                 f"{each.difference:+.4f}",
@@ -151,11 +127,11 @@ def _place(
             )
             for each in report.compared.get((row, column), [])
         ],
-        sources=[
+        "sources": [
             _source(cell, column)
             for cell in sorted(cells, key=lambda c: (c.labels.get("seed") or 0, c.job_id))
         ],
-    )
+    }
 
 
 def _source(cell: Cell, column: Column) -> dict[str, Any]:
@@ -177,23 +153,27 @@ def _source(cell: Cell, column: Column) -> dict[str, Any]:
     }
 
 
-def jobs_behind(cells: Iterable[Cell]) -> list[JobFacts]:
-    """The evaluations and the jobs that they were made from, each once, by name."""
-    found: dict[str, JobFacts] = {}
+def jobs_behind(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """The evaluations and the jobs that they were made from, each once, by name.
+
+    `made` is start time, hardware and precision; `data` the data in the job's spec, with checksums
+    or versions; `folder` is relative to the store; `manifest` the SHA-256 of the list of its files.
+    """
+    found: dict[str, dict[str, Any]] = {}
     for cell in cells:
         behind: list[Cell | ParentResult] = [cell, *cell.parents_summary.values()]
         for job in behind:
             if job.provenance and job.identity not in found:
-                found[job.identity] = JobFacts(
-                    identity=job.identity,
-                    name=job.name,
-                    code=code_of(job.provenance),
-                    made=_made(job.provenance),
-                    data=tuple(dict.fromkeys(data_of(job.provenance.get("spec", {})))),
-                    folder=job.folder,
-                    manifest=job.manifest_sha256,
-                )
-    return sorted(found.values(), key=lambda job: (job.name, job.identity))
+                found[job.identity] = {
+                    "identity": job.identity,
+                    "name": job.name,
+                    "code": code_of(job.provenance),
+                    "made": _made(job.provenance),
+                    "data": list(dict.fromkeys(data_of(job.provenance.get("spec", {})))),
+                    "folder": job.folder,
+                    "manifest": job.manifest_sha256,
+                }
+    return sorted(found.values(), key=lambda job: (job["name"], job["identity"]))
 
 
 def code_of(provenance: Mapping[str, Any]) -> str:

@@ -11,30 +11,12 @@ from xsweep.orchestrator.report.table import Column
 
 STYLE = Style(best="bold", second="underlined", better="↑", worse="↓")
 SIGNS = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "_": r"\_",
-    "&": r"\&",
-    "%": r"\%",
-    "#": r"\#",
-    "$": r"\$",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "|": r"\textbar{}",
-    "<": r"$<$",
-    ">": r"$>$",
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "×": r"$\times$",
-    "–": "--",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-    '"': "''",
+    **{sign: rf"\{sign}" for sign in "{}_&%#$"},
     # at the start of a row these would be read as options of the \\ before them
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
+    **{sign: f"{{{sign}}}" for sign in "[]*"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"|": r"\textbar{}", "–": "--", '"': "''", "<": "$<$", ">": "$>$", "−": "$-$"},
+    **{"±": r"$\pm$", "×": r"$\times$", "↑": r"$\uparrow$", "↓": r"$\downarrow$"},
 }
 PREAMBLE = r"""\documentclass%(options)s{article}
 \usepackage[T1]{fontenc}

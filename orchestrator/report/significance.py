@@ -5,13 +5,18 @@ from itertools import combinations
 
 import numpy as np
 
-from xsweep.errors import ConfigError, did_you_mean
-from xsweep.evaluator.significance import PairedT, corrected, paired_randomization, paired_t
+from xsweep.evaluator.significance import (
+    PairedT,
+    corrected,
+    paired_randomization,
+    paired_t,
+    stratified_means,
+)
 from xsweep.orchestrator.report.report import Comparison, ReportOptions
-from xsweep.orchestrator.report.table import Column, Row, Table
+from xsweep.orchestrator.report.table import Column, Row, Table, unknown
 
-MAX_LISTED_ROWS = 12
-"""Rows named in the error for an unknown one."""
+CONFIDENCE = 0.95
+"""Confidence level of all intervals."""
 
 
 def find_baselines(table: Table, names: Sequence[str]) -> tuple[Row, ...]:
@@ -24,17 +29,10 @@ def rows_named(rows: Sequence[Row], name: str, noun: str = "baseline") -> list[R
 
     Raises ConfigError with the nearest names if there is none.
     """
-    wanted = name.casefold()
-    found = [row for row in rows if wanted in _names(row)]
+    found = [row for row in rows if name.casefold() in _names(row)]
     if not found:
         known = [each.name for each in rows]
-        hint = did_you_mean(name, known, most=3)
-        raise ConfigError(
-            f"{noun} {name!r} is not in this sweep"
-            + (f"; {hint}" if hint else ".")
-            + f" Its rows: {', '.join(known[:MAX_LISTED_ROWS])}"
-            + (", ..." if len(known) > MAX_LISTED_ROWS else "")
-        )
+        raise unknown(f"{noun} {name!r} is not in this sweep", name, known)
     return found
 
 
@@ -92,6 +90,19 @@ def paired_statistics(
     if test == "randomization":
         found = found._replace(p=paired_randomization(differences, column.weights))
     return found
+
+
+def mean_and_width(
+    differences: Sequence[np.ndarray], weights: Sequence[float] | None = None
+) -> tuple[float, float]:
+    """Weighted mean of collections' mean differences; half the width of its 95% interval.
+
+    `differences`: float64[queries] per collection.
+    """
+    from scipy.special import stdtrit
+
+    mean, error, freedom = map(float, stratified_means(differences, weights))
+    return mean, error * float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) if error else 0.0
 
 
 def testable(table: Table, row: Row, column: Column) -> bool:

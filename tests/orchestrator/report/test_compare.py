@@ -132,7 +132,6 @@ def test_a_single_query_has_a_difference_but_no_test(make_cell):
     [
         ("L6 infonc", "BM25", {}, "system 'L6 infonc' is not in this sweep; did you mean 'L6 inf"),
         ("BM25", "first_stage", {}, "are the same system, 'BM25 (first stage)'"),
-        ("L6 infonce", "BM25", {"collections": ["new"]}, "did you mean 'news'?"),
         ("L6 infonce", "BM25", {"measures": ["P@5"]}, "P@5 is not stored"),
     ],
 )

@@ -6,7 +6,6 @@ from scipy import stats
 from xsweep.orchestrator.report.effects import (
     cliques,
     complete_runs,
-    factors_of,
     rank,
     rankings,
     rankings_section,
@@ -69,7 +68,7 @@ def report(make_cell):
 
 def test_other_choices_are_averaged_and_two_levels_need_no_diagram(report):
     (data,) = complete_runs(report)
-    objectives, systems = rankings(report, data, factors_of(data.rows)[0])
+    objectives, systems = rankings(report, data)
     assert (objectives.choice, systems.choice) == ("objective", "system")
     assert objectives.levels == ("c", "b", "a")
     assert objectives.mean_ranks == (1.0, 2.0, 3.0)
@@ -87,5 +86,5 @@ def test_other_choices_are_averaged_and_two_levels_need_no_diagram(report):
 def test_with_few_collections_ranks_are_over_queries(small_sweep):
     report = make_report(small_sweep, where={"objective": ["bce", "infonce"]})
     (data,) = complete_runs(report)
-    (systems,) = rankings(report, data, factors_of(data.rows)[0])
+    (systems,) = rankings(report, data)
     assert (systems.blocks, systems.over) == (60, "queries")

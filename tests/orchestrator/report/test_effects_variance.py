@@ -9,7 +9,6 @@ from xsweep.orchestrator.report.effects import (
     balanced,
     complete_runs,
     f_test,
-    factors_of,
     sums_of_squares,
     variance_section,
 )
@@ -77,9 +76,8 @@ def crossed(make_cell):
 
 @pytest.fixture(scope="module")
 def lines(crossed):
-    (data,) = complete_runs(crossed)
-    factors, _ = factors_of(data.rows)
-    section = variance_section(data, factors)
+    (runs,) = complete_runs(crossed)
+    section = variance_section(runs)
     return {line[0]: dict(zip(section.heads, line, strict=True)) for line in section.lines}
 
 
@@ -102,9 +100,8 @@ def test_shares_of_an_unbalanced_grid_add_up_to_the_whole_and_the_note_names_the
     cells = [
         c for c in crossed.cells if (c.labels["backbone"], c.labels["objective"]) != ("L3", "a")
     ]
-    (data,) = complete_runs(make_report(cells, measures=["AP"], baselines=[]))
-    factors, _ = factors_of(data.rows)
-    section = variance_section(data, factors)
+    (runs,) = complete_runs(make_report(cells, measures=["AP"], baselines=[]))
+    section = variance_section(runs)
     assert sum(float(line[1].rstrip("%")) for line in section.lines) == pytest.approx(100, abs=0.4)
     assert "each share is what its source explains beyond those above it (type I)" in section.note
 

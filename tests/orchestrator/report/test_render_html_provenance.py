@@ -63,12 +63,12 @@ def cells(make_cell):
 
 def test_every_job_behind_the_numbers_is_listed_once(cells):
     found = jobs_behind(cells * 2)
-    assert len({job.identity for job in found}) == len(found)
-    jobs = {job.name: job for job in found}
+    assert len({job["identity"] for job in found}) == len(found)
+    jobs = {job["name"]: job for job in found}
     train = jobs["train L6 s1"]
-    assert train.data == (f"scores.tsv md5 {MD5}",)
-    assert (train.folder, train.manifest) == ("jobs/train/2/attempt-3", "7" * 64)
-    assert jobs[cells[0].name].code == "c0ffeec0ffee"
+    assert train["data"] == [f"scores.tsv md5 {MD5}"]
+    assert (train["folder"], train["manifest"]) == ("jobs/train/2/attempt-3", "7" * 64)
+    assert jobs[cells[0].name]["code"] == "c0ffeec0ffee"
 
 
 def test_a_number_on_the_page_leads_to_its_files_and_jobs(cells):

@@ -47,7 +47,10 @@ def test_conditions_on_runs_keep_first_stages_and_teachers(small_sweep):
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
-        ({"backbon": ["L3"]}, "no evaluation has a label 'backbon': use one of backbone"),
+        (
+            {"backbon": ["L3"]},
+            "no evaluation has a label 'backbon'; did you mean 'backbone'? There are: backbone",
+        ),
         ({"backbone": ["L33"]}, "no evaluation has backbone 'L33'; did you mean 'L3'? There are"),
     ],
 )
