@@ -1,6 +1,6 @@
 """Errors that every package raises, and the wording that their messages share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class XsweepError(Exception):
@@ -58,6 +58,13 @@ def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     near = get_close_matches(name.lower(), by_lower_name, n=most)
     listed = " or ".join(repr(by_lower_name[each]) for each in near)
     return f"did you mean {listed}?" if near else ""
+
+
+def unknown_name(message: str, name: str, known: Sequence[str]) -> ConfigError:
+    """An error that ends in the names nearest to a wrong one, and in at most 12 known ones."""
+    hint = did_you_mean(name, known, most=3)
+    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return ConfigError(f"{message}{f'; {hint}' if hint else '.'} There are: {listed}")
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from sqlalchemy import Engine
 
 from xsweep.db.results import Cell, load_cells, load_costs
-from xsweep.errors import ConfigError
+from xsweep.errors import ConfigError, unknown_name
 from xsweep.evaluator.specs import parse_measure
 from xsweep.orchestrator.report.cost import cost_section
 from xsweep.orchestrator.report.effects import with_effects
@@ -17,12 +17,7 @@ from xsweep.orchestrator.report.render_latex import render_latex
 from xsweep.orchestrator.report.render_text import render_markdown, render_text
 from xsweep.orchestrator.report.report import PLAIN, Layout, Report, ReportOptions
 from xsweep.orchestrator.report.significance import compare_rows, find_baselines
-from xsweep.orchestrator.report.table import (
-    build_table,
-    complete_suites,
-    natural_key,
-    unknown,
-)
+from xsweep.orchestrator.report.table import build_table, complete_suites, natural_key
 
 FORMATS: dict[str, Callable[[Report, Layout], str]] = {
     "text": render_text,
@@ -93,10 +88,10 @@ def select(cells: Sequence[Cell], where: Mapping[str, Sequence[str]]) -> list[Ce
         known = sorted({str(value) for value in concerned if value is not None}, key=natural_key)
         if not known:
             labels = sorted({label for cell in cells for label in cell.labels})
-            raise unknown(f"no evaluation has a label {label!r}", label, labels)
+            raise unknown_name(f"no evaluation has a label {label!r}", label, labels)
         for value in values:
             if value not in known:
-                raise unknown(f"no evaluation has {label} {value!r}", value, known)
+                raise unknown_name(f"no evaluation has {label} {value!r}", value, known)
     return [
         cell
         for cell in cells

@@ -512,7 +512,6 @@ def rank(
         p=float(friedmanchisquare(*ranks_BL.T).pvalue) if np.ptp(ranks_BL) else 1.0,
         critical=critical,
         cliques=tuple(cliques(ordered, critical)),
-        alpha=alpha,
     )
 
 

@@ -160,7 +160,6 @@ class Ranking(NamedTuple):
     """Critical difference: levels with closer mean ranks do not differ significantly (Nemenyi)."""
     cliques: tuple[tuple[int, int], ...]
     """First and last index of each maximal run of levels without a significant difference."""
-    alpha: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
+from xsweep.errors import unknown_name
 from xsweep.evaluator.significance import (
     PairedT,
     corrected,
@@ -13,7 +14,7 @@ from xsweep.evaluator.significance import (
     stratified_means,
 )
 from xsweep.orchestrator.report.report import Comparison, ReportOptions
-from xsweep.orchestrator.report.table import Column, Row, Table, unknown
+from xsweep.orchestrator.report.table import Column, Row, Table
 
 CONFIDENCE = 0.95
 """Confidence level of all intervals."""
@@ -32,7 +33,7 @@ def rows_named(rows: Sequence[Row], name: str, noun: str = "baseline") -> list[R
     found = [row for row in rows if name.casefold() in _names(row)]
     if not found:
         known = [each.name for each in rows]
-        raise unknown(f"{noun} {name!r} is not in this sweep", name, known)
+        raise unknown_name(f"{noun} {name!r} is not in this sweep", name, known)
     return found
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from xsweep.db.results import Cell
-from xsweep.errors import ConfigError, DataError, did_you_mean
+from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.suites import SUITES, averaged_as
 
 OUT_OF_DOMAIN = ("lotte-search", "robust04")
@@ -191,13 +191,6 @@ def row_of(cell: Cell) -> Row:
     if system == "run":
         return Row(system, labels["backbone"], labels["objective"], labels["teacher"])
     return Row(system, labels.get(system) or SYSTEMS[system])
-
-
-def unknown(message: str, name: str, known: Sequence[str]) -> ConfigError:
-    """An error that ends in the names nearest to a wrong one, and in up to 12 known ones."""
-    hint = did_you_mean(name, known, most=3)
-    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return ConfigError(f"{message}{f'; {hint}' if hint else '.'} There are: {listed}")
 
 
 def natural_key(text: str) -> list[tuple[int, str]]:

@@ -371,16 +371,9 @@ def _trials(found: jobs.Explanation, folder: Path) -> list[dict[str, Any]]:
 
 @cache
 def _templates() -> "Environment":
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+    from xsweep.orchestrator.report.render_html import templates
 
-    packages = ("xsweep.orchestrator.serve", "xsweep.orchestrator.report")
-    environment = Environment(
-        loader=ChoiceLoader([PackageLoader(name, ".") for name in packages]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("xsweep.orchestrator.serve", "xsweep.orchestrator.report")
     filters: dict[str, Callable[[float], str]] = {"duration": duration, "clock": _clock}
     environment.filters.update(filters)
     return environment

@@ -1,4 +1,4 @@
-"""Evaluations as the database gives them, made by hand."""
+"""Evaluations made by hand, in the form in which the database returns them."""
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
@@ -14,7 +14,7 @@ MakeCell = Callable[..., Cell]
 
 @pytest.fixture(scope="session")
 def make_cell() -> MakeCell:
-    """Makes one evaluation; its place in the grid is `place`, its scores one list per measure."""
+    """Makes one evaluation with the job id `place` and one list of scores per measure."""
 
     def make(
         place: int,
@@ -66,7 +66,7 @@ def make_cell() -> MakeCell:
 
 @pytest.fixture(scope="session")
 def small_sweep(make_cell: MakeCell) -> list[Cell]:
-    """Two backbones, three objectives, two seeds, 60 queries; one failed, one runs, one waits."""
+    """Two backbones, three objectives, two seeds, 60 queries; three unfinished runs."""
     generator = np.random.default_rng(7)
     difficulty = generator.uniform(0, 0.6, 60)
     cells = []
