@@ -65,6 +65,10 @@ def evaluate_run(
 @cache
 def _ranx_metrics() -> Any:
     """`ranx.metrics` alone: the package itself imports pandas and seaborn for 1.4 s."""
+    import numba
+
+    # As in ranx itself: numba's OpenMP layer would set the number of torch's threads, too.
+    setattr(numba.config, "THREADING_LAYER", "workqueue")  # noqa: B010
     if "ranx" in sys.modules:
         return import_module("ranx.metrics")
     spec = find_spec("ranx")

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,3 +152,19 @@ def test_real_runs_equal_trec_eval_on_every_query(
         _assert_equal_to_trec_eval(qrels, run)
         values += len(qrels) * len(MEASURES)
     assert values > 100_000
+
+
+ALONE = """
+import sys
+import torch
+from xsweep.evaluator.measures import evaluate_run
+
+torch.set_num_threads(1)
+evaluate_run({"q": {"a": 1}}, {"q": {"a": 1.0}}, ["nDCG@10"])
+print(torch.get_num_threads(), sorted({"pandas", "seaborn", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_measuring_leaves_torch_its_threads_and_loads_no_pandas():
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 []\n"

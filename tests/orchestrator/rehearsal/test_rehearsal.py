@@ -135,7 +135,7 @@ def test_weights_depend_on_the_name_alone(tmp_path: Path) -> None:
 def test_a_rehearsal_fills_every_cell_and_every_format_marks_it(workplace) -> None:
     (workplace.folder / "trial.yaml").write_text(SMALL)
     output = workplace.xsweep("plan", "trial.yaml")
-    assert "nothing is forecast" in output
+    assert "there is no forecast" in output
     workplace.xsweep("submit", "trial.yaml", "--no-start")
     workplace.xsweep("run")
     status = workplace.xsweep("status")
