@@ -289,7 +289,7 @@ def _significance(report: Report, style: Style) -> str:
         else ""
     )
     return (
-        f"{text[0].upper()}{text[1:]}, by a two-sided {TESTS[options.test]} on per-query scores "
+        f"{text[0].upper()}{text[1:]}. Test: two-sided {TESTS[options.test]} on per-query scores "
         f"averaged over seeds, p < {options.alpha:g} {CORRECTIONS[options.correction][1]} over the "
         f"table's {_count(len(report.comparisons), 'comparison')}.{suites}"
     )

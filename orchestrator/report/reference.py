@@ -19,10 +19,8 @@ from xsweep.orchestrator.report.table import (
 )
 
 FOLDER = Path(__file__).resolve().parents[2] / "sweeps" / "reference"
-REQUIRED = ("system", "model", "place", "measure", "value")
 SUITE_NAMES = {id: name for members in SUITES.values() for name, id in members.items()}
 """Id of a suite's collection in ir_datasets -> its name."""
-COLUMNS = (*REQUIRED, "objective", "teacher", "first_stage", "version")
 
 
 class Published(NamedTuple):
@@ -38,6 +36,10 @@ class Published(NamedTuple):
     teacher: str = ""
     first_stage: str = ""
     version: str = ""
+
+
+COLUMNS = Published._fields
+REQUIRED = set(COLUMNS) - set(Published._field_defaults)
 
 
 def find_reference(name: str) -> Path:
@@ -67,7 +69,7 @@ def read_reference(path: Path) -> tuple[str, list[Published]]:
     offset = len(source)
     reader = csv.DictReader(lines[offset:])
     given = reader.fieldnames or []
-    wrong = [f"lacks {each}" for each in sorted(set(REQUIRED) - set(given))]
+    wrong = [f"lacks {each}" for each in sorted(REQUIRED - set(given))]
     wrong += [f"has the unknown column {each}" for each in sorted(set(given) - set(COLUMNS))]
     if wrong:
         raise DataError(

@@ -20,7 +20,7 @@ def test_the_caption_describes_data_tests_and_missing_results(small_sweep):
         "Runs are means over seeds 1, 2; ± is the sample standard deviation (n − 1) over seeds, "
         "not over queries.",
         "Best in each column bold, second best underlined, by printed value; ties share the mark.",
-        "▲ and ▼: significantly better and worse than BM25 (first stage), by a two-sided paired "
+        "▲ and ▼: significantly better and worse than BM25 (first stage). Test: two-sided paired "
         "t-test on per-query scores averaged over seeds, p < 0.05 after Holm correction over the "
         "table's 6 comparisons.",
         "Missing: 3 of 14 evaluations (1 failed (NAN), 1 running, 1 waiting). n/m: n of m "

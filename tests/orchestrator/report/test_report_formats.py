@@ -40,8 +40,8 @@ best nDCG@10 on held-out.
 Runs are means over seeds 1, 2; ± is the sample standard deviation (n − 1) over seeds, not over
 queries.
 Best in each column *0.5*, second best _0.5_, by printed value; ties share the mark.
-▲ and ▼: significantly better and worse than BM25 (first stage), by a two-sided paired t-test on
-per-query scores averaged over seeds, p < 0.05 after Holm correction over the table's 3
+▲ and ▼: significantly better and worse than BM25 (first stage). Test: two-sided paired t-test
+on per-query scores averaged over seeds, p < 0.05 after Holm correction over the table's 3
 comparisons.
 Missing: 2 of 8 evaluations (1 failed (NAN), 1 running). n/m: n of m seeds accepted so far.
 
