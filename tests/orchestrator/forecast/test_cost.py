@@ -14,8 +14,10 @@ from xsweep.orchestrator.forecast.cost_model import (
     CPU_CORE,
     GPUS,
     Device,
+    Planned,
     Work,
     gpu_memory_bytes,
+    planned_s,
     seconds,
     this_core,
     work_of,
@@ -131,6 +133,24 @@ def test_gpu_memory_is_states_plus_one_backward_pass_plus_the_context() -> None:
     states, activations = BERT_BASE.parameters * 16, 16_384 * 12 * 768 * 34
     assert gpu_memory_bytes(spec) == states + activations + 1e9
     assert gpu_memory_bytes(spec) == pytest.approx(7.9e9, rel=0.01)
+
+
+def test_planned_seconds_follow_pairs_and_layers() -> None:
+    training = {
+        "backbone": {"layers": 3},
+        "teacher": {"negatives": 7},
+        "optimisation": {"steps": 10, "batch_queries": 4},
+        "validation": None,
+    }
+    # 10 x 4 x 8 pairs at 20 pairs/s by six layers; half of them take half as long.
+    assert planned_s("train", training, {}) == 320 / 20 / 2
+    training["validation"] = {"collection": {}, "every_steps": 5, "depth": 100}
+    # Two validations of 200 queries x 100 documents, each a third of a pair that is trained on.
+    assert planned_s("train", training, {}) == pytest.approx((320 + 2 * 20_000 / 3) / 20 / 2)
+    evaluation = {"scorer": {"type": "run"}, "depth": 100}
+    run = {"run": Planned("train", {"backbone": {"layers": 3}})}
+    assert planned_s("evaluate", evaluation, run) == pytest.approx(20_000 / 3 / 20 / 2)
+    assert planned_s("evaluate", evaluation, {}) == pytest.approx(20_000 / 3 / 20)
 
 
 def measured(plan: Plan, kind: str, factor: float, seconds_of) -> list[Duration]:
