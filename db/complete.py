@@ -199,7 +199,7 @@ def _accept(single: bool) -> Executable:
 
 
 def _accepted_before(connection: Connection, lease: Lease, row: dict[str, Any]) -> bool:
-    """Whether this is a retry of a call whose reply was lost."""
+    """Recognise a retry of a call whose reply was lost."""
     result = {name: row[name] for name in ("job_id", "token", "manifest_sha256")}
     accepted = connection.scalar(select(Result.job_id).filter_by(**result)) is not None
     return accepted or _refuse(connection, "finish", lease)
@@ -305,7 +305,7 @@ def retry_or_fail(
 
 
 def _ended_before(connection: Connection, outcome: str, lease: Lease) -> bool:
-    """Whether this is a retry of a call whose reply was lost."""
+    """Recognise a retry of a call whose reply was lost."""
     ended = select(Attempt.job_id).filter_by(**lease._asdict(), outcome=outcome)
     return connection.scalar(ended) is not None
 

@@ -305,7 +305,7 @@ class Outlook:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing more happens unless somebody retries, resumes or submits."""
+        """True when no job can change unless a user retries, resumes or submits."""
         return not (self.claimable or self.running or self.resting)
 
 

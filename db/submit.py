@@ -234,7 +234,7 @@ def parents_first(jobs: Sequence[NewJob]) -> list[NewJob]:
 
 
 def _is_ordered(jobs: Sequence[NewJob]) -> bool:
-    """Whether no job precedes a parent of its own: the usual case, and ten times as quick."""
+    """True if no job precedes a parent of its own: the usual case, and ten times as quick."""
     to_come = {job.identity for job in jobs}
     for job in jobs:
         if not to_come.isdisjoint(job.parents.values()):

@@ -146,7 +146,7 @@ def _retrying(
 
 
 def _is_transient(error: BaseException | None) -> bool:
-    """Whether the same transaction may succeed later: the server is away, or locks collided.
+    """Recognise errors after which the same transaction may succeed: server away, locks collided.
 
     `error` is the driver's own. SQLite's never are: it has waited for its lock long enough.
     """
@@ -158,7 +158,7 @@ def _is_transient(error: BaseException | None) -> bool:
 
 
 def _is_bug(engine: Engine, error: Any) -> bool:
-    """Whether a driver's error comes from a wrong statement or a broken constraint of ours."""
+    """Recognise a driver's errors that come from a wrong statement or a violated constraint."""
     driver = engine.dialect.loaded_dbapi
     bugs = (driver.IntegrityError, driver.DataError, driver.ProgrammingError)
     return isinstance(error, bugs) and getattr(error, "sqlstate", None) != NO_PRIVILEGE

@@ -12,7 +12,7 @@ from xsweep.db.schema import Job, now_s
 from xsweep.db.transaction import read
 
 CHAOS = bool(os.environ.get("XSWEEP_CHAOS"))
-"""Whether the long forms of these tests run: `make chaos`."""
+"""True for the long forms of these tests: `make chaos`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""How the tables came to be, one numbered step per file in `versions`."""
+"""The history of the schema, one numbered step per file in `versions`."""

@@ -1,4 +1,4 @@
-"""What only the tests of the database need; `engine` and `url` are every room's."""
+"""Fixtures of the database tests; `engine` and `url` are in the common conftest."""
 
 import itertools
 from collections.abc import Iterator

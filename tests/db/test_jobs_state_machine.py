@@ -123,7 +123,7 @@ class JobTable(RuleBasedStateMachine):
         self.held: list[tuple[str, Claim]] = []  # owners and the claims they believe to hold
 
     def live(self, owner: str, claim: Claim) -> bool:
-        """Whether the model's latest attempt of the job is this one, and it runs."""
+        """True if the model's latest attempt of the job is this one, and it runs."""
         latest = max(other.token for _, other in self.held if other.name == claim.name)
         return self.model.state[claim.name] == "running" and claim.token == latest
 

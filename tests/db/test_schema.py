@@ -38,7 +38,7 @@ APPEND_ONLY = ("definition", "event", "query_set", "result", "score")
 
 
 def moved(engine: Engine, old: State, new: State) -> bool:
-    """Whether the table allows a move of an otherwise consistent job."""
+    """True if the table allows a move of an otherwise consistent job."""
     row = {
         "id": 1,
         "identity": identity("job"),
