@@ -31,6 +31,8 @@ from xsweep.orchestrator.runtime.import_path import child_environment
 from xsweep.orchestrator.settings import Settings
 
 START_TIMEOUT_S = 180.0
+KILLED_S = 30.0
+"""How long a killed process may take to be gone: seconds, where the machine is busy."""
 
 
 OBJECT_STORE_BYTES = 128 * 1024**2
@@ -81,13 +83,13 @@ def stop_local(home: Path, *, grace_s: float = 2.0) -> None:
     local = _noted(home)
     if local is None:
         return
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILLED_S)):
         # Looked for each time: a cluster that still starts has more of them by now.
         processes = _processes_of(local)
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
-        deadline = time.monotonic() + grace_s
+        deadline = time.monotonic() + patience_s
         while any(map(_lives, processes)) and time.monotonic() < deadline:
             time.sleep(0.05)
     (home / "ray.json").unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """A node of a real Ray cluster is announced to be taken away: its jobs save, leave and go on."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -34,6 +36,8 @@ for told in ray.util.list_named_actors(all_namespaces=True):
     said = ray.get(ray.get_actor(told["name"], told["namespace"]).status.remote())
     if said["job_id"] == job:
         break
+print("found", flush=True)
+sys.stdin.readline()
 at_ms = int(time.time() * 1000) + 300_000
 accepted = GcsClient(address=address).drain_node(
     said["node_id"], DRAIN_NODE_REASON_PREEMPTION, "the spot price rose", at_ms
@@ -48,7 +52,7 @@ def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
     workplace, several_nodes
 ):
     workplace.environment |= several_nodes
-    write_study(workplace.folder, steps=300)
+    write_study(workplace.folder, steps=200)
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
     controller = workplace.start("run")
     notice = subprocess.Popen(
@@ -63,11 +67,19 @@ def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
     checkpoint = wait_for(lambda: next(workplace.home.glob(pattern), None))
     folder = checkpoint.parent.parent
     told = folder.with_name("attempt-1.log").read_text()
-    job = int(re.search(r"\[job (\d+), token 1, pid", told)[1])
-    notice.stdin.write(f"{job}\n")
-    notice.stdin.flush()
+    job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", told).groups())
+    print(job, file=notice.stdin, flush=True)
+    assert notice.stdout.readline() == "found\n"
+    os.kill(pid, signal.SIGSTOP)  # it is not done before its controller has seen the notice
+    print(file=notice.stdin, flush=True)
     assert notice.stdout.readline().startswith("True ")
-    output, _ = controller.communicate(timeout=300)
+    output = ""
+    for line in controller.stdout:
+        output += line
+        if "leaving" in line:
+            break
+    os.kill(pid, signal.SIGCONT)
+    output += controller.communicate(timeout=300)[0]
     assert controller.returncode == 0, output
     alive, _ = notice.communicate("", timeout=60)
     assert alive.strip() == "False", "Ray lets go of the node once nothing is left on it"
