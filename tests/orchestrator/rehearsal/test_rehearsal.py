@@ -140,7 +140,7 @@ def test_a_rehearsal_fills_every_cell_and_every_format_marks_it(workplace) -> No
     workplace.xsweep("run")
     status = workplace.xsweep("status")
     assert "trial-rehearsal" in status
-    assert "a rehearsal" in status
+    assert "rehearsal: tiny random models" in status
     engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
     assert check(engine) == []
     engine.dispose()
