@@ -22,9 +22,9 @@ from xsweep.trainer.batching import Assembler
 from xsweep.trainer.cpu_kernels import keep_freed_memory
 from xsweep.trainer.engines import open_engine
 from xsweep.trainer.forward import Scorer, attention
-from xsweep.trainer.gradients import Gradients
+from xsweep.trainer.gradients import Budgets, Gradients
 from xsweep.trainer.specs import TrainSpec
-from xsweep.trainer.teachers.teacher import Sample
+from xsweep.trainer.teachers import Sample
 
 TEACHERS: dict[str, dict[str, Any]] = {
     "infonce": {"signal": "labels", "source": {"type": "candidates"}, "negatives": 7},
@@ -185,7 +185,8 @@ def train(
     figures: Figures = {}
     steps = tokens = slots = 0
     with attention(model, usual), open_engine(scorer, spec.optimisation) as engine:
-        gradients = Gradients(spec, engine, scorer, assembler)
+        budgets = Budgets(spec.optimisation.micro_batch_tokens, world.folder(shape))
+        gradients = Gradients(spec, engine, scorer, assembler, budgets)
         warm = 2 if on_gpu else 1
         for step in range(warm):
             gradients.add(samples(step), step)

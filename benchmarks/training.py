@@ -109,7 +109,7 @@ def train_peer(row: dict, options: argparse.Namespace, texts: Texts, home: Path)
     """Another library's trainer, in its own environment."""
     from xsweep.evaluator.models.cross_encoder import load_cross_encoder
     from xsweep.evaluator.specs import ModelSpec
-    from xsweep.trainer.batching import _pass_order
+    from xsweep.trainer.batching import pass_order
 
     model, tokenizer = load_cross_encoder(ModelSpec(package=PACKAGE, layers=options.layers), seed=1)
     if not row["dropout"]:
@@ -117,7 +117,7 @@ def train_peer(row: dict, options: argparse.Namespace, texts: Texts, home: Path)
     model.save_pretrained(home)
     tokenizer.save_pretrained(home)
     # The trainer draws its lines in this order, so that all see the same batches.
-    order = _pass_order(SEED, 0, len(texts) // 2)
+    order = pass_order(SEED, 0, len(texts) // 2)
     texts = [texts[2 * unit + side] for unit in order for side in range(2)]
     options.lengths = options.lengths.reshape(-1, 2)[order].flatten()
     python = getattr(options, row["peer"].replace("-", "_"))

@@ -1,8 +1,8 @@
 """`python -m xsweep.trainer SPEC.json OUT`: one training as a plain program.
 
-On SIGTERM or SIGINT it saves a checkpoint after the step in hand and leaves.
-SPEC.json is `{"kind": "train", "spec": {...}, "inputs": {role: folder}}`. Run again with the same
-OUT, an interrupted training goes on from its last checkpoint.
+SPEC.json is `{"kind": "train", "spec": {...}, "inputs": {role: folder}}`. On SIGTERM or SIGINT it
+saves a checkpoint after the current step and exits. Run again with the same OUT, it resumes from
+the last checkpoint.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read_job(path: Path) -> dict:
-    """The job in a JSON file. Raises ConfigError where it is not one."""
+    """The job in a JSON file. Raises ConfigError if it is not one."""
     try:
         job = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -47,22 +47,22 @@ def read_job(path: Path) -> dict:
 
 
 def _reporter() -> Callable[..., None]:
-    """Prints how far the training is, and ends it after a step where a signal asked for that."""
-    printed = -PRINT_EVERY_S
-    asked: list[int] = []
+    """A function that prints progress, and stops the training after a step if a signal came."""
+    printed_s = -PRINT_EVERY_S
+    received: list[signal.Signals] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: asked.append(number))
+        signal.signal(number, lambda number, _: received.append(signal.Signals(number)))
 
     def report(done: int, total: int, **figures: float) -> None:
-        nonlocal printed
-        now = time.monotonic()
-        if done == total or now - printed > PRINT_EVERY_S:
-            printed = now
+        nonlocal printed_s
+        now_s = time.monotonic()
+        if done == total or now_s - printed_s > PRINT_EVERY_S:
+            printed_s = now_s
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
             print(f"step {done}/{total}  {shown}", flush=True)
-        if asked:
-            name = signal.Signals(asked[0]).name
-            raise Stopped(f"left on {name} after step {done}: the same command goes on from there")
+        if received:
+            name = received[0].name
+            raise Stopped(f"stopped by {name} after step {done}: the same command resumes it")
 
     return report
 

@@ -1,4 +1,4 @@
-"""The processes that share a training, and how they share a global batch."""
+"""The ranks (processes) of one training: their process group, sums over them, balanced shares."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -8,9 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from xsweep.errors import SetupError
+
 
 class Ranks(NamedTuple):
-    """This process among its peers."""
+    """This process's rank and the number of ranks."""
 
     rank: int
     size: int
@@ -18,12 +20,12 @@ class Ranks(NamedTuple):
 
 @contextmanager
 def process_group(
-    leave: Callable[[], None] = distributed.destroy_process_group,
+    destroy: Callable[[], None] = distributed.destroy_process_group,
 ) -> Iterator[Ranks]:
-    """Joins the group that RANK and WORLD_SIZE describe (torchrun's variables), else one of one.
+    """Joins the group that RANK and WORLD_SIZE (torchrun's variables) describe, else a group of 1.
 
-    A group of one needs neither a port nor a launcher. The group ends with the block, by `leave`,
-    so that one process can train several times; a group that stood before is used and left alone.
+    A group of 1 needs neither a port nor a launcher. `destroy` ends the group with the block, so
+    that one process can train several times; a group that exists already is used and kept.
     """
     if distributed.is_initialized():
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
@@ -37,25 +39,36 @@ def process_group(
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:
-        leave()
+        destroy()
 
 
-def total(values: Tensor) -> Tensor:
-    """The sums of these values over the ranks, in their place; without a group, as they are."""
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Sums values over the ranks, in place; leaves them unchanged without a group."""
     if distributed.is_initialized() and distributed.get_world_size() > 1:
         distributed.all_reduce(values)
     return values
 
 
-def deal(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Numbers of the pieces that each rank computes: dearest first, to whoever has least.
+def check_same_step(step: int, device: torch.device) -> None:
+    """Raises SetupError on every rank if the ranks would resume from different steps."""
+    ours = torch.tensor([step, 1], dtype=torch.float64, device=device)
+    steps, ranks = sum_over_ranks(ours).tolist()
+    if steps != step * ranks:
+        raise SetupError(
+            f"the ranks of this training found different checkpoints (this one step {step}): its "
+            "folder must be the same on all nodes; check the store there"
+        )
 
-    `deal([5, 1, 3, 3], 2)` gives [[0, 1], [2, 3]].
+
+def balance(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Assigns pieces to ranks, the most expensive first, each to the rank with the least cost.
+
+    `balance([5, 1, 3, 3], 2)` gives [[0, 1], [2, 3]].
     """
-    hands: list[list[int]] = [[] for _ in range(ranks)]
+    shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
         rank = loads.index(min(loads))
-        hands[rank].append(piece)
+        shares[rank].append(piece)
         loads[rank] += costs[piece]
-    return hands
+    return shares

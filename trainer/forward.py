@@ -1,4 +1,4 @@
-"""The forward pass of a micro-batch: what an engine wraps and differentiates."""
+"""The forward pass of a micro-batch, which an engine wraps and differentiates."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,20 +14,20 @@ from xsweep.evaluator.varlen.encoders import build_scorer, has_unpadded
 from xsweep.trainer.cpu_kernels import TrainingKernels
 
 Inputs = dict[str, Tensor] | Packing
-"""Model inputs of one forward pass: padded, or packed for the families that have such a pass."""
+"""Model inputs of one forward pass: padded, or packed in families that support it."""
 
 
 class Scorer(nn.Module):
     """A cross-encoder over the forward passes of one micro-batch.
 
-    Some things are done once for all passes. Weights are cast to bf16 once, by one autocast context
-    or in the packed kernels. And word embeddings are looked up once: otherwise every pass would
-    give a dense gradient of the whole vocabulary, which on a CPU costs a small backbone more than
-    a layer.
+    Two things are done once for all passes. Weights are cast to bf16, by one autocast context or in
+    the packed kernels. Word embeddings are looked up: otherwise every pass would give a dense
+    gradient of the whole vocabulary, which on a CPU costs a small backbone more than a layer.
     """
 
     def __init__(self, model: PreTrainedModel, bf16: bool, recompute: bool = False) -> None:
-        """`recompute` is gradient checkpointing of packed passes; padded ones ask the model."""
+        """`recompute` is gradient checkpointing of packed passes; the model has its own for padded
+        ones."""
         super().__init__()
         self.model = model
         self.bf16, self.recompute = bf16, recompute
@@ -78,14 +78,14 @@ def slots(inputs: Inputs) -> int:
 
 
 def runs_packed(model: PreTrainedModel, layout: Layout) -> bool:
-    """Whether a training runs without padding; `auto` does so on a CPU where the family can.
+    """True if a training runs without padding; `auto` does so on a CPU if the family supports it.
 
-    On a GPU padding is still what `auto` means: there the packed way has not been measured.
-    Raises ConfigError where `unpadded` is asked of a family that has no such pass.
+    On a GPU `auto` means padded: packed passes have not been measured there. Raises ConfigError
+    for `unpadded` with a family that does not support it.
     """
     if layout == "unpadded" and not has_unpadded(model):
         raise ConfigError(
-            f"{model.config.model_type} models are trained padded only: leave layout out"
+            f"{model.config.model_type} models are trained padded only: remove layout"
         )
     return layout == "unpadded" or (
         layout == "auto" and model.device.type == "cpu" and has_unpadded(model)
@@ -94,7 +94,7 @@ def runs_packed(model: PreTrainedModel, layout: Layout) -> bool:
 
 @contextmanager
 def attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Another attention implementation inside the block; the results differ by rounding."""
+    """Uses another attention implementation inside the block; results differ by rounding."""
     before = model.config._attn_implementation
     model.set_attn_implementation(implementation)
     try:

@@ -1,8 +1,8 @@
-"""The loss and gradient of a global batch: pieces dealt to the ranks, long lists in two passes.
+"""Loss and gradient of a global batch, summed over micro-batches, within the device's memory.
 
-A step's gradient, computed again in smaller pieces where a device lacks the memory.
-
-The token budget of a backward pass, halved where the memory did not hold it.
+Micro-batches are assigned to ranks. A list above the token budget takes two passes: scores first,
+then a backward pass for each group of forward passes. When a device runs out of memory, the budget
+is halved and the gradient of the same global batch is computed again in smaller pieces.
 """
 
 import json
@@ -17,20 +17,17 @@ import torch
 from torch import Tensor
 
 from xsweep.evaluator.device import is_out_of_memory, release_freed_memory
-from xsweep.trainer.batching import (
-    Assembler,
-    MicroBatch,
-    Targets,
-    dropout_seed,
-    group_passes,
-    pad_targets,
-)
-from xsweep.trainer.distributed import deal, total
+from xsweep.trainer.batching import Assembler, MicroBatch, Targets, dropout_seed, pad_targets
+from xsweep.trainer.distributed import balance, sum_over_ranks
 from xsweep.trainer.engines import Engine
-from xsweep.trainer.forward import Scorer, slots
+from xsweep.trainer.forward import Scorer
 from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import ObjectiveSpec, TrainSpec
-from xsweep.trainer.teachers.teacher import Sample
+from xsweep.trainer.teachers import Sample
+
+log = logging.getLogger(__name__)
+
+BUDGETS_FILE = "budgets.json"
 
 
 class Term(NamedTuple):
@@ -38,12 +35,13 @@ class Term(NamedTuple):
 
     weight: float
     function: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    of_labels: bool
+    uses_labels: bool
+    """True if the targets are the labels of the qrels, not the teacher's signal."""
 
-    def parts(self, scores_QD: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-        """Sum and count, see `xsweep.trainer.objectives`."""
-        wanted_QD = targets.labels_QD if self.of_labels else targets.targets_QD
-        return self.function(scores_QD, wanted_QD, targets.mask_QD)
+    def sum_and_count(self, scores_QD: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Sum and count as defined in `xsweep.trainer.objectives`."""
+        targets_QD = targets.labels_QD if self.uses_labels else targets.targets_QD
+        return self.function(scores_QD, targets_QD, targets.mask_QD)
 
 
 def build_terms(spec: ObjectiveSpec) -> list[Term]:
@@ -53,207 +51,65 @@ def build_terms(spec: ObjectiveSpec) -> list[Term]:
         Term(
             weight,
             partial(OBJECTIVES[loss.name].function, **loss.parameters),
-            # With one loss there is one signal, whatever it is called.
-            of_labels=bool(spec.plus) and OBJECTIVES[loss.name].labels_only,
+            # A single loss takes the teacher's only signal, labels or not.
+            uses_labels=bool(spec.plus) and OBJECTIVES[loss.name].labels_only,
         )
         for weight, loss in losses
     ]
 
 
 def count_terms(terms: list[Term], targets: Targets) -> list[float]:
-    """The divisor of each loss's sum over a global batch; at least 1."""
+    """The divisor of each loss's sum over a global batch, at least 1."""
     scores_QD = torch.zeros_like(targets.targets_QD)
-    return [max(1.0, term.parts(scores_QD, targets)[1].item()) for term in terms]
+    return [max(1.0, term.sum_and_count(scores_QD, targets)[1].item()) for term in terms]
 
 
 def weigh_terms(
     terms: list[Term], scores_QD: Tensor, targets: Targets, counts: list[float]
 ) -> Tensor:
-    """These queries' part of the loss of the global batch that has those counts.
+    """The contribution of some queries to the loss of the global batch with these counts.
 
     Worked: sums 6 and 2 with weights 1 and 0.5 and counts 3 and 4 give 6/3 + 0.5 · 2/4 = 2.25.
     """
-    losses = (
-        term.parts(scores_QD, targets)[0] * (term.weight / count)
+    losses = [
+        term.sum_and_count(scores_QD, targets)[0] * (term.weight / count)
         for term, count in zip(terms, counts, strict=True)
-    )
-    return torch.stack(list(losses)).sum()
-
-
-class Work(NamedTuple):
-    """What computing one global batch came to."""
-
-    loss: float
-    """Of the whole global batch."""
-    tokens: int
-    """True tokens of the pairs that this rank computed."""
-    slots: int
-    """Token slots that it computed for them: tokens and padding."""
-
-
-class Part(NamedTuple):
-    """What one rank's part of a global batch came to, before the ranks hear of each other."""
-
-    loss: torch.Tensor
-    """Of this rank's micro-batches, on the device"""
-    tokens: int
-    slots: int
-
-
-class Prepared(NamedTuple):
-    """This rank's micro-batches of one step, on the host."""
-
-    budget: int
-    """The tokens of a backward pass that they were cut for"""
-    numbers: list[int]
-    """Of each micro-batch among all ranks'"""
-    batches: list[MicroBatch]
-    """In the order of `numbers`, and one more where passes are missing"""
-    passes: list[int]
-    """Backward passes that each takes"""
-    missing_passes: int
-    """That other ranks take more than this one"""
-
-
-class Gradients:
-    """Adds up the gradient of global batches in an engine, under a token budget."""
-
-    def __init__(
-        self, spec: TrainSpec, engine: Engine, scorer: Scorer, assembler: Assembler
-    ) -> None:
-        self.engine, self.scorer, self.assembler = engine, scorer, assembler
-        self.terms = build_terms(spec.objective)
-        self.seed = spec.seed
-        self.device = scorer.model.device
-
-    def prepare(self, samples: list[Sample], budget: int, *, pin: bool = False) -> Prepared:
-        """What a step of these samples computes under a budget: no work of the device.
-
-        A function of its arguments, which may be called in another thread. Pinned batches are
-        copied to the device while it computes.
-        """
-        assembler = copy(self.assembler)
-        assembler.limit(budget)
-        pieces = assembler.cut(samples)
-        passes = [assembler.backward_passes(piece) for piece in pieces]
-        hands = deal([assembler.tokens(piece) for piece in pieces], self.engine.ranks)
-        hand = hands[self.engine.rank]
-        taken = [sum(passes[number] for number in hand) for hand in hands]
-        missing = max(taken) - taken[self.engine.rank]
-        idle = [assembler.assemble(pieces[0])] if missing else []
-        batches = [*(assembler.assemble(pieces[number]) for number in hand), *idle]
-        if pin:
-            batches = [batch.pinned() for batch in batches]
-        return Prepared(budget, hand, batches, [passes[number] for number in hand], missing)
-
-    def add(self, samples: list[Sample], step: int) -> Work:
-        """The gradient of a step's samples: this rank's pieces; with others' they are the whole."""
-        prepared = self.prepare(samples, self.assembler.micro_batch_tokens)
-        return self.whole(self.add_part(samples, step, prepared))
-
-    def add_part(self, samples: list[Sample], step: int, prepared: Prepared) -> Part:
-        """This rank's pieces of the gradient; others know nothing of it yet.
-
-        Every micro-batch draws its dropout from (seed, step, micro-batch), whoever computes it.
-        """
-        counts = count_terms(self.terms, pad_targets(samples))
-        loss = torch.zeros((), device=self.device)
-        tokens = slots = 0
-        for number, batch, passes in zip(
-            prepared.numbers, prepared.batches, prepared.passes, strict=False
-        ):
-            batch = batch.to(self.device)
-            random_state = dropout_seed(self.seed, step, number)
-            if passes == 1:
-                loss += self._in_one_pass(batch, counts, random_state)
-            else:
-                groups = self._groups(batch, prepared.budget)
-                assert len(groups) == passes, "other ranks count on this many passes"
-                loss += self._in_two_passes(batch, groups, counts, random_state)
-            tokens += batch.tokens
-            slots += batch.slots
-        # ZeRO-2 exchanges gradients in every backward pass, so that a rank with nothing left
-        # computes something at no weight while others go on.
-        for _ in range(prepared.missing_passes):
-            idle = prepared.batches[-1].to(self.device).forwards[:1]
-            self.engine.backward(self.engine(idle).sum() * 0)
-        return Part(loss, tokens, slots)
-
-    def whole(self, part: Part) -> Work:
-        """What all ranks' parts come to."""
-        return Work(total(part.loss).item(), part.tokens, part.slots)
-
-    def _in_one_pass(
-        self, batch: MicroBatch, counts: list[float], random_state: int
-    ) -> torch.Tensor:
-        torch.manual_seed(random_state)
-        scores_QD = batch.matrix(self.engine(batch.forwards))
-        loss = weigh_terms(self.terms, scores_QD, batch.targets, counts)
-        self.engine.backward(loss)
-        return loss.detach()
-
-    def _groups(self, batch: MicroBatch, budget: int) -> list[slice]:
-        return group_passes(list(map(slots, batch.forwards)), budget)
-
-    def _in_two_passes(
-        self, batch: MicroBatch, groups: list[slice], counts: list[float], random_state: int
-    ) -> torch.Tensor:
-        """dL/ds from all scores first, then a backward pass for each group of forward passes.
-
-        Gao et al. 2021, section 4 (https://arxiv.org/abs/2101.06983). Both passes walk through
-        the forward passes in one order from one random state, so that dropout is the same.
-        """
-        torch.manual_seed(random_state)
-        with torch.no_grad():
-            logits_P = torch.cat([self.scorer(batch.forwards[group]) for group in groups])
-        logits_P.requires_grad_()
-        loss = weigh_terms(self.terms, batch.matrix(logits_P), batch.targets, counts)
-        (slopes_P,) = torch.autograd.grad(loss, logits_P)
-        torch.manual_seed(random_state)
-        start = 0
-        for group in groups:
-            again_P = self.engine(batch.forwards[group])
-            self.engine.backward((again_P * slopes_P[start : start + len(again_P)]).sum())
-            start += len(again_P)
-        return loss.detach()
-
-
-log = logging.getLogger(__name__)
-
-
-NAME = "budgets.json"
+    ]
+    return torch.stack(losses).sum()
 
 
 class Budgets:
-    """The budget of every step; a smaller one cuts the same global batch into more pieces.
+    """The token budget of a backward pass in every step.
 
-    Each halving is kept in `budgets.json` as [step, tokens], at once, so that the next attempt
-    does not run into the same wall, and one that resumes before that step computes the steps up
-    to it as they were computed.
+    A smaller budget cuts the same global batch into more pieces. Each halving is written to
+    `budgets.json` at once as [step, tokens], so that the next attempt does not run out of memory
+    again, and computes the steps before it as they were computed.
     """
 
     def __init__(self, tokens: int, out: Path, earlier: Iterable[Path] = ()) -> None:
         """`earlier` are folders of earlier attempts; the smallest budget of a step counts."""
-        self.tokens, self.path = tokens, out / NAME
-        self.halved: list[list[int]] = []
-        """[step, tokens]: the budget from that step on, where it is not the one asked for."""
-        for path in (folder / NAME for folder in earlier):
-            if path.is_file():
-                self.halved += json.loads(path.read_text(encoding="utf-8"))
-        self.halved = sorted(map(list, dict.fromkeys(map(tuple, self.halved))))
+        self.tokens, self.path = tokens, out / BUDGETS_FILE
+        found = {
+            (step, halved)
+            for path in (folder / BUDGETS_FILE for folder in earlier)
+            if path.is_file()
+            for step, halved in json.loads(path.read_text(encoding="utf-8"))
+        }
+        self.halved: list[list[int]] = [list(entry) for entry in sorted(found)]
+        """[step, tokens]: the budget from that step on."""
         if self.halved:
             self._write()
 
     def at(self, step: int) -> int:
-        """The budget in tokens of a step."""
+        """The budget of a step in tokens."""
         return min((tokens for first, tokens in self.halved if first <= step), default=self.tokens)
 
-    def halve(self, step: int, largest: int, error: Exception) -> None:
-        """Halves the budget from a step on, to below its largest micro-batch.
+    def halve(self, step: int, largest_tokens: int, error: Exception) -> None:
+        """Halves the budget from a step on, to at most half of its largest micro-batch.
 
-        Raises the error again where nothing is left to halve.
+        Raises the error if nothing is left to halve.
         """
-        tokens = min(self.at(step), largest) // 2
+        tokens = min(self.at(step), largest_tokens) // 2
         if tokens < 1:
             raise error
         self.halved.append([step, tokens])
@@ -266,37 +122,135 @@ class Budgets:
         self.path.write_text(json.dumps(self.halved) + "\n", encoding="utf-8")
 
 
-def fit_gradient(
-    gradients: Gradients, budgets: Budgets, samples: list[Sample], step: int, prepared: Prepared
-) -> Work:
-    """Adds the gradient of a global batch, under a smaller budget from here on where memory ends.
+class Prepared(NamedTuple):
+    """This rank's share of a global batch, on the host."""
 
-    `prepared` may be of an older, larger budget. Ranks hear of each other's failure before they
-    exchange gradients, and all halve. Raises the device's error where nothing is left to halve,
-    or where the engine cannot go on after it.
-    """
-    engine, assembler = gradients.engine, gradients.assembler
-    while True:
-        if prepared.budget != budgets.at(step):
-            prepared = gradients.prepare(samples, budgets.at(step))
-        part, error = None, None
-        try:
-            part = gradients.add_part(samples, step, prepared)
-        except (RuntimeError, MemoryError) as raised:
-            if not is_out_of_memory(raised):
-                raise
-            # What the failed pass holds lives as long as the error's traceback.
-            error = raised.with_traceback(None)
-        is_whole = part is not None
-        if engine.ranks > 1 and engine.can_agree:
-            failed = torch.tensor(float(not is_whole), device=gradients.device)
-            is_whole = total(failed).item() == 0
-        if part is not None and is_whole:
-            return gradients.whole(part)
-        assembler.limit(budgets.at(step))
-        largest = max(assembler.tokens(piece) for piece in assembler.cut(samples))
-        error = error or torch.OutOfMemoryError("another rank of this training ran out of it")
-        budgets.halve(step, largest, error)
-        if not engine.discard():
-            raise error
-        release_freed_memory()
+    budget: int
+    """The token budget that the batch was cut for."""
+    largest_tokens: int
+    """Tokens of the largest micro-batch of any rank."""
+    micro_batches: dict[int, MicroBatch]
+    """This rank's micro-batches by their number in the global batch."""
+    idle: list[MicroBatch]
+    """A micro-batch for each backward pass that another rank computes beyond this one's."""
+
+
+class Work(NamedTuple):
+    """The result of computing one global batch."""
+
+    loss: float
+    """Loss of the global batch."""
+    tokens: int
+    """Tokens of the pairs that this rank computed, without padding."""
+    slots: int
+    """Token slots that this rank computed: tokens and padding."""
+
+
+class Gradients:
+    """Adds the gradients of global batches to an engine, under a token budget."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        engine: Engine,
+        scorer: Scorer,
+        assembler: Assembler,
+        budgets: Budgets,
+    ) -> None:
+        self.engine, self.scorer, self.assembler = engine, scorer, assembler
+        self.budgets, self.seed = budgets, spec.seed
+        self.terms = build_terms(spec.objective)
+        self.device = scorer.model.device
+
+    def prepare(self, samples: list[Sample], step: int) -> Prepared:
+        """Assembles this rank's micro-batches of a step; may run in another thread."""
+        assembler, budget = copy(self.assembler), self.budgets.at(step)
+        assembler.limit(budget)
+        pieces = assembler.cut(samples)
+        costs = [assembler.tokens(piece) for piece in pieces]
+        shares = balance(costs, self.engine.ranks)
+        own = shares[self.engine.rank]
+        passes = [sum(assembler.backward_passes(pieces[n]) for n in share) for share in shares]
+        missing = max(passes) - passes[self.engine.rank]
+
+        def assemble(number: int) -> MicroBatch:
+            batch = assembler.assemble(pieces[number])
+            return batch.pinned() if self.device.type == "cuda" else batch
+
+        batches = {number: assemble(number) for number in own}
+        return Prepared(budget, max(costs), batches, missing * [assemble(0)] if missing else [])
+
+    def add(self, samples: list[Sample], step: int, prepared: Prepared | None = None) -> Work:
+        """Adds the gradient of a step's samples; halves the budget where memory runs out.
+
+        `prepared` may be missing or cut for an older, larger budget. The ranks exchange whether
+        one of them ran out of memory before they exchange gradients, and then all halve. Raises
+        the device's error if nothing is left to halve or the engine cannot continue after it.
+        """
+        while True:
+            if prepared is None or prepared.budget != self.budgets.at(step):
+                prepared = self.prepare(samples, step)
+            loss = error = None
+            try:
+                loss = self._add_own(samples, step, prepared)
+            except (RuntimeError, MemoryError) as raised:
+                if not is_out_of_memory(raised):
+                    raise
+                # The traceback would keep the tensors of the failed pass alive.
+                error = raised.with_traceback(None)
+            all_done = self._all_done(loss is not None)
+            if loss is not None and all_done:
+                batches = prepared.micro_batches.values()
+                tokens, slots = sum(b.tokens for b in batches), sum(b.slots for b in batches)
+                return Work(sum_over_ranks(loss).item(), tokens, slots)
+            error = error or torch.OutOfMemoryError("another rank of this training ran out of it")
+            self.budgets.halve(step, prepared.largest_tokens, error)
+            if not self.engine.discard():
+                raise error
+            release_freed_memory()
+
+    def _all_done(self, done: bool) -> bool:
+        """True if no rank failed; only this rank's state where the ranks cannot exchange it."""
+        if self.engine.ranks == 1 or not self.engine.can_agree:
+            return done
+        failed = torch.tensor(float(not done), device=self.device)
+        return sum_over_ranks(failed).item() == 0
+
+    def _add_own(self, samples: list[Sample], step: int, prepared: Prepared) -> Tensor:
+        """Adds the gradient of this rank's micro-batches and returns their loss."""
+        counts = count_terms(self.terms, pad_targets(samples))
+        loss = torch.zeros((), device=self.device)
+        for number, batch in prepared.micro_batches.items():
+            loss += self._backward(
+                batch.to(self.device), counts, dropout_seed(self.seed, step, number)
+            )
+        # ZeRO-2 exchanges gradients in every backward pass: a rank that has finished takes part
+        # with a loss of weight 0.
+        for batch in prepared.idle:
+            first = batch.to(self.device).forwards[:1]
+            self.engine.backward(self.engine(first).sum() * 0)
+        return loss
+
+    def _backward(self, batch: MicroBatch, counts: list[float], seed: int) -> Tensor:
+        """Adds the gradient of one micro-batch and returns its part of the loss."""
+        torch.manual_seed(seed)
+        if len(batch.groups) == 1:
+            scores_QD = batch.matrix(self.engine(batch.forwards))
+            loss = weigh_terms(self.terms, scores_QD, batch.targets, counts)
+            self.engine.backward(loss)
+            return loss.detach()
+        # Gao et al. 2021, section 4 (https://arxiv.org/abs/2101.06983): dL/ds from all scores
+        # first. Both passes run the same forward passes in the same order from the same seed, so
+        # that dropout is the same.
+        with torch.no_grad():
+            logits_P = torch.cat([self.scorer(batch.forwards[group]) for group in batch.groups])
+        logits_P.requires_grad_()
+        loss = weigh_terms(self.terms, batch.matrix(logits_P), batch.targets, counts)
+        (slopes_P,) = torch.autograd.grad(loss, logits_P)
+        torch.manual_seed(seed)
+        start = 0
+        for group in batch.groups:
+            again_P = self.engine(batch.forwards[group])
+            self.engine.backward((again_P * slopes_P[start : start + len(again_P)]).sum())
+            start += len(again_P)
+        return loss.detach()

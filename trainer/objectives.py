@@ -1,9 +1,9 @@
 """Objectives: the losses that a training can minimise, each one function under `@objective`.
 
 `OBJECTIVES[name].function(scores_QD, targets_QD, mask_QD, **parameters) -> (sum, count)`.
-Q queries by D documents; scores and targets fp32, higher is better; `mask_QD` is True where a
-document stands. The count depends on targets and mask only, so that a global batch can be cut
-into micro-batches and the sums divided once by the global count: cutting changes nothing.
+Q queries by D documents; scores and targets fp32, higher is better; `mask_QD` is True for
+documents and False for padding. The count depends on targets and mask only: a global batch can be
+cut into micro-batches and their sums divided by the global count, and the cut changes nothing.
 
 Planning a grid imports this module, so the functions import torch when they are called.
 """
@@ -14,7 +14,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from importlib.metadata import Distribution, EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from xsweep.errors import ConfigError
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     Loss = Callable[..., tuple[Tensor, Tensor]]
 
 GROUP = "xsweep.objectives"
-"""Entry points of installed packages that are losses."""
+"""Entry-point group of losses in installed packages."""
 Signal = Literal["labels", "scores", "ranking"]
 
 
 class Package(Spec):
-    """The installed package that a loss comes from: part of its runs' identities."""
+    """The installed package of a loss, part of the identity of its runs."""
 
     name: str
     version: str
@@ -40,7 +40,7 @@ class Package(Spec):
 
     @property
     def title(self) -> str:
-        """Name and version, and where the source's checksum begins."""
+        """Name, version and the start of the checksum."""
         return f"{self.name} {self.version} (source {self.sha256[:8]})"
 
 
@@ -49,15 +49,15 @@ class Objective(NamedTuple):
 
     function: Loss
     signals: frozenset[Signal]
-    """Scores give a ranking as well; nothing gives scores but scores."""
+    """Scores also give a ranking; only scores give scores."""
     parameters: dict[str, float]
     """The function's keyword-only parameters with their defaults, all positive numbers."""
     package: Package | None = None
-    """None: built in."""
+    """None for a built-in loss."""
 
     @property
     def labels_only(self) -> bool:
-        """True for a loss that learns from nothing but labels."""
+        """True for a loss that learns only from labels."""
         return self.signals == {"labels"}
 
 
@@ -66,7 +66,7 @@ _BUILT_IN: dict[str, Objective] = {}
 
 
 def objective(*, signals: tuple[Signal, ...]) -> Callable[[Loss], Loss]:
-    """Declare a loss: the function below, which any of these signals can feed.
+    """Declares a function as a loss that any of these signals can feed.
 
     Raises ConfigError for an unknown signal and for a parameter whose default is not positive.
     """
@@ -75,30 +75,29 @@ def objective(*, signals: tuple[Signal, ...]) -> Callable[[Loss], Loss]:
         raise ConfigError(f"signals={signals!r}: name at least one of {known}")
 
     def declare(function: Loss) -> Loss:
-        parameters = {
-            name: parameter.default
-            for name, parameter in inspect.signature(function).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
-        for name, default in parameters.items():
-            if not isinstance(default, int | float) or not 0 < default < float("inf"):
-                raise ConfigError(
-                    f"{function.__name__}: {name} needs a default that is positive and finite"
-                )
-        found = Objective(function, frozenset(signals), parameters)
-        _DECLARED[function] = found
+        parameters = {}
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY:
+                default = parameter.default
+                if not isinstance(default, int | float) or not 0 < default < float("inf"):
+                    raise ConfigError(
+                        f"{function.__name__}: {name} needs a default that is positive and finite"
+                    )
+                parameters[name] = default
+        declared = Objective(function, frozenset(signals), parameters)
+        _DECLARED[function] = declared
         if function.__module__ == __name__:
-            _BUILT_IN[function.__name__] = found
+            _BUILT_IN[function.__name__] = declared
         return function
 
     return declare
 
 
 class _Objectives(Mapping[str, Objective]):
-    """Objectives by name: those of this module, then those of installed packages.
+    """Objectives by name: built-in ones, then those of installed packages.
 
-    Packages are looked at for a name that is not built in and where all names are listed. Raises
-    ConfigError for a package that fails to import or whose name for a loss is taken.
+    Looks at packages only for a name that is not built in and to list all names. Raises ConfigError
+    for a package that fails to import or that takes the name of another loss.
     """
 
     def __getitem__(self, name: str) -> Objective:
@@ -108,7 +107,7 @@ class _Objectives(Mapping[str, Objective]):
         return iter((*_BUILT_IN, *_entry_points()))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return len(_BUILT_IN) + len(_entry_points())
 
 
 OBJECTIVES: Mapping[str, Objective] = _Objectives()
@@ -116,50 +115,49 @@ OBJECTIVES: Mapping[str, Objective] = _Objectives()
 
 def _entry_points() -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
+    owners = dict.fromkeys(_BUILT_IN, "xsweep")
     for point in entry_points(group=GROUP):
-        if point.name in _BUILT_IN or point.name in found:
-            owner = _package(found[point.name]).name if point.name in found else "xsweep"
+        assert point.dist, "set by entry_points()"
+        if point.name in owners:
             raise ConfigError(
-                f"the package {_package(point).name} has an objective {point.name!r}, as {owner} "
-                "has: rename its entry point or uninstall the package"
+                f"the package {point.dist.name} has an objective {point.name!r}, as "
+                f"{owners[point.name]} has: rename its entry point or uninstall the package"
             )
-        found[point.name] = point
+        found[point.name], owners[point.name] = point, point.dist.name
     return found
-
-
-def _package(point: EntryPoint) -> Distribution:
-    assert point.dist, "entry_points() knows where each comes from"
-    return point.dist
 
 
 @cache
 def _load(name: str) -> Objective:
+    """Imports the loss of an installed package. Raises KeyError for an unknown name."""
     point = _entry_points()[name]
-    package = _package(point)
+    package = point.dist
+    assert package, "set by entry_points()"
     place = f"the objective {name!r} ({point.value}) of the package {package.name}"
     try:
         function = point.load()
         source = inspect.getsource(function)
-    except Exception as error:  # code from elsewhere raises anything
+    except Exception as error:  # foreign code can raise any type
         raise ConfigError(
             f"{place} {package.version} cannot be imported: {type(error).__name__}: {error}: "
             "repair the package or uninstall it"
         ) from error
     if function not in _DECLARED:
         raise ConfigError(f"{place} is not declared: put @objective(signals=…) above it")
-    checksum = hashlib.sha256(source.encode()).hexdigest()
-    origin = Package(name=package.name, version=package.version, sha256=checksum)
-    return _DECLARED[function]._replace(package=origin)
+    sha256 = hashlib.sha256(source.encode()).hexdigest()
+    return _DECLARED[function]._replace(
+        package=Package(name=package.name, version=package.version, sha256=sha256)
+    )
 
 
 def log_shares(values_QD: Tensor, mask_QD: Tensor, temperature: float = 1.0) -> Tensor:
     """log softmax(values / temperature) among each query's own documents.
 
-    What stands behind the mask takes no share and gets no gradient; its entries have no meaning.
+    Padding takes no share and gets no gradient; its entries are meaningless.
     """
     import torch
 
-    # A finite floor: -inf would make the gradient of a query without documents NaN.
+    # A finite floor: -inf would give a query without documents a NaN gradient.
     floor = torch.finfo(values_QD.dtype).min
     return (values_QD / temperature).masked_fill(~mask_QD, floor).log_softmax(dim=-1)
 
@@ -167,7 +165,7 @@ def log_shares(values_QD: Tensor, mask_QD: Tensor, temperature: float = 1.0) -> 
 def average_ranks(values_QD: Tensor, mask_QD: Tensor) -> Tensor:
     """The rank of each document, fp32: 1 is the highest value, ties share their average rank.
 
-    Values (3, 1, 3) have ranks (1.5, 3, 1.5). What stands behind the mask has no meaning.
+    Values (3, 1, 3) have ranks (1.5, 3, 1.5). The ranks of padding are meaningless.
     """
     others_QDD = mask_QD[:, None, :] & mask_QD[:, :, None]
     better_QDD = (values_QD[:, None, :] > values_QD[:, :, None]) & others_QDD
@@ -176,7 +174,7 @@ def average_ranks(values_QD: Tensor, mask_QD: Tensor) -> Tensor:
 
 
 def preferred_pairs(targets_QD: Tensor, mask_QD: Tensor) -> Tensor:
-    """bool_QDD: True at (i, j) where both documents stand and t_i > t_j."""
+    """bool_QDD: True at (i, j) for documents i and j with t_i > t_j."""
     both_QDD = mask_QD[:, :, None] & mask_QD[:, None, :]
     return (targets_QD[:, :, None] > targets_QD[:, None, :]) & both_QDD
 
@@ -185,7 +183,7 @@ def preferred_pairs(targets_QD: Tensor, mask_QD: Tensor) -> Tensor:
 def bce(
     scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor, *, positive_weight: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Sum over documents of -w log σ(s) where the target is positive, else -log σ(-s); their count.
+    """Sum over documents of -w log σ(s) if the target is positive, else -log σ(-s); their count.
 
     w is `positive_weight`: in lists of 1 positive and 7 negatives, 7 gives both sides the same
     weight. Nogueira & Cho 2019, eq. 1 (https://arxiv.org/abs/1901.04085). Worked number: scores

@@ -1,7 +1,4 @@
-"""AdamW as both engines use it: built, stepped under a rate, saved and restored by name.
-
-The learning rate of every step.
-"""
+"""AdamW and its learning rate, as every engine uses them; state is saved by parameter name."""
 
 import math
 
@@ -14,10 +11,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def build_adamw(model: nn.Module, settings: OptimisationSpec) -> torch.optim.AdamW:
-    """AdamW over a model's parameters; matrices decay, biases and norms do not.
+    """AdamW over a model's parameters; weight decay applies to matrices, not to biases and norms.
 
-    Loshchilov & Hutter 2019 (https://arxiv.org/abs/1711.05101). The fused form walks over
-    weights, gradients and moments once instead of a dozen times.
+    Loshchilov & Hutter 2019 (https://arxiv.org/abs/1711.05101). The fused form reads weights,
+    gradients and moments once instead of a dozen times.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -29,23 +26,47 @@ def build_adamw(model: nn.Module, settings: OptimisationSpec) -> torch.optim.Ada
     )
 
 
+def learning_rate(settings: OptimisationSpec, step: int) -> float:
+    """The rate of step 0 .. steps - 1: linear warm-up to `lr`, then the schedule down to 0.
+
+    The warm-up reaches `lr` at step `warmup_steps`; the decay would reach 0 at step `steps`, so
+    every step moves the weights except step 0 of a warm-up. Worked: lr 1, 2 warm-up steps of 6
+    and linear decay give 0, 0.5, 1, 0.75, 0.5, 0.25.
+    """
+    if step < settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    progress = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
+    if settings.schedule == "cosine":
+        return settings.lr * (1 + math.cos(math.pi * progress)) / 2
+    return settings.lr * (1 - progress)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The rate of the next update."""
+    """Sets the learning rate of the next update."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
-def clip(parameters: list[nn.Parameter], largest_norm: float) -> float:
-    """Scales gradients down to a norm (0: not at all); the norm before. No pass if it is less."""
+def clip(parameters: list[nn.Parameter], max_norm: float) -> float:
+    """Clips gradients to a norm (0 does not clip) and returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if 0 < largest_norm < norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
+    if 0 < max_norm < norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm.item()
 
 
+def write_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copies weights into a model by parameter name."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
 def read_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The moments by parameter name; parameters that never had a gradient have none."""
+    """AdamW's moments by parameter name; parameters that never had a gradient have none."""
     return {
         f"{moment}.{name}": optimizer.state[parameter][moment]
         for name, parameter in model.named_parameters()
@@ -57,26 +78,9 @@ def read_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
 def write_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], steps: int
 ) -> None:
-    """Puts moments back that `steps` updates have made."""
+    """Restores the moments that `steps` updates have made."""
     for name, parameter in model.named_parameters():
         if f"{MOMENTS[0]}.{name}" in moments:
             state = {m: moments[f"{m}.{name}"].to(parameter.device).clone() for m in MOMENTS}
             step = torch.tensor(float(steps), device=parameter.device)
             optimizer.state[parameter] = {"step": step, **state}
-
-
-def learning_rate(settings: OptimisationSpec, step: int) -> float:
-    """The rate of step 0 .. steps - 1: linear warm-up to `lr`, then the schedule down to 0.
-
-    The warm-up reaches `lr` at step `warmup_steps`; the decay would reach 0 at step `steps`, so
-    that every step moves the weights except step 0 of a warm-up. Worked: lr 1, 2 warm-up steps
-    of 6 and linear decay give 0, 0.5, 1, 0.75, 0.5, 0.25.
-    """
-    if step < settings.warmup_steps:
-        return settings.lr * step / settings.warmup_steps
-    if settings.schedule == "constant":
-        return settings.lr
-    progress = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
-    if settings.schedule == "cosine":
-        return settings.lr * (1 + math.cos(math.pi * progress)) / 2
-    return settings.lr * (1 - progress)

@@ -1,88 +1,57 @@
-"""Searches for settings: the job `search` picks the best of its trials, a run takes its settings.
+"""Hyperparameter search: the job `search` picks its best trial, and a run takes its settings.
 
-A search's folder has `winner.json` (settings, the trial and its validation), `trials.json` (every
-trial with what became of it) and, where the winner was trained to its end, `winner/` with that
-trial's files: a run that is the same training takes them over and trains nothing.
+A search's folder has `winner.json` (settings, the trial and its validation), `trials.json` (the
+result of every trial) and, if the winner was trained to its last step, `winner/` with that trial's
+files: a run with the same specification copies them and trains nothing.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from xsweep.errors import ConfigError, DataError, DivergenceError
-from xsweep.evaluator.data.files import write_manifest
 from xsweep.evaluator.provenance import collect, now
-from xsweep.trainer.checkpoint import writing
+from xsweep.trainer.result import read_json, write_json, write_result, writing
 from xsweep.trainer.specs import SearchSpec, TrainSpec
 
 FILES = ("model", "metrics.jsonl", "tensorboard")
+"""A training's files apart from summary.json, provenance.json and its manifest."""
 
 
-TOLD = ("summary.json", "provenance.json")
-"""What a training's folder consists of, apart from its manifest."""
-
-
-class Winner(NamedTuple):
-    """What a search came to."""
-
-    settings: dict[str, Any]
-    """Of `optimisation`."""
-    trial: str
-    """Its role in the search: `trial-03`."""
-    validation: float
-    fingerprint: str
-    """Of the winning trial, see `fingerprint`."""
-    folder: Path | None
-    """Its files, where it was trained to its end."""
-
-    @property
-    def pointer(self) -> dict[str, Any]:
-        """What a run says of where its settings come from."""
-        return {
-            "trial": self.trial,
-            "settings": self.settings,
-            "validation": self.validation,
-        }
-
-
-def run_job(
-    kind: str,
-    spec: dict,
-    inputs: Mapping[str, Path],
-    out: Path,
-    report: object = None,
-    resume_from: Sequence[Path] = (),
-) -> None:
+def run_job(kind: str, spec: dict, inputs: Mapping[str, Path], out: Path) -> None:
     """Picks the trial with the best validation, the first of equals, and fills `out`.
 
-    Inputs are the trials' folders by their roles. Raises ConfigError for a wrong specification,
-    DataError where no trial has a validation: all have diverged.
+    `inputs` are the trials' folders by role. Raises ConfigError for a wrong specification,
+    DataError if no trial has a validation because all have diverged.
     """
     try:
         search = SearchSpec.model_validate(spec)
     except ValidationError as error:
         raise ConfigError(f"search specification: {error.errors()[0]['msg']}") from None
     provenance = collect(spec)
-    trials = [_trial(role, Path(inputs[role]), search) for role in sorted(inputs)]
-    judged = [trial for trial in trials if trial["validation"] is not None]
-    if not judged:
+    trials = [_read_trial(role, Path(inputs[role]), search) for role in sorted(inputs)]
+    validated = [trial for trial in trials if trial["validation"] is not None]
+    if not validated:
         raise DataError(
             f"none of the {len(trials)} trials has a validation, all have diverged: search lower "
-            "learning rates, or look at the teacher's scores"
+            "learning rates, or check the teacher's scores"
         )
-    best = max(judged, key=lambda trial: trial["validation"])  # the first of equals
+    best = max(validated, key=lambda trial: trial["validation"])  # the first of equals
     folder = Path(inputs[best["trial"]])
     out.mkdir(parents=True, exist_ok=True)
-    winner = {**best, "fingerprint": _read(folder / "summary.json")["fingerprint"]}
     if best["ended"] == "complete":
-        for name in (*FILES, *TOLD):
+        for name in (*FILES, "summary.json", "provenance.json"):
             _link(folder / name, out / "winner" / name)
+    with writing(out):
+        write_json(out / "trials.json", trials)
+        found = read_json(folder / "summary.json")["fingerprint"]
+        write_json(out / "winner.json", best | {"fingerprint": found})
     summary = {
         "measure": search.measure,
         "trials": len(trials),
@@ -90,33 +59,57 @@ def run_job(
         "diverged": sum(trial["ended"] == "diverged" for trial in trials),
         "winner": best,
     }
-    with writing(out):
-        _write(out / "trials.json", trials)
-        _write(out / "winner.json", winner)
-        _write(out / "summary.json", summary)
-        _write(out / "provenance.json", provenance | {"ended": now()})
-        write_manifest(out)
+    write_result(out, summary, provenance | {"ended": now()})
+
+
+def _read_trial(role: str, folder: Path, search: SearchSpec) -> dict[str, Any]:
+    summary = read_json(folder / "summary.json")
+    optimisation = read_json(folder / "provenance.json")["spec"]["optimisation"]
+    ended = "diverged" if "diverged" in summary else "halted" if "halted" in summary else "complete"
+    return {
+        "trial": role,
+        "settings": {name: optimisation[name] for name in search.settings},
+        "validation": summary.get("best_validation"),
+        "best_step": summary.get("best_step"),
+        "steps": summary.get("steps"),
+        "ended": ended,
+    }
+
+
+class Winner(NamedTuple):
+    """The best trial of a search."""
+
+    trial: str
+    """Role in the search, such as `trial-03`."""
+    settings: dict[str, Any]
+    """Settings of `optimisation`."""
+    validation: float
+    fingerprint: str
+    """`fingerprint` of the trial."""
+    folder: Path | None
+    """The trial's files; None if it was not trained to its last step."""
+
+    @property
+    def pointer(self) -> dict[str, Any]:
+        """The source of a run's settings, for its summary."""
+        return {"trial": self.trial, "settings": self.settings, "validation": self.validation}
 
 
 def read_winner(inputs: Mapping[str, Path]) -> Winner:
-    """The winner of the input `search`. Raises ConfigError where there is no such input."""
+    """The winner of the input `search`. Raises ConfigError if there is no such input."""
     if "search" not in inputs:
         raise ConfigError("this training takes settings of a search: name its folder as `search`")
-    folder = Path(inputs["search"])
-    found = _read(folder / "winner.json")
-    return Winner(
-        settings=found["settings"],
-        trial=found["trial"],
-        validation=found["validation"],
-        fingerprint=found["fingerprint"],
-        folder=folder / "winner" if found["ended"] == "complete" else None,
-    )
+    found = read_json(inputs["search"] / "winner.json")
+    folder = inputs["search"] / "winner" if found["ended"] == "complete" else None
+    values = {name: found[name] for name in ("trial", "settings", "validation", "fingerprint")}
+    return Winner(**values, folder=folder)
 
 
-def settle(spec: TrainSpec, winner: Winner) -> TrainSpec:
-    """The specification with the winner's settings, as if they had been given.
+def apply_winner(spec: TrainSpec, winner: Winner) -> TrainSpec:
+    """The specification with the winner's settings, as if the grid had given them.
 
-    Raises ConfigError where they make none: 5,000 warm-up steps of a trial, a run of 4,000 steps.
+    Raises ConfigError if they are invalid together: 5,000 warm-up steps of a trial in a run of
+    4,000 steps.
     """
     given = spec.model_dump(mode="json", exclude={"searched"})
     chosen = {name: winner.settings[name] for name in spec.searched}
@@ -130,66 +123,43 @@ def settle(spec: TrainSpec, winner: Winner) -> TrainSpec:
 
 
 def fingerprint(spec: TrainSpec) -> str:
-    """SHA-256 of a training's whole specification, whether it is a trial or not.
+    """SHA-256 of a training's full specification, the same for a trial and a run.
 
-    Provenance names files without their folders, so it cannot tell that two trainings are one.
+    Provenance names files without their folders, so it cannot show that two trainings are one.
     """
     same = spec.model_copy(update={"trial": None, "searched": ()}).model_dump(mode="json")
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
 
-def take_over(spec: TrainSpec, winner: Winner, out: Path) -> bool:
-    """Take the winning trial's files where it was this very training; False where it was not."""
+def reuse_winner(spec: TrainSpec, winner: Winner, out: Path) -> bool:
+    """Copies the winning trial's files if it was the same training; False if it was another."""
     if winner.folder is None or winner.fingerprint != fingerprint(spec):
         return False
-    if _rank():
-        return True
-    shutil.rmtree(out, ignore_errors=True)  # of an earlier attempt that was cut short
-    for name in FILES:
-        _link(winner.folder / name, out / name)
-    summary, provenance = (_read(winner.folder / name) for name in TOLD)
-    with writing(out):
-        _write(out / "summary.json", summary | {"search": winner.pointer})
-        told = {"spec": {**provenance["spec"], "trial": None}, "taken_over": now()}
-        _write(out / "provenance.json", provenance | told)
-        write_manifest(out)
+    if _is_first_rank():
+        shutil.rmtree(out, ignore_errors=True)  # of an interrupted attempt
+        for name in FILES:
+            _link(winner.folder / name, out / name)
+        summary = read_json(winner.folder / "summary.json") | {"search": winner.pointer}
+        provenance = read_json(winner.folder / "provenance.json")
+        provenance |= {"spec": {**provenance["spec"], "trial": None}, "taken_over": now()}
+        write_result(out, summary, provenance)
     return True
 
 
-def note_divergence(spec: TrainSpec, out: Path, error: DivergenceError) -> None:
-    """Make the divergence of a trial its result: settings that diverge have lost, not failed."""
-    if _rank():
-        return
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    provenance = collect(spec.model_dump(mode="json"))
-    with writing(out):
+def record_divergence(spec: TrainSpec, out: Path, error: DivergenceError) -> None:
+    """Writes a trial's divergence as its result: such settings lose the search."""
+    if _is_first_rank():
         summary = {"best_validation": None, "diverged": str(error)}
-        _write(out / "summary.json", summary | {"fingerprint": fingerprint(spec)})
-        _write(out / "provenance.json", provenance | {"ended": now()})
-        write_manifest(out)
+        provenance = collect(spec.model_dump(mode="json")) | {"ended": now()}
+        write_result(out, summary | {"fingerprint": fingerprint(spec)}, provenance)
 
 
-def _rank() -> int:
-    """This process's number among those that share the training; the first one writes."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _trial(role: str, folder: Path, search: SearchSpec) -> dict[str, Any]:
-    summary = _read(folder / "summary.json")
-    optimisation = _read(folder / "provenance.json")["spec"]["optimisation"]
-    ended = "diverged" if "diverged" in summary else "halted" if "halted" in summary else "complete"
-    return {
-        "trial": role,
-        "settings": {name: optimisation[name] for name in search.settings},
-        "validation": summary.get("best_validation"),
-        "best_step": summary.get("best_step"),
-        "steps": summary.get("steps"),
-        "ended": ended,
-    }
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _link(source: Path, target: Path) -> None:
-    """The file or folder under a second name, or a copy where the disk knows no such thing."""
+    """Links a file, or the files of a folder; copies them if the disk has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         shutil.copytree(source, target, copy_function=_link_file)
@@ -202,11 +172,3 @@ def _link_file(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

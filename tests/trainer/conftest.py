@@ -1,4 +1,4 @@
-"""A tiny world to train in: a collection in files, its candidates, tokens and a small BERT."""
+"""A tiny training set-up: a collection in files, its candidates, tokens and a small BERT."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ from tiny import write_backbone, write_collection
 
 
 def write_candidates(folder: Path, collection: dict, depth: int = 12, seed: int = 5) -> Path:
-    """A first stage of random documents, the relevant one among them."""
+    """First-stage candidates: random documents and the relevant one."""
     from xsweep.evaluator.data.readers import read_texts
     from xsweep.evaluator.data.trec import read_qrels, write_run
 
@@ -34,7 +34,7 @@ def write_candidates(folder: Path, collection: dict, depth: int = 12, seed: int 
 
 
 class World:
-    """Folders of one tiny training; `spec(...)` gives its specification with changes."""
+    """The folders of one tiny training; `spec(...)` gives its specification with changes."""
 
     def __init__(self, home: Path) -> None:
         from xsweep.evaluator.data.readers import read_texts
@@ -110,7 +110,7 @@ class World:
         from xsweep.evaluator.pairs import PairEncoder
         from xsweep.trainer.batching import Assembler
         from xsweep.trainer.specs import TrainSpec
-        from xsweep.trainer.teachers.teacher import Sample
+        from xsweep.trainer.teachers import Sample
 
         spec = TrainSpec.model_validate(self.spec(**settings))
         model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
@@ -130,5 +130,5 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Built once; nothing writes into it."""
+    """Built once and not modified."""
     return World(tmp_path_factory.mktemp("world"))

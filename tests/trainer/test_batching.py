@@ -8,11 +8,11 @@ from xsweep.evaluator.data.readers import read_texts
 from xsweep.trainer.batching import draw_samples, dropout_seed, pad_targets
 from xsweep.trainer.forward import Scorer, attention
 from xsweep.trainer.objectives import OBJECTIVES
-from xsweep.trainer.teachers.teacher import Sample
+from xsweep.trainer.teachers import Sample
 
 
 class Units:
-    """A teacher of bare units: a sample tells its unit and one random number."""
+    """A teacher of bare units: a sample holds its unit and one random number."""
 
     uses_chance = True
 
@@ -41,7 +41,7 @@ def test_a_global_batch_depends_on_seed_and_step_alone():
     assert len({value for step in range(9) for _, value in content(1, step)}) == 27
 
 
-def test_dropout_has_a_state_for_each_micro_batch_of_each_step():
+def test_dropout_has_a_seed_for_each_micro_batch_of_each_step():
     seeds = {dropout_seed(*place) for place in np.ndindex(4, 4, 4)}
     assert len(seeds) == 64
 
@@ -69,11 +69,11 @@ def test_an_assembled_batch_counts_its_tokens_and_slots(world):
 
 
 @pytest.mark.parametrize(
-    ("asked", "on_cpu", "on_gpu"),
+    ("settings", "on_cpu", "on_gpu"),
     [({"forward_tokens": 2048}, 2048, 9000), ({"forward_tokens": 100}, 100, 100)],
 )
-def test_a_gpu_takes_a_micro_batch_in_one_pass_unless_told_otherwise(world, asked, on_cpu, on_gpu):
-    _, _, assembler, _ = world.prepared(**asked)
+def test_a_gpu_takes_a_micro_batch_in_one_pass_by_default(world, settings, on_cpu, on_gpu):
+    _, _, assembler, _ = world.prepared(**settings)
     for device, expected in (("cpu", on_cpu), ("cuda", on_gpu)):
         assembler.device = torch.device(device)
         assembler.limit(9000)
@@ -81,7 +81,7 @@ def test_a_gpu_takes_a_micro_batch_in_one_pass_unless_told_otherwise(world, aske
 
 
 def plain_scores(model, tokenizer, world, samples):
-    """Texts, one padded batch, the model's own forward: the slow way to the same matrix."""
+    """The score matrix from texts, one padded batch and the model's own forward pass."""
     texts = dict(read_texts(Path(world.collection["documents"]["path"])))
     questions = dict(read_texts(Path(world.collection["queries"]["path"])))
     pairs = [

@@ -12,7 +12,7 @@ def checkpoint(step):
     return Checkpoint(weights, {"exp_avg.w": weights["w"].T}, {}, {"step": step})
 
 
-def test_a_checkpoint_reads_back_as_it_was(tmp_path):
+def test_a_checkpoint_reads_back_unchanged(tmp_path):
     save_checkpoint(tmp_path, checkpoint(5))
     found = load_newest([tmp_path])
     assert found.progress == {"step": 5}
@@ -20,7 +20,7 @@ def test_a_checkpoint_reads_back_as_it_was(tmp_path):
     assert torch.equal(found.moments["exp_avg.w"], torch.full((3, 2), 5.0))
 
 
-def test_the_last_two_checkpoints_stay(tmp_path):
+def test_the_last_two_checkpoints_are_kept(tmp_path):
     for step in (8, 9, 10):
         save_checkpoint(tmp_path, checkpoint(step))
     assert [path.name for path in list_checkpoints([tmp_path])] == ["step-10", "step-9"]
@@ -33,7 +33,7 @@ def test_the_furthest_of_several_attempts_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["weights.safetensors", "progress.json"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, part):
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(tmp_path, part):
     save_checkpoint(tmp_path, checkpoint(1))
     save_checkpoint(tmp_path, checkpoint(2))
     path = tmp_path / "step-2" / part
@@ -41,15 +41,15 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, part):
     assert load_newest([tmp_path]).progress["step"] == 1
 
 
-def test_a_half_written_checkpoint_is_not_seen_and_does_not_hinder(tmp_path):
+def test_a_half_written_checkpoint_is_ignored(tmp_path):
     (tmp_path / ".step-4.part").mkdir()
     assert load_newest([tmp_path]) is None
     save_checkpoint(tmp_path, checkpoint(4))
     assert load_newest([tmp_path]).progress["step"] == 4
 
 
-def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_it(tmp_path):
-    """A file may grow to 64 kB here: writing beyond fails as on a full disk."""
+def test_a_full_disk_is_reported_and_keeps_the_previous_checkpoint(tmp_path):
+    """A file size limit of 64 kB: writing more fails as on a full disk."""
     save_checkpoint(tmp_path, checkpoint(1))
     large = checkpoint(2)._replace(moments={"exp_avg.w": torch.zeros(100_000)})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -63,7 +63,7 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before_it(tmp_path):
     assert load_newest([tmp_path]).progress["step"] == 1
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path):
     (tmp_path / "checkpoints").write_text("a file, no folder")
     with pytest.raises(SetupError, match="cannot be written"):
         save_checkpoint(tmp_path / "checkpoints", checkpoint(1))

@@ -1,6 +1,9 @@
-"""Packed passes: the scores and gradients of padded ones, and dropout as often as asked for."""
+"""Packed passes have the scores and gradients of padded ones, and dropout at the given rate."""
 
 import copy
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from xsweep.trainer.cpu_kernels import (
     TrainingKernels,
     attend_padded,
     attend_with_gradients,
-    dropped,
+    drop_and_add,
     random_bits,
     scale,
 )
@@ -28,7 +31,7 @@ PACKED = ("bert", "electra", "roberta", "modernbert")
 
 
 def build(family, **changes):
-    """A model whose logits spread over about one unit; ModernBERT's second layer sees 4 tokens."""
+    """A model with logits over about one unit; ModernBERT's second layer has a window of 4 tokens."""
     config = copy.deepcopy(FAMILIES[family])
     config.initializer_range = 0.15
     for name, value in changes.items():
@@ -68,7 +71,7 @@ def forwards(family, lengths):
 
 
 def with_gradients(model, logits):
-    """The logits and every parameter's gradient of a function with slopes of both signs."""
+    """The logits, and every parameter's gradient of a function with slopes of both signs."""
     model.zero_grad()
     (logits.tanh() * torch.linspace(-1, 1, len(logits) + 1)[1:]).sum().backward()
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -88,7 +91,7 @@ def assert_same(found, expected):
 @pytest.mark.parametrize("family", PACKED)
 @given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=7))
 @settings(max_examples=25, deadline=None)
-def test_scores_and_gradients_are_those_of_the_padded_model_in_every_family(family, lengths):
+def test_scores_and_gradients_equal_those_of_the_padded_model_in_every_family(family, lengths):
     model = build(family)
     packed, padded = forwards(family, lengths)
     with attention(model, "eager"):
@@ -96,7 +99,7 @@ def test_scores_and_gradients_are_those_of_the_padded_model_in_every_family(fami
     assert_same(with_gradients(model, Scorer(model, bf16=False)(packed)), expected)
 
 
-def test_a_head_that_reads_the_mean_of_all_tokens_has_its_gradients_too():
+def test_a_head_over_the_mean_of_all_tokens_has_the_padded_gradients_too():
     model = build("modernbert", classifier_pooling="mean")
     packed, padded = forwards("modernbert", [9, 30, 4])
     expected = with_gradients(model, model(**padded).logits[:, 0])
@@ -104,7 +107,7 @@ def test_a_head_that_reads_the_mean_of_all_tokens_has_its_gradients_too():
 
 
 @pytest.mark.parametrize("family", PACKED)
-def test_activations_computed_twice_change_no_number(family):
+def test_recomputed_activations_change_no_number(family):
     rates = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
     if family == "modernbert":
         rates = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), 0.1)
@@ -121,7 +124,7 @@ def test_activations_computed_twice_change_no_number(family):
 
 
 @pytest.mark.parametrize("family", PACKED)
-def test_bf16_is_as_near_to_fp32_as_autocast_is(family):
+def test_bf16_is_as_close_to_fp32_as_autocast(family):
     model = build(family)
     lengths = np.random.default_rng(3).integers(3, 31, 60).tolist()
     packed, padded = forwards(family, lengths)
@@ -144,21 +147,21 @@ def test_bf16_is_as_near_to_fp32_as_autocast_is(family):
     first=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_attention_over_padded_sequences_has_equal_values_and_slopes(lengths, window, first):
+def test_attention_over_padded_sequences_has_equal_values_and_gradients(lengths, window, first):
     torch.manual_seed(sum(lengths))
     packing = pack([PairIds(np.arange(length), None) for length in lengths])
     sides = torch.randn(sum(lengths), 2 if first else 3, 2, 4, requires_grad=True)
     query = torch.randn(len(lengths), 2, 4, requires_grad=True) if first else None
     leaves = [sides] if query is None else [sides, query]
     found = []
-    for way in (attend_with_gradients, attend_padded):
-        mixed = way(query, sides, packing, window, 0.0)
+    for attend in (attend_with_gradients, attend_padded):
+        mixed = attend(query, sides, packing, window, 0.0)
         slopes = torch.linspace(-1, 1, mixed.numel()).view_as(mixed)
         found.append([mixed, *torch.autograd.grad((mixed * slopes).sum(), leaves)])
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_attention_has_the_gradient_of_its_own_values():
+def test_the_gradient_of_attention_agrees_with_finite_differences():
     torch.manual_seed(1)
     packing = pack([PairIds(np.arange(length), None) for length in (4, 1, 3)])
     sides = torch.randn(8, 3, 2, 4, requires_grad=True)
@@ -176,24 +179,24 @@ def test_attention_has_the_gradient_of_its_own_values():
     assert (slope * direction).sum().item() == pytest.approx(change.item(), rel=1e-3)
 
 
-def test_dropout_is_as_frequent_as_asked_and_keeps_the_mean():
+def test_dropout_has_the_given_rate_and_keeps_the_mean():
     torch.manual_seed(2)
     states = torch.ones(1000, 1000, requires_grad=True)
     residual = torch.full((1000, 1000), 3.0)
-    out = dropped(residual, states, 0.1)
-    is_gone = out == 3
+    out = drop_and_add(residual, states, 0.1)
+    is_dropped = out == 3
     # 10**6 draws: six standard deviations are 0.0018.
-    assert is_gone.double().mean().item() == pytest.approx(0.1, abs=0.0018)
-    assert out[~is_gone].unique().tolist() == pytest.approx([3 + scale(0.1)])
+    assert is_dropped.double().mean().item() == pytest.approx(0.1, abs=0.0018)
+    assert out[~is_dropped].unique().tolist() == pytest.approx([3 + scale(0.1)])
     assert scale(0.1) == pytest.approx(1 / 0.9, rel=1e-5)
-    # Neither rows nor columns hang together.
-    assert is_gone.double().mean(0).std().item() == pytest.approx((0.09 / 1000) ** 0.5, rel=0.15)
-    assert is_gone.double().mean(1).std().item() == pytest.approx((0.09 / 1000) ** 0.5, rel=0.15)
+    # Neither rows nor columns are correlated.
+    assert is_dropped.double().mean(0).std().item() == pytest.approx((0.09 / 1000) ** 0.5, rel=0.15)
+    assert is_dropped.double().mean(1).std().item() == pytest.approx((0.09 / 1000) ** 0.5, rel=0.15)
     (slopes,) = torch.autograd.grad(out.sum(), states)
-    assert torch.equal(slopes == 0, is_gone)
+    assert torch.equal(slopes == 0, is_dropped)
 
 
-def test_attention_weights_are_dropped_as_often_as_asked():
+def test_attention_weights_are_dropped_at_the_given_rate():
     torch.manual_seed(3)
     packing = pack([PairIds(np.arange(200), None)])
     sides = torch.zeros(200, 3, 2, 200)
@@ -205,7 +208,7 @@ def test_attention_weights_are_dropped_as_often_as_asked():
     assert mixed[mixed > 0].unique().tolist() == pytest.approx([scale(0.2)], rel=1e-5)
 
 
-def test_the_random_state_of_torch_decides_every_mask():
+def test_the_seed_of_torch_determines_every_mask():
     torch.manual_seed(4)
     first = random_bits(1001)
     after = random_bits(1001)
@@ -222,7 +225,7 @@ def test_a_rate_of_zero_is_no_dropout():
     assert torch.equal(kernels.add(states, states, 0.0), 2 * states)
 
 
-def test_families_without_a_packed_pass_are_trained_padded_or_say_so():
+def test_families_without_a_packed_pass_are_trained_padded_and_refuse_unpadded():
     deberta, bert = build("deberta-v3"), build("bert")
     assert not has_unpadded(deberta)
     assert not runs_packed(deberta, "auto")
@@ -230,3 +233,20 @@ def test_families_without_a_packed_pass_are_trained_padded_or_say_so():
     assert not runs_packed(bert, "padded")
     with pytest.raises(ConfigError, match="deberta-v2 models are trained padded only"):
         runs_packed(deberta, "unpadded")
+
+
+KEEP_FREED_MEMORY = """
+import resource
+from xsweep.trainer.cpu_kernels import keep_freed_memory
+limit = {limit}
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+print(keep_freed_memory())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+@pytest.mark.parametrize(("limit", "kept"), [("resource.RLIM_INFINITY", True), ("2**40", False)])
+def test_freed_memory_is_kept_unless_the_address_space_is_limited(limit, kept):
+    command = [sys.executable, "-c", KEEP_FREED_MEMORY.format(limit=limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(kept)

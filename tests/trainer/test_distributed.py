@@ -1,4 +1,4 @@
-"""Trainings of several processes: like those of one, killed and continued, on fewer of them."""
+"""Trainings on several ranks equal those on one, also when killed and resumed on fewer."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from curves import ENGINES, curve, digest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# Loads everything once and forks the ranks of each phase: starting them one by one takes minutes.
+# Imports once and forks the ranks of each phase: starting them one by one takes minutes.
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
@@ -21,7 +21,7 @@ from xsweep.trainer.forward import Scorer, slots
 from xsweep.trainer.train import run_job
 
 def small_device():
-    # From now on a backward pass of more than 200 tokens finds no memory.
+    # From now on a backward pass of more than 200 tokens runs out of memory.
     forward = Scorer.forward
     def limited(self, forwards):
         if torch.is_grad_enabled() and sum(map(slots, forwards)) > 200:
@@ -57,12 +57,12 @@ for phase, (size, jobs) in enumerate(phases):
 (home / "codes.json").write_text(json.dumps(codes))
 """
 
-KILLED, WELL = -9, 0
+KILLED, DONE = -9, 0
 
 
 @pytest.fixture(scope="module")
 def home(world, tmp_path_factory):
-    """Folders of one training, named by ranks and engine; `killed` at step 5 and `again` after."""
+    """Folders of one training by ranks and engine: `killed` at step 5, resumed as `again`."""
     home = tmp_path_factory.mktemp("ranks")
 
     def job(name, engine, earlier=(), killed_at=None, **settings):
@@ -71,7 +71,7 @@ def home(world, tmp_path_factory):
 
     phases, expected = [], []
 
-    def phase(size, *jobs, code=WELL):
+    def phase(size, *jobs, code=DONE):
         phases.append((size, jobs))
         expected.append([code] * size)
 
@@ -114,7 +114,7 @@ def test_three_ranks_give_the_curve_of_one(home, name):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", ["plain", "zero-1"])
-def test_killed_processes_go_on_to_the_same_weights(home, ranks, name):
+def test_killed_trainings_resume_to_the_same_weights(home, ranks, name):
     undisturbed, again = home / f"{ranks} {name}", home / f"{ranks} {name} again"
     kept = [path.name for path in (home / f"{ranks} {name} killed" / "checkpoints").iterdir()]
     assert kept == ["step-3"]
@@ -124,12 +124,12 @@ def test_killed_processes_go_on_to_the_same_weights(home, ranks, name):
 
 
 @pytest.mark.parametrize("name", ["plain", "zero-1"])
-def test_a_training_of_two_ranks_may_go_on_with_one_and_says_so(home, name):
+def test_a_training_of_two_ranks_can_resume_on_one_and_records_it(home, name):
     assert curve(home / f"fewer {name}") == pytest.approx(curve(home / "1 plain"), rel=1e-5)
     assert summary(home / f"fewer {name}")["ranks"] == [[0, 2], [3, 1]]
 
 
-def test_ranks_halve_together_where_one_of_them_has_no_memory(home):
+def test_all_ranks_halve_the_budget_if_one_runs_out_of_memory(home):
     for figure in ("loss", "grad_norm", "validation"):
         expected = curve(home / "2 no dropout", figure)
         assert curve(home / "2 memory", figure) == pytest.approx(expected, rel=1e-4)

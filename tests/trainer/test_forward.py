@@ -42,7 +42,7 @@ def test_padded_passes_score_as_each_pair_alone_in_every_family(family, implemen
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_order_and_the_size_of_passes_change_no_score_in_any_family(family):
+def test_scores_do_not_depend_on_the_order_and_size_of_passes_in_any_family(family):
     model = build(family)
     pad_id = FAMILIES[family].pad_token_id
     forwards, alone = passes(pad_id)
@@ -63,7 +63,7 @@ def padded(rows, pad_id, length):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_are_those_of_the_models_own_lookup_in_every_family(family):
+def test_gradients_equal_those_of_the_models_own_lookup_in_every_family(family):
     model = build(family)
     forwards, alone = passes(FAMILIES[family].pad_token_id)
     torch.cat([model(input_ids=ids).logits[:, 0] for ids in alone]).square().sum().backward()
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_models_own_lookup_in_every_family(family):
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-4)
 
 
-def test_attention_is_set_back_after_the_block():
+def test_attention_is_restored_after_the_block():
     model = build("bert")
     with attention(model, "eager"):
         assert model.config._attn_implementation == "eager"

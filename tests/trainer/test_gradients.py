@@ -1,4 +1,4 @@
-"""The gradient of a global batch does not depend on how it is cut, passed through or dealt."""
+"""The gradient of a global batch does not depend on its cut, its passes or the ranks."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from xsweep.trainer.specs import ObjectiveSpec
 
 
 class PlainBackward:
-    """One rank that only adds gradients up, and counts how often."""
+    """An engine of one rank that adds up gradients and counts backward passes."""
 
     rank, ranks = 0, 1
 
@@ -30,7 +30,7 @@ class PlainBackward:
         loss.backward()
 
 
-def gradient(world, objective, budget, *, dropout, labels=False, packed=False):
+def gradient(world, objective, budget, out, *, dropout, labels=False, packed=False):
     """Loss and gradient of five lists of 2 to 6 documents, and the number of backward passes."""
     model, _, assembler, samples = world.prepared(
         packed=packed, micro_batch_tokens=budget, forward_tokens=60
@@ -43,17 +43,19 @@ def gradient(world, objective, budget, *, dropout, labels=False, packed=False):
     spec = SimpleNamespace(objective=ObjectiveSpec.model_validate(objective), seed=3)
     engine = PlainBackward(scorer)
     with attention(model, "eager"):
-        work = Gradients(spec, engine, scorer, assembler).add(samples, step=4)
+        budgets = Budgets(budget, out)
+        work = Gradients(spec, engine, scorer, assembler, budgets).add(samples, step=4)
     gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     return work.loss, gradients, engine.passes
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_lists_in_two_passes_have_the_gradient_of_whole_lists(world, name):
+def test_lists_in_two_passes_have_the_gradient_of_whole_lists(world, tmp_path, name):
     settings = {"dropout": False, "labels": OBJECTIVES[name].labels_only}
-    whole, expected, one = gradient(world, {"name": name}, 100_000, **settings)
+    whole, expected, one = gradient(world, {"name": name}, 100_000, tmp_path, **settings)
     for packed in (False, True):
-        loss, found, several = gradient(world, {"name": name}, 70, **settings, packed=packed)
+        settings["packed"] = packed
+        loss, found, several = gradient(world, {"name": name}, 70, tmp_path, **settings)
         assert one == 1
         assert several > 5
         assert loss == pytest.approx(whole, rel=1e-5)
@@ -62,9 +64,9 @@ def test_lists_in_two_passes_have_the_gradient_of_whole_lists(world, name):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_dropout_is_the_same_in_both_passes(world, packed):
-    # With a budget of one list each list is a micro-batch with a random state of its own,
-    # whether it takes one pass or, just above the budget, two.
+def test_dropout_is_the_same_in_both_passes(world, tmp_path, packed):
+    # Each list is a global batch of one micro-batch with its own seed, which takes one pass or,
+    # above the budget, two.
     model, _, assembler, samples = world.prepared(
         packed=packed, micro_batch_tokens=100_000, forward_tokens=60
     )
@@ -72,11 +74,9 @@ def test_dropout_is_the_same_in_both_passes(world, packed):
     spec = SimpleNamespace(objective=ObjectiveSpec(name="distill_ranknet"), seed=3)
     found = []
     for budget in (100_000, 70):
-        assembler.micro_batch_tokens = budget
         engine = PlainBackward(scorer)
-        losses = []
-        for step, sample in enumerate(samples):
-            losses.append(Gradients(spec, engine, scorer, assembler).add([sample], step).loss)
+        gradients = Gradients(spec, engine, scorer, assembler, Budgets(budget, tmp_path))
+        losses = [gradients.add([sample], step).loss for step, sample in enumerate(samples)]
         found.append(
             (
                 losses,
@@ -107,10 +107,10 @@ def test_a_combination_is_the_weighted_sum_of_means():
     assert loss.item() == pytest.approx(0.241311 + 0.5 * 1.25 / 3, abs=1e-6)
 
 
-def test_one_loss_alone_takes_the_teachers_signal_as_it_is():
+def test_a_single_loss_takes_the_teachers_signal_unchanged():
     (term,) = build_terms(ObjectiveSpec(name="bce"))
     targets = Targets(torch.tensor([[1.0, 0]]), torch.tensor([[0.0, 1]]), torch.ones(1, 2).bool())
-    total, _ = term.parts(torch.tensor([[50.0, -50]]), targets)
+    total, _ = term.sum_and_count(torch.tensor([[50.0, -50]]), targets)
     assert total.item() < 1e-6
 
 
@@ -135,7 +135,7 @@ def test_a_budget_of_one_token_cannot_be_halved(tmp_path):
         Budgets(1, tmp_path).halve(0, 30, error)
 
 
-def test_the_allocator_of_the_cpu_says_when_memory_is_out():
+def test_out_of_memory_on_a_cpu_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
     assert is_out_of_memory(caught.value)

@@ -19,7 +19,7 @@ def test_an_attempt_continues_the_records_up_to_its_step(tmp_path):
     assert records[-1]["loss"] == 0.5
 
 
-def test_long_trainings_are_thinned_out_but_keep_every_validation(tmp_path):
+def test_long_trainings_record_every_nth_step_and_every_validation(tmp_path):
     with MetricsLog(tmp_path, steps=200_000) as log:
         for step in (50, 100, 149, 151):
             log.add({"step": step, "loss": 1.0} | ({"validation": 0.5} if step == 149 else {}))

@@ -11,7 +11,7 @@ from xsweep.errors import ConfigError, DivergenceError, Stopped
 from xsweep.evaluator.data.files import write_manifest
 from xsweep.trainer.checkpoint import list_checkpoints
 from xsweep.trainer.forward import Scorer, slots
-from xsweep.trainer.loop import _Training
+from xsweep.trainer.loop import Prefetcher, _Training
 from xsweep.trainer.train import run_job
 
 
@@ -34,7 +34,7 @@ def undisturbed(world, tmp_path_factory):
 def stop_at(step):
     def report(done, total, **_):
         if done == step:
-            raise Stopped("asked to leave")
+            raise Stopped("asked to stop")
 
     return report
 
@@ -63,11 +63,11 @@ def test_a_stopped_and_continued_training_ends_with_the_same_weights(
 
 
 @pytest.mark.parametrize("name", ["plain", "zero-1"])
-def test_a_killed_training_loses_no_more_than_a_checkpoints_age(
+def test_a_killed_training_loses_at_most_the_age_of_a_checkpoint(
     world, undisturbed, tmp_path, monkeypatch, name
 ):
     class Killed(BaseException):
-        """What leaves no time to save, as SIGKILL does."""
+        """Leaves no time to save, like SIGKILL."""
 
     def kill(done, total, **_):
         if done == 6:
@@ -83,7 +83,7 @@ def test_a_killed_training_loses_no_more_than_a_checkpoints_age(
     assert digest(second) == digest(undisturbed[name])
 
 
-def test_before_its_time_a_training_keeps_to_its_steps(world, tmp_path):
+def test_a_checkpoint_is_written_neither_before_its_step_nor_before_its_age(world, tmp_path):
     def kill(done, total, **_):
         if done == 3:
             raise KeyboardInterrupt
@@ -93,14 +93,14 @@ def test_before_its_time_a_training_keeps_to_its_steps(world, tmp_path):
     assert list_checkpoints([tmp_path / "first" / "checkpoints"]) == []
 
 
-def test_a_training_may_continue_under_the_other_engine(world, undisturbed, tmp_path):
+def test_a_training_can_resume_under_another_engine(world, undisturbed, tmp_path):
     with pytest.raises(Stopped):
         train(world, tmp_path / "first", **ENGINES["zero-2"], report=stop_at(5))
     out = train(world, tmp_path / "second", **ENGINES["plain"], resume_from=[tmp_path / "first"])
     assert curve(out) == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
 
 
-def test_a_checkpoint_of_an_older_version_is_continued(world, undisturbed, tmp_path):
+def test_a_checkpoint_of_an_older_version_is_resumed(world, undisturbed, tmp_path):
     with pytest.raises(Stopped):
         train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(5))
     newest = list_checkpoints([tmp_path / "first" / "checkpoints"])[0]
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_an_older_version_is_continued(world, undisturbed, tmp_p
     assert digest(out) == digest(undisturbed["plain"])
 
 
-def test_steps_prepared_in_a_thread_are_the_same_steps(world, undisturbed, tmp_path):
+def test_prefetched_steps_give_the_same_weights(world, undisturbed, tmp_path):
     prepare, threads = _Training._prepare, []
 
     def watched(self, step):
@@ -119,7 +119,7 @@ def test_steps_prepared_in_a_thread_are_the_same_steps(world, undisturbed, tmp_p
         return prepare(self, step)
 
     with (
-        patch("xsweep.trainer.loop.works_ahead", lambda device: True),
+        patch("xsweep.trainer.loop.prefetches", lambda device: True),
         patch.object(_Training, "_prepare", watched),
     ):
         with pytest.raises(Stopped):
@@ -127,10 +127,10 @@ def test_steps_prepared_in_a_thread_are_the_same_steps(world, undisturbed, tmp_p
         out = train(world, tmp_path / "out", **ENGINES["plain"], resume_from=[tmp_path / "first"])
     assert digest(out) == digest(undisturbed["plain"])
     assert [step for step, _ in threads] == [0, 1, 2, 3, 4, 5, 5, 6, 7]
-    assert all(name.startswith("ahead") for _, name in threads)
+    assert all(name.startswith("prefetch") for _, name in threads)
 
 
-def test_the_seed_decides_everything(world, undisturbed, tmp_path):
+def test_the_seed_determines_the_weights(world, undisturbed, tmp_path):
     again = train(world, tmp_path / "again", **ENGINES["plain"])
     assert digest(again) == digest(undisturbed["plain"])
     spec = world.spec(**ENGINES["plain"]) | {"seed": 13}
@@ -164,16 +164,16 @@ def test_without_dropout_padding_changes_nothing(world, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["padded", "unpadded"])
-def test_activations_computed_twice_change_no_number(world, tmp_path, layout):
+def test_gradient_checkpointing_changes_no_number(world, tmp_path, layout):
     outs = [
-        train(world, tmp_path / str(twice), layout=layout, gradient_checkpointing=twice)
-        for twice in (False, True)
+        train(world, tmp_path / str(recompute), layout=layout, gradient_checkpointing=recompute)
+        for recompute in (False, True)
     ]
     assert curve(outs[1]) == pytest.approx(curve(outs[0]), rel=1e-5)
 
 
 @pytest.mark.parametrize("objective", ["bce", "hinge", "margin_mse", "distill_ranknet", "adr_mse"])
-def test_every_objective_lowers_its_loss_on_what_it_sees(world, tmp_path, objective):
+def test_every_objective_lowers_its_training_loss(world, tmp_path, objective):
     optimisation = {"steps": 40, "lr": 1e-3, "warmup_steps": 1, "dropout": False}
     losses = curve(train(world, tmp_path / "out", objective=objective, **optimisation))
     assert sum(losses[-10:]) < sum(losses[:10])
@@ -190,7 +190,7 @@ def test_the_best_checkpoint_is_the_result_and_patience_ends_a_training(world, t
     assert summary["steps"] == summary["best_step"] + 4 < 60
 
 
-def test_a_loss_that_is_no_number_stops_with_step_and_queries(world, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_training_with_step_and_queries(world, tmp_path):
     huge = tmp_path / "teacher"
     huge.mkdir()
     lines = [f"q{q} Q0 d{q} 1 3e38 x\nq{q} Q0 d{q + 1} 2 -3e38 x\n" for q in range(24)]
@@ -205,13 +205,13 @@ def test_a_loss_that_is_no_number_stops_with_step_and_queries(world, tmp_path):
 def test_checkpoints_of_another_training_are_refused(world, tmp_path):
     with pytest.raises(Stopped):
         train(world, tmp_path / "first", report=stop_at(2))
-    with pytest.raises(ConfigError, match="another training"):
+    with pytest.raises(ConfigError, match="of another training"):
         train(world, tmp_path / "second", lr=2e-3, resume_from=[tmp_path / "first"])
 
 
 @pytest.mark.parametrize("engine", ["plain", "zero-0"])
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_a_device_without_memory_gets_smaller_micro_batches_of_the_same_batch(
+def test_out_of_memory_halves_the_micro_batches_of_the_same_global_batch(
     world, tmp_path, engine, where
 ):
     forward, failed = Scorer.forward, []
@@ -243,7 +243,7 @@ def test_a_device_without_memory_gets_smaller_micro_batches_of_the_same_batch(
     assert json.loads((expected / "summary.json").read_text())["halved_budgets"] == []
 
 
-def test_an_engine_that_cannot_go_on_leaves_the_smaller_budget_to_the_next_attempt(world, tmp_path):
+def test_an_attempt_that_runs_out_of_memory_halves_the_budget_of_the_next(world, tmp_path):
     error = torch.OutOfMemoryError("no memory")
     with (
         patch.object(Scorer, "forward", side_effect=error),
@@ -267,3 +267,39 @@ def test_a_combination_of_losses_is_trained(world, tmp_path):
         run_job("train", alone, world.inputs, tmp_path / name)
         parts.append(curve(tmp_path / name)[0])
     assert curve(tmp_path / "out")[0] == pytest.approx(parts[0] + 0.1 * parts[1], rel=1e-4)
+
+
+def test_the_next_step_is_prepared_before_it_is_requested():
+    made, ready = [], threading.Event()
+
+    def make(step):
+        made.append(step)
+        if step == 1:
+            ready.set()
+        return step * 10
+
+    prefetcher = Prefetcher(make, steps=3)
+    assert prefetcher.get(0) == 0
+    assert ready.wait(10)
+    assert [prefetcher.get(1), prefetcher.get(2)] == [10, 20]
+    prefetcher.close()
+    assert made == [0, 1, 2]
+
+
+def test_a_step_out_of_order_is_prepared_on_request():
+    prefetcher = Prefetcher(lambda step: step * 10, steps=100)
+    assert [prefetcher.get(0), prefetcher.get(7), prefetcher.get(8)] == [0, 70, 80]
+    prefetcher.close()
+
+
+def test_an_error_in_the_thread_is_raised_where_the_step_is_requested():
+    def make(step):
+        if step == 1:
+            raise ValueError("unreadable")
+        return step
+
+    prefetcher = Prefetcher(make, steps=3)
+    prefetcher.get(0)
+    with pytest.raises(ValueError, match="unreadable"):
+        prefetcher.get(1)
+    prefetcher.close()

@@ -122,7 +122,7 @@ import torch
 from xsweep.evaluator.data.collection import Collection
 from xsweep.trainer.objectives import OBJECTIVES, distill_ranknet
 from xsweep.trainer.specs import TeacherSpec
-from xsweep.trainer.teachers import open_teacher
+from xsweep.trainer.train import open_teacher
 scores, targets = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1))
 mask = torch.ones(3, 5, dtype=torch.bool)
 shown = OBJECTIVES["logistic"].function(scores, targets, mask)

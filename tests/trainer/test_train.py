@@ -19,7 +19,7 @@ PAIRS = [("w1 w2 w3", "w1 w4 w5 w2"), ("w9", "w3 w3 w8 w8 w10 w11 w12")]
 
 @pytest.fixture(scope="module")
 def finished(world, tmp_path_factory):
-    """A folder that the plain program wrote."""
+    """The result of the plain program."""
     home = tmp_path_factory.mktemp("train")
     job = {
         "kind": "train",
@@ -33,7 +33,7 @@ def finished(world, tmp_path_factory):
     return home / "out"
 
 
-def test_a_finished_folder_is_closed_and_holds_what_was_promised(finished):
+def test_a_finished_folder_is_closed_and_complete(finished):
     files = read_manifest(finished)["files"]
     assert {"metrics.jsonl", "summary.json", "provenance.json"} <= files.keys()
     assert {"model/model.safetensors", "model/config.json", "model/README.md"} <= files.keys()
@@ -69,14 +69,14 @@ def test_tensorboard_has_every_curve(finished):
     assert steps == {figure: [1, 2, 3, 4, 5, 6] for figure in figures}
 
 
-def test_the_evaluator_reads_the_model_as_it_is(finished):
+def test_the_evaluator_loads_the_model(finished):
     from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 
     model, _ = load_cross_encoder(finished / "model")
     assert model.config.num_labels == 1
 
 
-def test_the_model_card_tells_the_setting_and_no_folder_of_this_machine(finished, world):
+def test_the_model_card_has_the_settings_and_no_folder_of_this_machine(finished, world):
     card = (finished / "model" / "README.md").read_text()
     assert "| objective | infonce |" in card
     assert "best nDCG@10" in card
@@ -86,7 +86,7 @@ def test_the_model_card_tells_the_setting_and_no_folder_of_this_machine(finished
     assert str(world.home) not in card
 
 
-def test_kept_layers_make_a_plain_smaller_model(world, tmp_path):
+def test_a_backbone_of_fewer_layers_gives_a_smaller_model(world, tmp_path):
     from transformers import AutoModelForSequenceClassification
 
     spec = world.spec(steps=3, warmup_steps=0)
@@ -126,7 +126,7 @@ def test_bf16_follows_the_losses_of_fp32_on_a_packaged_backbone(world, tmp_path)
     assert curves["bf16"] != curves["fp32"]
 
 
-def test_a_stage_starts_from_the_model_of_the_one_before(world, finished, tmp_path):
+def test_a_stage_starts_from_the_model_of_the_previous_one(world, finished, tmp_path):
     spec = world.spec("adr_mse", steps=2, lr=1e-12, warmup_steps=0)
     spec |= {"continues": True, "validation": None}
     with pytest.raises(ConfigError, match="'start'"):
@@ -141,7 +141,7 @@ def test_a_stage_starts_from_the_model_of_the_one_before(world, finished, tmp_pa
     assert "| stage before | infonce, 6 steps |" in card
 
 
-def test_a_file_with_its_own_texts_and_scores_trains_a_model(real_data, tmp_path):
+def test_a_file_with_texts_and_scores_trains_a_model(real_data, tmp_path):
     from xsweep.evaluator.data import load_collection
     from xsweep.evaluator.models.token_store import TokenStore
     from xsweep.evaluator.models.tokenizer import load_tokenizer
@@ -186,7 +186,7 @@ def test_a_wrong_job_is_refused(world, tmp_path, change, message):
         run_job(**job, out=tmp_path)
 
 
-def test_the_program_saves_and_leaves_on_a_signal_and_goes_on_when_called_again(world, tmp_path):
+def test_the_program_saves_and_exits_on_a_signal_and_resumes_when_called_again(world, tmp_path):
     job = {
         "kind": "train",
         "spec": world.spec(steps=400) | {"validation": None},
@@ -197,22 +197,22 @@ def test_the_program_saves_and_leaves_on_a_signal_and_goes_on_when_called_again(
     process = subprocess.Popen(command, cwd=PROJECT, stdout=PIPE, stderr=PIPE, text=True)
     assert process.stdout.readline().startswith("step 1/400")
     process.terminate()
-    _, said = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
-    (step,) = re.findall(r"error: left on SIGTERM after step (\d+)", said)
+    (step,) = re.findall(r"error: stopped by SIGTERM after step (\d+)", errors)
     (kept,) = (tmp_path / "out" / "checkpoints").iterdir()
     assert kept.name == f"step-{step}"
 
     def report(done, *_, **__):
         assert done == int(step) + 1
-        raise Stopped("enough seen")
+        raise Stopped("after one step")
 
-    with pytest.raises(Stopped, match="enough"):
+    with pytest.raises(Stopped, match="after one step"):
         run_job(**job, out=tmp_path / "out", report=report, resume_from=[tmp_path / "out"])
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"kind": "train"}'])
-def test_the_program_explains_a_job_file_that_is_none(tmp_path, content):
+def test_the_program_refuses_a_malformed_job_file(tmp_path, content):
     path = tmp_path / "job.json"
     path.write_text(content)
     command = [sys.executable, "-m", "xsweep.trainer", path, tmp_path / "out"]

@@ -34,7 +34,7 @@ def test_a_validation_equals_scoring_texts_one_by_one_and_ir_measures(world):
     assert value == pytest.approx(expected[ir_measures.nDCG @ 10], abs=1e-9)
 
 
-def test_a_missing_input_is_named(world):
+def test_an_error_names_a_missing_input(world):
     spec = TrainSpec.model_validate(world.spec())
     with pytest.raises(ConfigError, match="'validation_tokens'"):
         prepare_validation(spec, {"validation": world.inputs["validation"]}, None)

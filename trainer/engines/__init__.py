@@ -1,4 +1,4 @@
-"""Engines: who holds the optimiser and moves the weights. Both give the same training."""
+"""Engines hold the optimiser and update the weights; each gives the same training."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -10,15 +10,15 @@ from xsweep.trainer.specs import OptimisationSpec
 
 
 class Engine(Protocol):
-    """Gradients are summed over backward passes and ranks until `step` uses them up."""
+    """Sums gradients over backward passes and ranks until `step` applies them."""
 
     rank: int
     ranks: int
     can_agree: bool
-    """Whether ranks exchange gradients in `step` alone, so that all hear of one that failed."""
+    """True if ranks exchange gradients only in `step`: before it they can agree on a failure."""
 
     def __call__(self, forwards: list[Inputs]) -> Tensor:
-        """The logits of a micro-batch, see `Scorer`."""
+        """The logits of a micro-batch, as `Scorer` gives them."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -26,30 +26,30 @@ class Engine(Protocol):
         ...
 
     def discard(self) -> bool:
-        """Drops the gradient after a backward pass that failed; False where it cannot go on.
+        """Drops the gradient after a failed backward pass; False if the engine cannot continue.
 
-        Where ranks cannot agree the others wait in an exchange that never comes.
+        If ranks cannot agree, the others wait in an exchange that never completes.
         """
         ...
 
     def step(self, lr: float) -> float:
-        """Clips, updates the weights, clears the gradient; its norm before clipping."""
+        """Clips, updates the weights, clears the gradient; returns its norm before clipping."""
         ...
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's state as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, fp32, whole.
+        """AdamW's state as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, fp32, unsharded.
 
-        The same in every engine, so that a training may resume under another one.
+        The same in every engine, so that a training can resume under another one.
         """
         ...
 
     def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
-        """Continues from weights and moments that `steps` updates have made."""
+        """Restores the weights and moments that `steps` updates have made."""
         ...
 
 
 def open_engine(scorer: Scorer, settings: OptimisationSpec) -> AbstractContextManager[Engine]:
-    """The engine that the settings name, with its process group, until the block ends."""
+    """Opens the engine that the settings name, and its process group, until the block ends."""
     if settings.engine == "deepspeed":
         from xsweep.trainer.engines.deepspeed import open_deepspeed
 

@@ -1,9 +1,9 @@
 """The DeepSpeed engine: ZeRO 0, 1 or 2 around our optimiser, schedule and autocast.
 
-DeepSpeed's own optimisers, schedulers and bf16 modes are left out on purpose: their meaning
-changed within 2026, and its autocast would reduce gradients in bf16. The caller decides where a
-step ends (`managed_gradient_accumulation`) and gradients are summed, not averaged, over ranks,
-since the loss is already divided by the global count. Needs DeepSpeed 0.19.6 or later.
+DeepSpeed's own optimisers, schedulers and bf16 modes are not used: their meaning changed within
+2026, and its autocast would reduce gradients in bf16. The caller ends a step
+(`managed_gradient_accumulation`), and gradients are summed over ranks, not averaged, since the
+loss is already divided by the global count. Needs DeepSpeed 0.19.6 or later.
 """
 
 import os
@@ -16,15 +16,23 @@ from torch import Tensor
 
 from xsweep.trainer.distributed import Ranks, process_group
 from xsweep.trainer.forward import Inputs, Scorer
-from xsweep.trainer.optimizer import MOMENTS, build_adamw, clip, read_moments, set_lr, write_moments
+from xsweep.trainer.optimizer import (
+    MOMENTS,
+    build_adamw,
+    clip,
+    read_moments,
+    set_lr,
+    write_moments,
+    write_weights,
+)
 from xsweep.trainer.specs import OptimisationSpec
 
 
 @contextmanager
 def open_deepspeed(scorer: Scorer, settings: OptimisationSpec) -> Iterator["DeepSpeedEngine"]:
-    """The engine and its process group."""
+    """Opens the engine and its process group."""
     deepspeed = load_deepspeed()
-    with process_group(leave=deepspeed.comm.destroy_process_group) as ranks:
+    with process_group(destroy=deepspeed.comm.destroy_process_group) as ranks:
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         engine = DeepSpeedEngine(deepspeed, scorer, settings, ranks)
         try:
@@ -34,21 +42,21 @@ def open_deepspeed(scorer: Scorer, settings: OptimisationSpec) -> Iterator["Deep
 
 
 def load_deepspeed() -> Any:
-    """DeepSpeed, imported quietly and for the device that torch sees."""
+    """Imports DeepSpeed without log output, for the device that torch sees."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "error")
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
-    # Otherwise the CPU accelerator compiles a C++ operator (half a minute with g++) for exchange
-    # through shared memory; gloo is there and one rank exchanges nothing.
+    # Otherwise the CPU accelerator compiles a C++ operator (half a minute with g++) to exchange
+    # through shared memory; gloo does that, and one rank exchanges nothing.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 class DeepSpeedEngine:
-    """Moves the weights by DeepSpeed; see `xsweep.trainer.engines.Engine`."""
+    """Updates the weights with DeepSpeed."""
 
     can_agree = False
 
@@ -60,8 +68,7 @@ class DeepSpeedEngine:
         self.stage = settings.zero_stage
         self.adamw = build_adamw(scorer.model, settings)
         self.norm = 0.0
-        # Stage 0 neither reports the norm nor offers it later: there we clip, just before the
-        # update and after the reduction.
+        # Stage 0 does not report the norm, so we clip ourselves, between reduction and update.
         if self.stage == 0:
             parameters = [p for p in scorer.parameters() if p.requires_grad]
 
@@ -86,9 +93,9 @@ class DeepSpeedEngine:
         )
         self.functions = deepspeed.utils
         if self.stage:
-            self._tie_moments(steps=0)
+            self._link_moments(steps=0)
         elif ranks.size == 1:
-            # It would flatten, exchange with nobody and copy back: 5 times AdamW's own time.
+            # It would flatten, exchange with no rank and copy back: 5 times AdamW's own time.
             self.inner.enable_backward_allreduce = False
 
     def __call__(self, forwards: list[Inputs]) -> Tensor:
@@ -98,7 +105,7 @@ class DeepSpeedEngine:
         self.inner.backward(loss)
 
     def discard(self) -> bool:
-        # Stages 1 and 2 keep part of the gradient in buckets of their own.
+        # Stages 1 and 2 keep part of the gradient in their own buckets.
         self.adamw.zero_grad()
         return self.ranks == 1 and self.stage == 0
 
@@ -119,24 +126,22 @@ class DeepSpeedEngine:
 
     def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
         model = self.scorer.model
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(weights[name])
+        write_weights(model, weights)
         if self.stage == 0:
             write_moments(model, self.adamw, moments, steps)
             return
-        self._tie_moments(steps)
+        self._link_moments(steps)
         for name, parameter in model.named_parameters():
             self.functions.safe_set_full_fp32_param(parameter, weights[name])
             for moment in MOMENTS:
                 whole = moments.get(f"{moment}.{name}", torch.zeros_like(parameter))
                 self.functions.safe_set_full_optimizer_state(parameter, whole, moment)
 
-    def _tie_moments(self, steps: int) -> None:
-        """Makes AdamW's state and lets DeepSpeed find each parameter's part of it.
+    def _link_moments(self, steps: int) -> None:
+        """Creates AdamW's state and links each parameter to its part of it.
 
-        Left alone it does so in the first step, after the first parameter group's update, and
-        misses the other groups (0.19.8).
+        DeepSpeed itself links them in the first step, after the first parameter group's update,
+        and misses the other groups (0.19.8).
         """
         zero = self.inner.optimizer
         for partition in zero.single_partition_of_fp32_groups:

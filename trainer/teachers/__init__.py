@@ -1,34 +1,36 @@
-"""Teachers: where samples come from. One sample is a query with its documents and targets."""
+"""A teacher draws samples; a sample is a query with documents and their targets."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from xsweep.trainer.teachers.teacher import Teacher
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from xsweep.evaluator.data.collection import Collection
-    from xsweep.trainer.specs import TeacherSpec
+    import numpy as np
 
 
-def open_teacher(
-    spec: TeacherSpec,
-    collection: Collection,
-    documents: Container[str],
-    inputs: Mapping[str, Path],
-) -> Teacher:
-    """The teacher that a specification names, over one collection's queries and qrels.
+class Sample(NamedTuple):
+    """A query with D documents; with negatives, document 0 is the positive."""
 
-    Raises DataError where a file is missing, malformed or not what was declared, where a document
-    is unknown, and where nothing is left to train on.
-    """
-    from xsweep.trainer.teachers.formats import FORMATS
-    from xsweep.trainer.teachers.lists import ListTeacher, read_lists
-    from xsweep.trainer.teachers.pairs import open_pairs
+    query_id: str
+    doc_ids: tuple[str, ...]
+    targets_D: np.ndarray
+    """float32, higher is better: 1/0 for labels, a teacher's scores, or negated ranks."""
+    labels_D: np.ndarray | None = None
+    """float32: 1 for relevant documents, else 0; None if the targets are labels."""
 
-    if FORMATS[spec.source.type].pairs:
-        return open_pairs(spec.source, collection, documents)
-    lists = read_lists(spec, inputs)
-    return ListTeacher(spec, lists, collection.queries, collection.qrels, documents)
+
+class Teacher(Protocol):
+    """A fixed number of units (queries or lines), each of which gives samples."""
+
+    queries: dict[str, str]
+    """Texts of the queries that samples can have."""
+    counts: dict[str, int]
+    """Units used and skipped, by reason, for the summary."""
+    uses_chance: bool
+    """True if a unit has several samples; else `draw` takes no generator."""
+
+    def __len__(self) -> int: ...
+
+    def draw(self, unit: int, generator: Any) -> Sample:
+        """Draws a sample of one unit; all randomness comes from the generator."""
+        ...

@@ -1,10 +1,10 @@
-"""Formats of a teacher's signal: how a specification names each, and its reader.
+"""Formats of a teacher's signal: the source that a specification names, and its reader.
 
-A format is a `Source` with a `type` of its own, and a function under `@teacher_format` that reads
-it: a ranked list for each query, or finished pairs. Where the source is a file, its type is also
-the key that names the file in a grid.
+A format is a `Source` class with its own `type`, and a reader under `@teacher_format`. The reader
+gives a ranked list for each query (`ListFile`) or finished pairs (`PairFile`). If the source is a
+file, its type is also the key for that file in a grid.
 
-Planning a grid imports this module, which imports no NumPy; `lists` and `pairs` draw the samples.
+Planning a grid imports this module, so it imports no NumPy; `lists` and `pairs` draw the samples.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ Reader = TypeVar("Reader", bound=Callable[..., "ListFile | PairFile"])
 
 
 class Source(Spec):
-    """Base of all sources."""
+    """Base class of all sources."""
 
     type: str
 
 
 class FileSource(Source):
-    """Base of the sources that are one file."""
+    """Base class of sources that are one file."""
 
     file: FileSpec
 
@@ -53,29 +53,29 @@ class ListFile(NamedTuple):
     path: Path
     entries: Iterable[Entry]
     by_rank: bool = False
-    """True where the values are negated ranks; a list's n documents then score n to 1."""
+    """True if the values are negated ranks; a list's n documents then score n to 1."""
 
 
 class Pair(NamedTuple):
-    """A query, a document that answers it better, and one that answers it worse."""
+    """A query with a better and a worse document."""
 
     query_id: str
     positive: str
     negative: str
     scores: tuple[float, float] | None = None
-    """Of both documents; None: labels."""
+    """Scores of both documents; None for labels."""
 
 
 class PairFile(NamedTuple):
-    """Finished pairs, a line each."""
+    """Finished pairs, one for each line."""
 
     name: str
-    """For errors."""
+    """Name of the file in error messages."""
     lines: Path | Iterable[bytes]
     parse: Callable[[str], Pair]
-    """Reads one line; raises ValueError for a malformed one."""
+    """Parses one line; raises ValueError if it is malformed."""
     expected: str
-    """The parts of a line, for errors."""
+    """The parts of a line in error messages."""
 
 
 class Format(NamedTuple):
@@ -83,9 +83,9 @@ class Format(NamedTuple):
 
     source: type[Source]
     signals: frozenset[Signal]
-    """Signals that it can give."""
+    """Signals that the format can give."""
     pairs: bool
-    """True for finished pairs, of which nothing is left to sample."""
+    """True for finished pairs, which leave nothing to sample."""
     read: Callable[..., Any]
     """`read(source) -> PairFile`, or `read(source, signal, inputs) -> ListFile`."""
 
@@ -93,13 +93,13 @@ class Format(NamedTuple):
 FORMATS: dict[str, Format] = {}
 """Formats by the `type` of their sources."""
 FILE_KEYS: dict[str, str] = {}
-"""The grid's keys for teachers that are files, with what their sources' docstrings say first."""
+"""Grid keys of the formats that are files, with the first paragraph of the source's docstring."""
 
 
 def teacher_format(
     source: type[Source], *, signals: tuple[Signal, ...], pairs: bool = False
 ) -> Callable[[Reader], Reader]:
-    """Declare the function below as the reader of a source, which can give these signals."""
+    """Declares a function as the reader of a source that can give these signals."""
 
     def declare(read: Reader) -> Reader:
         name = source.model_fields["type"].default
@@ -111,6 +111,17 @@ def teacher_format(
     return declare
 
 
+def _input(inputs: Mapping[str, Path], role: str) -> Path:
+    if role not in inputs:
+        raise ConfigError(f"this teacher needs the input {role!r}: name its folder in `inputs`")
+    return Path(inputs[role])
+
+
+def _trec(path: Path, order: Literal["score", "rank"] = "score") -> ListFile:
+    entries = itertools.starmap(Entry, run_lines(path, order))
+    return ListFile(path, entries, by_rank=order == "rank")
+
+
 class CandidatesSource(Source):
     """Labels over the `candidates` input: positives from the qrels, negatives from the ranking."""
 
@@ -119,19 +130,19 @@ class CandidatesSource(Source):
 
 @teacher_format(CandidatesSource, signals=("labels",))
 def read_candidates(source: Source, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-    """The candidates that a prepare job left."""
+    """Candidates of a `prepare` job."""
     return _trec(_input(inputs, "candidates") / "candidates.run.gz")
 
 
 class TeachSource(Source):
-    """The scores that a teach job left in its `scores.run.gz` (input `teacher`)."""
+    """Scores of a `teach` job, whose folder is the input `teacher`."""
 
     type: Literal["teach"] = "teach"
 
 
 @teacher_format(TeachSource, signals=("scores", "ranking"))
 def read_teach(source: Source, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-    """The scores that a teach job left."""
+    """Scores of a `teach` job."""
     return _trec(_input(inputs, "teacher") / "scores.run.gz")
 
 
@@ -140,7 +151,7 @@ class RunSource(FileSource):
 
     type: Literal["run"] = "run"
     order: Literal["rank", "score"] = "score"
-    """Which column orders a list: some published runs tie or disagree in the other one."""
+    """The column that orders a list: in some published runs the other one has ties or differs."""
 
 
 @teacher_format(RunSource, signals=("labels", "scores", "ranking"))
@@ -162,6 +173,21 @@ def read_scores(source: ScoresSource, signal: Signal, inputs: Mapping[str, Path]
     return ListFile(path, _score_lines(path))
 
 
+def _score_lines(path: Path) -> Iterator[Entry]:
+    for number, line in enumerate(read_lines(path), 1):
+        fields = decode(line, f"{path}:{number}").split()
+        try:
+            query_id, doc_id, score = fields
+            value = float(score)
+        except ValueError:
+            raise DataError(
+                f"{path}:{number}: expected a query id, a document id and a score, found {fields}"
+            ) from None
+        if not abs(value) < float("inf"):
+            raise DataError(f"{path}:{number}: the score {score} is not a finite number")
+        yield Entry(number, query_id, doc_id, value)
+
+
 class TriplesSource(FileSource):
     """Lines `query id <TAB> positive id <TAB> negative id` (MS MARCO's triples)."""
 
@@ -175,6 +201,14 @@ def read_triples(source: TriplesSource) -> PairFile:
     return PairFile(str(path), path, _triple, TRIPLE)
 
 
+TRIPLE = "query, positive and negative id"
+
+
+def _triple(line: str) -> Pair:
+    query_id, positive, negative = line.split()
+    return Pair(query_id, positive, negative)
+
+
 class DocpairsSource(Source):
     """The docpairs of an ir_datasets dataset, e.g. `msmarco-passage/train/triples-small`."""
 
@@ -184,19 +218,31 @@ class DocpairsSource(Source):
 
 @teacher_format(DocpairsSource, signals=("labels",), pairs=True)
 def read_docpairs(source: DocpairsSource) -> PairFile:
-    """The docpairs, by the file they are kept in where it has such lines."""
+    """The docpairs, read from their file if it has one in a known format."""
     import ir_datasets
     from ir_datasets.formats import TsvDocPairs
 
     try:
         pairs = ir_datasets.load(source.id).docpairs_handler()
-        # An hour of unpacking line by line for MS MARCO's 270 million, or a minute at once.
+        # MS MARCO's 270 million take an hour line by line, a minute as one file.
         path = Path(pairs.docpairs_path()) if type(pairs) is TsvDocPairs else None
-    except Exception as error:  # its loaders and the network raise nearly anything
+    except Exception as error:  # its loaders and the network raise any type
         raise _no_docpairs(source.id, error) from error
     is_plain = path and path.suffix in (".gz", ".tsv")
     lines = path if path and is_plain else _docpair_lines(source.id, pairs)
     return PairFile(source.id, lines, _triple, TRIPLE)
+
+
+def _docpair_lines(dataset_id: str, pairs: Any) -> Iterator[bytes]:
+    try:
+        for pair in pairs.docpairs_iter():
+            yield f"{pair.query_id}\t{pair.doc_id_a}\t{pair.doc_id_b}\n".encode()
+    except Exception as error:  # its loaders and the network raise any type
+        raise _no_docpairs(dataset_id, error) from error
+
+
+def _no_docpairs(dataset_id: str, error: Exception) -> DataError:
+    return DataError(f"{dataset_id}: ir_datasets gives no docpairs: {error}")
 
 
 class ScoreTriplesSource(FileSource):
@@ -215,6 +261,11 @@ def read_score_triples(source: ScoreTriplesSource) -> PairFile:
     return PairFile(str(path), path, _scored_triple, f"two scores, then {TRIPLE}")
 
 
+def _scored_triple(line: str) -> Pair:
+    high, low, query_id, positive, negative = line.split()
+    return Pair(query_id, positive, negative, (float(high), float(low)))
+
+
 class JsonlSource(FileSource):
     """Lines of a query with its passages: their texts, labels and scores.
 
@@ -226,39 +277,9 @@ class JsonlSource(FileSource):
 
 @teacher_format(JsonlSource, signals=("labels", "scores", "ranking"))
 def read_jsonl(source: JsonlSource, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-    """The passages in the teacher's order; for labels, which need no scores, in the file's."""
+    """Passages in the teacher's order; for labels, which need no scores, in the file's order."""
     path = checked(source.file)
     return ListFile(path, _passages(path, scored=signal != "labels"))
-
-
-def _input(inputs: Mapping[str, Path], role: str) -> Path:
-    if role not in inputs:
-        raise ConfigError(f"this teacher needs the input {role!r}: name its folder in `inputs`")
-    return Path(inputs[role])
-
-
-def _trec(path: Path, order: Literal["score", "rank"] = "score") -> ListFile:
-    entries = itertools.starmap(Entry, run_lines(path, order))
-    return ListFile(path, entries, by_rank=order == "rank")
-
-
-def _score_lines(path: Path) -> Iterator[Entry]:
-    found = False
-    for number, line in enumerate(read_lines(path), 1):
-        fields = decode(line, f"{path}:{number}").split()
-        try:
-            query_id, doc_id, score = fields
-            value = float(score)
-        except ValueError:
-            raise DataError(
-                f"{path}:{number}: expected a query id, a document id and a score, found {fields}"
-            ) from None
-        if not abs(value) < float("inf"):
-            raise DataError(f"{path}:{number}: the score {score} is not a finite number")
-        found = True
-        yield Entry(number, query_id, doc_id, value)
-    if not found:
-        raise DataError(f"{path}: the file holds no scores")
 
 
 def _passages(path: Path, scored: bool) -> Iterator[Entry]:
@@ -274,28 +295,3 @@ def _passages(path: Path, scored: bool) -> Iterator[Entry]:
             if passage.doc_id not in seen:  # equal texts are one document
                 seen.add(passage.doc_id)
                 yield Entry(int(query_id), query_id, passage.doc_id, score)
-
-
-TRIPLE = "query, positive and negative id"
-
-
-def _triple(line: str) -> Pair:
-    query_id, positive, negative = line.split()
-    return Pair(query_id, positive, negative)
-
-
-def _scored_triple(line: str) -> Pair:
-    high, low, query_id, positive, negative = line.split()
-    return Pair(query_id, positive, negative, (float(high), float(low)))
-
-
-def _docpair_lines(dataset_id: str, pairs: Any) -> Iterator[bytes]:
-    try:
-        for pair in pairs.docpairs_iter():
-            yield f"{pair.query_id}\t{pair.doc_id_a}\t{pair.doc_id_b}\n".encode()
-    except Exception as error:  # its loaders and the network raise nearly anything
-        raise _no_docpairs(dataset_id, error) from error
-
-
-def _no_docpairs(dataset_id: str, error: Exception) -> DataError:
-    return DataError(f"{dataset_id}: ir_datasets gives no docpairs: {error}")

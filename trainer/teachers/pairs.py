@@ -1,7 +1,7 @@
-"""Finished (query, positive, negative) pairs, a line each, in files of any size.
+"""Finished (query, positive, negative) pairs, one for each line, in files of any size.
 
-The file stays on disk; every 16th line's place is kept in memory (half a byte a line), and a
-line is found by reading the 16 that it stands among.
+The file stays on disk. Memory holds the start of every 16th line (half a byte for each line); a
+line is found by reading its block of 16.
 """
 
 import gzip
@@ -16,20 +16,21 @@ import numpy as np
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data.collection import Collection
+from xsweep.trainer.teachers import Sample
 from xsweep.trainer.teachers.formats import FORMATS, PairFile, Source
-from xsweep.trainer.teachers.teacher import Sample
 
 LARGEST = float(np.finfo(np.float32).max)
 LABELS = np.array((1, 0), dtype=np.float32)
+MISMATCH = ": pairs and collection must belong together"
 CHUNK_BYTES = 1 << 24
 STRIDE = 16
 
 
 class Lines:
-    """Lines by number, without their ends; the file is read as lines are asked for."""
+    """Lines by number, without line ends; read from the file on each access."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Takes the file over and reads it once."""
+        """Reads the file once and keeps it open."""
         self._file = file
         self._starts, self._count = _index(file)
 
@@ -39,13 +40,13 @@ class Lines:
     def __getitem__(self, number: int) -> bytes:
         block, place = divmod(number, STRIDE)
         start, end = int(self._starts[block]), int(self._starts[block + 1])
-        # Reading leaves the pages to the system's cache; mapped, they would count as ours.
+        # The pages that pread reads count as the system's cache; mapped, they would count as ours.
         lines = os.pread(self._file.fileno(), end - start, start)
         return lines.split(b"\n", place + 1)[place]
 
 
 def _index(file: IO[bytes]) -> tuple[np.ndarray, int]:
-    """Where every 16th line begins, then the file's end (int64), and the number of lines."""
+    """The starts of every 16th line and the file's end (int64), and the number of lines."""
     parts, size, ends_before, last = [np.zeros(1, dtype=np.int64)], 0, 0, b"\n"
     file.seek(0)
     while chunk := file.read(CHUNK_BYTES):
@@ -55,18 +56,21 @@ def _index(file: IO[bytes]) -> tuple[np.ndarray, int]:
         ends_before, size, last = ends_before + len(ends), size + len(chunk), chunk[-1:]
     starts = np.concatenate(parts)
     count = ends_before + (last != b"\n")
-    # A file that ends with a 16th line has its end among the starts already.
+    # If the file ends with a 16th line, its end is already among the starts.
     kept = starts[: -(-count // STRIDE)]
     return np.append(kept, size), count
 
 
 def open_lines(path: Path) -> Lines:
-    """The lines of a file, unpacked to a temporary one where its name ends in .gz.
+    """The lines of a file, unpacked to a temporary one if its name ends in .gz.
 
-    Raises DataError where it cannot be read or its packing is damaged.
+    Raises DataError if it cannot be read or its compression is damaged.
     """
     try:
-        return Lines(_unpacked(path) if path.suffix == ".gz" else path.open("rb"))
+        if path.suffix != ".gz":
+            return Lines(path.open("rb"))
+        with gzip.open(path) as packed:
+            return Lines(_temporary_file(iter(lambda: packed.read(CHUNK_BYTES), b"")))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file ({error}): get it again") from error
     except OSError as error:
@@ -74,34 +78,29 @@ def open_lines(path: Path) -> Lines:
 
 
 def keep_lines(lines: Iterable[bytes]) -> Lines:
-    """Lines from anywhere, each with its end, kept in a temporary file."""
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the lines keep it open
-    file.writelines(lines)
-    file.flush()
-    return Lines(file)
+    """Stores lines, each with its line end, in a temporary file."""
+    return Lines(_temporary_file(lines))
 
 
-def _unpacked(path: Path) -> IO[bytes]:
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - the lines keep it open
-    with gzip.open(path) as packed:
-        while chunk := packed.read(CHUNK_BYTES):
-            file.write(chunk)
+def _temporary_file(parts: Iterable[bytes]) -> IO[bytes]:
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the lines
+    file.writelines(parts)
     file.flush()
     return file
 
 
 def open_pairs(source: Source, collection: Collection, documents: Container[str]) -> "PairTeacher":
-    """The teacher over a file of pairs. Raises DataError where there is no such file."""
+    """Opens the teacher over a file of pairs. Raises DataError if the file cannot be read."""
     return PairTeacher(FORMATS[source.type].read(source), collection.queries, documents)
 
 
 class PairTeacher:
-    """Draws the pairs of a file, a line each."""
+    """Draws the pairs of a file, one for each line."""
 
     uses_chance = False
 
     def __init__(self, file: PairFile, queries: dict[str, str], documents: Container[str]) -> None:
-        """Raises DataError where the file is empty or cannot be read."""
+        """Raises DataError if the file is empty or cannot be read."""
         self.file, self.queries, self.documents = file, queries, documents
         self.lines = (
             open_lines(file.lines) if isinstance(file.lines, Path) else keep_lines(file.lines)
@@ -114,9 +113,9 @@ class PairTeacher:
         return len(self.lines)
 
     def draw(self, unit: int, generator: np.random.Generator | None = None) -> Sample:
-        """The pair of a line; nothing is left to chance.
+        """The pair of a line; the generator is not used.
 
-        Raises DataError with `file:line` where the line is malformed or an id is unknown.
+        Raises DataError with `file:line` if the line is malformed or an id is unknown.
         """
         line = self.lines[unit]
         targets_D = LABELS
@@ -130,12 +129,11 @@ class PairTeacher:
             expected = self.file.expected
             raise self._error(unit, f"expected {expected}, found {line[:80]!r}") from None
         if query_id not in self.queries:
-            raise self._error(unit, f"the collection has no query {query_id!r}")
+            raise self._error(unit, f"the collection has no query {query_id!r}{MISMATCH}")
         if positive not in self.documents or negative not in self.documents:
             unknown = negative if positive in self.documents else positive
-            raise self._error(unit, f"the collection has no document {unknown!r}")
+            raise self._error(unit, f"the collection has no document {unknown!r}{MISMATCH}")
         return Sample(query_id, (positive, negative), targets_D, LABELS)
 
-    def _error(self, unit: int, what: str) -> DataError:
-        hint = ": pairs and collection must belong together" if "the collection" in what else ""
-        return DataError(f"{self.file.name}:{unit + 1}: {what}{hint}")
+    def _error(self, unit: int, problem: str) -> DataError:
+        return DataError(f"{self.file.name}:{unit + 1}: {problem}")

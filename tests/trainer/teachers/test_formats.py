@@ -21,7 +21,7 @@ def test_candidates_and_teach_folders_are_read_from_their_inputs(tmp_path):
     assert list(read_lists(source(type="teach"), {"teacher": tmp_path})["q"]) == ["a", "b"]
 
 
-def test_a_missing_input_is_named():
+def test_an_error_names_a_missing_input():
     with pytest.raises(ConfigError, match="'teacher'"):
         read_lists(source(type="teach"), {})
 
@@ -63,7 +63,7 @@ LINES = """\
 """
 
 
-def test_texts_with_scores_are_ordered_by_them_and_labels_need_none(tmp_path):
+def test_passages_are_ordered_by_their_scores_and_labels_need_none(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text(LINES)
     file = {"path": str(path)}

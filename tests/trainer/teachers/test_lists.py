@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from xsweep.errors import DataError
+from xsweep.evaluator.data.trec import read_run
 from xsweep.trainer.specs import TeacherSpec
-from xsweep.trainer.teachers.lists import ListTeacher
+from xsweep.trainer.teachers.lists import ListTeacher, read_lists
 
 LISTS = {
     "q1": {"a": 9.0, "b": 7.0, "c": 5.0, "d": 3.0, "e": 1.0},
@@ -24,7 +25,7 @@ def draws(given, unit=0, count=200):
     return [given.draw(unit, np.random.default_rng(seed)) for seed in range(count)]
 
 
-def test_labels_put_a_found_positive_first_and_distinct_non_relevant_documents_after_it():
+def test_labels_draw_a_positive_first_and_then_distinct_negatives():
     seen = draws(teacher(negatives=2))
     assert {sample.doc_ids[0] for sample in seen} == {"b", "d"}
     assert {doc for sample in seen for doc in sample.doc_ids[1:]} == {"a", "c", "e"}
@@ -46,7 +47,7 @@ def test_queries_without_a_positive_or_without_text_are_skipped_and_counted():
     assert list(given.queries) == ["q1"]
 
 
-def test_added_positives_are_used_though_the_list_misses_them():
+def test_add_positives_adds_relevant_documents_that_the_list_misses():
     given = teacher(negatives=2, add_positives=True)
     assert given.counts["used"] == 2
     assert {sample.doc_ids[0] for sample in draws(given)} == {"b", "d", "z"}
@@ -59,18 +60,18 @@ def test_only_documents_that_the_teacher_scored_are_added_to_scores():
     assert {sample.doc_ids[0] for sample in draws(given)} == {"b", "d"}
 
 
-def test_the_relevant_grade_decides_what_is_positive():
+def test_documents_of_the_relevant_grade_are_positive():
     given = teacher(negatives=1, relevant_grade=2)
     assert {sample.doc_ids[0] for sample in draws(given)} == {"b"}
     assert "d" in {sample.doc_ids[1] for sample in draws(given)}
 
 
-def test_depth_cuts_the_list_before_anything_is_drawn():
+def test_depth_cuts_the_list_before_drawing():
     given = teacher(negatives=5, depth=3)
     assert {doc for sample in draws(given) for doc in sample.doc_ids} == {"a", "b", "c"}
 
 
-def test_fewer_negatives_than_asked_are_all_used():
+def test_a_list_with_too_few_negatives_gives_all_of_them():
     assert len(draws(teacher(negatives=7))[0].doc_ids) == 4
 
 
@@ -86,7 +87,7 @@ def test_a_ranking_is_the_negated_rank_in_the_whole_list():
     assert sample.targets_D.tolist() == [-1, -2, -3, -4, -5]
 
 
-def test_an_unknown_document_is_an_error_that_names_it():
+def test_an_error_names_an_unknown_document():
     spec = TeacherSpec.model_validate(
         {"signal": "labels", "source": {"type": "candidates"}, "negatives": 1}
     )
@@ -94,9 +95,84 @@ def test_an_unknown_document_is_an_error_that_names_it():
         ListTeacher(spec, LISTS, QUERIES, QRELS, DOCUMENTS - {"e"})
 
 
-def test_a_teacher_that_leaves_no_query_says_why():
+def test_a_teacher_without_a_query_reports_the_reasons():
     spec = TeacherSpec.model_validate(
         {"signal": "labels", "source": {"type": "candidates"}, "negatives": 1}
     )
     with pytest.raises(DataError, match="'no_positive': 2"):
         ListTeacher(spec, LISTS, QUERIES, {}, DOCUMENTS)
+
+
+def run_spec(path, order="score", **settings):
+    source = {"type": "run", "file": {"path": str(path)}, "order": order}
+    settings = settings or {"signal": "ranking", "list_size": 4}
+    return TeacherSpec.model_validate({"source": source, **settings})
+
+
+def write_run(path, shuffled):
+    """Twenty lists of up to 30 documents with many ties, each query's lines together or not."""
+    random = np.random.default_rng(5)
+    lines = []
+    for query in range(20):
+        ids = random.permutation(60)[: random.integers(3, 31)]
+        for rank, doc in enumerate(ids, 1):
+            lines.append(f"q{query} 0 d{doc} {rank} {random.integers(0, 4)} t\n")
+    if shuffled:
+        lines = [lines[place] for place in random.permutation(len(lines))]
+    path.write_text("".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("order", ["score", "rank"])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_lists_on_disk_equal_those_of_a_run_in_memory(tmp_path, order, shuffled):
+    path = write_run(tmp_path / "a.run", shuffled)
+    lists, plain = read_lists(run_spec(path, order), {}), read_run(path, order)
+    assert lists == plain
+    for query, docs in plain.items():
+        assert list(lists[query].items()) == list(docs.items()), "in the same order"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"signal": "labels", "negatives": 3},
+        {"signal": "scores", "list_size": 4},
+        {"signal": "ranking", "depth": 5},
+    ],
+)
+def test_samples_from_disk_equal_those_of_lists_in_memory(tmp_path, settings):
+    path = write_run(tmp_path / "a.run", shuffled=True)
+    spec = run_spec(path, **settings)
+    queries = {f"q{query}": "text" for query in range(20)}
+    qrels = {f"q{query}": {f"d{doc}": 1 for doc in range(0, 60, 7)} for query in range(20)}
+    documents = {f"d{doc}" for doc in range(60)}
+    on_disk = ListTeacher(spec, read_lists(spec, {}), queries, qrels, documents)
+    plain = ListTeacher(spec, read_run(path), queries, qrels, documents)
+    assert on_disk.counts == plain.counts
+    assert on_disk.queries == plain.queries
+    for unit in range(len(plain)):
+        one, other = (each.draw(unit, np.random.default_rng(unit)) for each in (on_disk, plain))
+        assert one[:2] == other[:2]
+        assert one.targets_D.tolist() == other.targets_D.tolist()
+        assert one.labels_D.tolist() == other.labels_D.tolist()
+
+
+@pytest.mark.parametrize(
+    ("order", "lines", "message"),
+    [
+        ("score", "q 0 a 1 2 t\nq 0 a 2 1 t\n", r"a\.run:2: document 'a' occurs twice for query"),
+        (
+            "score",
+            "q 0 a 1 2 t\np 0 a 1 2 t\nq 0 a 2 1 t\n",
+            r"a\.run:3: document 'a' occurs twice for query 'q'",
+        ),
+        ("rank", "q 0 a 1 2 t\np 0 a 1 2 t\nq 0 b 1 1 t\n", r"a\.run:3: rank 1 occurs twice"),
+    ],
+)
+def test_a_duplicate_is_refused_with_its_line_anywhere_in_the_file(tmp_path, order, lines, message):
+    (tmp_path / "a.run").write_text(lines)
+    with pytest.raises(DataError, match=message):
+        read_lists(run_spec(tmp_path / "a.run", order), {})
+    with pytest.raises(DataError, match=message):
+        read_run(tmp_path / "a.run", order)

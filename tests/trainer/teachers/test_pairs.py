@@ -1,12 +1,19 @@
 import gzip
+import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xsweep.errors import DataError
+from xsweep.evaluator.data import load_collection
 from xsweep.evaluator.data.collection import Collection
-from xsweep.trainer.teachers.formats import ScoreTriplesSource, TriplesSource
-from xsweep.trainer.teachers.pairs import open_pairs
+from xsweep.evaluator.specs import IrdsSpec
+from xsweep.orchestrator.rehearsal import datasets
+from xsweep.trainer.teachers import pairs
+from xsweep.trainer.teachers.formats import DocpairsSource, ScoreTriplesSource, TriplesSource
+from xsweep.trainer.teachers.pairs import STRIDE, keep_lines, open_lines, open_pairs
 
 DOCUMENTS = {name + str(n) for name in "de" for n in range(50)} | set("abcd")
 COLLECTION = Collection("c", lambda: iter(()), {"q1": "one", "q2": "two"}, {})
@@ -77,3 +84,41 @@ def test_a_cut_off_file_is_refused(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.tsv: cannot be read"):
         triples(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize("dataset", ["msmarco-passage/train", "msmarco-passage/train/triples-v2"])
+def test_triples_of_ir_datasets_are_read_from_their_file(tmp_path, monkeypatch, dataset):
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path / "home"))
+    datasets.write_datasets(tmp_path / "irds", [dataset])
+    spec = IrdsSpec(name="train", id=dataset, home=str(tmp_path / "irds"))
+    collection = load_collection(spec)
+    monkeypatch.setattr(pairs, "keep_lines", None)  # fails if read line by line
+    teacher = open_pairs(DocpairsSource(id=dataset), collection, datasets.training_corpus().documents)
+    expected = datasets.triples(datasets.training_corpus()).splitlines()
+    assert len(teacher) == len(expected) > 300
+    for unit in (0, 17, len(expected) - 1):
+        query, positive, negative = expected[unit].split("\t")
+        sample = teacher.draw(unit)
+        assert (sample.query_id, sample.doc_ids) == (query, (positive, negative))
+
+
+@given(
+    st.lists(st.binary(max_size=9).map(lambda line: line.replace(b"\n", b"")), max_size=70),
+    st.booleans(),
+    st.integers(1, 40),
+)
+def test_lines_equal_those_of_pythons_reader(tmp_path_factory, texts, closed, chunk_bytes):
+    content = b"\n".join(texts) + (b"\n" if closed and texts else b"")
+    path = tmp_path_factory.mktemp("lines") / "file"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "CHUNK_BYTES", chunk_bytes)
+        found = open_lines(path)
+    expected = [line.rstrip(b"\n") for line in io.BytesIO(content)]
+    assert [found[number] for number in range(len(found))] == expected
+
+
+def test_memory_holds_one_start_in_sixteen():
+    found = keep_lines(b"q\ta\tb\n" for _ in range(10 * STRIDE))
+    assert len(found) == 160
+    assert len(found._starts) == 10 + 1
