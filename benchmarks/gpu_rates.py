@@ -262,7 +262,7 @@ def _samples(objective: str, lists: Lists, batch: int) -> Callable[[int], list[S
     def samples(step: int) -> list[Sample]:
         numbers = [(step * batch + place) % len(lists.queries) for place in range(batch)]
         return [
-            Sample(f"q{n}", tuple(f"{n}-{place}" for place in range(size)), targets)
+            Sample(f"q{n}", tuple(f"{n}-{place}" for place in range(size)), targets, targets)
             for n in numbers
         ]
 

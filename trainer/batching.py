@@ -6,18 +6,19 @@ The objective sees a whole micro-batch, and sums are divided by the count of the
 the cut changes the gradient only by rounding.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from xsweep.evaluator.models.token_store import TokenStore
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import batches, batches_without_padding
-from xsweep.evaluator.varlen.attention import Packing, pack
+from xsweep.evaluator.varlen.attention import pack
 from xsweep.trainer.forward import Inputs, slots
 from xsweep.trainer.specs import FORWARD_TOKENS, TrainSpec
 from xsweep.trainer.teachers import Sample, Teacher
@@ -53,23 +54,11 @@ class MicroBatch(NamedTuple):
 
     def to(self, device: torch.device) -> "MicroBatch":
         """Copies the tensors to a device, asynchronously from pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), self)
 
     def pinned(self) -> "MicroBatch":
         """Copies the tensors to memory that a GPU can read while it computes."""
-        return self._map(torch.Tensor.pin_memory)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "MicroBatch":
-        return self._replace(
-            forwards=[
-                inputs.each(change)
-                if isinstance(inputs, Packing)
-                else {name: change(tensor) for name, tensor in inputs.items()}
-                for inputs in self.forwards
-            ],
-            places_P=change(self.places_P),
-            targets=Targets(*map(change, self.targets)),
-        )
+        return tree_map_only(Tensor, Tensor.pin_memory, self)
 
     def matrix(self, logits_P: Tensor) -> Tensor:
         """The logits as scores_QD, 0 in the padding."""
@@ -111,9 +100,8 @@ def pad_targets(samples: Sequence[Sample]) -> Targets:
     mask_QD = torch.zeros(shape, dtype=torch.bool)
     for row, sample in enumerate(samples):
         columns = slice(len(sample.doc_ids))
-        labels_D = sample.targets_D if sample.labels_D is None else sample.labels_D
         targets_QD[row, columns] = torch.from_numpy(sample.targets_D)
-        labels_QD[row, columns] = torch.from_numpy(labels_D)
+        labels_QD[row, columns] = torch.from_numpy(sample.labels_D)
         mask_QD[row, columns] = True
     return Targets(targets_QD, labels_QD, mask_QD)
 

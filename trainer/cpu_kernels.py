@@ -86,12 +86,12 @@ class TrainingKernels(Kernels):
         rate = self._rate(rate)
         if not rate:
             return states
-        return dropout(states, rate) if states.is_cuda else drop_and_add(None, states, rate)
+        return dropout(states, rate) if states.is_cuda else DropAndAdd.apply(None, states, rate)
 
     def add(self, residual: Tensor, states: Tensor, rate: float) -> Tensor:
         rate = self._rate(rate)
         if rate and not states.is_cuda:
-            return drop_and_add(residual, states, rate)
+            return DropAndAdd.apply(residual, states, rate)
         return residual + self.drop(states, rate)
 
     def run(self, layer: Layer, *arguments: object) -> Tensor:
@@ -181,13 +181,11 @@ STEPS = 2**16
 """Dropout rates are multiples of 1/65536 (0.1 becomes 0.100006)."""
 
 
-def drop_and_add(residual: Tensor | None, states: Tensor, rate: float) -> Tensor:
-    """`residual` plus the states after dropout, in fp32; the states alone if it is None."""
-    return _Dropout.apply(residual, states, rate)
+class DropAndAdd(torch.autograd.Function):
+    """`residual` plus the states after dropout, in fp32; the states alone if it is None.
 
-
-class _Dropout(torch.autograd.Function):
-    """Dropout and sum; only the random bits are kept for the backward pass."""
+    Only the random bits are kept for the backward pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, residual: Tensor | None, states: Tensor, rate: float) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from xsweep.evaluator.device import is_out_of_memory, release_freed_memory
 from xsweep.trainer.batching import Assembler, MicroBatch, Targets, dropout_seed, pad_targets
 from xsweep.trainer.distributed import balance, sum_over_ranks
-from xsweep.trainer.engines import Engine
+from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Scorer
 from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import ObjectiveSpec, TrainSpec
@@ -152,7 +152,7 @@ class Gradients:
     def __init__(
         self,
         spec: TrainSpec,
-        engine: Engine,
+        engine: PlainEngine,
         scorer: Scorer,
         assembler: Assembler,
         budgets: Budgets,

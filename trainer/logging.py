@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Self
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -12,7 +12,7 @@ from xsweep.trainer.result import writing
 LINES = 2000
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager["MetricsLog"]):
     """Writes records `{"step": n, figure: value, ...}`, about 2,000 for each training."""
 
     def __init__(self, folder: Path, steps: int, kept: Sequence[dict] = ()) -> None:
@@ -22,9 +22,6 @@ class MetricsLog:
         self.board = SummaryWriter(str(folder / "tensorboard"))
         for record in kept:
             self._write(record)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.file.close()

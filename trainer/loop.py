@@ -3,12 +3,12 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -109,13 +109,17 @@ def train_model(
         training = _Training(spec, gradients, teacher, out, scoring_attention)
         if found:
             training.resume(found)
-        check_same_step(training.progress.step, model.device)
-        kept = read_metrics(resume_from, training.progress.step)
+        start = training.progress.step
+        check_same_step(start, model.device)
+        kept = read_metrics(resume_from, start)
         metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
-        prefetcher = closing(training.prefetcher) if training.prefetcher else nullcontext()
-        with prefetcher, metrics or nullcontext():
+        if prefetches(model.device):
+            batches = prefetch(training.prepare, start, settings.steps)
+        else:
+            batches = (training.prepare(step) for step in range(start, settings.steps))
+        with closing(batches), metrics or nullcontext():
             while not training.finished:
-                record = training.step()
+                record = training.step(batches)
                 if validate and training.validation_is_due:
                     record["validation"] = training.validate(validate)
                 if metrics:
@@ -147,11 +151,6 @@ class _Training:
         self.scoring_attention = scoring_attention
         self.progress = Progress(ranks=[[0, self.engine.ranks]])
         self.best: Weights = {}
-        self.prefetcher = (
-            Prefetcher(self._prepare, spec.optimisation.steps)
-            if prefetches(self.model.device)
-            else None
-        )
         self.saved_s = time.monotonic()
 
     @property
@@ -170,11 +169,11 @@ class _Training:
         step = self.progress.step
         return step % self.spec.validation.every_steps == 0 or step == self.spec.optimisation.steps
 
-    def step(self) -> dict[str, float]:
+    def step(self, batches: Iterator[tuple[list[Sample], Prepared]]) -> dict[str, float]:
         """Runs one step, forward, backward and update, and returns its figures."""
         started = time.perf_counter()
         progress, step = self.progress, self.progress.step
-        samples, prepared = self.prefetcher.get(step) if self.prefetcher else self._prepare(step)
+        samples, prepared = next(batches)
         loss, tokens, slots = self.gradients.add(samples, step, prepared)
         if not math.isfinite(loss):
             raise _diverged("loss", loss, step, samples)
@@ -197,7 +196,7 @@ class _Training:
             "padding_waste": round(progress.padding_waste, 4),
         }
 
-    def _prepare(self, step: int) -> tuple[list[Sample], Prepared]:
+    def prepare(self, step: int) -> tuple[list[Sample], Prepared]:
         """Draws and assembles the batch of a step; may run in another thread."""
         batch_queries = self.spec.optimisation.batch_queries
         samples = draw_samples(self.teacher, self.spec.seed, step, batch_queries)
@@ -301,28 +300,15 @@ def prefetches(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-class Prefetcher(Generic[Item]):
-    """Calls `make(n + 1)` in a thread as soon as item n is requested; one call at a time.
+def prefetch(make: Callable[[int], Item], start: int, stop: int) -> Generator[Item, None, None]:
+    """Yields `make(step)` for each step from `start`; a thread prepares the next one meanwhile.
 
-    An exception in `make` is raised by `get`.
+    An exception in `make` is raised when its step is due. Closing waits for the running call.
     """
-
-    def __init__(self, make: Callable[[int], Item], steps: int) -> None:
-        """`steps` bounds the steps that are prepared."""
-        self.make, self.steps = make, steps
-        self.pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-        self.next: tuple[int, Future[Item]] | None = None
-
-    def get(self, step: int) -> Item:
-        """Returns the item of a step, waiting until it is ready."""
-        prepared, self.next = self.next, None
-        if prepared is None or prepared[0] != step:
-            prepared = step, self.pool.submit(self.make, step)
-        item = prepared[1].result()
-        if step + 1 < self.steps:
-            self.next = step + 1, self.pool.submit(self.make, step + 1)
-        return item
-
-    def close(self) -> None:
-        """Waits for the running call and cancels the next one."""
-        self.pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        pending = thread.submit(make, start)
+        for step in range(start, stop):
+            item = pending.result()
+            if step + 1 < stop:
+                pending = thread.submit(make, step + 1)
+            yield item

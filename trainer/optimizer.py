@@ -75,10 +75,15 @@ def read_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str
     }
 
 
-def write_moments(
-    model: nn.Module, optimizer: torch.optim.Optimizer, moments: dict[str, Tensor], steps: int
+def restore(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: dict[str, Tensor],
+    moments: dict[str, Tensor],
+    steps: int,
 ) -> None:
-    """Restores the moments that `steps` updates have made."""
+    """Restores the weights and moments that `steps` updates have made."""
+    write_weights(model, weights)
     for name, parameter in model.named_parameters():
         if f"{MOMENTS[0]}.{name}" in moments:
             state = {m: moments[f"{m}.{name}"].to(parameter.device).clone() for m in MOMENTS}

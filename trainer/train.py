@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from xsweep.errors import ConfigError, DivergenceError
 from xsweep.evaluator.data import load_collection
 from xsweep.evaluator.data.collection import Collection
-from xsweep.evaluator.data.readers import read_texts
-from xsweep.evaluator.data.trec import Run, read_qrels, read_run
+from xsweep.evaluator.data.trec import Run
+from xsweep.evaluator.first_stage import read_candidates
 from xsweep.evaluator.measures import evaluate_run, mean
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.models.token_store import TokenStore
@@ -188,11 +188,10 @@ def _prepare_collection(
     """A function that validates a model on one collection."""
     settings = spec.validation
     assert settings
-    qrels = read_qrels(folder / "qrels.txt")
-    texts = dict(read_texts(folder / "queries.jsonl.gz"))
+    texts, qrels, run = read_candidates(folder)
     keys = [
         (query_id, doc_id)
-        for query_id, scores in read_run(folder / "candidates.run.gz").items()
+        for query_id, scores in run.items()
         if query_id in qrels
         for doc_id in list(scores)[: settings.depth]
     ]

@@ -124,7 +124,8 @@ class World:
         samples = []
         for query, size in enumerate([3, 6, 2, 5, 4]):
             doc_ids = tuple(f"d{number}" for number in random.choice(80, size, replace=False))
-            samples.append(Sample(f"q{query}", doc_ids, random.normal(size=size).astype("f4")))
+            targets_D, labels_D = random.normal(size=size).astype("f4"), np.zeros(size, dtype="f4")
+            samples.append(Sample(f"q{query}", doc_ids, targets_D, labels_D))
         return model, tokenizer, assembler, samples
 
 

@@ -23,7 +23,8 @@ class Units:
         return self.units
 
     def draw(self, unit, generator):
-        return Sample(str(unit), (), np.array([generator.random()], dtype=np.float32))
+        number = np.array([generator.random()], dtype=np.float32)
+        return Sample(str(unit), (), number, number)
 
 
 def test_a_pass_uses_every_query_once_and_each_pass_has_its_own_order():

@@ -18,10 +18,10 @@ from xsweep.evaluator.pairs import PairIds
 from xsweep.evaluator.varlen.attention import pack
 from xsweep.evaluator.varlen.encoders import has_unpadded
 from xsweep.trainer.cpu_kernels import (
+    DropAndAdd,
     TrainingKernels,
     attend_padded,
     attend_with_gradients,
-    drop_and_add,
     random_bits,
     scale,
 )
@@ -31,7 +31,7 @@ PACKED = ("bert", "electra", "roberta", "modernbert")
 
 
 def build(family, **changes):
-    """A model with logits over about one unit; ModernBERT's second layer has a window of 4 tokens."""
+    """A model with logits over about 1 unit; ModernBERT's second layer has a window of 4."""
     config = copy.deepcopy(FAMILIES[family])
     config.initializer_range = 0.15
     for name, value in changes.items():
@@ -183,7 +183,7 @@ def test_dropout_has_the_given_rate_and_keeps_the_mean():
     torch.manual_seed(2)
     states = torch.ones(1000, 1000, requires_grad=True)
     residual = torch.full((1000, 1000), 3.0)
-    out = drop_and_add(residual, states, 0.1)
+    out = DropAndAdd.apply(residual, states, 0.1)
     is_dropped = out == 3
     # 10**6 draws: six standard deviations are 0.0018.
     assert is_dropped.double().mean().item() == pytest.approx(0.1, abs=0.0018)

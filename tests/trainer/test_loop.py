@@ -11,7 +11,7 @@ from xsweep.errors import ConfigError, DivergenceError, Stopped
 from xsweep.evaluator.data.files import write_manifest
 from xsweep.trainer.checkpoint import list_checkpoints
 from xsweep.trainer.forward import Scorer, slots
-from xsweep.trainer.loop import Prefetcher, _Training
+from xsweep.trainer.loop import _Training, prefetch
 from xsweep.trainer.train import run_job
 
 
@@ -112,7 +112,7 @@ def test_a_checkpoint_of_an_older_version_is_resumed(world, undisturbed, tmp_pat
 
 
 def test_prefetched_steps_give_the_same_weights(world, undisturbed, tmp_path):
-    prepare, threads = _Training._prepare, []
+    prepare, threads = _Training.prepare, []
 
     def watched(self, step):
         threads.append((step, threading.current_thread().name))
@@ -120,7 +120,7 @@ def test_prefetched_steps_give_the_same_weights(world, undisturbed, tmp_path):
 
     with (
         patch("xsweep.trainer.loop.prefetches", lambda device: True),
-        patch.object(_Training, "_prepare", watched),
+        patch.object(_Training, "prepare", watched),
     ):
         with pytest.raises(Stopped):
             train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(5))
@@ -274,22 +274,23 @@ def test_the_next_step_is_prepared_before_it_is_requested():
 
     def make(step):
         made.append(step)
-        if step == 1:
+        if step == 6:
             ready.set()
         return step * 10
 
-    prefetcher = Prefetcher(make, steps=3)
-    assert prefetcher.get(0) == 0
+    steps = prefetch(make, 5, 8)
+    assert next(steps) == 50
     assert ready.wait(10)
-    assert [prefetcher.get(1), prefetcher.get(2)] == [10, 20]
-    prefetcher.close()
-    assert made == [0, 1, 2]
+    assert list(steps) == [60, 70]
+    assert made == [5, 6, 7]
 
 
-def test_a_step_out_of_order_is_prepared_on_request():
-    prefetcher = Prefetcher(lambda step: step * 10, steps=100)
-    assert [prefetcher.get(0), prefetcher.get(7), prefetcher.get(8)] == [0, 70, 80]
-    prefetcher.close()
+def test_closing_ends_the_thread_and_prepares_no_further_step():
+    made = []
+    steps = prefetch(made.append, 0, 100)
+    next(steps)
+    steps.close()
+    assert made == [0, 1]
 
 
 def test_an_error_in_the_thread_is_raised_where_the_step_is_requested():
@@ -298,8 +299,7 @@ def test_an_error_in_the_thread_is_raised_where_the_step_is_requested():
             raise ValueError("unreadable")
         return step
 
-    prefetcher = Prefetcher(make, steps=3)
-    prefetcher.get(0)
+    steps = prefetch(make, 0, 3)
+    next(steps)
     with pytest.raises(ValueError, match="unreadable"):
-        prefetcher.get(1)
-    prefetcher.close()
+        next(steps)

@@ -7,7 +7,7 @@ loss is already divided by the global count. Needs DeepSpeed 0.19.6 or later.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 
 from xsweep.trainer.distributed import Ranks, process_group
+from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Inputs, Scorer
-from xsweep.trainer.optimizer import (
-    MOMENTS,
-    build_adamw,
-    clip,
-    read_moments,
-    set_lr,
-    write_moments,
-    write_weights,
-)
+from xsweep.trainer.optimizer import MOMENTS, clip, set_lr, write_weights
 from xsweep.trainer.specs import OptimisationSpec
 
 
@@ -55,27 +48,20 @@ def load_deepspeed() -> Any:
     return deepspeed
 
 
-class DeepSpeedEngine:
-    """Updates the weights with DeepSpeed."""
+class DeepSpeedEngine(PlainEngine):
+    """AdamW under DeepSpeed; in stage 0 its state is that of the plain engine."""
 
     can_agree = False
 
     def __init__(
         self, deepspeed: Any, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks
     ) -> None:
-        self.rank, self.ranks = ranks
-        self.scorer = scorer
+        super().__init__(scorer, settings, ranks)
         self.stage = settings.zero_stage
-        self.adamw = build_adamw(scorer.model, settings)
         self.norm = 0.0
-        # Stage 0 does not report the norm, so we clip ourselves, between reduction and update.
         if self.stage == 0:
-            parameters = [p for p in scorer.parameters() if p.requires_grad]
-
-            def clip_first(*_: object) -> None:
-                self.norm = clip(parameters, settings.clip)
-
-            self.adamw.register_step_pre_hook(clip_first)
+            # It does not report the norm, so we clip ourselves, between reduction and update.
+            self.adamw.register_step_pre_hook(self._clip)
         self.inner, *_ = deepspeed.initialize(
             model=scorer,
             optimizer=self.adamw,
@@ -98,7 +84,10 @@ class DeepSpeedEngine:
             # It would flatten, exchange with no rank and copy back: 5 times AdamW's own time.
             self.inner.enable_backward_allreduce = False
 
-    def __call__(self, forwards: list[Inputs]) -> Tensor:
+    def _clip(self, *_: object) -> None:
+        self.norm = clip(self.parameters, self.max_norm)
+
+    def __call__(self, forwards: Sequence[Inputs]) -> Tensor:
         return self.inner(forwards)
 
     def backward(self, loss: Tensor) -> None:
@@ -106,8 +95,7 @@ class DeepSpeedEngine:
 
     def discard(self) -> bool:
         # Stages 1 and 2 keep part of the gradient in their own buckets.
-        self.adamw.zero_grad()
-        return self.ranks == 1 and self.stage == 0
+        return super().discard() and self.ranks == 1 and self.stage == 0
 
     def step(self, lr: float) -> float:
         set_lr(self.adamw, lr)
@@ -116,22 +104,21 @@ class DeepSpeedEngine:
 
     def moments(self) -> dict[str, Tensor]:
         if self.stage == 0:
-            return read_moments(self.scorer.model, self.adamw)
+            return super().moments()
         whole = self.functions.safe_get_full_optimizer_state
         return {
             f"{moment}.{name}": whole(parameter, moment)
-            for name, parameter in self.scorer.model.named_parameters()
+            for name, parameter in self.model.named_parameters()
             for moment in MOMENTS
         }
 
     def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
-        model = self.scorer.model
-        write_weights(model, weights)
         if self.stage == 0:
-            write_moments(model, self.adamw, moments, steps)
+            super().restore(weights, moments, steps)
             return
+        write_weights(self.model, weights)
         self._link_moments(steps)
-        for name, parameter in model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             self.functions.safe_set_full_fp32_param(parameter, weights[name])
             for moment in MOMENTS:
                 whole = moments.get(f"{moment}.{name}", torch.zeros_like(parameter))

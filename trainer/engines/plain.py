@@ -1,20 +1,13 @@
 """The plain PyTorch engine: the reference for the DeepSpeed engine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, distributed
 
 from xsweep.trainer.distributed import Ranks, process_group
 from xsweep.trainer.forward import Inputs, Scorer
-from xsweep.trainer.optimizer import (
-    build_adamw,
-    clip,
-    read_moments,
-    set_lr,
-    write_moments,
-    write_weights,
-)
+from xsweep.trainer.optimizer import build_adamw, clip, read_moments, restore, set_lr
 from xsweep.trainer.specs import OptimisationSpec
 
 
@@ -26,41 +19,56 @@ def open_plain(scorer: Scorer, settings: OptimisationSpec) -> Iterator["PlainEng
 
 
 class PlainEngine:
-    """AdamW on full replicas; gradients are summed over the ranks before a step."""
+    """AdamW on full replicas; gradients are summed over backward passes, and over ranks in `step`.
+
+    The DeepSpeed engine has the same interface.
+    """
 
     can_agree = True
+    """True if ranks exchange gradients only in `step`: before it they can agree on a failure."""
 
     def __init__(self, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks) -> None:
         self.rank, self.ranks = ranks
-        self.scorer = scorer
+        self.scorer, self.model = scorer, scorer.model
         self.max_norm = settings.clip
-        self.optimizer = build_adamw(scorer.model, settings)
+        self.adamw = build_adamw(scorer.model, settings)
         self.parameters = [p for p in scorer.parameters() if p.requires_grad]
 
-    def __call__(self, forwards: list[Inputs]) -> Tensor:
+    def __call__(self, forwards: Sequence[Inputs]) -> Tensor:
+        """The logits of a micro-batch, as `Scorer` gives them."""
         return self.scorer(forwards)
 
     def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this rank's part of the global loss."""
         loss.backward()
 
     def discard(self) -> bool:
-        self.optimizer.zero_grad()
+        """Drops the gradient after a failed backward pass; False if the engine cannot continue.
+
+        If ranks cannot agree, the others wait in an exchange that never completes.
+        """
+        self.adamw.zero_grad()
         return True
 
     def step(self, lr: float) -> float:
+        """Clips, updates the weights, clears the gradient; returns its norm before clipping."""
         if self.ranks > 1:
             for parameter in self.parameters:
                 if parameter.grad is not None:
                     distributed.all_reduce(parameter.grad)
-        set_lr(self.optimizer, lr)
+        set_lr(self.adamw, lr)
         norm = clip(self.parameters, self.max_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.adamw.step()
+        self.adamw.zero_grad()
         return norm
 
     def moments(self) -> dict[str, Tensor]:
-        return read_moments(self.scorer.model, self.optimizer)
+        """AdamW's state as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, fp32, unsharded.
+
+        The same in every engine, so that a training can resume under another one.
+        """
+        return read_moments(self.model, self.adamw)
 
     def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
-        write_weights(self.scorer.model, weights)
-        write_moments(self.scorer.model, self.optimizer, moments, steps)
+        """Restores the weights and moments that `steps` updates have made."""
+        restore(self.model, self.adamw, weights, moments, steps)

@@ -15,8 +15,8 @@ class Sample(NamedTuple):
     doc_ids: tuple[str, ...]
     targets_D: np.ndarray
     """float32, higher is better: 1/0 for labels, a teacher's scores, or negated ranks."""
-    labels_D: np.ndarray | None = None
-    """float32: 1 for relevant documents, else 0; None if the targets are labels."""
+    labels_D: np.ndarray
+    """float32: 1 for relevant documents, else 0."""
 
 
 class Teacher(Protocol):

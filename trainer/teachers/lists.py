@@ -124,24 +124,6 @@ class RankedLists(Mapping[str, dict[str, float]]):
         return _Block(content[16 * count :].decode().split("\n"), values_N, lines_N)
 
 
-class _Pool(NamedTuple):
-    """Documents of one query that samples are drawn from."""
-
-    doc_ids: list[str]
-    targets_N: np.ndarray
-    labels_N: np.ndarray
-
-    @property
-    def positives(self) -> np.ndarray:
-        """Places of the relevant documents."""
-        return np.flatnonzero(self.labels_N)
-
-    @property
-    def negatives(self) -> np.ndarray:
-        """Places of the other documents."""
-        return np.flatnonzero(self.labels_N == 0)
-
-
 class ListTeacher:
     """Draws samples from ranked lists as the specification says.
 
@@ -169,14 +151,15 @@ class ListTeacher:
             if query_id not in queries:
                 self.counts["no_text"] += 1
                 continue
-            pool = self._pool(query_id)
-            if spec.negatives and not len(pool.positives):
+            whole = self._whole(query_id)
+            positives, size = whole.labels_D.sum(), len(whole.doc_ids)
+            if spec.negatives and not positives:
                 self.counts["no_positive"] += 1
-            elif len(pool.negatives) < 1 if spec.negatives else len(pool.doc_ids) < 2:
+            elif positives == size if spec.negatives else size < 2:
                 self.counts["too_short"] += 1
             else:
                 self.queries[query_id] = queries[query_id]
-                for doc_id in pool.doc_ids:
+                for doc_id in whole.doc_ids:
                     if doc_id not in documents:
                         unknown.setdefault(doc_id, query_id)
         self.counts["used"] = len(self.queries)
@@ -193,7 +176,8 @@ class ListTeacher:
                 f"store, nor are {len(others)} others: they must come from the same collection"
             )
 
-    def _pool(self, query_id: str) -> _Pool:
+    def _whole(self, query_id: str) -> Sample:
+        """A sample of all documents of a query."""
         scores, grades = self.lists[query_id], self.qrels.get(query_id, {})
         relevant = {doc for doc, grade in grades.items() if grade >= self.spec.relevant_grade}
         listed = list(scores)
@@ -202,31 +186,30 @@ class ListTeacher:
             # Only labels give a target to a document that is not in the teacher's list.
             known = relevant if self.spec.signal == "labels" else relevant.intersection(scores)
             doc_ids = doc_ids + sorted(known.difference(doc_ids))
-        labels_N = np.array([doc_id in relevant for doc_id in doc_ids], dtype=np.float32)
+        labels_D = np.array([doc_id in relevant for doc_id in doc_ids], dtype=np.float32)
         if self.spec.signal == "labels":
-            targets_N = labels_N
+            targets_D = labels_D
         elif self.spec.signal == "scores":
-            targets_N = np.array([scores[doc_id] for doc_id in doc_ids], dtype=np.float32)
+            targets_D = np.array([scores[doc_id] for doc_id in doc_ids], dtype=np.float32)
         else:
             rank = {doc_id: place for place, doc_id in enumerate(listed, 1)}
-            targets_N = np.array([-rank[doc_id] for doc_id in doc_ids], dtype=np.float32)
-        return _Pool(doc_ids, targets_N, labels_N)
+            targets_D = np.array([-rank[doc_id] for doc_id in doc_ids], dtype=np.float32)
+        return Sample(query_id, tuple(doc_ids), targets_D, labels_D)
 
     def __len__(self) -> int:
         return len(self._units)
 
     def draw(self, unit: int, generator: np.random.Generator) -> Sample:
         """Draws a sample of the unit-th query."""
-        query_id, spec = self._units[unit], self.spec
-        pool = self._pool(query_id)
+        spec, whole = self.spec, self._whole(self._units[unit])
         if spec.negatives:
-            negatives = pool.negatives
+            negatives = np.flatnonzero(whole.labels_D == 0)
             k = min(spec.negatives, len(negatives))
-            positive = generator.choice(pool.positives, 1)
+            positive = generator.choice(np.flatnonzero(whole.labels_D), 1)
             chosen = np.concatenate((positive, generator.choice(negatives, k, replace=False)))
-        elif spec.list_size and spec.list_size < len(pool.doc_ids):
-            chosen = np.sort(generator.choice(len(pool.doc_ids), spec.list_size, replace=False))
+        elif spec.list_size and spec.list_size < len(whole.doc_ids):
+            chosen = np.sort(generator.choice(len(whole.doc_ids), spec.list_size, replace=False))
         else:
-            chosen = np.arange(len(pool.doc_ids))
-        doc_ids = tuple(pool.doc_ids[place] for place in chosen)
-        return Sample(query_id, doc_ids, pool.targets_N[chosen], pool.labels_N[chosen])
+            return whole
+        doc_ids = tuple(whole.doc_ids[place] for place in chosen)
+        return Sample(whole.query_id, doc_ids, whole.targets_D[chosen], whole.labels_D[chosen])
