@@ -1,4 +1,4 @@
-"""The specification of one training; frozen, validated, cheap to import (no torch)."""
+"""The specification of one training: frozen, validated, cheap to import (no torch)."""
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self, Union
 
@@ -18,18 +18,18 @@ else:
 
 
 FORWARD_TOKENS = 2048
-"""Token slots of one forward pass where nothing is said: right for a CPU."""
+"""Default token slots of one forward pass, the best size for a CPU."""
 
 
 class LossSpec(Spec):
-    """A loss, by its name in `objectives`, and its parameters where not the default."""
+    """A loss by its name in `objectives`, and its parameters that are not the default."""
 
     name: str
     parameters: dict[str, float] = Field(default_factory=dict)
     package: Package | None = Field(
         default=None, validate_default=True, exclude_if=lambda package: package is None
     )
-    """The installed package that the loss comes from, filled in where it is not given."""
+    """The installed package of the loss, set by validation."""
 
     @field_validator("package")
     @classmethod
@@ -59,41 +59,41 @@ class LossSpec(Spec):
 
 
 class TermSpec(LossSpec):
-    """A loss that is added to another one."""
+    """A loss that is added to another."""
 
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Of its mean, where the first loss has weight 1."""
+    """Weight of its mean; the first loss has weight 1."""
 
 
 class ObjectiveSpec(LossSpec):
-    """What is minimised: the mean of one loss, plus weighted means of others."""
+    """The function to minimise: the mean of one loss, plus weighted means of others."""
 
     plus: tuple[TermSpec, ...] = ()
-    """Further losses on the same samples. A loss that learns from nothing but labels takes those
-    of the qrels; the others take the teacher's signal."""
+    """Further losses on the same samples. A loss that learns only from labels takes those of the
+    qrels; the others take the teacher's signal."""
 
     @property
     def signals(self) -> frozenset[Signal]:
-        """The teacher's signals that feed all losses; empty where they exclude each other."""
+        """The teacher's signals that feed all losses; empty if they exclude each other."""
         names = (self.name, *(term.name for term in self.plus))
         losses = [OBJECTIVES[name] for name in names]
-        taught = [loss.signals for loss in losses if not loss.labels_only]
-        return frozenset.intersection(*taught) if taught else losses[0].signals
+        signals = [loss.signals for loss in losses if not loss.labels_only]
+        return frozenset.intersection(*signals) if signals else losses[0].signals
 
 
 class TeacherSpec(Spec):
-    """Where the training signal comes from and how one sample is drawn from a query's list."""
+    """The source of the training signal, and the sampling from a query's list."""
 
     signal: Signal
     source: AnySource
     negatives: int | None = Field(default=None, ge=1)
-    """Negatives beside one positive (column 0), uniform without replacement from the list."""
+    """Negatives for one positive (column 0), drawn uniformly without replacement."""
     list_size: int | None = Field(default=None, ge=2)
-    """Documents drawn from a teacher's list; None takes the whole list."""
+    """Documents drawn from a teacher's list; None uses the whole list."""
     depth: int | None = Field(default=None, ge=2)
-    """Only the first so many documents of a query's list are used; None uses all."""
+    """Cut-off of a query's list; None uses the whole list."""
     add_positives: bool = False
-    """Also use relevant documents that the list misses; else a query without any is skipped."""
+    """Add relevant documents that the list misses; else a query without any is skipped."""
     relevant_grade: int = Field(default=1, ge=1)
     """Smallest grade in the qrels that counts as relevant."""
 
@@ -108,16 +108,16 @@ class TeacherSpec(Spec):
             raise ValueError("give negatives (positive first) or list_size (any), not both")
         if form.pairs:
             if self.negatives not in (None, 1) or self.list_size or self.depth:
-                raise ValueError(f"a {kind!r} source holds finished pairs: leave out the sampling")
+                raise ValueError(f"a {kind!r} source holds finished pairs: remove the sampling")
         elif self.signal == "labels" and self.negatives is None:
-            raise ValueError("labels need negatives: how many beside each positive")
+            raise ValueError("labels need negatives: set their number for each positive")
         elif self.signal == "ranking" and self.negatives is not None:
-            raise ValueError("a ranking is drawn as a list: use list_size in place of negatives")
+            raise ValueError("a ranking is drawn as a list: use list_size instead of negatives")
         return self
 
 
 class OptimisationSpec(Spec):
-    """How the weights move. Everything here changes the result and is part of the identity."""
+    """Optimiser, schedule, batch and precision; all of it is part of the identity."""
 
     steps: int = Field(ge=1)
     warmup_steps: int = Field(default=0, ge=0)
@@ -130,7 +130,7 @@ class OptimisationSpec(Spec):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     clip: float = Field(default=1.0, ge=0)
-    """Largest norm of the whole gradient; 0 does not clip."""
+    """Largest norm of the full gradient; 0 does not clip."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast: weights, optimiser state and losses stay fp32."""
     engine: Literal["deepspeed", "plain"] = "deepspeed"
@@ -138,22 +138,22 @@ class OptimisationSpec(Spec):
     micro_batch_tokens: int = Field(default=16384, ge=1)
     """Tokens of one backward pass, without padding: whole queries, at least one."""
     forward_tokens: int = Field(default=FORWARD_TOKENS, ge=1)
-    """Token slots, with padding, of one forward pass inside it: pairs of like length. Left at this,
-    a GPU takes the whole micro-batch in one pass."""
+    """Token slots, with padding, of one forward pass inside it: pairs of similar length. At the
+    default, a GPU takes the whole micro-batch in one pass."""
     layout: Layout = "auto"
-    """Pairs end to end or padded; auto: without padding on a CPU where the family can."""
+    """Pairs packed or padded; auto: packed on a CPU if the model family supports it."""
     dropout: bool = True
-    """Whether the backbone's own dropout is on; off is faster on a CPU."""
+    """The backbone's own dropout; off is faster on a CPU."""
     gradient_checkpointing: bool = False
-    """Computes activations twice to keep fewer; transformers offers it with dropout only."""
+    """Recomputes activations to save memory; transformers supports it only with dropout."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)
-    """And after five minutes, whichever comes first."""
+    """A checkpoint is also written after five minutes, if that is earlier."""
 
     @field_validator("betas")
     @classmethod
     def _proper(cls, betas: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas are {betas}: both must lie in [0, 1)")
+            raise ValueError(f"betas are {betas}: both must be in [0, 1)")
         return betas
 
     @model_validator(mode="after")
@@ -163,7 +163,7 @@ class OptimisationSpec(Spec):
                 f"warmup_steps {self.warmup_steps} leave nothing of {self.steps} steps"
             )
         if self.gradient_checkpointing and not self.dropout:
-            raise ValueError("gradient_checkpointing works with dropout only: set one of them")
+            raise ValueError("gradient_checkpointing needs dropout: turn it off, or dropout on")
         return self
 
 
@@ -176,18 +176,18 @@ class ValidationSpec(Spec):
     measure: str = "nDCG@10"
     every_steps: int = Field(ge=1)
     depth: int = Field(default=100, ge=1)
-    """Candidates of each query that are re-ranked."""
+    """Candidates of each query to re-rank."""
     patience: int | None = Field(default=None, ge=1)
-    """Stop after so many validations without a better one; None never stops early."""
+    """Validations without improvement before the training stops; None never stops early."""
 
     @property
     def collections(self) -> tuple[CollectionSpec, ...]:
-        """All collections; place n's inputs are the roles that `validation_roles` gives."""
+        """All collections; `validation_roles(n)` names the inputs of the n-th."""
         return (self.collection, *self.further)
 
     @property
     def title(self) -> str:
-        """The collections' names, or how many there are."""
+        """The name of the first collection and the number of others."""
         if not self.further:
             return self.collection.name
         return f"{self.collection.name} and {len(self.further)} more, unweighted mean"
@@ -198,44 +198,44 @@ class ValidationSpec(Spec):
         return str(parse_measure(measure))
 
 
-def validation_roles(place: int) -> tuple[str, str]:
-    """The inputs of a validation's collection number `place`, from 0: candidates and tokens."""
-    number = f"_{place + 1}" if place else ""
+def validation_roles(n: int) -> tuple[str, str]:
+    """Input roles of a validation's n-th collection, from 0: candidates and tokens."""
+    number = f"_{n + 1}" if n else ""
     return f"validation{number}", f"validation_tokens{number}"
 
 
 class AshaSpec(Spec):
-    """When trials are ended early: asynchronous successive halving (Li et al. 2020, 1810.05934).
+    """Asynchronous successive halving of trials (Li et al. 2020, https://arxiv.org/abs/1810.05934).
 
-    Rungs are at `grace_steps` times powers of `reduction`; a trial that comes to one and is not
-    among the best 1/`reduction` of those that were there ends.
+    Rungs are at `grace_steps` times powers of `reduction`; a trial that reaches a rung and is not
+    among the best 1/`reduction` of the trials there ends.
     """
 
     grace_steps: int = Field(ge=1)
-    """No trial ends before so many steps."""
+    """Steps before a trial can end."""
     reduction: float = Field(default=4, gt=1, allow_inf_nan=False)
 
 
 class TrialSpec(Spec):
-    """What makes a training a trial of a search: it may end early, and it may diverge."""
+    """Makes a training a trial of a search, which may end early or diverge."""
 
     asha: AshaSpec | None = None
-    """None: every trial is trained to its last step."""
+    """None trains every trial to its last step."""
 
 
 class SearchSpec(Spec):
-    """Which settings a search chooses: those of the trial with the best validation."""
+    """Settings that a search chooses: those of the trial with the best validation."""
 
     settings: tuple[str, ...] = Field(min_length=1)
-    """Of `optimisation`."""
+    """Names of settings in `optimisation`."""
     measure: str
-    """Of the trials' validation."""
+    """The measure of the trials' validation."""
     rehearsal: bool = False
-    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
+    """True for a rehearsal, whose results are never mixed with real ones."""
 
 
 class TrainSpec(Spec):
-    """One training: what is trained, on what, how, and how its best checkpoint is chosen."""
+    """One training: model, loss, data, optimisation, and the choice of the best checkpoint."""
 
     backbone: ModelSpec
     objective: ObjectiveSpec
@@ -247,21 +247,21 @@ class TrainSpec(Spec):
     document_tokens: int = Field(default=256, ge=1)
     validation: ValidationSpec | None = None
     continues: bool = False
-    """Start from the model that an earlier stage left in the input `start`, head and all; the
-    backbone then says which one it was trained from."""
+    """Start from the model of an earlier stage, the input `start`, with its head; `backbone` is
+    then the model that it was trained from."""
     rehearsal: bool = False
-    """Whether this is part of a rehearsal, whose results are never mixed with real ones."""
+    """True for a rehearsal, whose results are never mixed with real ones."""
     trial: TrialSpec | None = None
-    """Of a search; its result is figures, and a model only where it was trained to its end."""
+    """Set for a trial of a search; it gives a model only if it is trained to its last step."""
     searched: tuple[str, ...] = ()
-    """Settings of `optimisation` that the input `search` gives, in place of those given here."""
+    """Settings of `optimisation` that the input `search` replaces."""
 
     @model_validator(mode="after")
     def _teacher_feeds_objective(self) -> Self:
         usable = self.objective.signals
         if not usable:
             names = " and ".join(term.name for term in (self.objective, *self.objective.plus))
-            raise ValueError(f"no teacher's signal feeds {names} together")
+            raise ValueError(f"no signal of a teacher feeds {names} together")
         if self.teacher.signal not in usable:
             raise ValueError(
                 f"{self.objective.name} learns from {' or '.join(sorted(usable))}, "

@@ -188,17 +188,18 @@ def _prepare_collection(
     """A function that validates a model on one collection."""
     settings = spec.validation
     assert settings
-    texts, qrels, run = read_candidates(folder)
+    candidates = read_candidates(folder)
     keys = [
         (query_id, doc_id)
-        for query_id, scores in run.items()
-        if query_id in qrels
+        for query_id, scores in candidates.run.items()
+        if query_id in candidates.qrels
         for doc_id in list(scores)[: settings.depth]
     ]
     if not keys:
         raise ConfigError(f"{folder}: no candidates for a judged query, nothing to validate on")
     query_ids = list(dict.fromkeys(query_id for query_id, _ in keys))
-    ids = tokenize(tokenizer, [texts[query_id] for query_id in query_ids], spec.query_tokens)
+    texts = [candidates.queries[query_id] for query_id in query_ids]
+    ids = tokenize(tokenizer, texts, spec.query_tokens)
     queries = dict(zip(query_ids, ids, strict=True))
     pairs = [(queries[query_id], documents[doc_id]) for query_id, doc_id in keys]
     encoder = PairEncoder(tokenizer)
@@ -213,7 +214,7 @@ def _prepare_collection(
         reranked: Run = {query_id: {} for query_id in query_ids}
         for (query_id, doc_id), score in zip(keys, scored.scores.tolist(), strict=True):
             reranked[query_id][doc_id] = score
-        (values,) = evaluate_run(qrels, reranked, [settings.measure]).values()
+        (values,) = evaluate_run(candidates.qrels, reranked, [settings.measure]).values()
         return mean(values)
 
     return validate

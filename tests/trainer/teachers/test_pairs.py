@@ -93,8 +93,9 @@ def test_triples_of_ir_datasets_are_read_from_their_file(tmp_path, monkeypatch, 
     spec = IrdsSpec(name="train", id=dataset, home=str(tmp_path / "irds"))
     collection = load_collection(spec)
     monkeypatch.setattr(pairs, "keep_lines", None)  # fails if read line by line
-    teacher = open_pairs(DocpairsSource(id=dataset), collection, datasets.training_corpus().documents)
-    expected = datasets.triples(datasets.training_corpus()).splitlines()
+    corpus = datasets.training_corpus()
+    teacher = open_pairs(DocpairsSource(id=dataset), collection, corpus.documents)
+    expected = datasets.triples(corpus).splitlines()
     assert len(teacher) == len(expected) > 300
     for unit in (0, 17, len(expected) - 1):
         query, positive, negative = expected[unit].split("\t")
