@@ -1,5 +1,4 @@
-"""Differentiable kernels for packed passes, with dropout: `xsweep.evaluator.varlen.layers` for
-training; and the allocator setting for trainings on a CPU.
+"""Kernels for training on packed passes, with gradients and dropout, and glibc's memory setting.
 
 On a CPU they avoid most of the time that autograd and autocast spend around the matrix products.
 Weights are laid out (and cast to bf16) once for all passes of a micro-batch; query, key and value
@@ -304,7 +303,9 @@ class _Attention(torch.autograd.Function):
             scores = scratch[: part.stop - part.start].view(shape)
             _product(query, key.transpose(1, 2), width**-0.5, out=scores)
             if window_tokens is not None and shape[2] > window_tokens + 1:
-                scores.masked_fill_(_outside(*shape[1:], window_tokens), -torch.inf)
+                places = torch.arange(shape[2])
+                is_outside = (places[: shape[1], None] - places).abs() > window_tokens
+                scores.masked_fill_(is_outside, -torch.inf)
             alphas = torch.softmax(scores, -1, out=weights[part].view(shape))
             if bits is not None:
                 alphas = keep_mask(bits[part].view(shape), rate, scores).mul_(alphas)
@@ -372,12 +373,6 @@ def _product(left: Tensor, right: Tensor, factor: float, *, out: Tensor | None =
     if out is None:
         out = left.new_empty(len(left), left.shape[1], right.shape[2])
     return torch.baddbmm(out, left, right, beta=0, alpha=factor, out=out)
-
-
-def _outside(queries: int, keys: int, window_tokens: int) -> Tensor:
-    """bool[queries, keys]: True for keys outside a query's window."""
-    places = torch.arange(keys)
-    return (places[:queries, None] - places).abs() > window_tokens
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4

@@ -79,20 +79,12 @@ def _read_trial(role: str, folder: Path, search: SearchSpec) -> dict[str, Any]:
 class Winner(NamedTuple):
     """The best trial of a search."""
 
-    trial: str
-    """Role in the search, such as `trial-03`."""
-    settings: dict[str, Any]
-    """Settings of `optimisation`."""
-    validation: float
+    choice: dict[str, Any]
+    """Trial (its role, such as `trial-03`), its settings of `optimisation`, and its validation."""
     fingerprint: str
     """`fingerprint` of the trial."""
     folder: Path | None
     """The trial's files; None if it was not trained to its last step."""
-
-    @property
-    def pointer(self) -> dict[str, Any]:
-        """The source of a run's settings, for its summary."""
-        return {"trial": self.trial, "settings": self.settings, "validation": self.validation}
 
 
 def read_winner(inputs: Mapping[str, Path]) -> Winner:
@@ -100,9 +92,9 @@ def read_winner(inputs: Mapping[str, Path]) -> Winner:
     if "search" not in inputs:
         raise ConfigError("this training takes settings of a search: name its folder as `search`")
     found = read_json(inputs["search"] / "winner.json")
+    choice = {name: found[name] for name in ("trial", "settings", "validation")}
     folder = inputs["search"] / "winner" if found["ended"] == "complete" else None
-    values = {name: found[name] for name in ("trial", "settings", "validation", "fingerprint")}
-    return Winner(**values, folder=folder)
+    return Winner(choice, found["fingerprint"], folder)
 
 
 def apply_winner(spec: TrainSpec, winner: Winner) -> TrainSpec:
@@ -112,7 +104,7 @@ def apply_winner(spec: TrainSpec, winner: Winner) -> TrainSpec:
     4,000 steps.
     """
     given = spec.model_dump(mode="json", exclude={"searched"})
-    chosen = {name: winner.settings[name] for name in spec.searched}
+    chosen = {name: winner.choice["settings"][name] for name in spec.searched}
     given["optimisation"] |= chosen
     try:
         return TrainSpec.model_validate(given)
@@ -139,7 +131,7 @@ def reuse_winner(spec: TrainSpec, winner: Winner, out: Path) -> bool:
         shutil.rmtree(out, ignore_errors=True)  # of an interrupted attempt
         for name in FILES:
             _link(winner.folder / name, out / name)
-        summary = read_json(winner.folder / "summary.json") | {"search": winner.pointer}
+        summary = read_json(winner.folder / "summary.json") | {"search": winner.choice}
         provenance = read_json(winner.folder / "provenance.json")
         provenance |= {"spec": {**provenance["spec"], "trial": None}, "taken_over": now()}
         write_result(out, summary, provenance)

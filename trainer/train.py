@@ -121,7 +121,7 @@ def train(
     if spec.continues:
         summary["stage_before"] = describe_stage(inputs["start"])
     if "search" in inputs:
-        summary["search"] = read_winner(inputs).pointer
+        summary["search"] = read_winner(inputs).choice
     if spec.trial:
         summary["fingerprint"] = fingerprint(spec)
     if progress.halted:

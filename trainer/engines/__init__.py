@@ -1,14 +1,26 @@
 """Engines hold the optimiser and update the weights; each gives the same training."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from xsweep.trainer.engines.deepspeed import open_deepspeed
-from xsweep.trainer.engines.plain import PlainEngine, open_plain
+from xsweep.trainer.distributed import process_group
+from xsweep.trainer.engines.deepspeed import DeepSpeedEngine, load_deepspeed
+from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Scorer
 from xsweep.trainer.specs import OptimisationSpec
 
 
-def open_engine(scorer: Scorer, settings: OptimisationSpec) -> AbstractContextManager[PlainEngine]:
+@contextmanager
+def open_engine(scorer: Scorer, settings: OptimisationSpec) -> Iterator[PlainEngine]:
     """Opens the engine that the settings name, and its process group, until the block ends."""
-    open_named = open_deepspeed if settings.engine == "deepspeed" else open_plain
-    return open_named(scorer, settings)
+    if settings.engine == "plain":
+        with process_group() as ranks:
+            yield PlainEngine(scorer, settings, ranks)
+        return
+    deepspeed = load_deepspeed()
+    with process_group(destroy=deepspeed.comm.destroy_process_group) as ranks:
+        engine = DeepSpeedEngine(deepspeed, scorer, settings, ranks)
+        try:
+            yield engine
+        finally:
+            engine.inner.destroy()

@@ -7,31 +7,17 @@ loss is already divided by the global count. Needs DeepSpeed 0.19.6 or later.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from xsweep.trainer.distributed import Ranks, process_group
+from xsweep.trainer.distributed import Ranks
 from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Inputs, Scorer
 from xsweep.trainer.optimizer import MOMENTS, clip, set_lr, write_weights
 from xsweep.trainer.specs import OptimisationSpec
-
-
-@contextmanager
-def open_deepspeed(scorer: Scorer, settings: OptimisationSpec) -> Iterator["DeepSpeedEngine"]:
-    """Opens the engine and its process group."""
-    deepspeed = load_deepspeed()
-    with process_group(destroy=deepspeed.comm.destroy_process_group) as ranks:
-        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-        engine = DeepSpeedEngine(deepspeed, scorer, settings, ranks)
-        try:
-            yield engine
-        finally:
-            engine.inner.destroy()
 
 
 def load_deepspeed() -> Any:
@@ -57,6 +43,7 @@ class DeepSpeedEngine(PlainEngine):
         self, deepspeed: Any, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks
     ) -> None:
         super().__init__(scorer, settings, ranks)
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self.stage = settings.zero_stage
         self.norm = 0.0
         if self.stage == 0:

@@ -1,21 +1,13 @@
 """The plain PyTorch engine: the reference for the DeepSpeed engine."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from torch import Tensor, distributed
 
-from xsweep.trainer.distributed import Ranks, process_group
+from xsweep.trainer.distributed import Ranks
 from xsweep.trainer.forward import Inputs, Scorer
 from xsweep.trainer.optimizer import build_adamw, clip, read_moments, restore, set_lr
 from xsweep.trainer.specs import OptimisationSpec
-
-
-@contextmanager
-def open_plain(scorer: Scorer, settings: OptimisationSpec) -> Iterator["PlainEngine"]:
-    """Opens the engine and its process group."""
-    with process_group() as ranks:
-        yield PlainEngine(scorer, settings, ranks)
 
 
 class PlainEngine:
