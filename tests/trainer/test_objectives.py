@@ -49,7 +49,7 @@ def random_batch(seed=0, queries=4, documents=5, dtype=torch.float32):
         # q = (0.785597, 0.175290, 0.039113), p = (2, 1, 1) / 4.
         ("kl_div", [LN2, 0, 0], 0.5 * -0.451836 + 0.25 * 0.355017 + 0.25 * 1.855017),
         ("list_net", [LN2, 0, 0], 0.5 * 0.241311 + 0.25 * 1.741311 + 0.25 * 3.241311),
-        # The positive stands at rank 1: swaps with ranks 2 and 3 cost 0.369070 and 0.5.
+        # The positive is at rank 1: swaps with ranks 2 and 3 cost 0.369070 and 0.5.
         ("lambda_rank", [1.0, 0, 0], (0.369070 * 0.201413 + 0.5 * 0.048587) / 2),
     ],
 )
@@ -67,7 +67,7 @@ def test_hinge_takes_every_positive_against_every_negative():
     assert mean("hinge", tensor([[2.0, 0.5, 1.0]]), tensor([[1.0, 0, 1]])) == 0.25
 
 
-def test_eight_document_lists_give_bce_one_term_a_document_and_hinge_one_a_negative():
+def test_lists_of_eight_give_bce_a_term_for_each_document_and_hinge_one_for_each_negative():
     # One positive at 1 and seven negatives at 0: the negatives cost ln 2 each, their margins 0.
     scores_QD, labels_QD = tensor([[1.0] + 7 * [0.0]]), tensor([[1.0] + 7 * [0.0]])
     positive = math.log(1 + math.exp(-1))
@@ -78,7 +78,7 @@ def test_eight_document_lists_give_bce_one_term_a_document_and_hinge_one_a_negat
     assert mean("hinge", scores_QD - 0.5, labels_QD, margin=1.5) == pytest.approx(0.5)
 
 
-def test_lambda_rank_weighs_a_pair_by_what_its_swap_is_worth():
+def test_lambda_rank_weighs_a_pair_by_the_ndcg_change_of_its_swap():
     scores_QD = tensor([[0.5, 2.0, -1.0]])
     assert mean("lambda_rank", scores_QD, tensor([[1.0, 0, 0]])) == pytest.approx(0.654312 / 2)
     assert mean("distill_lambda_rank", tensor([[0.5, 2.0]]), tensor([[5.0, 3]])) == pytest.approx(
@@ -86,11 +86,11 @@ def test_lambda_rank_weighs_a_pair_by_what_its_swap_is_worth():
     )
 
 
-def test_lambda_rank_gives_tied_scores_one_rank_and_so_no_weight():
+def test_lambda_rank_gives_tied_scores_equal_ranks_and_no_weight():
     assert mean("lambda_rank", tensor([[1.0, 1.0]]), tensor([[1.0, 0]])) == 0
 
 
-def test_list_net_is_kl_div_and_the_teachers_entropy():
+def test_list_net_is_kl_div_plus_the_teachers_entropy():
     scores_QD, targets_QD, mask_QD = random_batch()
     shares_QD = targets_QD.masked_fill(~mask_QD, -1e9).softmax(-1)
     entropy = torch.special.entr(shares_QD).sum().item() / 4
@@ -130,14 +130,14 @@ def test_temperature_divides_the_scores_of_infonce():
 
 
 @pytest.mark.parametrize("name", ["bce", "hinge", "infonce", "lambda_rank"])
-def test_a_perfect_order_of_labels_costs_nothing_and_a_reversed_one_much(name):
+def test_a_perfect_order_of_labels_has_no_loss_and_a_reversed_one_a_large_loss(name):
     labels = tensor([[1.0, 0, 0]])
     assert mean(name, tensor([[50.0, -50, -50]]), labels) < 1e-6
     assert mean(name, tensor([[-50.0, 50, 50]]), labels) > 10
 
 
 @pytest.mark.parametrize("name", ["distill_ranknet", "adr_mse", "distill_lambda_rank"])
-def test_a_perfect_order_of_a_teacher_costs_nothing_and_a_reversed_one_more(name):
+def test_the_teachers_order_has_no_loss_and_the_reversed_order_has_one(name):
     assert mean(name, 50 * ORDER, ORDER) < 1e-6
     assert mean(name, -50 * ORDER, ORDER) > 0.5
 
@@ -147,7 +147,7 @@ def test_margin_mse_is_zero_when_margins_agree_whatever_the_offset():
 
 
 @pytest.mark.parametrize("name", ["mse", "kl_div"])
-def test_the_teachers_own_scores_cost_nothing_and_reversed_ones_much(name):
+def test_the_teachers_scores_have_no_loss_and_reversed_scores_have_one(name):
     assert mean(name, ORDER, ORDER) == pytest.approx(0, abs=1e-7)
     assert mean(name, ORDER.flip(1), ORDER) > 0.5
 
@@ -176,7 +176,7 @@ def test_large_logits_do_not_overflow(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_behind_the_mask_matters(name):
+def test_padding_does_not_change_the_loss(name):
     scores_QD, targets_QD, mask_QD = random_batch()
     function = OBJECTIVES[name].function
     expected = function(scores_QD, targets_QD, mask_QD)
@@ -187,7 +187,7 @@ def test_nothing_behind_the_mask_matters(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_batch_with_everything_masked_gives_zero_and_finite_gradients(name):
+def test_a_batch_of_padding_gives_zero_and_no_gradient(name):
     scores_QD = SCORES.clone().requires_grad_()
     total, count = OBJECTIVES[name].function(scores_QD, ORDER, ~ALL)
     total.backward()
@@ -196,7 +196,7 @@ def test_a_batch_with_everything_masked_gives_zero_and_finite_gradients(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_single_document_is_no_error(name):
+def test_a_single_document_has_a_finite_loss(name):
     total, _ = OBJECTIVES[name].function(tensor([[1.0]]), tensor([[1.0]]), tensor([[True]]))
     assert torch.isfinite(total)
 
@@ -238,7 +238,7 @@ def peer_loss(kind, scores_QD, labels, *, as_columns=False, **settings):
     from sentence_transformers.cross_encoder import losses
 
     class Model(CrossEncoder):
-        """What the peer's losses ask of a model: a device, one label, and logits for pairs."""
+        """The interface that the losses need: a device, one label, and logits for pairs."""
 
         num_labels, device, max_length = 1, torch.device("cpu"), 8
 
@@ -269,13 +269,13 @@ def peer_loss(kind, scores_QD, labels, *, as_columns=False, **settings):
         ("list_net", "ListNetLoss", {}, 1),
     ],
 )
-def test_the_same_list_losses_come_out_of_sentence_transformers(name, kind, settings, factor):
+def test_list_losses_equal_those_of_sentence_transformers(name, kind, settings, factor):
     scores_QD, targets_QD, _ = random_batch()
     theirs = peer_loss(kind, scores_QD, list(targets_QD), **settings)
     assert theirs * factor == pytest.approx(mean(name, scores_QD, targets_QD), rel=1e-5)
 
 
-def test_lambda_rank_is_that_of_sentence_transformers_with_its_lambda_rank_weights():
+def test_lambda_rank_equals_that_of_sentence_transformers_with_lambda_rank_weights():
     from sentence_transformers.cross_encoder.losses import LambdaRankScheme
 
     scores_QD, _, _ = random_batch()
@@ -285,7 +285,7 @@ def test_lambda_rank_is_that_of_sentence_transformers_with_its_lambda_rank_weigh
     assert theirs == pytest.approx(mean("lambda_rank", scores_QD, grades_QD), rel=1e-5)
 
 
-def test_the_same_pair_losses_come_out_of_sentence_transformers():
+def test_pair_losses_equal_those_of_sentence_transformers():
     scores_QD, targets_QD, _ = random_batch()
     theirs = peer_loss("MarginMSELoss", scores_QD, list(targets_QD), as_columns=True)
     assert theirs == pytest.approx(mean("margin_mse", scores_QD, targets_QD), rel=1e-5)
@@ -304,7 +304,7 @@ PEER = os.environ.get("XSWEEP_LIGHTNING_IR_PYTHON")
 
 
 @pytest.mark.skipif(not PEER, reason="XSWEEP_LIGHTNING_IR_PYTHON names no Python with lightning-ir")
-def test_the_same_losses_come_out_of_lightning_ir():
+def test_losses_equal_those_of_lightning_ir():
     scores_QD, targets_QD, _ = random_batch()
     labels_QD = torch.eye(4, 5)
     program = Path(__file__).with_name("lightning_ir_losses.py")
@@ -340,6 +340,6 @@ def test_every_objective_names_its_signals_and_parameters():
     assert found | expected == found
 
 
-def test_the_table_of_signals_costs_no_torch():
+def test_importing_specifications_imports_neither_torch_nor_numpy():
     code = "import sys, xsweep.trainer.specs; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -52,7 +52,7 @@ run_job(**job, out=work / "out")
 
 
 def install(site: Path, declared: dict, code: str) -> None:
-    """A module and the metadata that an installer leaves beside it."""
+    """Writes a module and the metadata that an installer writes beside it."""
     project = declared["project"]
     info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir(parents=True)
@@ -94,7 +94,7 @@ def grid(folder: Path, *fragments: str) -> None:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The project's code, with what the page says appended to its files."""
+    """The project's code, with the page's code appended to its files."""
     folder = tmp_path / "copy"
     folder.mkdir()
     for name in ("db", "evaluator", "trainer", "orchestrator"):
@@ -214,7 +214,9 @@ def offer(tmp_path, monkeypatch):
     return offer
 
 
-def test_a_package_with_the_name_of_another_loss_is_an_error_of_every_grid(offer, tmp_path):
+def test_a_package_that_takes_the_name_of_a_built_in_loss_is_an_error_for_every_grid(
+    offer, tmp_path
+):
     offer("shadow", "bce")
     settings = Settings(home=tmp_path, database="", store="", ray_address=None, data_home=None)
     with pytest.raises(ConfigError, match="package shadow has an objective 'bce', as xsweep has"):
@@ -272,5 +274,5 @@ def test_a_loss_of_another_version_than_planned_is_refused(offer):
         LossSpec.model_validate(planned)
 
 
-def test_a_built_in_loss_says_nothing_of_packages():
+def test_a_built_in_loss_has_no_package_in_its_specification():
     assert LossSpec(name="bce").model_dump() == {"name": "bce", "parameters": {}}

@@ -9,7 +9,7 @@ import os
 import struct
 import tempfile
 from array import array
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
@@ -33,13 +33,11 @@ def read_lists(spec: TeacherSpec, inputs: Mapping[str, Path]) -> "RankedLists":
 
 
 class _Block(NamedTuple):
-    """Documents of one query."""
+    """Documents of one query, with their values and their line numbers in the file."""
 
-    doc_ids: list[str]
-    values_N: np.ndarray
-    """float64"""
-    lines_N: np.ndarray
-    """int64: line numbers in the file."""
+    doc_ids: Sequence[str]
+    values: Sequence[float]
+    lines: Sequence[int]
 
 
 class RankedLists(Mapping[str, dict[str, float]]):
@@ -58,9 +56,8 @@ class RankedLists(Mapping[str, dict[str, float]]):
         self._starts: dict[str, int] = {}
         scattered: dict[str, array[int]] = {}
         for query_id, group in groupby(entries, attrgetter("query_id")):
-            lines, _, names, values = zip(*group, strict=True)
-            block = _Block(list(names), np.array(values, float), np.array(lines, np.int64))
-            start = self._write(self._sorted(query_id, block))
+            lines, _, doc_ids, values = zip(*group, strict=True)
+            start = self._write(self._sorted(query_id, _Block(doc_ids, values, lines)))
             if query_id in self._starts:
                 scattered.setdefault(query_id, array("Q")).append(start)
             else:
@@ -68,15 +65,13 @@ class RankedLists(Mapping[str, dict[str, float]]):
         self._file.flush()
         for query_id, starts in scattered.items():
             blocks = map(self._read, (self._starts[query_id], *starts))
-            parts, values, lines = zip(*blocks, strict=True)
-            doc_ids = list(chain.from_iterable(parts))
-            block = _Block(doc_ids, np.concatenate(values), np.concatenate(lines))
-            self._starts[query_id] = self._write(self._sorted(query_id, block))
+            merged = _Block(*map(list, map(chain.from_iterable, zip(*blocks, strict=True))))
+            self._starts[query_id] = self._write(self._sorted(query_id, merged))
             self._file.flush()
 
     def __getitem__(self, query_id: str) -> dict[str, float]:
         block = self._read(self._starts[query_id])
-        ranked = list(zip(block.doc_ids, block.values_N.tolist(), strict=True))
+        ranked = list(zip(block.doc_ids, block.values, strict=True))
         return scores_from_order(ranked) if self._by_rank else dict(ranked)
 
     def __iter__(self) -> Iterator[str]:
@@ -90,28 +85,21 @@ class RankedLists(Mapping[str, dict[str, float]]):
         values: dict[str, float] = {}
         lines: dict[str, int] = {}
         ranks: set[float] = set()
-        for place in np.argsort(block.lines_N, kind="stable").tolist():
-            doc_id, line = block.doc_ids[place], int(block.lines_N[place])
-            value = float(block.values_N[place])
+        for doc_id, value, line in zip(*block, strict=True):
             if doc_id in values or (self._by_rank and value in ranks):
                 rank = None if doc_id in values else -value
                 raise duplicate(self._path, line, query_id, doc_id, rank)
             ranks.add(value)
             values[doc_id], lines[doc_id] = value, line
-        best = sort_docs(values)
-        return _Block(
-            [doc_id for doc_id, _ in best],
-            np.array([value for _, value in best], dtype=np.float64),
-            np.array([lines[doc_id] for doc_id, _ in best], dtype=np.int64),
-        )
+        best = dict(sort_docs(values))
+        return _Block(list(best), list(best.values()), [lines[doc_id] for doc_id in best])
 
     def _write(self, block: _Block) -> int:
         """Appends a block and returns its start in bytes."""
-        names = "\n".join(block.doc_ids).encode()
-        head = _HEAD.pack(len(block.doc_ids), len(names))
-        content = head + block.values_N.tobytes() + block.lines_N.tobytes() + names
-        start, self._size = self._size, self._size + len(content)
-        self._file.write(content)
+        count, names = len(block.doc_ids), "\n".join(block.doc_ids).encode()
+        numbers = struct.pack(f"<{count}d{count}q", *block.values, *block.lines)
+        start = self._size
+        self._size += self._file.write(_HEAD.pack(count, len(names)) + numbers + names)
         return start
 
     def _read(self, start: int) -> _Block:
@@ -119,9 +107,9 @@ class RankedLists(Mapping[str, dict[str, float]]):
         file = self._file.fileno()
         count, size = _HEAD.unpack(os.pread(file, _HEAD.size, start))
         content = os.pread(file, 16 * count + size, start + _HEAD.size)
-        values_N = np.frombuffer(content, dtype=np.float64, count=count)
-        lines_N = np.frombuffer(content, dtype=np.int64, count=count, offset=8 * count)
-        return _Block(content[16 * count :].decode().split("\n"), values_N, lines_N)
+        numbers = struct.unpack_from(f"<{count}d{count}q", content)
+        names = content[16 * count :].decode().split("\n")
+        return _Block(names, numbers[:count], numbers[count:])
 
 
 class ListTeacher:
