@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, distributed
@@ -11,24 +10,17 @@ from torch import Tensor, distributed
 from xsweep.errors import SetupError
 
 
-class Ranks(NamedTuple):
-    """This process's rank and the number of ranks."""
-
-    rank: int
-    size: int
-
-
 @contextmanager
 def process_group(
     destroy: Callable[[], None] = distributed.destroy_process_group,
-) -> Iterator[Ranks]:
+) -> Iterator[None]:
     """Joins the group that RANK and WORLD_SIZE (torchrun's variables) describe, else a group of 1.
 
     A group of 1 needs neither a port nor a launcher. `destroy` ends the group with the block, so
     that one process can train several times; a group that exists already is used and kept.
     """
     if distributed.is_initialized():
-        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+        yield
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if os.environ.get("WORLD_SIZE", "1") == "1":
@@ -37,7 +29,7 @@ def process_group(
     else:
         distributed.init_process_group(backend)
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+        yield
     finally:
         destroy()
 

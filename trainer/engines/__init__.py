@@ -14,12 +14,12 @@ from xsweep.trainer.specs import OptimisationSpec
 def open_engine(scorer: Scorer, settings: OptimisationSpec) -> Iterator[PlainEngine]:
     """Opens the engine that the settings name, and its process group, until the block ends."""
     if settings.engine == "plain":
-        with process_group() as ranks:
-            yield PlainEngine(scorer, settings, ranks)
+        with process_group():
+            yield PlainEngine(scorer, settings)
         return
     deepspeed = load_deepspeed()
-    with process_group(destroy=deepspeed.comm.destroy_process_group) as ranks:
-        engine = DeepSpeedEngine(deepspeed, scorer, settings, ranks)
+    with process_group(destroy=deepspeed.comm.destroy_process_group):
+        engine = DeepSpeedEngine(deepspeed, scorer, settings)
         try:
             yield engine
         finally:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from xsweep.trainer.distributed import Ranks
 from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Inputs, Scorer
 from xsweep.trainer.optimizer import MOMENTS, clip, set_lr, write_weights
@@ -39,10 +38,8 @@ class DeepSpeedEngine(PlainEngine):
 
     can_agree = False
 
-    def __init__(
-        self, deepspeed: Any, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks
-    ) -> None:
-        super().__init__(scorer, settings, ranks)
+    def __init__(self, deepspeed: Any, scorer: Scorer, settings: OptimisationSpec) -> None:
+        super().__init__(scorer, settings)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self.stage = settings.zero_stage
         self.norm = 0.0
@@ -67,7 +64,7 @@ class DeepSpeedEngine(PlainEngine):
         self.functions = deepspeed.utils
         if self.stage:
             self._link_moments(steps=0)
-        elif ranks.size == 1:
+        elif self.ranks == 1:
             # It would flatten, exchange with no rank and copy back: 5 times AdamW's own time.
             self.inner.enable_backward_allreduce = False
 

@@ -4,23 +4,19 @@ from collections.abc import Sequence
 
 from torch import Tensor, distributed
 
-from xsweep.trainer.distributed import Ranks
 from xsweep.trainer.forward import Inputs, Scorer
 from xsweep.trainer.optimizer import build_adamw, clip, read_moments, restore, set_lr
 from xsweep.trainer.specs import OptimisationSpec
 
 
 class PlainEngine:
-    """AdamW on full replicas; gradients are summed over backward passes, and over ranks in `step`.
-
-    The DeepSpeed engine has the same interface.
-    """
+    """AdamW on full replicas; sums gradients over backward passes, and over ranks in `step`."""
 
     can_agree = True
     """True if ranks exchange gradients only in `step`: before it they can agree on a failure."""
 
-    def __init__(self, scorer: Scorer, settings: OptimisationSpec, ranks: Ranks) -> None:
-        self.rank, self.ranks = ranks
+    def __init__(self, scorer: Scorer, settings: OptimisationSpec) -> None:
+        self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
         self.scorer, self.model = scorer, scorer.model
         self.max_norm = settings.clip
         self.adamw = build_adamw(scorer.model, settings)
