@@ -1,7 +1,7 @@
 """`python -m xsweep.evaluator SPEC.json OUT`: one job, without database and cluster.
 
-SPEC.json holds {"kind": "evaluate", "spec": {...}, "inputs": {"candidates": FOLDER, ...}}. Where a
-killed job left its scores so far in OUT, the same job goes on from there.
+SPEC.json holds {"kind": "evaluate", "spec": {...}, "inputs": {"candidates": FOLDER, ...}}. A killed
+job resumes from the scores that it saved in OUT.
 """
 
 import json
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         if out.is_dir() and {path.name for path in out.iterdir()} - {PARTIAL_FOLDER}:
             raise ConfigError(f"{out} is not empty: name a new folder")
         out.mkdir(parents=True, exist_ok=True)
-        run_job(job["kind"], job["spec"], job.get("inputs", {}), out, _show)
+        run_job(job["kind"], job["spec"], job.get("inputs", {}), out, _print_progress)
     except XsweepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -49,7 +49,7 @@ def _read(source: Path) -> dict:
     return job
 
 
-def _show(done: int, total: int, **figures: float) -> None:
+def _print_progress(done: int, total: int, **figures: float) -> None:
     if sys.stderr.isatty():
         rest = " ".join(f"{name} {value:g}" for name, value in figures.items())
         print(f"\r{done}/{total} {rest}   ", end="\n" if done == total else "", file=sys.stderr)

@@ -12,7 +12,7 @@ CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
 
 @cache
 def _cpuinfo(field: str) -> str:
-    """The first value of a field of /proc/cpuinfo; empty where there is none."""
+    """The first value of a field of /proc/cpuinfo; empty if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -44,5 +44,5 @@ def release_freed_memory() -> None:
     import torch
 
     torch.cuda.empty_cache()
-    with suppress(AttributeError, OSError, TypeError):  # where there is no glibc
+    with suppress(AttributeError, OSError, TypeError):  # without glibc
         ctypes.CDLL(None).malloc_trim(0)

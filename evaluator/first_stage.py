@@ -82,7 +82,7 @@ def read_candidates(folder: Path) -> Candidates:
 def prepare_candidates(spec: CandidatesSpec, out: Path, report: Report | None = None) -> None:
     """Job prepare/candidates: the run of the judged queries, cut at `depth`, and its recall.
 
-    Raises DataError where a given run names documents that the collection does not have.
+    Raises DataError if a given run names documents that the collection does not have.
     """
     origin = provenance.collect(spec.model_dump(mode="json"))
     collection = load_collection(spec.collection)

@@ -102,7 +102,7 @@ def evaluate_together(
     same job writes the same bytes into the run and the per-query values every time, also when it
     resumes from what an earlier attempt left in the first `out` or in a folder of `resume_from`.
 
-    Raises ConfigError where they differ in the scorer or in how pairs are scored.
+    Raises ConfigError if they differ in the scorer or in how pairs are scored.
     """
     origins = [provenance.collect(each.spec.model_dump(mode="json")) for each in evaluations]
     candidates = [read_candidates(each.inputs["candidates"]) for each in evaluations]

@@ -81,7 +81,7 @@ def _ranx_metrics() -> Any:
 
 
 def mean(values: Mapping[str, float]) -> float:
-    """The mean over queries; 0 where there are none."""
+    """The mean over queries; 0 if there are none."""
     return float(np.mean(list(values.values()))) if values else 0.0
 
 

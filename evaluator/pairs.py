@@ -18,7 +18,7 @@ NO_LIMIT = 2**31
 
 
 class PairIds(NamedTuple):
-    """One encoded pair: int64[tokens], and segment ids where the model takes them."""
+    """One encoded pair: int64[tokens], and segment ids if the model takes them."""
 
     input_ids: np.ndarray
     token_type_ids: np.ndarray | None
@@ -28,7 +28,7 @@ class PairEncoder:
     """Joins token ids of a query and a document, each cut separately, into a model's input."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Raises ConfigError where the tokenizer does more than put tokens around the texts."""
+        """Raises ConfigError if the tokenizer does more than put tokens around the texts."""
         probe = tokenizer("a", "b", return_token_type_ids=True)
         sides = np.array([-1 if side is None else side for side in probe.sequence_ids()])
         ids = np.array(probe["input_ids"], dtype=np.int64)
@@ -43,7 +43,7 @@ class PairEncoder:
         self.has_segments = "token_type_ids" in tokenizer.model_input_names
         self.overhead_tokens = sum(len(ids[part]) for part in parts)
         self.max_tokens = min(tokenizer.model_max_length, NO_LIMIT)
-        """The model's longest input; the document is cut further where a pair would exceed it."""
+        """The model's longest input; the document is cut further if a pair would exceed it."""
         self.pad_id: int = tokenizer.pad_token_id or 0
         self.pad_segment: int = tokenizer.pad_token_type_id
 

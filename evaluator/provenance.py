@@ -16,19 +16,10 @@ from xsweep import __version__
 from xsweep.errors import SetupError
 from xsweep.evaluator.device import cpu_model
 
-PACKAGES = [
-    "torch",
-    "transformers",
-    "tokenizers",
-    "deepspeed",
-    "ray",
-    "numpy",
-    "ranx",
-    "numba",
-    "bm25s",
-    "PyStemmer",
-    "ir_datasets",
-]
+PACKAGES = (
+    *("torch", "transformers", "tokenizers", "deepspeed", "ray", "numpy", "ranx", "numba"),
+    *("bm25s", "PyStemmer", "ir_datasets"),
+)
 
 
 def collect(spec: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +64,7 @@ def without_places(value: Any) -> Any:
 
 
 def installed_version(package: str) -> str:
-    """The version of an installed package. Raises SetupError where it is missing."""
+    """The version of an installed package. Raises SetupError if it is missing."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
@@ -115,22 +106,16 @@ def source_tree() -> dict[str, Any] | None:
 @cache
 def hardware() -> dict[str, Any]:
     """CPU model, cores that this process may use, and the GPUs' names."""
-    gpus = []
-    try:
-        import torch
+    import torch
 
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    except ImportError:
-        pass
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0)), "gpus": gpus}
 
 
-def fp32_products() -> dict[str, Any] | None:
+def fp32_products() -> dict[str, Any]:
     """PyTorch's precision of fp32 products: `highest` is fp32, `high` and `medium` allow TF32."""
-    try:
-        import torch
-    except ImportError:
-        return None
+    import torch
+
     return {
         "precision": torch.get_float32_matmul_precision(),
         "convolutions_in_tf32": torch.backends.cudnn.allow_tf32,

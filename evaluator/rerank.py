@@ -258,8 +258,7 @@ def _bi_encode(
                 each.pairs,
                 each.sources.query_tokens(tokens, each.candidates, settings.query_tokens),
                 each.sources.document_tokens(tokens, each.candidates, settings.document_tokens),
-                batch_tokens=settings.batch_tokens,
-                precision=settings.precision,
+                settings,
                 progress=report,
             )
         )

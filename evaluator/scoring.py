@@ -1,7 +1,7 @@
 """Scores of (query, document) pairs by one cross-encoder, longest first within a token budget.
 
-Pairs are sorted by their true length and cut into batches of at most `batch_tokens` slots. Where
-`varlen.encoders` knows the model's family they are scored end to end without padding, else padded
+Pairs are sorted by their true length and cut into batches of at most `batch_tokens` slots. If
+`varlen.encoders` knows the model's family, they are scored end to end without padding, else padded
 to the longest of their batch. The longest come first, so a lack of memory shows at once. Several
 devices share the pairs by their tokens.
 
@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from xsweep.errors import ConfigError
 from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
 from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision, ScoringSpec
 from xsweep.evaluator.varlen.attention import Packing, pack
-from xsweep.evaluator.varlen.encoders import unpadded_scorer
+from xsweep.evaluator.varlen.encoders import build_scorer, runs_unpadded
+from xsweep.evaluator.varlen.layers import Kernels
 
 TokenPair = tuple[np.ndarray, np.ndarray]
 """Token ids of a query and of a document, without special tokens."""
@@ -39,7 +39,7 @@ CPU_TOKENS = 2048
 """Budget of one pass without padding on a CPU: its activations stay in the cache. With 4,096
 MiniLM-L6 scores 31 instead of 36 pairs a second (AMD Zen 3)."""
 GPU_TOKENS = 65_536
-"""Budget of a GPU where the setting is left at its default: 4,096 tokens of MiniLM-L6 are 0.1
+"""Budget of a GPU if the setting has its default: 4,096 tokens of MiniLM-L6 are 0.1
 TFLOP, which a GPU finishes before the host has launched the pass's kernels."""
 SAVE_EVERY_S = 30.0
 PARTIAL_FOLDER = "partial"
@@ -83,7 +83,7 @@ class PartialScores:
     _saved_s: float = field(default_factory=time.monotonic, init=False)
 
     def read(self, pairs: Sequence[TokenPair]) -> ScoringState | None:
-        """The furthest state that some attempt saved for these pairs; None where there is none."""
+        """The furthest state that some attempt saved for these pairs; None if there is none."""
         self._digest = digest_of(self.description, pairs)
         found = []
         for folder in self.folders:
@@ -133,8 +133,8 @@ def score_pairs(
     The model is moved to `device` (default: its own) and runs without dropout; its weights do not
     change, bf16 computes with copies or by autocast. `progress` gets the number of scored pairs
     after each batch; an exception from it ends the scoring. After an out-of-memory error the
-    budget is halved. Raises ConfigError for the layout `unpadded` where the model's family has
-    none.
+    budget is halved. Raises ConfigError for the layout `unpadded` with a model that runs padded
+    only.
     """
     started = time.perf_counter()
     device = torch.device(device) if device is not None else model.device
@@ -222,15 +222,9 @@ def _mode(
             logits = model(**batch).logits[:, 0]
         return logits, batch["input_ids"].numel()
 
-    # `auto` still pads on a GPU: scoring without padding has not been measured there.
-    is_unpadded = layout == "unpadded" or (layout == "auto" and device.type == "cpu")
-    scorer = unpadded_scorer(model, dtype) if is_unpadded else None
-    if scorer is None:
-        if layout == "unpadded":
-            raise ConfigError(
-                f"{model.config.model_type} models are scored padded only: leave layout out"
-            )
+    if not runs_unpadded(model, layout):
         return ScoringMode(batches, collate, padded)
+    scorer = build_scorer(model, Kernels(dtype))
 
     def unpadded(packing: Packing) -> tuple[torch.Tensor, int]:
         return scorer(packing), packing.ids_T.numel()
@@ -283,7 +277,7 @@ def batches_without_padding(
 def choose_precision(
     precision: Precision, device: torch.device | str = "cpu"
 ) -> tuple[torch.dtype, str]:
-    """The dtype to compute in and the reason; `auto` is bf16 where the hardware multiplies it."""
+    """The dtype to compute in and the reason; `auto` is bf16 if the hardware multiplies it."""
     if precision != "auto":
         return (torch.bfloat16 if precision == "bf16" else torch.float32), "as asked"
     if torch.device(device).type == "cuda":

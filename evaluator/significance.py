@@ -29,7 +29,7 @@ class PairedT(NamedTuple):
     effect: np.ndarray
     """Cohen's d of the paired differences: their mean divided by their standard deviation (n - 1).
 
-    0 where all differences are 0, infinite where they are equal otherwise. Over several collections
+    0 if all differences are 0, infinite if they are equal otherwise. Over several collections
     the deviation is the root of the weighted mean of their variances.
     """
     p: np.ndarray
@@ -40,7 +40,7 @@ def paired_t(differences: Sequence[np.ndarray], weights: Sequence[float] | None 
 
     `differences` holds each collection's paired differences, float64[P, queries]; `weights` sum to
     1 and are equal unless given. One collection gives the paired t-test, two give Welch's test of
-    the first against the negated second. Without any variance p is 1 where the mean is 0, else 0.
+    the first against the negated second. Without any variance p is 1 if the mean is 0, else 0.
 
     [[1, 2, 3]] and [[1, 1, 4]]: difference 2, t = 3.4641 with 3.2 degrees of freedom, p = 0.0366.
 

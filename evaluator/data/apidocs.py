@@ -62,7 +62,7 @@ _MARKS = [
 def load(spec: ApidocsSpec) -> Collection:
     """All documents, with the queries and qrels of one split.
 
-    Raises DataError where the installed packages are not the declared versions.
+    Raises DataError if the installed packages are not the declared versions.
     """
     installed = versions()
     for package, declared in spec.versions.items():

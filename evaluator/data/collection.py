@@ -23,14 +23,14 @@ class Collection:
     queries: dict[str, str]
     qrels: Qrels
     lookup: Callable[[set[str]], dict[str, str]] | None = None
-    """Finds the texts of some documents without reading all; None where there is no such index."""
+    """Finds the texts of some documents without reading all; None without such an index."""
     count: Callable[[], int | None] = lambda: None
-    """The number of documents, where it is known without reading all."""
+    """The number of documents, if it is known without reading all."""
 
     def document_texts(self, ids: Iterable[str], skip_unknown: bool = False) -> dict[str, str]:
         """The texts of the named documents, in the order of the ids.
 
-        Raises DataError where the collection has no such document, unless `skip_unknown`.
+        Raises DataError if the collection has no such document, unless `skip_unknown`.
         """
         order = dict.fromkeys(ids)
         if self.lookup:
@@ -111,7 +111,7 @@ def folder_files(folder: Path, split: str) -> FolderFiles:
     queries: `queries` or `topics` + `.SPLIT` or nothing + `.tsv`, `.txt`, `.jsonl` or `.trec`
     qrels: `qrels` + `.SPLIT` or nothing + `.txt`, `.tsv`, `.trec`, `.qrels` or nothing
 
-    Raises DataError where a file is missing, or where several could be meant.
+    Raises DataError if a file is missing or ambiguous.
     """
     beir = FolderFiles(
         plain_or_gz(folder / "corpus.jsonl"),

@@ -22,9 +22,9 @@ MANIFEST = "manifest.json"
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file as bytes, unpacked where its name ends in .gz, without a byte order mark.
+    """The lines of a file as bytes, unpacked if its name ends in .gz, without a byte order mark.
 
-    Raises DataError with `file:line` where the file is missing, empty or cut off.
+    Raises DataError with `file:line` if the file is missing, empty or cut off.
     """
     number = 0
     try:
@@ -42,7 +42,7 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def decode(field: bytes, place: str) -> str:
-    """A field as text. Raises DataError where it is not UTF-8; `place` is its `file:line`."""
+    """A field as text. Raises DataError if it is not UTF-8; `place` is its `file:line`."""
     try:
         return field.decode()
     except UnicodeDecodeError as error:
@@ -68,7 +68,7 @@ def write_text(path: Path) -> Iterator[Callable[[str], object]]:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a draft's path beside `path`, for a file or a folder that replaces `path` at the end.
 
-    Readers see all of it or nothing, even if this process is killed. Where the block raises, the
+    Readers see all of it or nothing, even if this process is killed. If the block raises, the
     draft is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 
 def checked(file: FileSpec) -> Path:
-    """The path of a declared file. Raises DataError where its checksum is another."""
+    """The path of a declared file. Raises DataError if its checksum differs."""
     path = Path(file.path)
     for algorithm, declared in (("md5", file.md5), ("sha256", file.sha256)):
         if declared and (found := checksum(path, algorithm)) != declared:
@@ -104,7 +104,7 @@ def checked(file: FileSpec) -> Path:
 
 
 def plain_or_gz(path: Path) -> Path:
-    """`path`, or `path`.gz where only that one exists."""
+    """`path`, or `path`.gz if only that one exists."""
     packed = path.with_name(path.name + ".gz")
     return packed if not path.exists() and packed.exists() else path
 
@@ -147,7 +147,7 @@ def is_finished(folder: Path) -> bool:
 def read_manifest(folder: Path) -> dict:
     """The manifest, after checking that every file is present with its size and checksum.
 
-    Raises DataError where the folder is unfinished or differs from its manifest.
+    Raises DataError if the folder is unfinished or differs from its manifest.
     """
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]

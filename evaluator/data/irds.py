@@ -36,9 +36,9 @@ _mirrored: dict[Path, tuple[tuple[str, int], ...]] = {}
 
 
 def load(spec: IrdsSpec) -> Collection:
-    """A collection by its ir_datasets id; queries and qrels are empty where the set has none.
+    """A collection by its ir_datasets id; queries and qrels are empty if the set has none.
 
-    Raises DataError where the id is unknown, or its files are missing and cannot be downloaded.
+    Raises DataError if the id is unknown, or its files are missing and cannot be downloaded.
     """
     with _dataset(spec) as dataset:
         queries = {query.query_id: query.default_text() for query in _all(dataset, "queries")}
@@ -67,7 +67,7 @@ def load(spec: IrdsSpec) -> Collection:
 
 
 def scored_docs(spec: IrdsSpec) -> Run:
-    """The candidates that come with the data set. Raises DataError where there are none."""
+    """The candidates that come with the data set. Raises DataError if there are none."""
     run: Run = {}
     with _dataset(spec) as dataset:
         for scored in _all(dataset, "scoreddocs"):
@@ -80,7 +80,7 @@ def scored_docs(spec: IrdsSpec) -> Run:
 def fetch(spec: IrdsSpec) -> int:
     """Downloads the missing files of a data set, verifies and unpacks them; counts its documents.
 
-    Progress is shown on stderr. Raises DataError, within seconds, where a file cannot be
+    Progress is shown on stderr. Raises DataError, within seconds, if a file cannot be
     downloaded: it needs an agreement, or there is no network.
     """
     for source in sources(spec):
@@ -117,7 +117,7 @@ def _dataset(spec: IrdsSpec) -> Iterator[Any]:
 
 def _package(home: Path) -> Any:
     """ir_datasets, reading from `home`."""
-    # One attempt of some seconds, not several minutes of retries, where there is no network.
+    # One attempt of some seconds, not several minutes of retries, without a network.
     os.environ.setdefault("IR_DATASETS_DL_TRIES", "1")
     os.environ.setdefault("IR_DATASETS_DL_TIMEOUT", "10")
     loaded = sys.modules.get("ir_datasets")
@@ -172,7 +172,7 @@ class Source(NamedTuple):
     md5: str | None
     """The published checksum."""
     how: str
-    """Its address, or how to get it where there is none."""
+    """Its address, or how to get it if there is none."""
 
 
 _SHARED = {

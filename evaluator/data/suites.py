@@ -1,6 +1,6 @@
 """Named suites of test collections: their ir_datasets ids, sizes and licences.
 
-To add a suite, add its ids to `SUITES` and, where none of their prefixes is there yet, a size to
+To add a suite, add its ids to `SUITES` and, if none of their prefixes is there yet, a size to
 `SIZES` and a note to `LICENCES`.
 """
 
@@ -28,21 +28,23 @@ class Size(NamedTuple):
         return min(self.words * TOKENS_PER_WORD, 0.9 * limit)
 
 
-_BEIR_13 = {
-    "arguana": "beir/arguana",
-    "climate-fever": "beir/climate-fever",
-    "dbpedia-entity": "beir/dbpedia-entity/test",
-    "fever": "beir/fever/test",
-    "fiqa": "beir/fiqa/test",
-    "hotpotqa": "beir/hotpotqa/test",
-    "nfcorpus": "beir/nfcorpus/test",
-    "nq": "beir/nq",
-    "quora": "beir/quora/test",
-    "scidocs": "beir/scidocs",
-    "scifact": "beir/scifact/test",
-    "trec-covid": "beir/trec-covid",
-    "webis-touche2020": "beir/webis-touche2020/v2",
+_BEIR = {
+    "arguana": ("beir/arguana", Size(1_406, 8_674, 167)),
+    "climate-fever": ("beir/climate-fever", Size(1_535, 5_416_593, 85)),
+    "dbpedia-entity": ("beir/dbpedia-entity/test", Size(400, 4_635_922, 50)),
+    "fever": ("beir/fever/test", Size(6_666, 5_416_568, 85)),
+    "fiqa": ("beir/fiqa/test", Size(648, 57_638, 132)),
+    "hotpotqa": ("beir/hotpotqa/test", Size(7_405, 5_233_329, 46)),
+    "nfcorpus": ("beir/nfcorpus/test", Size(323, 3_633, 232)),
+    "nq": ("beir/nq", Size(3_452, 2_681_468, 79)),
+    "quora": ("beir/quora/test", Size(10_000, 522_931, 11)),
+    "scidocs": ("beir/scidocs", Size(1_000, 25_657, 176)),
+    "scifact": ("beir/scifact/test", Size(300, 5_183, 214)),
+    "trec-covid": ("beir/trec-covid", Size(50, 171_332, 161)),
+    "webis-touche2020": ("beir/webis-touche2020/v2", Size(49, 382_545, 292)),
 }
+"""Sizes: Thakur et al. 2021, table 1 (https://arxiv.org/abs/2104.08663)."""
+_BEIR_13 = {name: dataset for name, (dataset, _) in _BEIR.items()}
 _CQADUPSTACK = (
     *("android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats"),
     *("tex", "unix", "webmasters", "wordpress"),
@@ -74,24 +76,7 @@ SUITES: dict[str, dict[str, str]] = {
 }
 """Suite name to {collection name: ir_datasets id}."""
 
-_BEIR_SIZES = {
-    "arguana": Size(1_406, 8_674, 167),
-    "climate-fever": Size(1_535, 5_416_593, 85),
-    "dbpedia-entity": Size(400, 4_635_922, 50),
-    "fever": Size(6_666, 5_416_568, 85),
-    "fiqa": Size(648, 57_638, 132),
-    "hotpotqa": Size(7_405, 5_233_329, 46),
-    "nfcorpus": Size(323, 3_633, 232),
-    "nq": Size(3_452, 2_681_468, 79),
-    "quora": Size(10_000, 522_931, 11),
-    "scidocs": Size(1_000, 25_657, 176),
-    "scifact": Size(300, 5_183, 214),
-    "trec-covid": Size(50, 171_332, 161),
-    "webis-touche2020": Size(49, 382_545, 292),
-}
-"""Thakur et al. 2021, table 1 (https://arxiv.org/abs/2104.08663)."""
 _MSMARCO = 8_841_823
-
 SIZES = {
     "msmarco-passage/train": Size(502_939, _MSMARCO, 56),
     "msmarco-passage/dev/small": Size(6_980, _MSMARCO, 56),
@@ -107,8 +92,8 @@ SIZES = {
     "disks45/nocr": Size(249, 528_155, 480),
     "cranfield": Size(225, 1_400, 165),
     "vaswani": Size(93, 11_429, 42),
-    **{f"beir/{name}": size for name, size in _BEIR_SIZES.items()},
-    **{f"nano-beir/{name}": Size(50, 4_500, size.words) for name, size in _BEIR_SIZES.items()},
+    **{f"beir/{name}": size for name, (_, size) in _BEIR.items()},
+    **{f"nano-beir/{name}": Size(50, 4_500, size.words) for name, (_, size) in _BEIR.items()},
     "nano-beir/msmarco": Size(50, 5_043, 56),
 }
 """Prefix of ir_datasets ids to size; the longest prefix counts."""
@@ -148,7 +133,7 @@ def averaged_as(collection: str) -> str:
 
 
 def size(dataset: str) -> Size | None:
-    """The size of an ir_datasets id; None where it is not known."""
+    """The size of an ir_datasets id; None if it is not known."""
     return _longest_prefix(SIZES, dataset)
 
 

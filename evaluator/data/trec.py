@@ -98,7 +98,7 @@ def duplicate(
 
 
 def line_of(path: Path | str, doc_id: str) -> int:
-    """The first line of a run that names a document; 0 where none does."""
+    """The first line of a run that names a document; 0 if none does."""
     wanted = doc_id.encode()
     for number, line in enumerate(read_lines(Path(path)), 1):
         if line.split()[2:3] == [wanted]:

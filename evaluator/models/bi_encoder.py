@@ -19,9 +19,10 @@ from xsweep.evaluator.models.cross_encoder import load_model
 from xsweep.evaluator.models.tokenizer import locate
 from xsweep.evaluator.pairs import PairIds
 from xsweep.evaluator.scoring import ScoredPairs, batches, batches_without_padding, choose_precision
-from xsweep.evaluator.specs import BATCH_TOKENS, ModelSpec, Precision
+from xsweep.evaluator.specs import ModelSpec, ScoringSpec
 from xsweep.evaluator.varlen.attention import pack
-from xsweep.evaluator.varlen.encoders import Encoder, means, unpadded_encoder
+from xsweep.evaluator.varlen.encoders import Encoder, build_encoder, means, runs_unpadded
+from xsweep.evaluator.varlen.layers import Kernels
 
 POOLINGS = ("mean", "cls")
 PAIRS_PER_PRODUCT = 65_536
@@ -37,7 +38,7 @@ class BiEncoder(NamedTuple):
 
 
 def load_bi_encoder(spec: ModelSpec) -> BiEncoder:
-    """The encoder with fp32 weights and dropout off. Raises DataError where it cannot be loaded."""
+    """The encoder with fp32 weights and dropout off. Raises DataError if it cannot be loaded."""
     model, tokenizer, _ = load_model(AutoModel, spec)
     return BiEncoder(model, tokenizer, pooling(spec))
 
@@ -64,7 +65,7 @@ def pooling(spec: ModelSpec) -> str:
 
 
 def _json_file(spec: ModelSpec, name: str) -> Any:
-    """A JSON file of the model, local or from the hub; None where it has none."""
+    """A JSON file of the model, local or from the hub; None if it has none."""
     path = cached_file(
         locate(spec),
         name,
@@ -80,25 +81,23 @@ def score(
     pairs: Sequence[tuple[str, str]],
     queries: Mapping[str, np.ndarray],
     documents: Mapping[str, np.ndarray],
-    *,
-    batch_tokens: int = BATCH_TOKENS,
-    precision: Precision = "fp32",
+    settings: ScoringSpec,
     progress: Callable[[int], object] | None = None,
 ) -> ScoredPairs:
     """Cosines, -1 to 1, of (query id, document id) pairs; every text is embedded once.
 
-    `queries` and `documents` give token ids, cut and without special tokens. `progress` gets the
-    number of pairs whose share of the embedding is done.
+    `queries` and `documents` give token ids, cut and without special tokens; `settings` gives
+    budget and precision. `progress` gets the number of pairs whose share of the embedding is done.
     """
     started = time.perf_counter()
-    dtype, _ = choose_precision(precision, encoder.model.device)
+    dtype, _ = choose_precision(settings.precision, encoder.model.device)
     texts = [*queries.values(), *documents.values()]
 
     def report(done: int) -> None:
         if progress:
             progress(done * len(pairs) // len(texts))
 
-    embeddings, waste = embed(encoder, texts, batch_tokens, dtype, report)
+    embeddings, waste = embed(encoder, texts, settings.batch_tokens, dtype, report)
     rows = {("q", key): row for row, key in enumerate(queries)}
     rows |= {("d", key): row for row, key in enumerate(documents, len(queries))}
     query_rows = [rows["q", query_id] for query_id, _ in pairs]
@@ -122,7 +121,7 @@ def embed(
 ) -> tuple[np.ndarray, float]:
     """Vectors float32[texts, width] of token ids, and the share of padding computed.
 
-    `unit` scales them to length 1. On a CPU texts are not padded where the family allows it.
+    `unit` scales them to length 1. On a CPU texts are not padded if the family allows it.
     """
     model, tokenizer = encoder.model, encoder.tokenizer
     prefix, suffix = _template(tokenizer)
@@ -132,7 +131,8 @@ def embed(
     embeddings = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
     slots = done = 0
     with torch.inference_mode():
-        unpadded = unpadded_encoder(model, dtype) if model.device.type == "cpu" else None
+        is_unpadded = runs_unpadded(model, "auto")
+        unpadded = build_encoder(model, Kernels(dtype)) if is_unpadded else None
         cut = batches_without_padding if unpadded else batches
         for rows in cut(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
             batch = [inputs[row] for row in rows]

@@ -51,7 +51,7 @@ _cached: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
 
 
 def load_cached(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """`load_cross_encoder(spec)`, from memory where it was the last one and its files are the same.
+    """`load_cross_encoder(spec)`, from memory if it was the last one and its files are the same.
 
     Consecutive evaluations usually share their model, and scoring does not change it. Only one is
     cached: a GPU holds one model beside its batches.
@@ -91,7 +91,7 @@ def load_model(
     """A model of a transformers auto class, its tokenizer, and the weights that its files lack.
 
     fp32 weights, dropout off (`eval`). The tokenizer's `model_max_length` becomes the longest
-    input that the model has positions for. Raises DataError where it cannot be loaded.
+    input that the model has positions for. Raises DataError if it cannot be loaded.
     """
     tokenizer = load_tokenizer(spec)
     where, revision = locate(spec), spec.revision or "main"

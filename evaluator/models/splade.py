@@ -32,7 +32,7 @@ def load_splade(spec: ModelSpec) -> Splade:
     """The model with fp32 weights and dropout off.
 
     Reads transformers' masked language models and sentence-transformers' sparse encoders of one
-    transformer and max pooling. Raises DataError where it cannot be loaded, ConfigError for other
+    transformer and max pooling. Raises DataError if it cannot be loaded, ConfigError for other
     modules.
     """
     folder = Path(locate(spec))

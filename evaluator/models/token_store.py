@@ -1,9 +1,9 @@
 """Token ids of a collection's documents: written once, memory-mapped by every reader.
 
-`ids.bin` holds all ids end to end (uint16 where the vocabulary allows, else uint32), `ends.npy`
-the end of each document (int64), `documents.txt` the document ids in that order, one a line. Where
-these are the numbers from 0 on, as MS MARCO's are, `tokens.json` has `numbered` and they are not
-read: a dictionary of 8.8 million ids takes more than a gigabyte of every process.
+`ids.bin` holds all ids end to end (uint16 if the vocabulary allows, else uint32), `ends.npy`
+the end of each document (int64), `documents.txt` the document ids in that order, one a line. If
+these are the numbers from 0 on, as in MS MARCO, `tokens.json` has `numbered` and they are not read:
+a dictionary of 8.8 million ids takes more than a gigabyte of every process.
 
 `Sources` takes a pair's token ids from a store that fits the model's tokenizer, else from texts.
 """
@@ -34,44 +34,47 @@ class TokenStore:
     """Document id to token ids (without special tokens), read from disk as needed."""
 
     def __init__(self, folder: Path | str) -> None:
-        """Opens a folder that `build` wrote. Raises DataError where it is not one."""
+        """Opens a folder that `build` wrote. Raises DataError if it is not one."""
         folder = Path(folder)
         try:
             settings = json.loads((folder / "tokens.json").read_text())
             self.max_tokens: int = settings["max_tokens"]
             self.fingerprint: str = settings["fingerprint"]
             # Mapped: processes of one machine share the pages.
-            ends = np.asarray(np.load(folder / "ends.npy", mmap_mode="r"))
-            count = len(ends)
-            self._rows: Mapping[str, int] = _Numbers(count)
+            self._ends = ends = np.asarray(np.load(folder / "ends.npy", mmap_mode="r"))
+            self._rows: dict[str, int] | None = None
             if not settings.get("numbered"):
                 ids = (folder / "documents.txt").read_text(encoding="utf-8").split("\n")[:-1]
-                self._rows, count = {doc_id: row for row, doc_id in enumerate(ids)}, len(ids)
+                self._rows = {doc_id: row for row, doc_id in enumerate(ids)}
             dtype = np.dtype(settings["dtype"])
             size = (folder / "ids.bin").stat().st_size // dtype.itemsize
             self._ids = np.memmap(folder / "ids.bin", dtype, "r") if size else np.empty(0, dtype)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: not a token store ({error}): run its job again") from error
-        if count != len(ends) or (len(ends) and ends[-1] != size):
+        if len(self) != len(ends) or (len(ends) and ends[-1] != size):
             raise DataError(f"{folder}: the token store's files do not match: run its job again")
-        self._ends = ends
+
+    def _row(self, doc_id: str) -> int | None:
+        if self._rows is not None:
+            return self._rows.get(doc_id)
+        # `isdecimal` alone would accept digits of all scripts, and 007 is not an id here.
+        row = int(doc_id) if doc_id.isdecimal() else -1
+        return row if 0 <= row < len(self._ends) and str(row) == doc_id else None
 
     def __getitem__(self, doc_id: str) -> np.ndarray:
         """Token ids of a document. Raises DataError for an unknown id."""
-        try:
-            row = self._rows[doc_id]
-        except KeyError:
-            raise DataError(f"the token store has no document {doc_id!r}") from None
+        if (row := self._row(doc_id)) is None:
+            raise DataError(f"the token store has no document {doc_id!r}")
         return self._ids[self._ends[row - 1] if row else 0 : self._ends[row]]
 
     def __contains__(self, doc_id: object) -> bool:
-        return doc_id in self._rows
+        return isinstance(doc_id, str) and self._row(doc_id) is not None
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._rows)
+        return map(str, range(len(self._ends))) if self._rows is None else iter(self._rows)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._ends) if self._rows is None else len(self._rows)
 
     def fits(self, fingerprint: str, max_tokens: int) -> bool:
         """Compares the store's tokenizer (`tokenizer.fingerprint`) and length with those needed."""
@@ -118,29 +121,6 @@ class TokenStore:
         return cls(folder)
 
 
-class _Numbers(Mapping[str, int]):
-    """The ids "0", "1", ... and their rows."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __getitem__(self, doc_id: str) -> int:
-        # `isdecimal` alone would accept digits of all scripts, and 007 is not an id here.
-        row = int(doc_id) if doc_id.isdecimal() else -1
-        if 0 <= row < self._count and str(row) == doc_id:
-            return row
-        raise KeyError(doc_id)
-
-    def __contains__(self, doc_id: object) -> bool:
-        return isinstance(doc_id, str) and self.get(doc_id) is not None
-
-    def __iter__(self) -> Iterator[str]:
-        return map(str, range(self._count))
-
-    def __len__(self) -> int:
-        return self._count
-
-
 def prepare_tokens(spec: TokensSpec, out: Path) -> None:
     """Job prepare/tokens: the token store of a collection's documents, for one tokenizer."""
     origin = provenance.collect(spec.model_dump(mode="json"))
@@ -171,14 +151,14 @@ class Sources(NamedTuple):
 
     queries: Mapping[str, str]
     texts: Callable[[Iterable[str]], dict[str, str]]
-    """Gives documents' texts by id; called only where the token store does not fit."""
+    """Gives documents' texts by id; called only if the token store does not fit."""
     tokens: Path | None = None
-    """A token store of the documents, used where the model's tokenizer made it."""
+    """A token store of the documents, used if the model's tokenizer made it."""
 
     def query_tokens(
         self, tokens: TextTokens, candidates: Iterable[str], max_tokens: int
     ) -> dict[str, np.ndarray]:
-        """Ids of the named queries. Raises DataError where one has no text."""
+        """Ids of the named queries. Raises DataError if one has no text."""
         wanted = list(candidates)
         if unknown := [query_id for query_id in wanted if query_id not in self.queries]:
             raise DataError(f"{len(unknown)} queries, such as {unknown[0]!r}, have no text")
@@ -188,7 +168,7 @@ class Sources(NamedTuple):
     def document_tokens(
         self, tokens: TextTokens, candidates: Mapping[str, Sequence[str]], max_tokens: int
     ) -> Mapping[str, np.ndarray]:
-        """Ids of all candidates. Raises DataError where the collection lacks one."""
+        """Ids of all candidates. Raises DataError if the collection lacks one."""
         wanted = dict.fromkeys(doc_id for docs in candidates.values() for doc_id in docs)
         if self.tokens:
             store = TokenStore(self.tokens)

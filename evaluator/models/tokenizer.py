@@ -1,4 +1,4 @@
-"""Tokenizers: located, repaired where the published settings are wrong, run in one batch."""
+"""Tokenizers: located, repaired if the published settings are wrong, run in one batch."""
 
 import hashlib
 import importlib.metadata
@@ -19,7 +19,7 @@ from xsweep.evaluator.specs import ModelSpec
 def locate(spec: ModelSpec) -> str:
     """The local folder, or the Hugging Face id, of a model's files.
 
-    Raises DataError where the folder or package is missing or differs from the declared version.
+    Raises DataError if the folder or package is missing or differs from the declared version.
     """
     if spec.folder is not None:
         folder = Path(spec.folder)
@@ -48,7 +48,7 @@ def _package_folder(package: str, version: str | None) -> Path:
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
-    """The fast tokenizer of a model. Raises DataError where it cannot be loaded."""
+    """The fast tokenizer of a model. Raises DataError if it cannot be loaded."""
     where = locate(spec)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, revision=spec.revision or "main")
@@ -62,7 +62,7 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
 
 
 def repair_case(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Turns lower-casing on where the vocabulary has no capitals but the settings keep them.
+    """Turns lower-casing on if the vocabulary has no capitals but the settings keep them.
 
     The published settings of microsoft/MiniLM-L12-H384-uncased lack `do_lower_case`, which turns
     every capitalised word into [UNK].

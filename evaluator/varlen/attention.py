@@ -20,7 +20,7 @@ class Packing(NamedTuple):
     ids_T: torch.Tensor
     """int64 token ids"""
     segments_T: torch.Tensor | None
-    """int64 segment ids, where the model takes them"""
+    """int64 segment ids, if the model takes them"""
     positions_T: torch.Tensor
     """int64, from 0 in every sequence"""
     starts_S: torch.Tensor
@@ -28,7 +28,7 @@ class Packing(NamedTuple):
     lengths: list[int]
     """Tokens of each sequence"""
     words_TE: torch.Tensor | None = None
-    """The tokens' embeddings, where many packings looked them up together"""
+    """The tokens' embeddings, if many packings looked them up together"""
 
     def words(self, table: torch.nn.Module) -> torch.Tensor:
         """The tokens' embeddings, [T, E]."""
@@ -49,15 +49,14 @@ def pack(sequences: Sequence[PairIds]) -> Packing:
     lengths = [len(each.input_ids) for each in sequences]
     ends = np.cumsum(lengths)
     starts = ends - lengths
-    arrays = {
-        "ids_T": np.concatenate([each.input_ids for each in sequences]),
-        "positions_T": np.arange(ends[-1]) - np.repeat(starts, lengths),
-        "starts_S": starts,
-    }
     segments = [each.token_type_ids for each in sequences if each.token_type_ids is not None]
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    segments_T = torch.from_numpy(np.concatenate(segments)) if segments else None
-    return Packing(segments_T=segments_T, lengths=lengths, **tensors)
+    return Packing(
+        ids_T=torch.from_numpy(np.concatenate([each.input_ids for each in sequences])),
+        segments_T=torch.from_numpy(np.concatenate(segments)) if segments else None,
+        positions_T=torch.from_numpy(np.arange(ends[-1]) - np.repeat(starts, lengths)),
+        starts_S=torch.from_numpy(starts),
+        lengths=lengths,
+    )
 
 
 def attend(

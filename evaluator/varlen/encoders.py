@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from xsweep.errors import ConfigError
+from xsweep.evaluator.specs import Layout
 from xsweep.evaluator.varlen.attention import Packing
 from xsweep.evaluator.varlen.layers import Kernels, Weights, chunks, weights
 
@@ -176,33 +178,34 @@ ENCODERS: dict[str, Callable[[Any, Kernels], Encoder]] = {
 
 
 def has_unpadded(model: PreTrainedModel) -> bool:
-    """True where a model's family can run on packed tokens and its weights are fp32."""
+    """True if a model's family can run on packed tokens and its weights are fp32."""
     config = model.config
     if config.model_type not in ENCODERS or getattr(config, "is_decoder", False):
         return False
     return all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
-def unpadded_encoder(model: PreTrainedModel, dtype: torch.dtype) -> Encoder | None:
-    """The encoder of a model on packed tokens, for scoring; None where it runs padded only.
+def runs_unpadded(model: PreTrainedModel, layout: Layout) -> bool:
+    """True if a model runs on packed tokens; `auto` does so on a CPU if its family can.
 
-    Weights are copied in `dtype`; the model does not change.
+    On a GPU `auto` means padded: packed passes have not been measured there. Raises ConfigError
+    for `unpadded` with a model that runs padded only.
     """
-    if not has_unpadded(model):
-        return None
-    return ENCODERS[model.config.model_type](model.base_model, Kernels(dtype))
+    if layout == "unpadded" and not has_unpadded(model):
+        raise ConfigError(f"{model.config.model_type} models run padded only: leave layout out")
+    return layout == "unpadded" or (
+        layout == "auto" and model.device.type == "cpu" and has_unpadded(model)
+    )
 
 
-def unpadded_scorer(
-    model: PreTrainedModel, dtype: torch.dtype
-) -> Callable[[Packing], torch.Tensor] | None:
-    """Logits, fp32[S], of a cross-encoder on packed pairs; None where its family runs padded."""
-    return build_scorer(model, Kernels(dtype)) if has_unpadded(model) else None
+def build_encoder(model: PreTrainedModel, kernels: Kernels) -> Encoder:
+    """The encoder of a model that `has_unpadded`, computed by the given kernels."""
+    return ENCODERS[model.config.model_type](model.base_model, kernels)
 
 
 def build_scorer(model: PreTrainedModel, kernels: Kernels) -> Callable[[Packing], torch.Tensor]:
     """Logits, fp32[S], of a cross-encoder that `has_unpadded`, computed by the given kernels."""
-    encoder = ENCODERS[model.config.model_type](model.base_model, kernels)
+    encoder = build_encoder(model, kernels)
     head, reads_first = _head(model)
 
     def score(packing: Packing) -> torch.Tensor:
@@ -212,7 +215,7 @@ def build_scorer(model: PreTrainedModel, kernels: Kernels) -> Callable[[Packing]
 
 
 def _head(model: Any) -> tuple[Callable[[torch.Tensor, Packing], torch.Tensor], bool]:
-    """The model's own head on an encoder's states; True where it reads first tokens only."""
+    """The model's own head on an encoder's states; True if it reads first tokens only."""
     if model.config.model_type == "modernbert":
         if model.config.classifier_pooling == "mean":
             return lambda states, packing: model.classifier(

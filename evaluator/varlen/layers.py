@@ -8,6 +8,7 @@ and oneDNN 61 to 66 (AMD Zen 3).
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch.nn.functional import gelu, linear
@@ -35,31 +36,23 @@ def prepare(
     The weights must not change while it is in use: they may be copied, or not.
     """
     inner = computed_in(dtype, weight.device)
-    # Through `dtype` first: where bf16 is computed in fp32, it is bf16 numbers that are multiplied.
+    # Through `dtype` first: bf16 computed in fp32 still multiplies bf16 numbers.
     weight = weight.detach().to(dtype).to(inner)
     bias = None if bias is None else bias.detach().to(dtype).to(inner)
     if weight.device.type == "cpu" and blocks_weights():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, TYPICAL_ROWS)
         after, algorithm = ("gelu", "none") if with_gelu else ("none", "")
-
-        def product(states: torch.Tensor) -> torch.Tensor:
-            return torch.ops.mkldnn._linear_pointwise(states, packed, bias, after, [], algorithm)
-
-    elif with_gelu:
-
-        def product(states: torch.Tensor) -> torch.Tensor:
-            return gelu(linear(states, weight, bias))
-
-    else:
-
-        def product(states: torch.Tensor) -> torch.Tensor:
-            return linear(states, weight, bias)
-
-    return lambda states: product(states.to(inner)).to(dtype)
+        product = torch.ops.mkldnn._linear_pointwise
+        return lambda states: product(states.to(inner), packed, bias, after, [], algorithm).to(
+            dtype
+        )
+    if with_gelu:
+        return lambda states: gelu(linear(states.to(inner), weight, bias)).to(dtype)
+    return lambda states: linear(states.to(inner), weight, bias).to(dtype)
 
 
 def blocks_weights() -> bool:
-    """True where oneDNN's blocked weights pay off on this CPU."""
+    """True if oneDNN's blocked weights pay off on this CPU."""
     return (
         torch.backends.mkldnn.is_available() and "AVX512" in torch.backends.cpu.get_cpu_capability()
     )
@@ -92,7 +85,9 @@ class Kernels:
 
     def linear(self, *parts: Weights, with_gelu: bool = False) -> Projection:
         """Linear layers over the same input as one, their outputs side by side; then GELU."""
-        return _once(lambda: prepare(*side_by_side(parts), self.dtype, with_gelu=with_gelu))
+        # Prepared by the first call: a layer declares more projections than it uses.
+        prepared = cache(lambda: prepare(*side_by_side(parts), self.dtype, with_gelu=with_gelu))
+        return lambda states: prepared()(states)
 
     def gated(self, layer: Weights, activation: torch.nn.Module | None) -> Projection:
         """A gated layer: the activated first half of its outputs times the other half.
@@ -148,18 +143,6 @@ class Kernels:
     def run(self, layer: Layer, *arguments: object) -> torch.Tensor:
         """Calls a layer; training may recompute its activations for the gradient."""
         return layer(*arguments)
-
-
-def _once(build: Callable[[], Projection]) -> Projection:
-    """A projection that is built when it is first called: a layer declares more than it uses."""
-    built: list[Projection] = []
-
-    def project(states: torch.Tensor) -> torch.Tensor:
-        if not built:
-            built.append(build())
-        return built[0](states)
-
-    return project
 
 
 def weights(layer: torch.nn.Module) -> Weights:

@@ -6,11 +6,14 @@ import pytest
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.collection import folder_sha256
+from xsweep.evaluator.data.collection import folder_files, folder_sha256
 from xsweep.evaluator.data.files import checksum
-from xsweep.evaluator.data.readers import read_texts
-from xsweep.evaluator.specs import COLLECTION
+from xsweep.evaluator.specs import COLLECTION, JsonlSpec
 
+LINES = [
+    {"query": "one", "passages": [{"text": "a", "label": 1, "teacher_score": 2.5}, {"text": "b"}]},
+    {"query": "two", "qid": "7", "passages": [{"text": "b", "label": 0, "teacher_score": -1}]},
+]
 DOCUMENTS = [
     {"_id": "d1", "title": "Foxes", "text": "quick and brown"},
     {"_id": "d2", "title": "", "text": "lazy dogs"},
@@ -85,29 +88,84 @@ def test_declared_checksums_are_held(tmp_path: Path) -> None:
     assert spec["source"] == "files"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("x.tsv", b"d1\tfine\nno tab here\n", r"x.tsv:2: expected id<TAB>text"),
-        ("x.tsv", b"d1\ta\nd1\tb\n", r"x.tsv:2: the id 'd1' occurs twice"),
-        ("x.tsv", b"d1\ta\nd2\t\xff\n", r"x.tsv:2: .*not UTF-8"),
-        ("x.jsonl", b'{"_id": "d1", "text": "a"}\n{"_id": "d2"}\n', r"x.jsonl:2: expected"),
-        ("x.jsonl", b'{"text": "a"}\n', r"x.jsonl:1: expected an object"),
-        ("x.jsonl", b'["d1", "a"]\n', r"x.jsonl:1: expected an object"),
-        ("x.jsonl", b"{broken\n", r"x.jsonl:1: expected an object"),
-        (
-            "x.jsonl",
-            b'{"_id": "d 1", "text": "a"}\n',
-            r"x.jsonl:1: the id 'd 1' is empty or has bl",
-        ),
-        ("x.jsonl", b'{"_id": "", "text": "a"}\n', r"x.jsonl:1: the id '' is empty"),
-        ("x.tsv", b"", "empty"),
-        ("x.parquet", b"PAR1", "are read from"),
-    ],
-)
-def test_malformed_texts_are_named_with_their_line(
-    tmp_path: Path, name: str, content: bytes, message: str
+def _collection(folder: Path, split: str):
+    return load_collection(
+        COLLECTION.validate_python(
+            {"source": "folder", "name": "x", "path": str(folder), "split": split}
+        )
+    )
+
+
+def _touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_text("")
+
+
+def test_a_trec_folder_with_tables_gives_the_split_that_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "passages.tsv.gz").write_bytes(gzip.compress(b"d1\tquick and brown\nd2\tlazy\n"))
+    for split, query in (("dl19", "what is brown?"), ("dl20", "who is lazy?")):
+        (tmp_path / f"queries.{split}.tsv").write_text(f"{split}q\t{query}\n")
+        (tmp_path / f"qrels.{split}.txt").write_text(f"{split}q 0 d2 3\n")
+    found = _collection(tmp_path, "dl20")
+    assert dict(found.documents()) == {"d1": "quick and brown", "d2": "lazy"}
+    assert found.queries == {"dl20q": "who is lazy?"}
+    assert found.qrels == {"dl20q": {"d2": 3}}
+    assert folder_sha256(tmp_path, "dl19") != folder_sha256(tmp_path, "dl20")
+
+
+def test_a_trec_folder_may_hold_trecs_own_markup(tmp_path: Path) -> None:
+    (tmp_path / "docs.trec").write_text(
+        "<DOC>\n<DOCNO> FT-1 </DOCNO>\n<HEADLINE>\nFoxes &amp; dogs\n</HEADLINE>\n<BYLINE>by me\n"
+        "</BYLINE>\n<TEXT>\n<P>quick\n and brown</P>\n</TEXT>\n</DOC>\n\n"
+        "<DOC><DOCNO>FT-2</DOCNO></DOC>\n"
+    )
+    (tmp_path / "topics.trec").write_text(
+        "<top>\n<num> Number: 301\n<title> International\nCrime\n"
+        "<desc> Description:\nIdentify.\n</top>\n"
+    )
+    (tmp_path / "qrels.trec").write_text("301 0 FT-1 1\n")
+    found = _collection(tmp_path, "test")
+    assert dict(found.documents()) == {"FT-1": "Foxes & dogs quick and brown", "FT-2": ""}
+    assert found.queries == {"301": "International Crime"}
+    assert found.qrels == {"301": {"FT-1": 1}}
+
+
+def test_a_corpus_jsonl_makes_it_beirs_layout(tmp_path: Path) -> None:
+    _touch(tmp_path, "corpus.jsonl", "queries.tsv", "qrels.txt")
+    assert folder_files(tmp_path, "dev") == (
+        tmp_path / "corpus.jsonl",
+        tmp_path / "queries.jsonl",
+        tmp_path / "qrels/dev.tsv",
+    )
+
+
+def test_a_file_of_the_split_goes_before_one_for_all(tmp_path: Path) -> None:
+    _touch(tmp_path, "docs.tsv", "queries.tsv", "queries.dev.tsv", "qrels.txt")
+    assert folder_files(tmp_path, "dev").queries == tmp_path / "queries.dev.tsv"
+    assert folder_files(tmp_path, "test").queries == tmp_path / "queries.tsv"
+
+
+def test_a_folder_that_could_mean_two_files_or_lacks_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="there is no such folder"):
+        folder_files(tmp_path / "none", "test")
+    _touch(tmp_path, "docs.tsv", "queries.tsv")
+    with pytest.raises(DataError, match="no file with the qrels"):
+        folder_files(tmp_path, "test")
+    _touch(tmp_path, "qrels.txt", "passages.tsv")
+    with pytest.raises(DataError, match=r"documents could be passages.tsv or docs.tsv"):
+        folder_files(tmp_path, "test")
+
+
+def test_passages_queries_and_labels_make_a_collection_in_which_equal_texts_are_one(
+    tmp_path: Path,
 ) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        list(read_texts(tmp_path / name))
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    file = {"path": str(path)}
+    collection = load_collection(JsonlSpec(name="x", file=file))
+    texts = dict(collection.documents())
+    assert sorted(texts.values()) == ["a", "b"]
+    assert collection.queries == {"1": "one", "2": "two"}
+    relevant = {query: list(docs) for query, docs in collection.qrels.items()}
+    assert [texts[doc] for doc in relevant["1"]] == ["a"]
+    assert relevant["2"] == []

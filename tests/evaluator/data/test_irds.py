@@ -7,7 +7,8 @@ import pytest
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data import irds, load_collection
-from xsweep.evaluator.data.irds import scored_docs
+from xsweep.evaluator.data.irds import fetch, home_of, scored_docs, sources
+from xsweep.evaluator.data.suites import SUITES, licence, suite
 from xsweep.evaluator.specs import IrdsSpec
 
 
@@ -73,18 +74,18 @@ def test_unknown_ids_and_homes_are_data_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("_no_network")
-def test_files_that_are_missing_offline_are_a_clear_error_at_once(tmp_path: Path) -> None:
+def test_missing_files_are_a_data_error_at_once_offline(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"'vaswani' cannot be read from .*nor downloaded"):
         load_collection(IrdsSpec(name="x", id="vaswani", home=str(tmp_path)))
 
 
-def test_a_set_without_scoreddocs_says_what_to_use(real_data: Path) -> None:
+def test_a_set_without_scoreddocs_is_a_data_error_with_a_remedy(real_data: Path) -> None:
     home = str(real_data / "ir_datasets_home")
     with pytest.raises(DataError, match="has no scoreddocs: use BM25 or give a run"):
         scored_docs(IrdsSpec(name="x", id="cranfield", home=home))
 
 
-def test_several_may_mirror_a_home_at_once_through_links_to_folders_too(tmp_path: Path) -> None:
+def test_concurrent_mirrors_of_a_home_follow_links_to_folders(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     home = tmp_path / "home"
     home.mkdir()
@@ -103,7 +104,87 @@ def test_several_may_mirror_a_home_at_once_through_links_to_folders_too(tmp_path
     for number in range(300):
         assert (mirrored / f"{number}.txt").read_text() == str(number)
         assert (mirrored / "linked" / f"{number}.txt").read_text() == str(number)
-    assert not list(mirrored.rglob(".*")), "no draft stays behind"
-    # A file that came later is found; one that went is not missed.
+    assert not list(mirrored.rglob(".*")), "no draft remains"
+    # A new file is found.
     (home / "new.txt").write_text("new")
     assert (irds._mirror(home) / "new.txt").read_text() == "new"
+
+
+def _spec(dataset: str, home: Path | None = None) -> IrdsSpec:
+    return IrdsSpec(name=dataset, id=dataset, home=str(home) if home else None)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [
+        ("beir/scifact/test", ["scifact"]),
+        ("beir/webis-touche2020/v2", ["webis-touche2020/v2"]),
+        ("beir/cqadupstack/gis", ["cqadupstack"]),
+        ("nano-beir/nq", ["nq/docs", "nq/qrels", "nq/queries"]),
+        ("lotte/science/test/forum", ["source"]),
+        ("disks45/nocr/trec-robust-2004", ["docs", "robust04-qrels", "robust04-queries"]),
+        ("msmarco-passage/dev/small", ["collectionandqueries"]),
+        (
+            "msmarco-passage/trec-dl-2019/judged",
+            ["collectionandqueries", "trec-dl-2019/qrels", "trec-dl-2019/queries"],
+        ),
+        (
+            "msmarco-passage-v2/trec-dl-2022/judged",
+            ["passages", "trec-dl-2022/qrels", "trec-dl-2022/queries"],
+        ),
+        ("vaswani", ["main"]),
+    ],
+)
+def test_a_data_set_needs_its_documents_queries_and_qrels(dataset: str, names: list[str]) -> None:
+    assert [source.name for source in sources(_spec(dataset))] == names
+
+
+def test_every_collection_of_every_suite_has_files_with_sizes_and_a_licence_note() -> None:
+    for name in SUITES:
+        for spec in suite(name):
+            found = sources(spec)
+            assert found, spec.id
+            assert all(source.how for source in found), spec.id
+            assert not licence(spec.id).startswith("see "), spec.id
+            unknown = [source.name for source in found if not source.size_bytes]
+            assert unknown in ([], ["docs"]), "only licensed documents have no published size"
+
+
+def test_files_are_found_where_ir_datasets_looks_for_them(real_data: Path) -> None:
+    home = real_data / "ir_datasets_home"
+    for dataset in ("beir/scifact/test", "cranfield", "vaswani", "msmarco-passage/trec-dl-hard"):
+        for source in sources(_spec(dataset, home)):
+            assert source.present, source
+            assert source.size_bytes == source.path.stat().st_size
+    missing = sources(_spec("beir/nq", home))
+    assert [(source.present, source.md5) for source in missing] == [
+        (False, "d4d3d2e48787a744b6f6e691ff534307")
+    ]
+
+
+def test_the_home_is_the_specs_or_the_environments(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("IR_DATASETS_HOME", str(tmp_path))
+    assert home_of(_spec("vaswani")) == tmp_path
+    assert home_of(_spec("vaswani", tmp_path / "own")) == tmp_path / "own"
+
+
+def test_an_unlisted_family_is_a_data_error() -> None:
+    with pytest.raises(DataError, match="lists no files of 'nothing/at-all'"):
+        sources(_spec("nothing/at-all"))
+
+
+def test_documents_under_an_agreement_are_a_data_error_with_instructions(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"disks45.* is missing\. .*agreements .*NIST"):
+        fetch(_spec("disks45/nocr/trec-robust-2004", tmp_path))
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_offline_fetching_is_a_data_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"'vaswani' cannot be read .*nor downloaded"):
+        fetch(_spec("vaswani", tmp_path))
+
+
+def test_present_files_are_counted_without_network(real_data: Path) -> None:
+    assert fetch(_spec("cranfield", real_data / "ir_datasets_home")) == 1400

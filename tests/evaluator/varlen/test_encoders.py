@@ -13,9 +13,11 @@ from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.scoring import score_pairs
 from xsweep.evaluator.specs import ScoringSpec
 from xsweep.evaluator.varlen.attention import pack
-from xsweep.evaluator.varlen.encoders import unpadded_encoder, unpadded_scorer
+from xsweep.evaluator.varlen.encoders import build_encoder, build_scorer, has_unpadded
+from xsweep.evaluator.varlen.layers import Kernels
 
 SETTINGS = ScoringSpec(query_tokens=8, document_tokens=80)
+FP32 = Kernels(torch.float32)
 UNPADDED = ("bert", "electra", "roberta", "modernbert")
 
 
@@ -73,8 +75,7 @@ def test_packed_pairs_equal_one_row_under_a_block_diagonal_mask(
 ) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder(family))
     pairs = _encoded(tokenizer)
-    scorer = unpadded_scorer(model, torch.float32)
-    assert scorer is not None
+    scorer = build_scorer(model, FP32)
     found = scorer(pack(pairs))
     assert found.std() > 0.05, "scores that hardly differ would prove nothing"
     torch.testing.assert_close(found, _flattened_logits(model, pairs), atol=1e-5, rtol=0)
@@ -93,8 +94,7 @@ def test_packed_pairs_of_any_lengths_equal_the_padded_model(
         encoder.encode(random.integers(10, 60, 5), random.integers(10, 60, length), 8, 80)
         for length in lengths
     ]
-    scorer = unpadded_scorer(model, torch.float32)
-    assert scorer is not None
+    scorer = build_scorer(model, FP32)
     expected = model(**encoder.collate(pairs)).logits[:, 0]
     torch.testing.assert_close(scorer(pack(pairs)), expected, atol=1e-5, rtol=0)
 
@@ -106,8 +106,7 @@ def test_all_states_equal_those_of_single_sequences(
 ) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder(family))
     pairs = _encoded(tokenizer, 4)
-    encoder = unpadded_encoder(model, torch.float32)
-    assert encoder is not None
+    encoder = build_encoder(model, FP32)
     packing = pack(pairs)
     states = encoder(packing, False)
     collate = PairEncoder(tokenizer).collate
@@ -125,8 +124,7 @@ def test_a_head_on_the_mean_of_all_tokens_equals_the_model(
     ).eval()
     tokenizer = make_tokenizer("modernbert")
     pairs = _encoded(tokenizer)
-    scorer = unpadded_scorer(model, torch.float32)
-    assert scorer is not None
+    scorer = build_scorer(model, FP32)
     expected = model(**PairEncoder(tokenizer).collate(pairs)).logits[:, 0]
     torch.testing.assert_close(scorer(pack(pairs)), expected, atol=1e-5, rtol=0)
 
@@ -163,11 +161,11 @@ def test_other_families_run_padded_and_refuse_the_unpadded_layout(
     make_model_folder: Callable,
 ) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder("deberta"))
-    assert unpadded_scorer(model, torch.float32) is None
+    assert not has_unpadded(model)
     pairs = [(np.array([9, 8]), np.array([7])), (np.array([9]), np.array([7, 8, 9, 10, 11]))]
     encoder, unpadded = PairEncoder(tokenizer), SETTINGS.model_copy(update={"layout": "unpadded"})
     assert score_pairs(model, encoder, pairs, SETTINGS).padding_waste > 0
-    with pytest.raises(ConfigError, match="deberta-v2 models are scored padded only"):
+    with pytest.raises(ConfigError, match="deberta-v2 models run padded only"):
         score_pairs(model, encoder, pairs, unpadded)
 
 
@@ -180,8 +178,8 @@ def test_out_of_memory_halves_the_budget_without_padding(
     expected = score_pairs(model, encoder, pairs, SETTINGS).scores
     sizes = []
 
-    def refuse_large(model, dtype):
-        scorer = unpadded_scorer(model, dtype)
+    def refuse_large(model, kernels):
+        scorer = build_scorer(model, kernels)
 
         def score(packing):
             sizes.append(len(packing.ids_T))
@@ -191,7 +189,7 @@ def test_out_of_memory_halves_the_budget_without_padding(
 
         return score
 
-    monkeypatch.setattr("xsweep.evaluator.scoring.unpadded_scorer", refuse_large)
+    monkeypatch.setattr("xsweep.evaluator.scoring.build_scorer", refuse_large)
     scored = score_pairs(model, encoder, pairs, settings)
     assert max(sizes) > 150 >= sizes[-1]
     np.testing.assert_allclose(scored.scores, expected, atol=1e-5)
