@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xsweep.errors import ConfigError, XsweepError
-from xsweep.evaluator.jobs import run_job
-from xsweep.evaluator.scoring import PARTIAL_FOLDER
+from xsweep.evaluator.jobs import PARTIAL_FOLDER, run_job
 
 USAGE = "usage: python -m xsweep.evaluator SPEC.json OUT"
 

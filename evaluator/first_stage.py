@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator import provenance
@@ -34,9 +33,6 @@ from xsweep.evaluator.data.trec import (
     write_run,
 )
 from xsweep.evaluator.measures import evaluate_run, mean
-from xsweep.evaluator.models import bi_encoder, splade
-from xsweep.evaluator.models.tokenizer import tokenize
-from xsweep.evaluator.scoring import choose_precision
 from xsweep.evaluator.specs import (
     Bm25Spec,
     CandidatesSpec,
@@ -246,8 +242,12 @@ def _dense(
     report: Report | None,
 ) -> tuple[Run, int]:
     """The best documents by the cosine (or dot product) of embeddings."""
+    from xsweep.evaluator.models import bi_encoder
+    from xsweep.evaluator.models.tokenizer import tokenize
+    from xsweep.evaluator.scoring import choose_precision, visible_devices
+
     encoder = bi_encoder.load_bi_encoder(settings.model)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = visible_devices()[0]
     encoder.model.to(device)  # type: ignore[arg-type]
     dtype, _ = choose_precision(settings.precision, device)
 
@@ -272,8 +272,11 @@ def _splade(
     report: Report | None,
 ) -> tuple[Run, int]:
     """The best documents by products of word weights; those without a common word are left out."""
+    from xsweep.evaluator.models import splade
+    from xsweep.evaluator.scoring import visible_devices
+
     model = splade.load_splade(settings.model)
-    model.model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.model.to(visible_devices()[0])  # type: ignore[arg-type]
     encode = partial(
         splade.encode, model, batch_tokens=settings.batch_tokens, precision=settings.precision
     )

@@ -1,4 +1,7 @@
-"""Runs one job of this package from its JSON: `prepare`, `teach` or `evaluate`."""
+"""Runs one job of this package from its JSON: `prepare`, `teach` or `evaluate`.
+
+Modules that load transformers are imported by the jobs that need a model: it takes seconds.
+"""
 
 import json
 import shutil
@@ -16,9 +19,6 @@ from xsweep.evaluator.data.files import write_manifest, write_text
 from xsweep.evaluator.data.trec import Run, write_run
 from xsweep.evaluator.first_stage import Candidates, prepare_candidates, read_candidates
 from xsweep.evaluator.measures import evaluate_run, mean
-from xsweep.evaluator.models.token_store import Sources, TokenStore, prepare_tokens
-from xsweep.evaluator.rerank import ToRerank, rerank
-from xsweep.evaluator.scoring import PARTIAL_FOLDER
 from xsweep.evaluator.specs import (
     CandidatesSpec,
     EvaluateSpec,
@@ -31,6 +31,9 @@ from xsweep.evaluator.specs import (
     TeachSpec,
     TokensSpec,
 )
+
+PARTIAL_FOLDER = "partial"
+"""Folder of unfinished scores in a job's folder."""
 
 Report = Callable[..., object]
 """Called with (done, total, **figures); it may raise xsweep.Stopped, which ends the job."""
@@ -74,6 +77,8 @@ def run_job(
         case CandidatesSpec():
             prepare_candidates(checked, out, report)
         case TokensSpec():
+            from xsweep.evaluator.models.token_store import prepare_tokens
+
             prepare_tokens(checked, out)
         case TeachSpec():
             _teach(checked, folders, out, report, resume_from)
@@ -131,6 +136,9 @@ def _score(
         figures: dict = {"pairs": 0, "pairs_per_s": 0.0, "padding_waste": 0.0, "seconds": 0.0}
         figures |= {"precision": "none", "precision_reason": "nothing is scored"}
         return [(run, figures) for run in runs]
+    from xsweep.evaluator.models.token_store import Sources
+    from xsweep.evaluator.rerank import ToRerank, rerank
+
     if any(_scoring_key(each) != _scoring_key(first) for each in evaluations):
         raise ConfigError("evaluations that share their scoring must agree on model and settings")
     lists = [
@@ -140,7 +148,8 @@ def _score(
         )
         for each, held, run in zip(evaluations, candidates, runs, strict=True)
     ]
-    results = rerank(_models(first), lists, first.spec, report, [first.out, *resume_from])
+    partial_folders = [folder / PARTIAL_FOLDER for folder in (first.out, *resume_from)]
+    results = rerank(_models(first), lists, first.spec, report, partial_folders)
     return [(result.run, result.figures()) for result in results]
 
 
@@ -194,6 +203,9 @@ def _teach(
     Inputs: `candidates`; optionally `tokens`. Relevant documents without a text in the collection
     (a subset of a larger corpus) cannot be scored; the summary counts them.
     """
+    from xsweep.evaluator.models.token_store import Sources, TokenStore
+    from xsweep.evaluator.rerank import ToRerank, rerank
+
     origin = provenance.collect(spec.model_dump(mode="json"))
     queries, qrels, run = read_candidates(inputs["candidates"])
     collection = load_collection(spec.collection)
@@ -218,7 +230,8 @@ def _teach(
     to_score = {query_id: [*run.get(query_id, {}), *added[query_id]] for query_id in qrels}
     sources = Sources(queries, collection.document_texts, inputs.get("tokens"))
     lists = [ToRerank(to_score, sources)]
-    (result,) = rerank(spec.model, lists, spec, report, [out, *resume_from])
+    partial_folders = [folder / PARTIAL_FOLDER for folder in (out, *resume_from)]
+    (result,) = rerank(spec.model, lists, spec, report, partial_folders)
     shutil.rmtree(out / PARTIAL_FOLDER, ignore_errors=True)
     write_run(out / "scores.run.gz", result.run, tag=spec.model.type)
     relevant_missed, relevant_added = (sum(map(len, each.values())) for each in (missed, added))

@@ -42,7 +42,6 @@ GPU_TOKENS = 65_536
 """Budget of a GPU if the setting has its default: 4,096 tokens of MiniLM-L6 are 0.1
 TFLOP, which a GPU finishes before the host has launched the pass's kernels."""
 SAVE_EVERY_S = 30.0
-PARTIAL_FOLDER = "partial"
 
 
 class ScoredPairs(NamedTuple):
@@ -75,7 +74,7 @@ class PartialScores:
     """
 
     folders: Sequence[Path]
-    """The job's own folder, where states are saved, then those of earlier attempts."""
+    """The folder where states are saved, then those of earlier attempts."""
     name: str
     description: str
     """All that determines the scores, except the pairs."""
@@ -88,7 +87,7 @@ class PartialScores:
         found = []
         for folder in self.folders:
             try:
-                with np.load(self._path(folder), allow_pickle=False) as saved:
+                with np.load(folder / f"{self.name}.npz", allow_pickle=False) as saved:
                     if str(saved["digest"]) == self._digest:
                         rows, batch_tokens = int(saved["rows"]), int(saved["batch_tokens"])
                         found.append(ScoringState(rows, batch_tokens, saved["scores"]))
@@ -100,12 +99,10 @@ class PartialScores:
         """Saves a state for the pairs of `read`, at most every `SAVE_EVERY_S`."""
         if time.monotonic() - self._saved_s < SAVE_EVERY_S:
             return
-        with atomic_write(self._path(self.folders[0])) as draft, draft.open("wb") as file:
+        path = self.folders[0] / f"{self.name}.npz"
+        with atomic_write(path) as draft, draft.open("wb") as file:
             np.savez(file, digest=self._digest, **state._asdict())
         self._saved_s = time.monotonic()
-
-    def _path(self, folder: Path) -> Path:
-        return folder / PARTIAL_FOLDER / f"{self.name}.npz"
 
 
 def digest_of(description: str, pairs: Sequence[TokenPair]) -> str:
