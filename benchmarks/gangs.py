@@ -20,7 +20,6 @@ os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 import psutil
 import ray
 
-from xsweep.orchestrator.runtime import placement as gangs
 from xsweep.orchestrator.runtime.placement import request_of
 from xsweep.orchestrator.runtime.pool import Pool
 from xsweep.orchestrator.runtime.worker import Task, Worker
@@ -47,7 +46,7 @@ class Summer(Worker):
 
 
 def own(number: int) -> None:
-    from xsweep.orchestrator.runtime.attempt import begin
+    from xsweep.orchestrator.runtime.attempt import start_task
 
     pool = Pool(Summer, prefix="benchmark/")
     request = request_of({"cpus": 1, "ranks": 2})
@@ -68,7 +67,7 @@ def own(number: int) -> None:
         "root": tempfile.gettempdir(),
         "remote": None,
     }
-    outcomes = ray.get(list(begin(placement, task)))
+    outcomes = ray.get(list(start_task(placement, task)))
     pool.kill(placement)
     assert all(each["state"] == "finished" for each in outcomes), outcomes
 
@@ -122,7 +121,7 @@ def main() -> None:
         print(
             f"| {name} | {seconds[0]:.1f} s | {later:.1f} s | {spent_s:.1f} | {left} |", flush=True
         )
-    assert gangs.leaked("benchmark/", set()) == []
+    assert Pool(prefix="benchmark/").remove_leaked_groups(()) == []
     ray.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""Numbers, lists, durations and sizes as people read them."""
+"""Format numbers, lists, durations and sizes for people."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    """Format as `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
     if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 
 def data_size(size_bytes: float) -> str:
-    """`999 B`, `1.5 kB`, `12 MB`, `1.2 TB`, by powers of 1000."""
+    """Format as `999 B`, `1.5 kB`, `12 MB`, `1.2 TB`, by powers of 1000."""
     for unit in ("B", "kB", "MB", "GB"):
         if size_bytes < 1000:
             digits = 0 if size_bytes >= 10 or unit == "B" else 1

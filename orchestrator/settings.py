@@ -1,4 +1,4 @@
-"""Where the database, the store and the cluster are: by flag, then environment, then default."""
+"""Settings of an installation: by flag, then environment, then default."""
 
 import os
 from dataclasses import dataclass, field
@@ -8,36 +8,33 @@ from typing import Literal, get_args
 from xsweep.errors import SetupError
 
 Kind = Literal["prepare", "teach", "search", "train", "evaluate"]
-
-
 KINDS: tuple[str, ...] = get_args(Kind)
 
-
 SHORTEST_LEASE_S = 10.0
-"""Shorter than a few unanswered questions, a lease would end under jobs that live."""
+"""A shorter lease would expire after a few unanswered status questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One installation's places; everything is below `.xsweep/` unless told otherwise."""
+    """The settings of one installation; all files are below `.xsweep/` by default."""
 
     home: Path
     database: str
     """SQLAlchemy URL. Never print it as it is: `xsweep.db.engine.redacted` hides the password."""
     store: str
-    """Folder (a path or file:// URL) under which every result lives."""
+    """Store of all results: a path or a URL."""
     ray_address: str | None
     """Address of a running Ray cluster; None lets the controller start one on this machine."""
     data_home: Path | None
     """Folder of the user's own data; grid files refer to it as `${data_home}`."""
     webhook: str | None = field(default=None, repr=False)
-    """URL that a controller tells of finished sweeps and of failures; it may hold a secret."""
+    """URL to which a controller posts ends of sweeps and failures; it may hold a secret."""
     lease_s: float = 60.0
-    """How long a job stays with a controller or a worker that is not heard of."""
+    """Time for which a silent controller or worker keeps its job."""
     node_wait_s: float = 300.0
-    """How long jobs of a given cluster wait for a node that could run them; then they fail."""
+    """Time for which jobs wait for a node that can run them, on a cluster not started here."""
     limits: dict[str, int] = field(default_factory=dict, hash=False)
-    """Jobs of a kind that may run at once."""
+    """Most jobs of a kind that run at once."""
 
 
 def load_settings(
@@ -47,7 +44,7 @@ def load_settings(
     ray_address: str | None = None,
     data_home: Path | None = None,
 ) -> Settings:
-    """The settings in force, each from its flag, its environment variable or its default."""
+    """Return the current settings, each from its flag, its environment variable or its default."""
     environment = os.environ
     home = Path(environment.get("XSWEEP_HOME", ".xsweep")).absolute()
     data = data_home or environment.get("XSWEEP_DATA_HOME")
@@ -64,27 +61,27 @@ def load_settings(
     )
 
 
-def _seconds(name: str, usual: float, *, least: float) -> float:
-    given = os.environ.get(name) or str(usual)
+def _seconds(name: str, default: float, *, least: float) -> float:
+    given = os.environ.get(name) or str(default)
     try:
         seconds = float(given)
     except ValueError:
         seconds = -1.0
     if not seconds >= least:
         raise SetupError(
-            f"{name}={given}: give seconds, at least {least:.0f}; {usual:.0f} is usual"
+            f"{name}={given}: give seconds, at least {least:.0f}; the default is {default:.0f}"
         )
     return seconds
 
 
 def _limits(given: str) -> dict[str, int]:
-    """`train=4,evaluate=8` as numbers by kind."""
+    """Parse `train=4,evaluate=8`."""
     limits = {}
     for part in filter(None, given.replace(" ", "").split(",")):
         kind, _, number = part.partition("=")
         if kind not in KINDS or not number.isdigit() or int(number) < 1:
             raise SetupError(
-                f"XSWEEP_LIMITS={given}: {part!r} is no KIND=NUMBER; kinds are {', '.join(KINDS)}"
+                f"XSWEEP_LIMITS={given}: {part!r} is not KIND=NUMBER; kinds are {', '.join(KINDS)}"
             )
         limits[kind] = int(number)
     return limits

@@ -13,7 +13,7 @@ from xsweep.db.engine import connect
 from xsweep.evaluator.data.files import write_manifest
 from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.plan import plan_grid
-from xsweep.orchestrator.runtime.controller import Finished, accept_all
+from xsweep.orchestrator.runtime.controller import accept_all
 from xsweep.orchestrator.settings import Settings
 from xsweep.orchestrator.storage.store import Store, attempt_folder
 
@@ -54,8 +54,7 @@ def finish_one(engine: Engine, store: Path, claim: jobs.Claim) -> str:
     place = jobs.Place(actor="a", node="n", folder=folder, log=f"{folder}.log")
     jobs.mark_started(engine, {claim.lease: place})
     write_result(store / folder, claim)
-    finished = Finished(claim.lease, folder)
-    assert accept_all(engine, Store(store), [finished]) == [True]
+    assert accept_all(engine, Store(store), [(claim.lease, folder)]) == [True]
     return folder
 
 

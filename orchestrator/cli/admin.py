@@ -33,7 +33,7 @@ def export(
       xsweep export quickstart --run "train MiniLM-L3 bce bm25_pairs s1" -o one_model
     """
     from xsweep.db.explain import explain
-    from xsweep.orchestrator.storage.archive import export_sweep, to_pack
+    from xsweep.orchestrator.storage.archive import export_sweep, packing
     from xsweep.orchestrator.storage.store import open_store
 
     engine = open_database(ctx)
@@ -41,7 +41,7 @@ def export(
     folder = output or Path(f"{name}-export")
     only_job = explain(engine, run, compare=False).identity if run else None
     store = open_store(settings_of(ctx).store)
-    with to_pack(folder) as out:
+    with packing(folder) as out:
         kinds = export_sweep(engine, store, name, out, only_job=only_job, models=models, runs=runs)
     listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     typer.echo(f"Wrote {folder}: {listed}. Next, elsewhere: xsweep import {folder}")
@@ -62,12 +62,12 @@ def import_(
       xsweep import published
       xsweep report quickstart
     """
-    from xsweep.orchestrator.storage.archive import import_sweep, unpacked
+    from xsweep.orchestrator.storage.archive import import_sweep, unpacking
     from xsweep.orchestrator.storage.store import open_store
 
     engine = open_database(ctx, create=True)
     store = open_store(settings_of(ctx).store)
-    with unpacked(archive) as folder:
+    with unpacking(archive) as folder:
         found = import_sweep(engine, store, folder, name=name)
     typer.echo(f"Imported {found.accepted} results ({found.known} already present)")
     if found.refused:

@@ -6,18 +6,16 @@
 | `xsweep_attempts_total` | `outcome` | attempts that ended |
 | `xsweep_failures_total` | `failure` | attempts that failed, by class; lost leases count as NODE |
 | `xsweep_leases_lost_total` | | attempts whose lease ran out |
-| `xsweep_running_attempts` | `kind` | attempts that live |
-| `xsweep_pairs_per_second` | `kind` | query-document pairs, by the live attempts together |
-| `xsweep_queue_age_seconds` | | since the oldest ready job was submitted; 0 without one |
-| `xsweep_controllers` | | controllers heard of in the last minute |
-
-Metrics port and webhook of a controller.
+| `xsweep_running_attempts` | `kind` | attempts that are running |
+| `xsweep_pairs_per_second` | `kind` | query-document pairs, by all running attempts together |
+| `xsweep_queue_age_seconds` | | age of the oldest ready job; 0 without one |
+| `xsweep_controllers` | | controllers with a heartbeat in the last minute |
 """
 
 import logging
-import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest, start_http_server
@@ -27,11 +25,10 @@ from sqlalchemy import Engine
 
 from xsweep.db.status import ended_attempts, summary
 from xsweep.errors import SetupError
-from xsweep.orchestrator.monitoring.webhook import Announcer, Webhook
-from xsweep.orchestrator.settings import Settings
+
+log = logging.getLogger("xsweep")
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-
 
 Family = CounterMetricFamily | GaugeMetricFamily
 
@@ -67,8 +64,8 @@ class JobTable(Collector):
         yield _family(counter, "attempts", "Attempts that ended", attempts, "outcome")
         yield _family(counter, "failures", "Failed attempts", failures, "failure")
         yield _family(counter, "leases_lost", "Attempts whose lease ran out", lost)
-        yield _family(gauge, "running_attempts", "Live attempts", running, "kind")
-        yield _family(gauge, "pairs_per_second", "Of live attempts", pairs_per_s, "kind")
+        yield _family(gauge, "running_attempts", "Running attempts", running, "kind")
+        yield _family(gauge, "pairs_per_second", "Pairs scored", pairs_per_s, "kind")
         yield _family(gauge, "queue_age_seconds", "Age of the oldest ready job", age_s)
         yield _family(gauge, "controllers", "Controllers seen in the last minute", controllers)
 
@@ -80,7 +77,7 @@ def _family(
     values: Mapping[Any, float],
     *labels: str,
 ) -> Family:
-    """A metric whose values are by the value of its label, or by a tuple of those of several."""
+    """Return a metric; `values` are by the label's value, or by a tuple of several labels'."""
     family = kind(f"xsweep_{name}", help, labels=labels)
     for key, value in sorted(values.items()):
         family.add_metric([key] if isinstance(key, str) else key, value)
@@ -95,72 +92,33 @@ def as_text(engine: Engine) -> str:
     return generate_latest(_registry(engine)).decode()
 
 
-def serve_metrics(engine: Engine, port: int) -> Callable[[], None]:
-    """Answer scrapes on 127.0.0.1 from a thread; returns the function that ends it.
+@contextmanager
+def serving_metrics(engine: Engine, port: int | None) -> Iterator[None]:
+    """Answer scrapes on 127.0.0.1 from a thread; None serves nothing.
 
-    While the database is away a scrape fails with status 500. Raises OSError where the port is
+    While the database is away a scrape fails with status 500. Raises SetupError where the port is
     taken.
     """
-    server, thread = start_http_server(port, "127.0.0.1", _registry(engine))
-
-    def end() -> None:
+    if port is None:
+        yield
+        return
+    try:
+        server, thread = start_http_server(port, "127.0.0.1", _registry(engine))
+    except OSError as error:
+        raise SetupError(
+            f"metrics cannot be served on port {port} of 127.0.0.1 ({error.strerror}): choose "
+            "another --metrics-port"
+        ) from error
+    log.info("metrics: http://127.0.0.1:%d/metrics", port)
+    try:
+        yield
+    finally:
         server.shutdown()
         server.server_close()
         thread.join()
-
-    return end
 
 
 def _registry(engine: Engine) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(JobTable(engine))
     return registry
-
-
-log = logging.getLogger("xsweep")
-
-
-EVERY_S = 10.0
-
-
-_WATCH_COST = 100
-"""Looks are so many times as far apart as one takes: a hundredth of a core, however large the
-table."""
-
-
-class Watching:
-    """Serves metrics and posts to the webhook, as far as wanted."""
-
-    def __init__(self, engine: Engine, settings: Settings, metrics_port: int | None = None) -> None:
-        """Raises SetupError for a webhook that is no URL and for a port that is taken."""
-        self._due_s = 0.0
-        self._webhook = Webhook(settings.webhook) if settings.webhook else None
-        self._announcer = Announcer(engine, self._webhook) if self._webhook else None
-        self._end_metrics: Callable[[], None] = lambda: None
-        if metrics_port is not None:
-            try:
-                self._end_metrics = serve_metrics(engine, metrics_port)
-            except OSError as error:
-                raise SetupError(
-                    f"metrics cannot be served on port {metrics_port} of 127.0.0.1 "
-                    f"({error.strerror}): choose another --metrics-port"
-                ) from error
-            log.info("metrics   http://127.0.0.1:%d/metrics", metrics_port)
-
-    def tick(self) -> None:
-        """Announce what is new if it is time to look; SetupError while the database is away."""
-        began_s = time.monotonic()
-        if self._announcer and began_s >= self._due_s:
-            self._announcer.look()
-            ended_s = time.monotonic()
-            self._due_s = ended_s + max(EVERY_S, _WATCH_COST * (ended_s - began_s))
-
-    def close(self) -> None:
-        """Announce what is new still, let the webhook send what waits, and free the port."""
-        if self._webhook and self._announcer:
-            try:
-                self._announcer.look()
-            except SetupError as error:
-                log.warning("%s", error)
-            self._webhook.close()
-        self._end_metrics()

@@ -1,18 +1,20 @@
-"""Webhook: a sweep has finished, jobs have failed for good.
+"""Webhook: post when a sweep has finished and when jobs have failed for good.
 
 Each message is a JSON object of schema `xsweep.webhook/1` with `event` and `text`, a line for
-people under the name that chat services look for. `finished` has `sweep`, `counts` ({state: jobs})
-and `failed`; `failed` has `jobs` (`job_id name kind failure reason sweeps`, at most `NAMED`) and
-`more`.
+people under the name that chat services expect. `finished` has `sweep`, `counts` ({state: jobs})
+and `failed`; `failed` has `jobs` (`job_id name kind failure reason sweeps`, at most `MOST_JOBS`)
+and `more`.
 """
 
 import json
 import logging
 import queue
 import threading
+import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
@@ -28,84 +30,99 @@ from xsweep.orchestrator.forecast.eta import OPEN, count
 
 log = logging.getLogger("xsweep")
 
-
 SCHEMA = "xsweep.webhook/1"
-
-
-NAMED = 20
-
-
+MOST_JOBS = 20
+"""Jobs that one message lists."""
 REASON_CHARACTERS = 500
 
-
 TRIES = 3
-
-
 TIMEOUT_S = 10.0
-
-
 FIRST_WAIT_S = 2.0
-"""Before the second try; each further wait is four times as long."""
+"""Wait before the second try; each further wait is four times as long."""
 
-
-WAITING = 100
-"""Messages that may wait for a slow receiver; further ones are dropped."""
-
+LOOK_EVERY_S = 10.0
+LOOK_INTERVALS = 100
+"""Looks are at least this many times their own duration apart: at most 1% of a core."""
 
 WATCHED, ANNOUNCED = "watched", "announced"
-"""Events of a sweep, by which the next controller announces what one that died could not."""
-
+"""Events of a sweep, by which the next controller announces what a dead one could not."""
 
 Done = Callable[[bool], None]
 """Called with whether a message was delivered."""
 
 
+@contextmanager
+def announcing(engine: Engine, url: str | None) -> Iterator[Callable[[], None]]:
+    """Give a function, to be called often, that posts what is new; once more at the end.
+
+    Without a URL nothing is posted. Raises SetupError for an invalid URL; the function raises it
+    while the database is away.
+    """
+    if url is None:
+        yield lambda: None
+        return
+    webhook = Webhook(url)
+    announcer = Announcer(engine, webhook)
+    due_s = 0.0
+
+    def tick() -> None:
+        nonlocal due_s
+        began_s = time.monotonic()
+        if began_s >= due_s:
+            announcer.look()
+            ended_s = time.monotonic()
+            due_s = ended_s + max(LOOK_EVERY_S, LOOK_INTERVALS * (ended_s - began_s))
+
+    try:
+        yield tick
+    finally:
+        try:
+            announcer.look()
+        except SetupError as error:
+            log.warning("%s", error)
+        webhook.close()
+
+
 class Webhook:
-    """Posts JSON to one URL, in order, from a thread: nobody waits for a slow receiver.
+    """Posts JSON to one URL, in order, from a thread, so that a slow receiver blocks nobody.
 
     The URL may hold a secret, as Slack's do: only its host is logged, and no redirect is followed.
     """
 
     def __init__(self, url: str, *, first_wait_s: float = FIRST_WAIT_S) -> None:
-        """Raises SetupError for what is no http(s) URL."""
+        """Raise SetupError where the URL is not http(s)."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SetupError("XSWEEP_WEBHOOK is no http:// or https:// URL: correct or unset it")
+            raise SetupError(
+                "XSWEEP_WEBHOOK is not an http:// or https:// URL: correct or unset it"
+            )
         self._url, self._host = url, parts.hostname
         self._first_wait_s = first_wait_s
         self._opener = urllib.request.build_opener(_NoRedirect)
-        self._messages: queue.Queue[tuple[dict[str, Any], Done] | None] = queue.Queue(WAITING)
-        self._leaving = threading.Event()
+        self._messages: queue.SimpleQueue[tuple[dict[str, Any], Done] | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
 
-    def post(self, content: dict[str, Any], done: Done = lambda delivered: None) -> bool:
-        """Take a message without waiting; False where too many wait already, and it is dropped."""
-        try:
-            self._messages.put_nowait((content, done))
-        except queue.Full:
-            log.warning("webhook   %s: too many messages wait, one is dropped", self._host)
-            return False
-        return True
+    def post(self, content: dict[str, Any], done: Done = lambda delivered: None) -> None:
+        """Queue a message."""
+        self._messages.put((content, done))
 
     def close(self, grace_s: float = TIMEOUT_S) -> None:
-        """Send what waits, without waiting between tries, for at most `grace_s`."""
-        self._leaving.set()
-        try:
-            self._messages.put_nowait(None)
-        except queue.Full:
-            return
+        """Send waiting messages, without pauses between tries, for at most `grace_s`."""
+        self._closing.set()
+        self._messages.put(None)
         self._thread.join(grace_s)
 
     def _work(self) -> None:
         while message := self._messages.get():
             content, done = message
             try:
-                done(self._delivered(content))
-            except Exception as error:  # the next message is to be sent nevertheless
+                done(self._deliver(content))
+            except Exception as error:  # the next message must be sent all the same
                 log.warning("webhook   %s", error)
 
-    def _delivered(self, content: dict[str, Any]) -> bool:
+    def _deliver(self, content: dict[str, Any]) -> bool:
         request = urllib.request.Request(  # noqa: S310  (its scheme was checked)
             self._url,
             data=json.dumps(content).encode(),
@@ -113,7 +130,7 @@ class Webhook:
         )
         for number in range(TRIES):
             if number:
-                self._leaving.wait(self._first_wait_s * 4 ** (number - 1))
+                self._closing.wait(self._first_wait_s * 4 ** (number - 1))
             try:
                 with self._opener.open(request, timeout=TIMEOUT_S):
                     return True
@@ -129,7 +146,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without the URL."""
+    """Describe an error without the URL, which its own message may contain."""
     if isinstance(error, HTTPError):
         return f"it answers {error.code}"
     cause = getattr(error, "reason", error)
@@ -137,24 +154,31 @@ def _reason(error: Exception) -> str:
 
 
 class Announcer:
-    """Looks at the job table and posts what is new in it."""
+    """Looks at the job table and posts what is new."""
 
     def __init__(self, engine: Engine, webhook: Webhook) -> None:
         self.engine, self.webhook = engine, webhook
         self.seen = last_event(engine)
         self.pending: dict[int, bool] = {}
-        """By sweep: whether its end is still to be announced."""
+        """By sweep: True while its end is still to be announced."""
 
     def look(self) -> None:
-        """Announce what has happened since the last look; a few queries by key."""
+        """Post what has happened since the last look."""
         for sweep in sweeps(self.engine):
             self._look_at(sweep)
-        if failed := [each for each in self._new_troubles() if each.next == "failed"]:
+        newest = last_event(self.engine)
+        if newest == self.seen:
+            return
+        found = [each for each in failures_since(self.engine, self.seen) if each.event <= newest]
+        self.seen = newest
+        if failed := [each for each in found if each.next == "failed"]:
             self.webhook.post(failed_message(failed))
 
     def _look_at(self, sweep: SweepStatus) -> None:
         if sweep.id not in self.pending:
-            self.pending[sweep.id] = self._was_left(sweep.id)
+            kinds = [event.kind for event in history(self.engine, sweep_id=sweep.id)]
+            latest = [kind for kind in kinds if kind in (WATCHED, ANNOUNCED)][-1:]
+            self.pending[sweep.id] = latest == [WATCHED]
         is_open = count(sweep, OPEN) > 0 and sweep.state != "cancelled"
         if is_open and not self.pending[sweep.id]:
             self.pending[sweep.id] = True
@@ -167,21 +191,9 @@ class Announcer:
 
             self.webhook.post(finished_message(sweep), done)
 
-    def _was_left(self, sweep_id: int) -> bool:
-        kinds = [each.kind for each in history(self.engine, sweep_id=sweep_id)]
-        return [kind for kind in kinds if kind in (WATCHED, ANNOUNCED)][-1:] == [WATCHED]
-
-    def _new_troubles(self) -> list[FailedAttempt]:
-        newest = last_event(self.engine)
-        if newest == self.seen:
-            return []
-        found = failures_since(self.engine, self.seen)
-        self.seen = newest
-        return [each for each in found if each.event <= newest]
-
 
 def finished_message(sweep: SweepStatus) -> dict[str, Any]:
-    """`small finished: 18 of 19 jobs done, 1 failed`."""
+    """Return the message of a sweep's end: `small finished: 18 of 19 jobs done, 1 failed`."""
     states = Counter[str]()
     for by_state in sweep.counts.values():
         states.update(by_state)
@@ -199,7 +211,7 @@ def finished_message(sweep: SweepStatus) -> dict[str, Any]:
 
 
 def failed_message(failed: list[FailedAttempt]) -> dict[str, Any]:
-    """`2 jobs failed: train L6 infonce s1: NAN: the loss of step 7 is nan; …`."""
+    """Return the message of failures: `2 jobs failed: train L6 infonce s1: NAN: the loss …`."""
     jobs = [
         {
             "job_id": each.job_id,
@@ -209,7 +221,7 @@ def failed_message(failed: list[FailedAttempt]) -> dict[str, Any]:
             "reason": each.reason.strip().partition("\n")[0][:REASON_CHARACTERS],
             "sweeps": list(each.sweeps),
         }
-        for each in failed[:NAMED]
+        for each in failed[:MOST_JOBS]
     ]
     lines = "; ".join(f"{job['name']}: {job['failure']}: {job['reason']}" for job in jobs[:3])
     many = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"

@@ -1,14 +1,13 @@
-"""Ending trials of a search early: Ray Tune's ASHA scheduler decides, over the job table.
+"""Hyper-parameter search by Ray Tune: samples of a space, and early stopping of trials by ASHA.
 
-Trials are jobs that come and go, and so do controllers; so what a trial measured at a rung, and
-what was decided, are events of its job, and a new controller tells the scheduler all of them. The
-scheduler never hears of a rung twice. A trial trains on while it is decided about.
+Trials are jobs, and both they and controllers come and go. So the validation of a trial at a rung,
+and the decision about it, are events of its job, from which a new controller rebuilds Tune's
+scheduler; a rung is passed to it once. A trial continues while it is decided about.
 """
 
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import Engine
@@ -22,7 +21,6 @@ from xsweep.trainer.specs import OptimisationSpec
 if TYPE_CHECKING:
     from ray.tune.schedulers import AsyncHyperBandScheduler
 
-
 log = logging.getLogger("xsweep")
 
 SIGNIFICANT_DIGITS = 4
@@ -33,90 +31,46 @@ DRAWS_PER_SAMPLE = 1_000
 
 
 class _Trial(NamedTuple):
-    """All that the scheduler wants to know of a trial."""
+    """The one attribute of a trial that the scheduler reads."""
 
     trial_id: str
 
 
-@dataclass
 class _Bracket:
     """The trials of one search."""
 
-    scheduler: "AsyncHyperBandScheduler"
-    milestones: list[float]
-    reached: dict[int, int] = field(default_factory=dict)
-    """By trial, how many milestones it has passed."""
-    ended: set[int] = field(default_factory=set)
+    def __init__(self, scheduler: "AsyncHyperBandScheduler", rungs: list[float]) -> None:
+        self.scheduler, self.rungs = scheduler, rungs
+        self.passed: dict[int, int] = {}
+        """Rungs that each trial has passed."""
+        self.stopped: set[int] = set()
 
+    def at_new_rung(self, trial: int, step: int) -> bool:
+        """Return whether the step is at or behind a rung that the trial has not passed."""
+        return self._rungs_until(step) > self.passed.get(trial, 0)
 
-class Pruner:
-    """Says which trials are to end; one per controller."""
+    def decide(self, trial: int, step: int, validation: float) -> bool:
+        """Pass a trial's validation at a rung to the scheduler. True: the trial is to stop."""
+        tuned: Any = _Trial(str(trial))
+        if trial not in self.passed:
+            self.scheduler.on_trial_add(None, tuned)  # type: ignore[arg-type]  # reads neither
+        self.passed[trial] = self._rungs_until(step)
+        result = {"step": step, "validation": validation}
+        decision = self.scheduler.on_trial_result(None, tuned, result)  # type: ignore[arg-type]
+        return decision == self.scheduler.STOP
 
-    def __init__(self, engine: Engine, store: Store) -> None:
-        self.engine, self.store = engine, store
-        self._brackets: dict[int, _Bracket] = {}
-        """By trial; those of one search share theirs."""
-        self._read: dict[tuple[int, int], int] = {}
-        """By attempt, the bytes of its metrics that have been looked at."""
-
-    def ends(self, job: Claim, folder: str) -> bool:
-        """Whether the attempt is to end now: never, unless it is a trial that may.
-
-        Looks for new validations in its folder and decides about each at a new rung.
-        """
-        trial = job.spec.get("trial") or {}
-        if not trial.get("asha"):
-            return False
-        bracket = self._bracket(job, trial["asha"])
-        for record in self._news(job, folder):
-            self._hear(bracket, job, record)
-        return job.job_id in bracket.ended
-
-    def _bracket(self, job: Claim, asha: dict[str, Any]) -> _Bracket:
-        if job.job_id not in self._brackets:
-            peers = load_trials(self.engine, job.job_id) or [job.job_id]
-            bracket = _open_bracket(asha, job.spec["optimisation"]["steps"])
-            for rung in load_rungs(self.engine, peers):
-                _tell(bracket, rung.job_id, rung.step, rung.validation)
-                if rung.ends:
-                    bracket.ended.add(rung.job_id)
-            self._brackets |= dict.fromkeys(peers, bracket)
-        return self._brackets[job.job_id]
-
-    def _news(self, job: Claim, folder: str) -> list[dict[str, Any]]:
-        """The validations that were written since the last look, whole lines only."""
-        attempt = (job.job_id, job.token)
-        try:
-            with self.store.fetch_file(f"{folder}/metrics.jsonl").open("rb") as file:
-                file.seek(self._read.get(attempt, 0))
-                text = file.read()
-        except OSError:
-            return []
-        whole = text[: text.rfind(b"\n") + 1]
-        self._read[attempt] = self._read.get(attempt, 0) + len(whole)
-        lines = [line for line in whole.splitlines() if b'"validation"' in line]
-        return [json.loads(line) for line in lines]
-
-    def _hear(self, bracket: _Bracket, job: Claim, record: dict[str, Any]) -> None:
-        step, validation = int(record["step"]), float(record["validation"])
-        if not _passes(bracket, job.job_id, step):
-            return
-        ends = _tell(bracket, job.job_id, step, validation)
-        if ends:
-            bracket.ended.add(job.job_id)
-        record_rung(self.engine, Rung(job.job_id, step, validation, ends), job.token)
-        if ends:
-            log.info("ends      %s after step %d: %.4f is too little", job.name, step, validation)
+    def _rungs_until(self, step: int) -> int:
+        return sum(step >= rung for rung in self.rungs)
 
 
 def _open_bracket(asha: dict[str, Any], steps: int) -> _Bracket:
     from ray.tune.schedulers import AsyncHyperBandScheduler
 
-    grace, reduction = asha["grace_steps"], asha["reduction"]
-    milestones = []
-    while grace < steps:
-        milestones.append(grace)
-        grace *= reduction
+    rung, reduction = asha["grace_steps"], asha["reduction"]
+    rungs = []
+    while rung < steps:
+        rungs.append(rung)
+        rung *= reduction
     scheduler = AsyncHyperBandScheduler(
         time_attr="step",
         metric="validation",
@@ -126,23 +80,63 @@ def _open_bracket(asha: dict[str, Any], steps: int) -> _Bracket:
         reduction_factor=reduction,
         stop_last_trials=False,
     )
-    return _Bracket(scheduler, milestones)
+    return _Bracket(scheduler, rungs)
 
 
-def _passes(bracket: _Bracket, trial: int, step: int) -> bool:
-    """Whether the step is the first at or behind a milestone that the trial had not passed."""
-    return sum(step >= each for each in bracket.milestones) > bracket.reached.get(trial, 0)
+class Pruner:
+    """Decides which trials stop early; one per controller."""
 
+    def __init__(self, engine: Engine, store: Store) -> None:
+        self.engine, self.store = engine, store
+        self._brackets: dict[int, _Bracket] = {}
+        """By trial; those of one search share theirs."""
+        self._read_bytes: dict[tuple[int, int], int] = {}
+        """Bytes of an attempt's metrics that were read, by job and token."""
 
-def _tell(bracket: _Bracket, trial: int, step: int, validation: float) -> bool:
-    """Tell the scheduler of a trial at a rung; whether it wants the trial to end."""
-    who: Any = _Trial(str(trial))
-    if trial not in bracket.reached:
-        bracket.scheduler.on_trial_add(None, who)  # type: ignore[arg-type]  # it looks at nothing
-    bracket.reached[trial] = sum(step >= each for each in bracket.milestones)
-    result = {"step": step, "validation": validation}
-    decision = bracket.scheduler.on_trial_result(None, who, result)  # type: ignore[arg-type]
-    return decision == bracket.scheduler.STOP
+    def ends(self, job: Claim, folder: str) -> bool:
+        """Read an attempt's new validations, and return whether it is to stop.
+
+        False for a job that is no trial of a search with `asha`.
+        """
+        trial = job.spec.get("trial") or {}
+        if not trial.get("asha"):
+            return False
+        bracket = self._bracket(job, trial["asha"])
+        for record in self._new_validations(job, folder):
+            step, validation = int(record["step"]), float(record["validation"])
+            if not bracket.at_new_rung(job.job_id, step):
+                continue
+            ends = bracket.decide(job.job_id, step, validation)
+            record_rung(self.engine, Rung(job.job_id, step, validation, ends), job.token)
+            if ends:
+                bracket.stopped.add(job.job_id)
+                log.info("pruned    %s after step %d at %.4f", job.name, step, validation)
+        return job.job_id in bracket.stopped
+
+    def _bracket(self, job: Claim, asha: dict[str, Any]) -> _Bracket:
+        if job.job_id not in self._brackets:
+            trials = load_trials(self.engine, job.job_id) or [job.job_id]
+            bracket = _open_bracket(asha, job.spec["optimisation"]["steps"])
+            for rung in load_rungs(self.engine, trials):
+                bracket.decide(rung.job_id, rung.step, rung.validation)
+                if rung.ends:
+                    bracket.stopped.add(rung.job_id)
+            self._brackets |= dict.fromkeys(trials, bracket)
+        return self._brackets[job.job_id]
+
+    def _new_validations(self, job: Claim, folder: str) -> list[dict[str, Any]]:
+        """Return the records written since the last call; an incomplete line waits."""
+        attempt = (job.job_id, job.token)
+        try:
+            with self.store.fetch_file(f"{folder}/metrics.jsonl").open("rb") as file:
+                file.seek(self._read_bytes.get(attempt, 0))
+                text = file.read()
+        except OSError:
+            return []
+        complete = text[: text.rfind(b"\n") + 1]
+        self._read_bytes[attempt] = self._read_bytes.get(attempt, 0) + len(complete)
+        lines = [line for line in complete.splitlines() if b'"validation"' in line]
+        return [json.loads(line) for line in lines]
 
 
 def draw(space: Mapping[str, Range], samples: int, seed: int) -> list[dict[str, Any]]:
@@ -168,7 +162,7 @@ def draw(space: Mapping[str, Range], samples: int, seed: int) -> list[dict[str, 
 
 
 def _domain(name: str, values: Range) -> Any:
-    """Ray Tune's domain; integer settings draw integers, both bounds included."""
+    """Return Ray Tune's domain; integer settings draw integers, both bounds included."""
     from ray import tune
 
     if values.choice is not None:

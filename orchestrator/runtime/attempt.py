@@ -1,4 +1,8 @@
-"""A job that a worker, or a gang of them, has in hand: what is awaited, and how it ended."""
+"""A running attempt: start its workers, collect how its ranks end, decide the attempt's outcome.
+
+Ranks meet at an address of the first one's node. A rank that dies ends the whole attempt: the
+others would wait for it in a collective operation that never completes.
+"""
 
 import logging
 import time
@@ -10,55 +14,59 @@ import ray
 
 from xsweep.db import jobs
 from xsweep.errors import first_line
-from xsweep.orchestrator.runtime import placement as gangs
-from xsweep.orchestrator.runtime.placement import request_of
-from xsweep.orchestrator.runtime.pool import Placement
+from xsweep.orchestrator.runtime.placement import Placement, rank_name, request_of
 from xsweep.orchestrator.runtime.worker import Outcome, Task
 from xsweep.orchestrator.storage.store import Store
 
 log = logging.getLogger("xsweep")
 
+PEER_REPORT_S = 3.0
+"""Time for the other ranks to report after one has failed: often the first one is the victim."""
+
 
 @dataclass
-class Assignment:
-    """A job in hand; `awaited` are the answers of those ranks that have not ended."""
+class RunningAttempt:
+    """An attempt that this controller holds, on the workers that run it."""
 
     job: jobs.Claim
     folder: str
     placement: Placement
     awaited: dict[ray.ObjectRef, int]
-    """Rank by the reference to its outcome."""
+    """Ranks that have not ended, by the reference to their outcome."""
     outcomes: dict[int, Outcome] = field(default_factory=dict)
+    """By rank."""
     answered: bool = False
+    """True once its workers have answered a status question."""
     silent_s: float = 0.0
-    """How long its workers have been asked how they are and did not answer."""
-    leaving: bool = False
-    """Whether it was told to save and leave, because its node will be taken away."""
+    """Time since the last answer, as far as this controller was asking."""
+    draining: bool = False
+    """True once it was asked to stop because its node will be removed."""
     began_s: float = field(default_factory=time.monotonic)
 
     def stop(self) -> None:
-        """Ask all ranks to save what they have and leave."""
+        """Ask all ranks to save a checkpoint and stop."""
         for actor in self.placement.actors:
             actor.stop.remote()
 
-    def leave(self) -> None:
-        """Save and leave, because the node will be taken away."""
-        if not self.leaving:
-            log.info("leaving   %s: its node will be taken away", self.job.name)
-        self.leaving = True
-        # Each time that it is said: a word that comes before the work has begun is lost.
-        self.stop()
+    def drain(self) -> None:
+        """Ask all ranks to stop because their node will be removed."""
+        if not self.draining:
+            log.info("draining  %s: its node will be removed", self.job.name)
+        self.draining = True
+        self.stop()  # at every call: a request that arrives before the task begins is lost
 
-    def hear(self, ref: ray.ObjectRef) -> None:
-        """Take in how a rank ended."""
+    def collect(self, ref: ray.ObjectRef) -> None:
+        """Record how a rank ended."""
         rank = self.awaited.pop(ref)
         try:
             outcome: Outcome | None = ray.get(ref)
         except ray.exceptions.RayError as error:
-            reason = f"the worker died: {first_line(error)}"
-            taken = self.leaving or was_preempted(error)
-            failure = "PREEMPTED" if taken else "NODE"
-            outcome = {"state": "failed", "failure": failure, "reason": reason}
+            preempted = self.draining or was_preempted(error)
+            outcome = {
+                "state": "failed",
+                "failure": "PREEMPTED" if preempted else "NODE",
+                "reason": f"the worker died: {first_line(error)}",
+            }
         # None: adopted from a controller that was killed between starting the worker and calling it
         self.outcomes[rank] = outcome or {
             "state": "stopped",
@@ -68,26 +76,47 @@ class Assignment:
 
     @property
     def ended(self) -> bool:
-        """Whether the first rank has ended, or any has failed: the others only follow."""
-        return 0 in self.outcomes or any(
-            each["state"] != "finished" for each in self.outcomes.values()
-        )
+        """True once the first rank has ended or any has failed: the others follow."""
+        states = [outcome["state"] for outcome in self.outcomes.values()]
+        return 0 in self.outcomes or any(state != "finished" for state in states)
 
-    def verdict(self) -> Outcome:
-        """How the attempt ended; waits a moment for the other ranks to tell their side."""
+    def outcome(self) -> Outcome:
+        """Return how the attempt ended, after waiting a moment for the other ranks' reports."""
         if self.awaited:
             refs = list(self.awaited)
-            told, _ = ray.wait(refs, num_returns=len(refs), timeout=gangs.TELL_S)
-            for ref in told:
-                self.hear(ref)
-        outcome = gangs.verdict(self.outcomes, len(self.placement.actors))
-        if self.leaving and outcome["state"] == "stopped":
-            return {**outcome, "reason": "its node will be taken away"}
+            ended, _ = ray.wait(refs, num_returns=len(refs), timeout=PEER_REPORT_S)
+            for ref in ended:
+                self.collect(ref)
+        outcome = decide(self.outcomes, len(self.placement.actors))
+        if self.draining and outcome["state"] == "stopped":
+            return {**outcome, "reason": "its node will be removed"}
         return outcome
 
 
+def decide(outcomes: Mapping[int, Outcome], ranks: int) -> Outcome:
+    """Return the outcome of an attempt from its ranks' outcomes, given by rank.
+
+    A rank that lost a peer fails too, with NODE, so a failure with a cause of its own comes first:
+    {0: NODE "connection closed", 1: OOM_GPU} is OOM_GPU.
+    """
+    failed = [(rank, each) for rank, each in outcomes.items() if each["state"] == "failed"]
+    if failed:
+        vagueness = {"NODE": 1, "UNKNOWN": 2, None: 2}
+        rank, chosen = min(failed, key=lambda each: (vagueness.get(each[1]["failure"], 0), each[0]))
+        if ranks == 1:
+            return chosen
+        return {**chosen, "reason": f"rank {rank} of {ranks}: {chosen['reason']}"}
+    stopped = [each for each in outcomes.values() if each["state"] == "stopped"]
+    return stopped[0] if stopped else outcomes[0]
+
+
+def was_preempted(error: ray.exceptions.RayError) -> bool:
+    """Return whether an actor died because its node was removed, according to Ray."""
+    return isinstance(error, ray.exceptions.RayActorError) and error.preempted
+
+
 def task_of(claim: jobs.Claim, store: Store, folder: str) -> Task:
-    """The attempt as a worker gets it: absolute paths, and no word of the database."""
+    """Return an attempt as its worker gets it: absolute paths, nothing about the database."""
     out = store.resolve(folder)
     return {
         "job_id": claim.job_id,
@@ -104,11 +133,11 @@ def task_of(claim: jobs.Claim, store: Store, folder: str) -> Task:
     }
 
 
-def begin(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:
-    """Set the workers to the task: one, or all ranks, which meet where the first one says."""
+def start_task(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:
+    """Start a task on all ranks; returns the rank by the reference to its outcome."""
     actors, name = placement.actors, title(task["kind"], task["spec"])
     ranks = len(actors)
-    # Passed on unread: Ray hands it to the others when the first one is up.
+    # Passed on as a reference: Ray resolves it once the first rank has started.
     meeting = actors[0].meeting_point.remote() if ranks > 1 else None
     refs = {}
     for rank, actor in enumerate(actors):
@@ -118,26 +147,22 @@ def begin(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:
 
 
 def title(kind: str, spec: Mapping[str, Any]) -> str:
-    """What Ray's dashboard calls the task of a job: its kind and collection, "evaluate scifact".
+    """Return the name of a job's task in Ray's dashboard, such as "evaluate scifact".
 
-    Not the job's own name: every process keeps metrics of each name that a task ever had, and
-    sends all of them again and again. A training's name is that of its actor, which costs nothing.
+    The job's own name would be unique: every process keeps metrics of each name that a task ever
+    had, and sends all of them again and again.
     """
     collection = spec.get("collection") or {}
     return " ".join(filter(None, (kind, collection.get("name"))))
 
 
-def actors_of(held: jobs.Claim, workers: Mapping[str, Any]) -> list[Any] | None:
-    """The living processes of an attempt by rank; None where one of them is gone."""
-    return gangs.survivors(workers, held.actor or "", request_of(held.resources).ranks)
+def names_of(claim: jobs.Claim) -> list[str]:
+    """Return the actor names of an attempt, by rank."""
+    ranks = request_of(claim.resources).ranks
+    return [rank_name(claim.actor or "", rank) for rank in range(ranks)]
 
 
-def names_of(held: jobs.Claim) -> set[str]:
-    """The names of an attempt's processes."""
-    ranks = request_of(held.resources).ranks
-    return {gangs.rank_name(held.actor or "", rank) for rank in range(ranks)}
-
-
-def was_preempted(error: ray.exceptions.RayError) -> bool:
-    """Whether Ray says that an actor died because its node was taken away."""
-    return isinstance(error, ray.exceptions.RayActorError) and error.preempted
+def actors_of(claim: jobs.Claim, workers: Mapping[str, Any]) -> list[Any] | None:
+    """Return the live actors of an attempt by rank; None where one of them is gone."""
+    found = [workers.get(name) for name in names_of(claim)]
+    return found if all(found) else None

@@ -1,119 +1,116 @@
-"""Jobs that no node of the cluster can meet now: waited for, asked for, and in the end refused."""
+"""Jobs that no node can run now: wait for one, ask Ray's autoscaler for it, in the end refuse."""
 
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
+from typing import NamedTuple
 
 import ray
 
 from xsweep.db.status import PendingDemand
-from xsweep.orchestrator.runtime.placement import Node, Request, request_of
+from xsweep.orchestrator.runtime.placement import Node, ResourceRequest, request_of
 
-ASKED_AT_MOST = 1000
-"""Processes that the autoscaler is asked to make room for: more is beyond what it looks at."""
+MOST_PROCESSES = 1000
+"""Processes that the autoscaler is asked to make room for; it ignores more."""
 
 
-@dataclass(frozen=True)
-class Unmet:
-    """A job's request, what is missing in words, and since when."""
+class Unmet(NamedTuple):
+    """The reason why no node can run a job, and since when."""
 
-    request: Request
-    missing: str
+    reason: str
     since_s: float
 
 
 class Demand:
-    """What a controller could start if the cluster had more to give."""
+    """The jobs that could run if the cluster had more nodes."""
 
     def __init__(self, patience_s: float, *, scales: bool = False) -> None:
         self.patience_s = patience_s
-        """How long to wait for a node that could; then the job fails with what is missing."""
+        """Time to wait for a suitable node; then the job fails with the reason."""
         self.scales = scales
-        """Whether the cluster may have an autoscaler that listens to `ask`."""
+        """True: the cluster may have an autoscaler."""
         self._unmet: dict[int, Unmet] = {}
-        self._again: set[int] = set()
+        self._retry: set[int] = set()
         self._nodes: frozenset[str] = frozenset()
-        self._asked: tuple[list, list] | None = None
-        """None: whatever a controller before this one has asked for."""
+        self._requested: tuple[list, list] | None = None
+        """None: the requests of a controller before this one may be in force."""
 
     def waiting(self, nodes: Sequence[Node]) -> set[int]:
-        """Jobs not to claim: the nodes are what they were, and patience has not ended."""
+        """Return the jobs not to claim: the nodes have not changed, and patience has not ended."""
         now = frozenset(node.id for node in nodes)
         if now != self._nodes:
-            self._nodes, self._again = now, set(self._unmet)
+            self._nodes, self._retry = now, set(self._unmet)
         ends_s = time.monotonic() - self.patience_s
         return {
             job_id
             for job_id, unmet in self._unmet.items()
-            if job_id not in self._again and unmet.since_s > ends_s
+            if job_id not in self._retry and unmet.since_s > ends_s
         }
 
-    def unmet(self, job_id: int, request: Request, missing: str) -> bool:
-        """Note that nothing here can meet the job; whether it has waited long enough to fail."""
-        first = self._unmet.setdefault(job_id, Unmet(request, missing, time.monotonic()))
-        self._again.discard(job_id)
+    def wait(self, job_id: int, reason: str) -> bool:
+        """Record that no node can run the job. False: it has waited long enough to fail."""
+        first = self._unmet.setdefault(job_id, Unmet(reason, time.monotonic()))
+        self._retry.discard(job_id)
         if time.monotonic() - first.since_s < self.patience_s:
-            return False
+            return True
         del self._unmet[job_id]
-        return True
+        return False
 
-    def met(self, job_id: int) -> None:
-        """The job has found its place."""
+    def satisfied(self, job_id: int) -> None:
+        """Record that the job was placed."""
         self._unmet.pop(job_id, None)
 
-    def told(self) -> str | None:
-        """What is waited for, for people; None where all could be met."""
+    def summary(self) -> str | None:
+        """Describe for people what is waited for; None where every job can run."""
         if not self._unmet:
             return None
         first = min(self._unmet.values(), key=lambda unmet: unmet.since_s)
         jobs = f"{len(self._unmet)} job{'s' if len(self._unmet) > 1 else ''}"
-        return f"for a node, with {jobs}: one {first.missing}"
+        return f"for a node, with {jobs}: one {first.reason}"
 
     @property
     def age_s(self) -> float:
-        """How long the oldest of them has waited."""
+        """Time for which the oldest of them has waited."""
         now_s = time.monotonic()
         return max((now_s - unmet.since_s for unmet in self._unmet.values()), default=0.0)
 
-    def ask(self, held: Iterable[Request], wanted: Iterable[Request]) -> None:
-        """Tell the autoscaler, where there is one, all that would be used at once.
+    def request(
+        self, running: Iterable[ResourceRequest], pending: Iterable[ResourceRequest]
+    ) -> None:
+        """Ask the autoscaler, where there is one, for all that would be used at once.
 
-        `held` is what runs, `wanted` what could begin. Only where there is something of the latter
-        the cluster has to keep its size; without, it may shrink as it likes.
+        While nothing is pending nothing is requested, and the cluster may shrink.
         """
         if not self.scales:
             return
-        more = list(islice(wanted, ASKED_AT_MOST))
-        requests = islice(chain(held, more), ASKED_AT_MOST) if more else ()
-        asked = [
-            (dict(request.resources), _selector(request))
-            for request in requests
-            for _ in range(request.ranks)
-        ]
-        bundles, selectors = [each for each, _ in asked], [each for _, each in asked]
-        if (bundles, selectors) != self._asked:
-            self._asked = bundles, selectors
+        more = list(islice(pending, MOST_PROCESSES))
+        requests = islice(chain(running, more), MOST_PROCESSES) if more else ()
+        ranks = [request for request in requests for _ in range(request.ranks)]
+        bundles = [dict(request.resources) for request in ranks]
+        selectors = [_selector(request) for request in ranks]
+        if (bundles, selectors) != self._requested:
+            self._requested = bundles, selectors
             ray.autoscaler.sdk.request_resources(
                 bundles=bundles, bundle_label_selectors=selectors or None
             )
 
 
 def within(
-    limits: Mapping[str, int], running: Mapping[str, int], wants: Iterable[PendingDemand]
-) -> Iterator[Request]:
-    """The requests of those jobs that may run at once, beside so many of each kind that do.
+    limits: Mapping[str, int], running: Mapping[str, int], pending: Iterable[PendingDemand]
+) -> Iterator[ResourceRequest]:
+    """Yield the requests of pending jobs that the limits allow beside the running ones.
 
-    Worked: 5 trainings that may begin, a limit of 4 and 1 that runs give 3 requests.
+    `limits` and `running` count jobs by kind: 5 pending trainings, a limit of 4 and 1 that runs
+    give 3 requests.
     """
     left: dict[str, float] = {kind: limit - running.get(kind, 0) for kind, limit in limits.items()}
-    for want in wants:
-        count = max(0, min(want.jobs, left.get(want.kind, math.inf), ASKED_AT_MOST))
-        left[want.kind] = left.get(want.kind, math.inf) - count
-        yield from [request_of(want.resources)] * int(count)
+    for demand in pending:
+        count = max(0, min(demand.jobs, left.get(demand.kind, math.inf), MOST_PROCESSES))
+        left[demand.kind] = left.get(demand.kind, math.inf) - count
+        yield from [request_of(demand.resources)] * int(count)
 
 
-def _selector(request: Request) -> dict[str, str]:
-    """The labels as Ray's selectors: `eu|us` is `in(eu,us)`."""
+def _selector(request: ResourceRequest) -> dict[str, str]:
+    """Return the labels as Ray's selectors: `eu|us` is `in(eu,us)`."""
     return {key: f"in({value.replace('|', ',')})" for key, value in request.labels.items()}

@@ -1,13 +1,7 @@
-"""The controller: claims ready jobs, places them on Ray, keeps their leases, accepts their results.
+"""The controller: claims ready jobs, places them on Ray, renews their leases, accepts results.
 
-It is the only process that talks to the database. Killing it kills no job: workers are detached
-actors, and the next controller adopts those that live and the folders that are finished.
-
-What other controllers left: attempts whose workers live are adopted, the rest are settled.
-
-What one controller writes of the jobs in its hand, each time under its own name and token.
-
-Accepting finished folders: check them against their manifests, write them under the tokens.
+It is the only process that uses the database. Killing it kills no job: workers are detached actors,
+and the next controller adopts those that are alive and accepts folders that are finished.
 """
 
 import json
@@ -19,9 +13,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import ray
@@ -32,167 +25,31 @@ from xsweep.db.status import LiveController, live_controllers, pending_demand
 from xsweep.errors import DataError, SetupError
 from xsweep.evaluator.data.files import checksum
 from xsweep.orchestrator.runtime.asha import Pruner
-from xsweep.orchestrator.runtime.attempt import Assignment, actors_of, begin, names_of, task_of
+from xsweep.orchestrator.runtime.attempt import (
+    RunningAttempt,
+    actors_of,
+    names_of,
+    start_task,
+    task_of,
+)
 from xsweep.orchestrator.runtime.autoscale import Demand, within
-from xsweep.orchestrator.runtime.placement import Request, Strikes, request_of
-from xsweep.orchestrator.runtime.pool import Placement, Pool, runs_alone
+from xsweep.orchestrator.runtime.placement import (
+    NodeExclusions,
+    Placement,
+    ResourceRequest,
+    request_of,
+)
+from xsweep.orchestrator.runtime.pool import Pool, runs_alone
 from xsweep.orchestrator.settings import KINDS
 from xsweep.orchestrator.storage.store import Store, attempt_folder
 
-
-class Finished(NamedTuple):
-    """An attempt that reports to be done, and its folder."""
-
-    lease: jobs.Lease
-    folder: str
-
-
-def accept_all(
-    engine: Engine, store: Store, finished: Sequence[Finished]
-) -> list[bool | DataError]:
-    """Make each folder the result of its job, all of them in one transaction.
-
-    In their order: True; False where the lease no longer holds; a DataError where the folder
-    differs from its manifest or lacks what a result needs.
-    """
-    try:
-        results = [_result(store, each) for each in finished]
-        held = jobs.finish(engine, results)
-    except DataError as error:
-        if len(finished) == 1:
-            return [error]
-        # a bad one must not hold up the good ones
-        return [accept_all(engine, store, [each])[0] for each in finished]
-    return [each.lease in held for each in finished]
-
-
-def _result(store: Store, finished: Finished) -> jobs.NewResult:
-    path = store.fetch_results(finished.folder)
-    return jobs.NewResult(
-        **finished._asdict(),
-        manifest_sha256=checksum(path / "manifest.json"),
-        summary=_read(path / "summary.json") or {},
-        provenance=_read(path / "provenance.json") or {},
-        scores=_read(path / "per_query.json"),
-    )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}): run its job again") from error
-
-
 log = logging.getLogger("xsweep")
 
-
-@dataclass(frozen=True)
-class Ledger:
-    """The jobs' rows as the controller `owner` may change them; a lost lease changes nothing."""
-
-    engine: Engine
-    store: Store
-    owner: str
-    pruner: Pruner
-    lease_s: float
-
-    def accept(self, finished: Sequence[tuple[jobs.Claim, str]]) -> set[jobs.Lease]:
-        """Accept finished folders; the leases of those that count."""
-        for job, folder in finished:
-            # What a trial measured since the last look is knowledge about its peers, too.
-            self.pruner.ends(job, folder)
-        folders = [Finished(job.lease, folder) for job, folder in finished]
-        answers = accept_all(self.engine, self.store, folders)
-        for (job, _), answer in zip(finished, answers, strict=True):
-            if isinstance(answer, DataError):
-                self.fail(job, "INFRA", str(answer))
-            elif not answer:
-                log.warning("refused   %s: its lease is another's by now", job.name)
-        return {job.lease for (job, _), ok in zip(finished, answers, strict=True) if ok is True}
-
-    def fail(self, job: jobs.Claim, failure: str, reason: str) -> None:
-        """Charge an attempt with a failure; the table decides whether there is another."""
-        state = jobs.fail(self.engine, job.lease, failure=failure, reason=reason)
-        log.warning("%-9s %s: %s: %s", state or "refused", job.name, failure, reason)
-
-    def release(self, job: jobs.Claim, reason: str) -> None:
-        """Give a job back uncharged."""
-        jobs.release(self.engine, job.lease, reason=reason)
-
-    def take_over(self, held: jobs.Claim) -> jobs.Claim | None:
-        """Become the owner of another's attempt; None where it is somebody else's by now."""
-        return jobs.adopt(self.engine, held, owner=self.owner, lease_s=self.lease_s)
-
-
-def adopt(ledger: Ledger, pool: Pool) -> list[Assignment]:
-    """Take over from dead controllers: live workers, finished folders, lost jobs.
-
-    Workers and placement groups that no job holds are removed, unless another controller lives.
-    """
-    others = [each for each in live_controllers(ledger.engine) if _may_live(each)]
-    alive = {each.owner for each in others} - {ledger.owner}
-    workers = pool.survivors()
-    adopted: list[Assignment] = []
-    kept: set[str] = set()
-    for orphan in jobs.running(ledger.engine):
-        held = None if orphan.owner in alive else ledger.take_over(orphan)
-        if held is None:
-            continue
-        if actors := actors_of(held, workers):
-            kept |= names_of(held)
-            adopted.append(_go_on(pool, held, actors))
-        elif held.folder and ledger.store.is_published(held.folder):
-            if ledger.accept([(held, held.folder)]):
-                log.info("done      %s (found finished)", held.name)
-        elif held.folder is None:
-            ledger.release(held, "its controller was gone before it began")
-        else:
-            ledger.fail(held, "NODE", "its worker and its controller are gone")
-    if not alive:
-        for name in workers.keys() - kept:
-            ray.kill(workers[name])
-        for name in pool.remove_leaked_groups(kept):
-            log.warning("removed   the placement group %s, which no job holds", name)
-    return adopted
-
-
-def recover(ledger: Ledger, pool: Pool) -> list[Assignment]:
-    """See to the jobs whose lease ran out: adopt what lives, requeue the rest."""
-    overdue = jobs.expired(ledger.engine)
-    workers = pool.survivors() if overdue else {}
-    adopted: list[Assignment] = []
-    for orphan in overdue:
-        if actors := actors_of(orphan, workers):
-            if held := ledger.take_over(orphan):
-                adopted.append(_go_on(pool, held, actors))
-        elif jobs.requeue_expired(ledger.engine, orphan.lease):
-            log.warning("requeued  %s: its lease ran out and its worker is gone", orphan.name)
-    return adopted
-
-
-def _go_on(pool: Pool, held: jobs.Claim, actors: list[Any]) -> Assignment:
-    request = request_of(held.resources)
-    placement = pool.adopt(held.actor or "", request, actors, held.node)
-    awaited = {actor.outcome.remote(held.token): rank for rank, actor in enumerate(actors)}
-    log.info("adopted   %s", held.name)
-    return Assignment(held, held.folder or "", placement, awaited, answered=True)
-
-
-def _may_live(controller: LiveController) -> bool:
-    """False only where its process is surely gone: it was on this machine and is no more."""
-    here = controller.host == socket.gethostname()
-    return not here or (controller.pid != os.getpid() and psutil.pid_exists(controller.pid))
-
-
 REFRESH_S = 3.0
-"""How often progress and leases are written; a lease survives many that fail."""
+"""Interval of status questions and lease renewals; a lease survives many that fail."""
 
-
-PLACE_S = 120.0
-"""How long a worker may take to answer for the first time before its job goes back."""
+FIRST_ANSWER_S = 120.0
+"""Time for a new worker to answer its first status question; then its job is released."""
 
 
 class Controller:
@@ -214,16 +71,16 @@ class Controller:
         self.lease_s = lease_s
         self.demand = demand or Demand(patience_s=0.0)
         self.limits = dict(limits or {})
-        """Jobs of a kind that may run at once."""
+        """Most jobs of a kind that run at once."""
         self.owner = uuid.uuid4().hex
         self.pool = pool or Pool()
-        self.ledger = Ledger(engine, store, self.owner, Pruner(engine, store), lease_s)
-        self.assigned: list[Assignment] = []
+        self.pruner = Pruner(engine, store)
+        self.attempts: list[RunningAttempt] = []
         self.unplaced: list[jobs.Claim] = []
         """Claimed jobs whose resources are not free yet; they wait at the head of the queue."""
-        self.strikes = Strikes()
-        self._usual: Request | None = None
-        """What the latest job needed: the next ones are likely to need the same."""
+        self.exclusions = NodeExclusions()
+        self._latest: ResourceRequest | None = None
+        """Request of the latest job: the next ones probably need the same."""
         self._refreshed_s = 0.0
         controllers.register(
             engine,
@@ -235,66 +92,109 @@ class Controller:
 
     @property
     def busy(self) -> bool:
-        """Whether some job is in hand."""
-        return bool(self.assigned or self.unplaced)
+        """True while it holds a job."""
+        return bool(self.attempts or self.unplaced)
 
     def step(self, wait_s: float = 1.0) -> None:
-        """Start what fits, wait a moment for something to end, settle it, keep the leases."""
+        """Start jobs that fit, wait for one to end, settle it, renew leases."""
         self._place_ready()
         self._settle_ended(wait_s)
         if time.monotonic() - self._refreshed_s > REFRESH_S:
             self._refresh()
-            self.assigned += recover(self.ledger, self.pool)
-
-    def adopt(self) -> None:
-        """Take over what dead controllers left: live workers, finished folders, lost jobs."""
-        self.assigned += adopt(self.ledger, self.pool)
+            self._recover_expired()
 
     def drain(self, grace_s: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Ask every worker to save and leave; jobs go back to ready and are not charged.
+        """Ask every worker to save a checkpoint and stop; jobs become ready again, uncharged.
 
-        After `grace_s`, or as soon as `hurry` says so, those that are left are killed.
+        After `grace_s`, or as soon as `hurry` returns True, the remaining workers are killed.
         """
-        for assignment in self.assigned:
-            assignment.stop()
+        for attempt in self.attempts:
+            attempt.stop()
         deadline = time.monotonic() + grace_s
-        while self.assigned and time.monotonic() < deadline and not hurry():
+        while self.attempts and time.monotonic() < deadline and not hurry():
             self._settle_ended(0.5)
             self._refresh()
-        self.abandon("the controller was told to leave")
-
-    def abandon(self, reason: str) -> None:
-        """Kill every worker at once and give its job back uncharged."""
-        for assignment in self.assigned:
-            self.pool.kill(assignment.placement)
-            self.ledger.release(assignment.job, reason)
-        self.assigned.clear()
+        reason = "the controller was stopped"
+        for attempt in self.attempts:
+            self.pool.kill(attempt.placement)
+            self._release(attempt.job, reason)
         for claim in self.unplaced:
-            self.ledger.release(claim, reason)
+            self._release(claim, reason)
+        self.attempts.clear()
         self.unplaced.clear()
 
     def close(self) -> None:
-        """Free the warm workers and leave the list of controllers; what still works goes on."""
+        """Free idle workers and unregister; running jobs continue."""
         self.pool.free_idle(after_s=0.0)
-        self.demand.ask((), ())
+        self.demand.request((), ())
         controllers.unregister(self.engine, self.owner)
 
+    def adopt(self) -> None:
+        """Take over from dead controllers: live workers, finished folders, lost jobs.
+
+        Workers and placement groups that no job holds are removed, unless another controller runs.
+        """
+        others = [each for each in live_controllers(self.engine) if _may_be_alive(each)]
+        alive = {each.owner for each in others} - {self.owner}
+        workers = self.pool.survivors()
+        kept: set[str] = set()
+        for orphan in jobs.running(self.engine):
+            job = None if orphan.owner in alive else self._take_over(orphan)
+            if job is None:
+                continue
+            if actors := actors_of(job, workers):
+                kept |= set(names_of(job))
+                self._continue(job, actors)
+            elif job.folder and self.store.is_published(job.folder):
+                if self._accept([(job, job.folder)]):
+                    log.info("done      %s (found finished)", job.name)
+            elif job.folder is None:
+                self._release(job, "its controller died before it began")
+            else:
+                self._fail(job, "NODE", "its worker and its controller are gone")
+        if not alive:
+            for name in workers.keys() - kept:
+                ray.kill(workers[name])
+            for name in self.pool.remove_leaked_groups(kept):
+                log.warning("removed   the placement group %s, which no job holds", name)
+
+    def _recover_expired(self) -> None:
+        """Adopt or requeue the jobs whose lease has expired."""
+        expired = jobs.expired(self.engine)
+        workers = self.pool.survivors() if expired else {}
+        for orphan in expired:
+            if actors := actors_of(orphan, workers):
+                if job := self._take_over(orphan):
+                    self._continue(job, actors)
+            elif jobs.requeue_expired(self.engine, orphan.lease):
+                log.warning("requeued  %s: its lease expired and its worker is gone", orphan.name)
+
+    def _take_over(self, orphan: jobs.Claim) -> jobs.Claim | None:
+        return jobs.adopt(self.engine, orphan, owner=self.owner, lease_s=self.lease_s)
+
+    def _continue(self, job: jobs.Claim, actors: list[Any]) -> None:
+        placement = self.pool.adopt(job.actor or "", request_of(job.resources), actors, job.node)
+        awaited = {actor.outcome.remote(job.token): rank for rank, actor in enumerate(actors)}
+        attempt = RunningAttempt(job, job.folder or "", placement, awaited, answered=True)
+        self.attempts.append(attempt)
+        log.info("adopted   %s", job.name)
+
     def _place_ready(self) -> None:
-        """Claim as many jobs as are likely to find room, and start those that do."""
+        """Claim as many jobs as will probably fit, and start those that do."""
         while self.unplaced or self._claim():
             placed: list[tuple[jobs.Claim, Placement]] = []
             while self.unplaced:
                 claim = self.unplaced[0]
                 request = request_of(claim.resources)
-                if missing := self.pool.infeasible_reason(request):
-                    if self.demand.unmet(claim.job_id, request, missing):
-                        self.ledger.fail(claim, "CONFIG", missing)
+                if reason := self.pool.infeasible_reason(request):
+                    if self.demand.wait(claim.job_id, reason):
+                        self._release(claim, reason)
                     else:
-                        self.ledger.release(claim, missing)
+                        self._fail(claim, "CONFIG", reason)
                 elif placement := self._place(claim, request):
                     placed.append((claim, placement))
-                    self.demand.met(claim.job_id)
-                    self._usual = request
+                    self.demand.satisfied(claim.job_id)
+                    self._latest = request
                 else:
                     break
                 self.unplaced.pop(0)
@@ -305,12 +205,12 @@ class Controller:
 
     def _claim(self) -> bool:
         waiting = self.demand.waiting(self.pool.nodes())
-        room = self.pool.room(self._usual) or self.pool.room(None)
+        room = self.pool.room(self._latest)
         if not (room or waiting or self.pool.has_workplaces()):
-            room = 1  # to say what is missing, and in the end to refuse it
+            room = 1  # to report what is missing, and in the end to refuse the job
         kinds = None
         if self.limits:
-            running = Counter(each.job.kind for each in self.assigned)
+            running = self._running_by_kind()
             kinds = [kind for kind in KINDS if running[kind] < self.limits.get(kind, math.inf)]
             room = min(room, 1)
         self.unplaced = jobs.claim(
@@ -323,24 +223,24 @@ class Controller:
         )
         return bool(self.unplaced)
 
-    def _place(self, claim: jobs.Claim, request: Request) -> Placement | None:
+    def _place(self, claim: jobs.Claim, request: ResourceRequest) -> Placement | None:
         return self.pool.take(
             f"{claim.name} #{claim.job_id}.{claim.token}",
             request,
             alone=runs_alone(claim.kind, claim.spec, request),
             model=claim.inputs.get("run"),
-            avoid=self.strikes.avoid(self.pool.nodes()),
+            excluded=self.exclusions.excluded(self.pool.nodes()),
         )
 
     def _start(self, placed: list[tuple[jobs.Claim, Placement]]) -> None:
-        """Let workers begin, and drop those whose job is another's by now."""
+        """Start placed jobs, and drop those whose lease is lost."""
         places = {
             claim.lease: jobs.Place(placement.name, placement.node, folder, f"{folder}.log")
             for claim, placement in placed
             for folder in [attempt_folder(claim.kind, claim.identity, claim.token)]
         }
         try:
-            # Recorded before the work begins: whoever comes after a crash knows where to look.
+            # Recorded before the work begins: after a crash the next controller can find it.
             held = jobs.mark_started(self.engine, places)
         except SetupError:
             for _, placement in placed:
@@ -352,13 +252,13 @@ class Controller:
                 self.pool.kill(placement)
                 continue
             folder = places[claim.lease].folder
-            awaited = begin(placement, task_of(claim, self.store, folder))
-            self.assigned.append(Assignment(claim, folder, placement, awaited))
+            awaited = start_task(placement, task_of(claim, self.store, folder))
+            self.attempts.append(RunningAttempt(claim, folder, placement, awaited))
             log.info("started   %s", claim.name)
 
     def _settle_ended(self, wait_s: float) -> None:
-        """Wait for the first worker to end, at most so long, and settle all that have."""
-        refs = {ref: assignment for assignment in self.assigned for ref in assignment.awaited}
+        """Wait at most `wait_s` for the first worker to end, and settle all that have ended."""
+        refs = {ref: attempt for attempt in self.attempts for ref in attempt.awaited}
         if not refs:
             time.sleep(wait_s / 4)
         else:
@@ -366,85 +266,158 @@ class Controller:
             if not ended:
                 ended, _ = ray.wait(list(refs), num_returns=1, timeout=wait_s)
             for ref in ended:
-                refs[ref].hear(ref)
-        self._settle([each for each in self.assigned if each.ended])
+                refs[ref].collect(ref)
+        self._settle([attempt for attempt in self.attempts if attempt.ended])
 
-    def _settle(self, ended: list[Assignment]) -> None:
+    def _settle(self, ended: list[RunningAttempt]) -> None:
         """Write how attempts ended: all results at once, then the rest one by one."""
-        # Forgotten only once it is written: a database that is away for a while loses nothing.
-        outcomes = [(assignment, assignment.verdict()) for assignment in ended]
+        # Forgotten only once written: while the database is away, nothing is lost.
+        outcomes = [(attempt, attempt.outcome()) for attempt in ended]
         finished = [each for each, outcome in outcomes if outcome["state"] == "finished"]
-        accepted = self.ledger.accept([(each.job, each.folder) for each in finished])
-        for assignment, outcome in outcomes:
-            job = assignment.job
+        accepted = self._accept([(each.job, each.folder) for each in finished])
+        for attempt, outcome in outcomes:
+            job, failure = attempt.job, outcome["failure"]
             if outcome["state"] == "finished":
                 if job.lease in accepted:
-                    taken_s = time.monotonic() - assignment.began_s
-                    log.info("done      %s (%.1f s)", job.name, taken_s)
+                    log.info("done      %s (%.1f s)", job.name, time.monotonic() - attempt.began_s)
             elif outcome["state"] == "stopped":
-                self.ledger.release(job, outcome["reason"] or "stopped")
+                self._release(job, outcome["reason"] or "stopped")
                 log.info("stopped   %s", job.name)
             else:
-                self.ledger.fail(job, outcome["failure"] or "UNKNOWN", outcome["reason"] or "")
-            self.assigned.remove(assignment)
-            self._judge(assignment, outcome["failure"])
-            placement = assignment.placement
-            reusable = outcome["failure"] not in ("NODE", "PREEMPTED") and placement.shared
-            self.pool.give_back(placement, reusable=reusable)
-
-    def _judge(self, assignment: Assignment, failure: str | None) -> None:
-        """Leave a node alone where job after job fails."""
-        for host in set(assignment.placement.hosts):
-            if self.strikes.count(host, assignment.job.job_id, failure):
-                log.warning("excluded  node %s: jobs fail there one after the other", host)
+                self._fail(job, failure or "UNKNOWN", outcome["reason"] or "")
+            self.attempts.remove(attempt)
+            self._record_on_nodes(attempt, failure)
+            reusable = failure not in ("NODE", "PREEMPTED") and attempt.placement.shared
+            self.pool.give_back(attempt.placement, reusable=reusable)
 
     def _refresh(self) -> None:
-        """Ask the workers how they are, renew the leases, stop those whose lease is lost."""
+        """Ask the workers for their status, renew leases, stop jobs whose lease is lost."""
         now_s = time.monotonic()
-        # Of a time in which this process itself was stopped, nobody else was silent.
+        # Time in which this process itself was suspended must not count as silence.
         since_s = min(now_s - self._refreshed_s, 2 * REFRESH_S)
         self._refreshed_s = now_s
-        statuses = self.pool.statuses([assignment.placement for assignment in self.assigned])
-        progress: dict[jobs.Lease, dict[str, Any]] = {}
-        for assignment in list(self.assigned):
-            if self.pool.leaves(assignment.placement):
-                assignment.leave()
-            heard = statuses.get(assignment.placement.name)
-            if heard and all(status["token"] == assignment.job.token for status in heard):
-                assignment.answered, assignment.silent_s = True, 0.0
-                where = {"node": assignment.placement.node}
-                progress[assignment.job.lease] = {**heard[0]["progress"], **where}
-                if self.ledger.pruner.ends(assignment.job, assignment.folder):
-                    for actor in assignment.placement.actors:
-                        actor.halt.remote(assignment.job.token)
-                continue
-            assignment.silent_s += since_s
-            if assignment.answered and assignment.silent_s > self.lease_s:
-                # Stopped or stuck, or out of sight: somebody else does it meanwhile.
-                self._drop(assignment)
-                reason = f"its worker has not answered for {assignment.silent_s:.0f} s"
-                self.ledger.fail(assignment.job, "NODE", reason)
-                self._judge(assignment, "NODE")
-                for host in set(assignment.placement.hosts):
-                    self.strikes.rest(host)
-            elif not assignment.answered and time.monotonic() - assignment.began_s > PLACE_S:
-                # Not an error of the job: somebody else uses what Ray believed to be free.
-                self._drop(assignment)
-                self.ledger.release(assignment.job, f"no worker came up within {PLACE_S:.0f} s")
-        held = [*(assignment.job for assignment in self.assigned), *self.unplaced]
-        leases = [job.lease for job in held]
-        still = jobs.renew(self.engine, leases, lease_s=self.lease_s, progress=progress)
-        for assignment in [each for each in self.assigned if each.job.lease not in still]:
-            log.warning("lost      %s: its lease is gone; stopping it", assignment.job.name)
-            self._drop(assignment)
-        self.unplaced = [claim for claim in self.unplaced if claim.lease in still]
+        progress = self._ask_workers(since_s)
+        leases = [each.job.lease for each in self.attempts] + [each.lease for each in self.unplaced]
+        held = jobs.renew(self.engine, leases, lease_s=self.lease_s, progress=progress)
+        for attempt in [each for each in self.attempts if each.job.lease not in held]:
+            log.warning("lost      %s: its lease is gone; stopping it", attempt.job.name)
+            self._drop(attempt)
+        self.unplaced = [claim for claim in self.unplaced if claim.lease in held]
         if self.demand.scales:
-            running = Counter(each.job.kind for each in self.assigned)
             waiting = [request_of(claim.resources) for claim in self.unplaced]
-            waiting += within(self.limits, running, pending_demand(self.engine))
-            self.demand.ask((each.placement.request for each in self.assigned), waiting)
+            waiting += within(self.limits, self._running_by_kind(), pending_demand(self.engine))
+            self.demand.request((each.placement.request for each in self.attempts), waiting)
         controllers.heartbeat(self.engine, self.owner)
 
-    def _drop(self, assignment: Assignment) -> None:
-        self.assigned.remove(assignment)
-        self.pool.kill(assignment.placement)
+    def _ask_workers(self, since_s: float) -> dict[jobs.Lease, dict[str, Any]]:
+        """Return the progress of those that answer; drop those silent for too long."""
+        statuses = self.pool.statuses([attempt.placement for attempt in self.attempts])
+        progress = {}
+        for attempt in list(self.attempts):
+            job, placement = attempt.job, attempt.placement
+            if self.pool.is_draining(placement):
+                attempt.drain()
+            answers = statuses.get(placement.name)
+            if answers and all(status["token"] == job.token for status in answers):
+                attempt.answered, attempt.silent_s = True, 0.0
+                progress[job.lease] = {**answers[0]["progress"], "node": placement.node}
+                if self.pruner.ends(job, attempt.folder):
+                    for actor in placement.actors:
+                        actor.halt.remote(job.token)
+                continue
+            attempt.silent_s += since_s
+            if attempt.answered and attempt.silent_s > self.lease_s:
+                # Stopped, stuck or unreachable: another attempt does it meanwhile.
+                self._drop(attempt)
+                reason = f"its worker has not answered for {attempt.silent_s:.0f} s"
+                self._fail(job, "NODE", reason)
+                self._record_on_nodes(attempt, "NODE")
+                for host in set(placement.hosts):
+                    self.exclusions.mark_unresponsive(host)
+            elif not attempt.answered and time.monotonic() - attempt.began_s > FIRST_ANSWER_S:
+                # Not the job's fault: something else uses the resources that Ray reported as free.
+                self._drop(attempt)
+                self._release(job, f"its worker did not start within {FIRST_ANSWER_S:.0f} s")
+        return progress
+
+    def _running_by_kind(self) -> Counter[str]:
+        return Counter(attempt.job.kind for attempt in self.attempts)
+
+    def _record_on_nodes(self, attempt: RunningAttempt, failure: str | None) -> None:
+        for host in set(attempt.placement.hosts):
+            if self.exclusions.record(host, attempt.job.job_id, failure):
+                log.warning("excluded  node %s: job after job fails there", host)
+
+    def _drop(self, attempt: RunningAttempt) -> None:
+        self.attempts.remove(attempt)
+        self.pool.kill(attempt.placement)
+
+    def _accept(self, finished: Sequence[tuple[jobs.Claim, str]]) -> set[jobs.Lease]:
+        """Accept finished folders; returns the leases whose result counts."""
+        for job, folder in finished:
+            self.pruner.ends(job, folder)  # validations since the last look inform other trials
+        folders = [(job.lease, folder) for job, folder in finished]
+        answers = accept_all(self.engine, self.store, folders)
+        accepted = set()
+        for (job, _), answer in zip(finished, answers, strict=True):
+            if isinstance(answer, DataError):
+                self._fail(job, "INFRA", str(answer))
+            elif answer:
+                accepted.add(job.lease)
+            else:
+                log.warning("refused   %s: another attempt holds its lease", job.name)
+        return accepted
+
+    def _fail(self, job: jobs.Claim, failure: str, reason: str) -> None:
+        """Charge an attempt with a failure; the database decides whether the job is retried."""
+        state = jobs.fail(self.engine, job.lease, failure=failure, reason=reason)
+        log.warning("%-9s %s: %s: %s", state or "refused", job.name, failure, reason)
+
+    def _release(self, job: jobs.Claim, reason: str) -> None:
+        """Make a job ready again, uncharged."""
+        jobs.release(self.engine, job.lease, reason=reason)
+
+
+def _may_be_alive(controller: LiveController) -> bool:
+    """Return False only where its process ran on this machine and is gone."""
+    here = controller.host == socket.gethostname()
+    return not here or (controller.pid != os.getpid() and psutil.pid_exists(controller.pid))
+
+
+def accept_all(
+    engine: Engine, store: Store, finished: Sequence[tuple[jobs.Lease, str]]
+) -> list[bool | DataError]:
+    """Make each folder the result of its job, all of them in one transaction.
+
+    In their order: True; False where the lease no longer holds; a DataError where the folder
+    differs from its manifest or lacks what a result needs.
+    """
+    try:
+        held = jobs.finish(engine, [_result(store, *each) for each in finished])
+    except DataError as error:
+        if len(finished) == 1:
+            return [error]
+        # one damaged folder must not hold up the others
+        return [accept_all(engine, store, [each])[0] for each in finished]
+    return [lease in held for lease, _ in finished]
+
+
+def _result(store: Store, lease: jobs.Lease, folder: str) -> jobs.NewResult:
+    path = store.fetch_results(folder)
+    return jobs.NewResult(
+        lease=lease,
+        folder=folder,
+        manifest_sha256=checksum(path / "manifest.json"),
+        summary=_read(path / "summary.json") or {},
+        provenance=_read(path / "provenance.json") or {},
+        scores=_read(path / "per_query.json"),
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}): run its job again") from error

@@ -1,179 +1,156 @@
-"""The workers on Ray: which live, what they hold of the cluster's resources, and which are warm."""
+"""The pool of workers on Ray: the resources that they hold, and which are kept warm."""
 
 import time
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
 )
 
-from xsweep.orchestrator.runtime import placement as gangs
-from xsweep.orchestrator.runtime import placement as nodes
-from xsweep.orchestrator.runtime.placement import Node, Request, Share
+from xsweep.orchestrator.runtime.placement import (
+    ROUNDING,
+    SHARED,
+    Node,
+    Placement,
+    ResourceRequest,
+    Resources,
+    choose_nodes,
+    count_fits,
+    draining_nodes,
+    find_group,
+    free_resources,
+    infeasible_reason,
+    live_nodes,
+    rank_name,
+    reserve_gang,
+)
 from xsweep.orchestrator.runtime.preflight import Preflight
 from xsweep.orchestrator.runtime.worker import Status, Worker
 
 IDLE_S = 3.0
-"""How long a warm worker waits for another job before its resources are freed."""
-
+"""Time for which an idle worker is kept warm."""
 
 ANSWER_S = 2.0
-"""How long to wait for the answer to a status question; silence is not death."""
-
-
-SHARED = "worker "
-"""How the names of warm workers begin."""
-
-
-@dataclass
-class Placement:
-    """The worker of a job, or the ranks of its gang, and what they hold."""
-
-    name: str
-    request: Request
-    actors: list[Any]
-    """By rank."""
-    nodes: list[str | None]
-    """Ids of the nodes, by rank."""
-    hosts: list[str] = field(default_factory=list)
-    """Names of the nodes, by rank."""
-    group: PlacementGroup | None = None
-    idle_since_s: float | None = None
-    model: str | None = None
-    """What an evaluation has loaded here last."""
-
-    @property
-    def node(self) -> str:
-        """Names of the nodes, each once."""
-        return ", ".join(dict.fromkeys(self.hosts))
-
-    @property
-    def shared(self) -> bool:
-        """Whether it takes one job after the other; else it is named as its only one."""
-        return self.name.startswith(SHARED)
+"""Time to wait for the answer to a status question; a silent worker may still be alive."""
 
 
 class Pool:
     """The workers of one controller; an evaluation's worker is kept warm for the next one."""
 
     def __init__(
-        self, worker: type = Worker, *, prefix: str = "", gate: Preflight | None = None
+        self, worker: type = Worker, *, prefix: str = "", preflight: Preflight | None = None
     ) -> None:
         self.prefix = prefix
-        """Begins the names of our placement groups, which tells them from those of others."""
+        """Prefix of the names of our placement groups, which distinguishes them from others."""
         # Once: every `ray.remote` exports the class again, and Ray keeps each of them for good.
         self._worker: Any = ray.remote(worker)
-        self._gate = gate
+        self._preflight = preflight
         self._placements: dict[str, Placement] = {}
         self._nodes: list[Node] = []
-        self._leaving: list[Node] = []
-        self._looked_s = 0.0
+        self._draining: list[Node] = []
+        self._listed_s = 0.0
 
     def nodes(self) -> list[Node]:
-        """The living nodes that are fit for work and stay, as they were a moment ago."""
-        if time.monotonic() - self._looked_s > 1.0:
-            going, found = nodes.leaving(), nodes.living()
-            self._leaving = [node for node in found if node.id in going]
-            found = [node for node in found if node.id not in going]
-            self._nodes = self._gate.admit(found) if self._gate else found
-            self._looked_s = time.monotonic()
+        """List the live nodes that passed preflight and are not draining, at most 1 s old."""
+        if time.monotonic() - self._listed_s > 1.0:
+            draining, found = draining_nodes(), live_nodes()
+            self._draining = [node for node in found if node.id in draining]
+            found = [node for node in found if node.id not in draining]
+            self._nodes = self._preflight.admit(found) if self._preflight else found
+            self._listed_s = time.monotonic()
             for placement in self._idle():
-                if self._is_leaving(placement):
+                if self._is_draining(placement):
                     self.kill(placement)
         return self._nodes
 
-    def leaves(self, placement: Placement) -> bool:
-        """Whether a node of the placement will be taken away."""
+    def is_draining(self, placement: Placement) -> bool:
+        """Return whether a node of the placement will be removed."""
         self.nodes()
-        return self._is_leaving(placement)
+        return self._is_draining(placement)
+
+    def _is_draining(self, placement: Placement) -> bool:
+        return any(node.id in placement.nodes for node in self._draining)
+
+    def infeasible_reason(self, request: ResourceRequest) -> str | None:
+        """Explain why the cluster could never run a job; None if it could."""
+        # While all nodes are draining, jobs wait for those that replace them.
+        return infeasible_reason(request, self.nodes() or self._draining)
+
+    def has_workplaces(self) -> bool:
+        """Return whether any node runs jobs; an autoscaled cluster may begin without one."""
+        return any(node.resources.get("CPU", 0.0) for node in self.nodes())
+
+    def room(self, request: ResourceRequest | None) -> int:
+        """Estimate how many such jobs could be placed now, counting idle workers as free.
+
+        At least 1 where any CPU is free: the next job may need less than `request`.
+        """
+        free = self._free(idle=True)
+        fits = count_fits(request, free) if request else 0
+        return fits or int(any(amounts.get("CPU", 0.0) > ROUNDING for amounts in free.values()))
 
     def take(
         self,
         name: str,
-        request: Request,
+        request: ResourceRequest,
         *,
         alone: bool,
         model: str | None = None,
-        avoid: Collection[str] = (),
+        excluded: Collection[str] = (),
     ) -> Placement | None:
-        """A worker for the job: a warm one, else a new one; None while its resources are taken.
+        """Return a warm worker, else a new one; None while its resources are taken.
 
         A job that runs `alone` gets new processes under its name, which end with it. Among warm
-        ones, one that has `model` loaded comes first. `avoid` names nodes to leave alone.
+        workers, one that has `model` loaded comes first. `excluded` holds host names.
         """
         if not alone:
-            warm = [p for p in self._idle() if p.request == request and p.hosts[0] not in avoid]
-            for placement in sorted(warm, key=lambda p: p.model != model):
+            warm = [
+                placement
+                for placement in self._idle()
+                if placement.request == request and placement.hosts[0] not in excluded
+            ]
+            for placement in sorted(warm, key=lambda each: each.model != model):
                 placement.idle_since_s, placement.model = None, model
                 return placement
-        chosen = self._choose(request, avoid) or self._make_room(request, avoid)
-        if chosen is None:
+        nodes = self._choose_nodes(request, excluded) or self._make_room(request, excluded)
+        if nodes is None:
             return None
-        unique = name if alone else f"{SHARED}{uuid.uuid4().hex[:8]}"
-        new = self._new(unique, request, chosen)
+        new = self._start(name if alone else f"{SHARED}{uuid.uuid4().hex[:8]}", request, nodes)
         if new:
             new.model = model
         return new
 
     def give_back(self, placement: Placement, *, reusable: bool) -> None:
-        """The worker has ended its job: keep it warm or free its resources."""
-        if reusable and not self._is_leaving(placement):
+        """Keep the worker of an ended job warm, or free its resources."""
+        if reusable and not self._is_draining(placement):
             placement.idle_since_s = time.monotonic()
         else:
             self.kill(placement)
 
     def free_idle(self, *, after_s: float = IDLE_S) -> None:
-        """Free the workers that have been without a job for so long."""
+        """Free the workers that have been idle for `after_s`."""
         for placement in self._idle():
             if time.monotonic() - (placement.idle_since_s or 0.0) >= after_s:
                 self.kill(placement)
 
     def kill(self, placement: Placement) -> None:
-        """End the processes at once, all ranks together, and free what they reserved."""
+        """Kill all ranks at once and free the resources that they reserved."""
         self._placements.pop(placement.name, None)
         for actor in placement.actors:
             ray.kill(actor)
         if placement.group:
             ray.util.remove_placement_group(placement.group)
 
-    def adopt(self, name: str, request: Request, actors: list[Any], host: str | None) -> Placement:
-        """Count surviving processes as ours."""
-        ids = {node.name: node.id for node in self.nodes()}
-        hosts = (host or "").split(", ")
-        by_rank = hosts if len(hosts) == request.ranks else hosts[:1] * request.ranks
-        group = gangs.find_group(self.prefix + name) if request.ranks > 1 else None
-        where = [ids.get(host) for host in by_rank]
-        placement = Placement(name, request, actors, where, by_rank, group)
-        self._placements[name] = placement
-        return placement
-
-    def survivors(self) -> dict[str, Any]:
-        """Every worker that lives in this namespace, by name."""
-        found = {}
-        for name in ray.util.list_named_actors():
-            try:
-                found[name] = ray.get_actor(name)
-            except ValueError:
-                continue  # it died between the two questions
-        return found
-
-    def remove_leaked_groups(self, owned: Collection[str]) -> list[str]:
-        """Remove the placement groups that belong to none of these gangs; their names."""
-        names = gangs.leaked(self.prefix, {self.prefix + name for name in owned})
-        for name in names:
-            if group := gangs.find_group(name):
-                ray.util.remove_placement_group(group)
-        return names
-
     def statuses(self, placements: Sequence[Placement]) -> dict[str, list[Status]]:
-        """The answers of those workers that gave one in time, by rank; all ranks or none."""
-        asked = [(p, [actor.status.remote() for actor in p.actors]) for p in placements]
+        """Ask workers for their status; by name, the answers of all ranks that came in time."""
+        asked = [
+            (placement, [actor.status.remote() for actor in placement.actors])
+            for placement in placements
+        ]
         refs = [ref for _, of_ranks in asked for ref in of_ranks]
         if not refs:
             return {}
@@ -183,79 +160,87 @@ class Pool:
             if not answered.issuperset(of_ranks):
                 continue
             try:
-                heard: list[Status] = ray.get(of_ranks)
+                answers: list[Status] = ray.get(of_ranks)
             except ray.exceptions.RayError:
-                # Its outcome fails too, and is settled from there.
-                continue
-            placement.nodes = [status["node_id"] for status in heard]
-            placement.hosts = [status["node"] for status in heard]
-            statuses[placement.name] = heard
+                continue  # its outcome fails too, and is settled from there
+            placement.nodes = [status["node_id"] for status in answers]
+            placement.hosts = [status["node"] for status in answers]
+            statuses[placement.name] = answers
         return statuses
 
-    def room(self, request: Request | None) -> int:
-        """How many jobs of such a request could be placed now, idle workers' room included.
+    def survivors(self) -> dict[str, Any]:
+        """Return every live worker of this namespace, by name."""
+        found = {}
+        for name in ray.util.list_named_actors():
+            try:
+                found[name] = ray.get_actor(name)
+            except ValueError:
+                continue  # it died between the two calls
+        return found
 
-        Without a request: 1 if anything at all could be placed, else 0.
-        """
-        free = self._free(idle=True)
-        if request is None:
-            return int(any(amounts.get("CPU", 0.0) > nodes.ROUNDING for amounts in free.values()))
-        return nodes.count_fits(request, free)
+    def adopt(
+        self, name: str, request: ResourceRequest, actors: list[Any], host: str | None
+    ) -> Placement:
+        """Count the surviving workers of another controller as ours."""
+        ids = {node.name: node.id for node in self.nodes()}
+        hosts = (host or "").split(", ")
+        by_rank = hosts if len(hosts) == request.ranks else hosts[:1] * request.ranks
+        group = find_group(self.prefix + name) if request.ranks > 1 else None
+        nodes = [ids.get(host) for host in by_rank]
+        placement = Placement(name, request, actors, nodes, by_rank, group)
+        self._placements[name] = placement
+        return placement
 
-    def has_workplaces(self) -> bool:
-        """Whether any node is there to run jobs; a cluster that grows by itself may begin empty."""
-        return any(node.resources.get("CPU", 0.0) for node in self.nodes())
-
-    def infeasible_reason(self, request: Request) -> str | None:
-        """What the cluster could never give, in words; None if it could."""
-        # Where all nodes leave, jobs wait for what comes after them.
-        return nodes.infeasible_reason(request, self.nodes() or self._leaving)
-
-    def _is_leaving(self, placement: Placement) -> bool:
-        return any(node.id in placement.nodes for node in self._leaving)
+    def remove_leaked_groups(self, owned: Collection[str]) -> list[str]:
+        """Remove our placement groups that belong to none of these gangs; return their names."""
+        table = ray.util.placement_group_table().values()
+        names = {entry["name"] for entry in table if entry["state"] != "REMOVED"}
+        leaked = {name for name in names if name.startswith(self.prefix)}
+        leaked -= {self.prefix + name for name in owned}
+        for name in leaked:
+            if group := find_group(name):
+                ray.util.remove_placement_group(group)
+        return sorted(leaked)
 
     def _idle(self) -> list[Placement]:
-        return [p for p in self._placements.values() if p.idle_since_s is not None]
+        return [each for each in self._placements.values() if each.idle_since_s is not None]
 
-    def _free(self, *, idle: bool = False) -> dict[str, dict[str, float]]:
-        """What is free on each node; with `idle`, what warm workers hold counts as free, too."""
-        shares = [
-            Share(node_id, placement.request.resources)
+    def _free(self, *, idle: bool = False) -> dict[str, Resources]:
+        """Return what is free on each node; `idle` counts what warm workers hold as free, too."""
+        held = (
+            (node_id, placement.request.resources)
             for placement in self._placements.values()
             for node_id in placement.nodes
             if not (idle and placement.idle_since_s is not None)
-        ]
-        return nodes.free_of(self.nodes(), shares)
+        )
+        return free_resources(self.nodes(), held)
 
-    def _choose(self, request: Request, avoid: Collection[str]) -> list[Node] | None:
-        return nodes.choose(request, self.nodes(), self._free(), avoid)
+    def _choose_nodes(
+        self, request: ResourceRequest, excluded: Collection[str], *, idle: bool = False
+    ) -> list[Node] | None:
+        return choose_nodes(request, self.nodes(), self._free(idle=idle), excluded)
 
-    def _make_room(self, request: Request, avoid: Collection[str]) -> list[Node] | None:
-        """Ends idle workers, the longest idle first, until a job fits; none in vain."""
-        room = nodes.choose(request, self.nodes(), self._free(idle=True), avoid)
+    def _make_room(self, request: ResourceRequest, excluded: Collection[str]) -> list[Node] | None:
+        """Kill idle workers, the longest idle first, until the job fits; none in vain."""
+        room = self._choose_nodes(request, excluded, idle=True)
         if room is None:
             return None
-        there = {None, *(node.id for node in room)}
-        for placement in sorted(self._idle(), key=lambda p: p.idle_since_s or 0.0):
-            if there.intersection(placement.nodes):
+        chosen = {None, *(node.id for node in room)}
+        for placement in sorted(self._idle(), key=lambda each: each.idle_since_s or 0.0):
+            if chosen.intersection(placement.nodes):
                 self.kill(placement)
-                if chosen := self._choose(request, avoid):
-                    return chosen
+                if nodes := self._choose_nodes(request, excluded):
+                    return nodes
         return None
 
-    def _new(self, name: str, request: Request, chosen: list[Node]) -> Placement | None:
-        ids: list[str | None] = [node.id for node in chosen]
-        placement = Placement(name, request, [], ids, [node.name for node in chosen])
+    def _start(self, name: str, request: ResourceRequest, nodes: list[Node]) -> Placement | None:
+        ids: list[str | None] = [node.id for node in nodes]
+        placement = Placement(name, request, [], ids, [node.name for node in nodes])
         if request.ranks > 1:
-            placement.group = gangs.reserve(
-                self.prefix + name,
-                [request.resources] * request.ranks,
-                spread=request.spread,
-                labels=[{"ray.io/node-id": node.id} for node in chosen],
-            )
+            placement.group = reserve_gang(self.prefix + name, request, nodes)
             if placement.group is None:
                 return None
-        for rank, node in enumerate(chosen):
+        for rank, node in enumerate(nodes):
             strategy: Any
             if placement.group:
                 strategy = PlacementGroupSchedulingStrategy(placement.group, rank)
@@ -263,12 +248,11 @@ class Pool:
                 strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
             placement.actors.append(
                 self._worker.options(
-                    name=gangs.rank_name(name, rank),
+                    name=rank_name(name, rank),
                     lifetime="detached",
                     max_restarts=0,
                     max_task_retries=0,
-                    # run, status, stop and outcome may all be under way at once.
-                    max_concurrency=6,
+                    max_concurrency=6,  # run, status, stop and outcome may overlap
                     scheduling_strategy=strategy,
                     **request.options,
                 ).remote(request.resources.get("GPU", 0))
@@ -277,9 +261,12 @@ class Pool:
         return placement
 
 
-def runs_alone(kind: str, spec: Mapping[str, Any], request: Request) -> bool:
-    """Whether a job needs processes of its own: trainings do, which leave memory and process
-    groups behind, unless they are plain ones of one process on a CPU."""
+def runs_alone(kind: str, spec: Mapping[str, Any], request: ResourceRequest) -> bool:
+    """Return whether a job needs new processes.
+
+    Trainings do, since they leave memory and process groups behind, except those of the plain
+    engine with one rank on a CPU.
+    """
     plain = spec.get("optimisation", {}).get("engine") == "plain"
     return kind == "train" and not (
         plain and request.ranks == 1 and not request.resources.get("GPU")

@@ -1,7 +1,7 @@
-"""Whether a node is fit to work: same versions, the same store, a clock that agrees.
+"""Preflight: check that a node has the same versions, sees the store and agrees on the time.
 
-Each node is asked once, by a small task that needs nothing of ours there. One that answers wrongly
-is never used, and says why; one that joins later is asked when it joins.
+Each node runs one small task that needs nothing of xsweep there. A node that fails is never used,
+and the reason is logged; a node that joins later is checked when it joins.
 """
 
 import logging
@@ -14,67 +14,65 @@ import fsspec
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from xsweep.errors import SetupError
+from xsweep.errors import SetupError, first_line
 from xsweep.orchestrator.runtime.placement import Node
 from xsweep.orchestrator.storage.store import Store
 
 log = logging.getLogger("xsweep")
 
-
 PACKAGES = ("ray", "torch", "transformers", "tokenizers", "safetensors", "deepspeed", "ranx")
-"""What jobs import, and whose versions can change a result."""
-
+"""Packages that jobs import and whose versions can change a result."""
 
 LARGEST_SKEW_S = 30.0
-"""Leases follow the database's clock alone; logs, events and files' ages would be misread."""
+"""Leases follow the database's clock alone; but logs, events and file ages would be misread."""
+
+ANSWER_S = 90.0
+"""Time for a node to start its first process."""
 
 
-ANSWERS_S = 90.0
-"""How long a node may take for its first process."""
-
-
-class Answer(TypedDict):
-    """What a node says of itself."""
+class NodeReport(TypedDict):
+    """The versions, store access and clock of a node."""
 
     python: str
     xsweep: str | None
     packages: dict[str, str | None]
     sees_probe: bool
-    writes: str | None
-    """Why the store cannot be written there; None where it can."""
+    write_error: str | None
+    """None where the store can be written."""
     clock_s: float
 
 
 class Preflight:
-    """Lets nodes in that are fit for work; the others are named once and left alone."""
+    """Admits nodes that pass; each of the others is logged once and never used."""
 
     def __init__(self, store: Store) -> None:
         self._probe = f"{store.url or store.root}/.probe-{uuid.uuid4().hex}"
-        self._asked: dict[str, tuple[Node, ray.ObjectRef, float]] = {}
+        self._pending: dict[ray.ObjectRef, tuple[Node, float]] = {}
+        """Nodes that have not answered, and when they were asked."""
         self._fit: set[str] = set()
         self.unfit: dict[str, str] = {}
-        """What is wrong, by node's id."""
+        """Problem by node id."""
 
     def admit(self, nodes: Sequence[Node]) -> list[Node]:
-        """Those of the nodes that are fit, as far as is known by now; others are being asked."""
+        """Return the nodes that have passed so far, and start checking new ones."""
+        pending = {node.id for node, _ in self._pending.values()}
         for node in nodes:
-            known = node.id in self._fit or node.id in self._asked or node.id in self.unfit
-            if not known and runs_jobs(node):
+            if runs_jobs(node) and node.id not in self._fit | pending | self.unfit.keys():
                 self._ask(node)
-        if self._asked:
-            self._hear()
+        if self._pending:
+            self._collect()
         return [node for node in nodes if node.id in self._fit]
 
     def require(self, nodes: Callable[[], Sequence[Node]]) -> None:
-        """Wait until the nodes of now have answered. Raises SetupError where one is unfit."""
-        deadline = time.monotonic() + ANSWERS_S
+        """Wait until the current nodes have answered. Raises SetupError where one is unfit."""
+        deadline = time.monotonic() + ANSWER_S
         self.admit(nodes())
-        while self._asked and time.monotonic() < deadline:
+        while self._pending and time.monotonic() < deadline:
             time.sleep(0.2)
             self.admit(nodes())
         if self.unfit:
             problems = "\n  ".join(self.unfit.values())
-            raise SetupError(f"the cluster is not fit for work:\n  {problems}")
+            raise SetupError(f"these nodes of the cluster cannot run jobs:\n  {problems}")
 
     def close(self) -> None:
         """Remove the probe file."""
@@ -85,93 +83,94 @@ class Preflight:
     def _ask(self, node: Node) -> None:
         with fsspec.open(self._probe, "wb"):
             pass
-        _, probe = _questions()
-        task = ray.remote(probe).options(
+        task = ray.remote(_reporter()).options(
             num_cpus=0,
             max_retries=0,
-            name=f"xsweep: is {node.name} fit?",
+            name=f"xsweep preflight of {node.name}",
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         )
-        answer = task.remote(self._probe, PACKAGES)
-        self._asked[node.id] = (node, answer, time.time())
+        self._pending[task.remote(PACKAGES, self._probe)] = (node, time.time())
 
-    def _hear(self) -> None:
-        refs = {ref: node_id for node_id, (_, ref, _) in self._asked.items()}
-        told, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-        for ref in told:
-            node, _, asked_at = self._asked.pop(refs[ref])
+    def _collect(self) -> None:
+        answered, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
+        for ref in answered:
+            node, asked_s = self._pending.pop(ref)
+            problem: str | None
             try:
-                answer: Answer = ray.get(ref)
+                report: NodeReport = ray.get(ref)
             except ray.exceptions.NodeDiedError:
-                continue  # it is asked again where it comes back
+                continue  # checked again if it comes back
             except ray.exceptions.RayError as error:
-                lines = str(error).strip().splitlines()
-                problem: str | None = f"{node.name} runs nothing: {lines[-1] if lines else error}"
+                cause = str(error).strip().rpartition("\n")[2] or first_line(error)
+                problem = f"{node.name}: preflight task failed: {cause}"
             else:
-                problem = judge(node.name, answer, expected(), (asked_at, time.time()))
+                problem = find_problem(node.name, report, own_report(), (asked_s, time.time()))
             if problem is None:
                 self._fit.add(node.id)
-                continue
-            self.unfit[node.id] = problem
-            log.warning("unfit     %s", problem)
+            else:
+                self.unfit[node.id] = problem
+                log.warning("unfit     %s", problem)
 
 
 def runs_jobs(node: Node) -> bool:
-    """Whether jobs could ever be placed there: a head or a controller's node offers nothing."""
+    """Return whether a node offers CPUs or GPUs; a head or a controller's node may offer none."""
     return any(node.resources.get(key, 0.0) > 0 for key in ("CPU", "GPU"))
 
 
-def expected() -> Answer:
-    """This process's own answer, which the nodes' are compared with."""
-    versions, _ = _questions()
-    answer: Answer = versions(PACKAGES) | {"sees_probe": True, "writes": None}
-    return answer
+def own_report() -> NodeReport:
+    """Return this process's report, with which the nodes' reports are compared."""
+    return _reporter()(PACKAGES, None)
 
 
-def judge(name: str, told: Answer, here: Answer, between_s: tuple[float, float]) -> str | None:
-    """What is wrong with a node, in words; None where nothing is.
+def find_problem(
+    name: str, node: NodeReport, here: NodeReport, asked_between_s: tuple[float, float]
+) -> str | None:
+    """Describe the first problem of a node and its remedy; None without one.
 
-    `between_s` are this clock's times of the question and of the answer.
+    `asked_between_s` are the times of the question and of the answer by this host's clock.
     """
-    if told["xsweep"] is None:
+    if node["xsweep"] is None:
         return f"{name} has no xsweep: install {here['xsweep']} there, as it is here"
-    if told["xsweep"] != here["xsweep"]:
-        return f"{name} has xsweep {told['xsweep']}, here it is {here['xsweep']}: install the same"
+    if node["xsweep"] != here["xsweep"]:
+        return f"{name} has xsweep {node['xsweep']}, here it is {here['xsweep']}: install the same"
     for package, ours in here["packages"].items():
-        theirs = told["packages"].get(package)
+        theirs = node["packages"].get(package)
         if ours and theirs is None:
             return f"{name} lacks {package}: pip install {package}=={ours} there"
         if ours and theirs != ours:
             return f"{name} has {package} {theirs}, here it is {ours}: install the same everywhere"
-    if told["python"] != here["python"]:
-        return f"{name} has Python {told['python']}, here it is {here['python']}"
-    if not told["sees_probe"]:
+    if node["python"] != here["python"]:
+        return f"{name} has Python {node['python']}, here it is {here['python']}: use the same"
+    if not node["sees_probe"]:
         return (
             f"{name} does not see the store: a file written here is not there"
-            f"{' (' + told['writes'] + ')' if told['writes'] else ''}. Give a folder that "
-            "all nodes share, at the same path, or an object store, with --store or XSWEEP_STORE"
+            f"{' (' + node['write_error'] + ')' if node['write_error'] else ''}. Give a folder "
+            "that all nodes mount at the same path, or an object store, with --store or "
+            "XSWEEP_STORE"
         )
-    if told["writes"]:
-        return f"{name} cannot write the store ({told['writes']}): see to its rights there"
-    early_s, late_s = between_s[0] - told["clock_s"], told["clock_s"] - between_s[1]
-    if max(early_s, late_s) > LARGEST_SKEW_S:
-        direction = "behind" if early_s > late_s else "ahead"
+    if node["write_error"]:
+        return f"{name} cannot write the store ({node['write_error']}): check permissions there"
+    behind_s = asked_between_s[0] - node["clock_s"]
+    ahead_s = node["clock_s"] - asked_between_s[1]
+    if max(behind_s, ahead_s) > LARGEST_SKEW_S:
+        direction = "behind" if behind_s > ahead_s else "ahead"
         return (
-            f"{name}'s clock is {max(early_s, late_s):.0f} s {direction}: set it (chrony or ntpd); "
-            "logs and ages of files would be misread"
+            f"{name}'s clock is {max(behind_s, ahead_s):.0f} s {direction}: set it (chrony or "
+            "ntpd); otherwise logs and file ages are misread"
         )
     return None
 
 
-def _questions() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What is asked: which versions there are; these and whether the probe is seen.
+def _reporter() -> Callable[[Sequence[str], str | None], NodeReport]:
+    """Return the function that reports on a node.
 
-    Nested so that Ray sends their code: a node may lack ours or have an older one.
+    Nested, so that Ray sends its code: a node may lack xsweep or have an older version.
     """
 
-    def versions(packages: Sequence[str]) -> dict[str, Any]:
+    def report(packages: Sequence[str], probe: str | None) -> Any:
         import sys
         import time
+        import uuid
         from importlib import metadata
 
         def installed(package: str) -> str | None:
@@ -186,35 +185,30 @@ def _questions() -> tuple[Callable[..., Any], Callable[..., Any]]:
             ours = xsweep.__version__
         except ImportError:
             ours = None
+        seen, write_error = probe is None, None
+        if probe is not None:
+            try:
+                import fsspec
+
+                files, place = fsspec.url_to_fs(probe)
+                for _ in range(20):  # network file systems show a new file after a while
+                    files.invalidate_cache()
+                    if seen := files.exists(place):
+                        break
+                    time.sleep(0.25)
+                if seen:
+                    own = f"{place}.{uuid.uuid4().hex}"
+                    files.pipe_file(own, b"x")
+                    files.rm_file(own)
+            except Exception as error:  # every object store has errors of its own
+                write_error = getattr(error, "strerror", None) or str(error)
         return {
             "python": "{}.{}".format(*sys.version_info),
             "xsweep": ours,
             "packages": {name: installed(name) for name in packages},
+            "sees_probe": seen,
+            "write_error": write_error,
             "clock_s": time.time(),
         }
 
-    def probe(path: str, packages: Sequence[str]) -> dict[str, Any]:
-        import time
-        import uuid
-
-        seen, refused = False, None
-        try:
-            import fsspec
-
-            files, place = fsspec.url_to_fs(path)
-            for _ in range(20):  # network file systems show a new file after a while
-                files.invalidate_cache()
-                if seen := files.exists(place):
-                    break
-                time.sleep(0.25)
-            if seen:
-                mine = f"{place}.{uuid.uuid4().hex}"
-                files.pipe_file(mine, b"x")
-                files.rm_file(mine)
-        except OSError as error:
-            refused = error.strerror or str(error)
-        except Exception as error:  # every object store has errors of its own
-            refused = str(error)
-        return {**versions(packages), "sees_probe": seen, "writes": refused}
-
-    return versions, probe
+    return report

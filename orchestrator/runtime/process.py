@@ -1,6 +1,7 @@
-"""The controller as a process: one per installation, ended cleanly by signals."""
+"""The controller process: one per installation, stopped cleanly by signals."""
 
 import fcntl
+import hashlib
 import logging
 import os
 import signal
@@ -8,75 +9,69 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from sqlalchemy import Engine
+
+from xsweep.db.engine import connect, redacted
+from xsweep.db.status import Outlook, outlook, summary
 from xsweep.errors import SetupError, first_line
 from xsweep.orchestrator.forecast import eta
+from xsweep.orchestrator.runtime import ray_cluster
 from xsweep.orchestrator.runtime.import_path import child_environment
 from xsweep.orchestrator.settings import Settings
+from xsweep.orchestrator.storage.store import Store, open_store
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from xsweep.db.status import Outlook
     from xsweep.orchestrator.runtime.controller import Controller
-    from xsweep.orchestrator.storage.store import Store
-
 
 log = logging.getLogger("xsweep")
 
-
-TELL_S = 30.0
-"""How often the log says how far everything is."""
-
+LOG_EVERY_S = 30.0
+"""Interval of progress lines in the log."""
 
 GRACE_S = 120.0
-"""How long jobs may take to save a checkpoint when the controller is told to leave."""
+"""Time for jobs to save a checkpoint when the controller is stopped."""
 
 
 def run(settings: Settings, *, until_idle: bool = True, metrics_port: int | None = None) -> int:
-    """Run jobs until none is left (or, with `until_idle=False`, until told to leave).
+    """Run jobs until none is left or, with `until_idle=False`, until a signal.
 
-    The first SIGTERM or Ctrl-C drains: running jobs save and go back to ready, uncharged. The
-    second leaves at once; their next attempt resumes at the last checkpoint. Returns 0; 1 if some
-    job of an active sweep has failed for good; 130 or 143 after a signal.
+    The first SIGTERM or Ctrl-C drains: running jobs save a checkpoint and become ready again,
+    uncharged. The second exits at once; the next attempts resume at the last checkpoint. Returns 0;
+    1 if some job of an active sweep has failed for good; 130 or 143 after a signal.
 
     Raises SetupError where another controller is running here, or where database, store or cluster
     do not answer.
     """
-    from xsweep.db.engine import connect
-    from xsweep.db.status import outlook
-    from xsweep.orchestrator.runtime import ray_cluster
-    from xsweep.orchestrator.runtime.ray_cluster import stop_local
-    from xsweep.orchestrator.storage.store import open_store
+    from xsweep.orchestrator.monitoring.metrics import serving_metrics
+    from xsweep.orchestrator.monitoring.webhook import announcing
 
     settings.home.mkdir(parents=True, exist_ok=True)
-    with _only_one(settings.home):
+    with _exclusive(settings.home):
         engine = connect(settings.database, create=True)
         store = open_store(settings.store)
         left = outlook(engine)
         if left.idle and until_idle:
             log.info("nothing to do: %d of %d jobs are done", left.finished, left.total)
             if not settings.ray_address:
-                stop_local(settings.home)
+                ray_cluster.stop_local(settings.home)
             return 1 if left.failed else 0
-        from xsweep.orchestrator.monitoring.metrics import Watching
-
-        watching = Watching(engine, settings, metrics_port)
-        log.info("connecting to Ray (starting it takes some seconds)")
-        dashboard = ray_cluster.connect(settings, namespace=namespace(settings))
-        log.info("Ray's dashboard: %s", dashboard or "not running")
-        signals = _Signals()
         with (
-            closing(watching),
-            _controller(settings, engine, store, dashboard) as controller,
+            serving_metrics(engine, metrics_port),
+            announcing(engine, settings.webhook) as announce,
         ):
-            controller.adopt()
-            failed = _loop(controller, signals, watching.tick, until_idle=until_idle)
-        if signals.received:
-            return 128 + signals.received[0]
+            log.info("connecting to Ray (starting it takes some seconds)")
+            dashboard = ray_cluster.connect(settings, namespace=namespace(settings))
+            log.info("Ray's dashboard: %s", dashboard or "not running")
+            received = _record_signals()
+            with _controller(settings, engine, store, dashboard) as controller:
+                controller.adopt()
+                failed = _loop(controller, received, announce, until_idle=until_idle)
+        if received:
+            return 128 + received[0]
         return 1 if failed else 0
 
 
@@ -106,51 +101,38 @@ def start_detached(settings: Settings) -> int | None:
     return process.pid
 
 
-def is_running(settings: Settings) -> bool:
-    """Whether a controller holds this installation's lock."""
-    path = settings.home / "controller.lock"
-    if not path.exists():
-        return False
-    with path.open() as file:
-        return not _lock(file, shared=True)
-
-
 def namespace(settings: Settings) -> str:
-    """A name that keeps the workers of different job tables on one Ray ray_cluster apart."""
-    import hashlib
-
-    from xsweep.db.engine import redacted
-
+    """Return Ray's namespace for this job table's actors, distinct on a shared cluster."""
     return f"xsweep-{hashlib.sha256(redacted(settings.database).encode()).hexdigest()[:12]}"
 
 
 @contextmanager
 def _controller(
-    settings: Settings, engine: "Engine", store: "Store", dashboard: str | None
+    settings: Settings, engine: Engine, store: Store, dashboard: str | None
 ) -> Iterator["Controller"]:
-    """A controller on the cluster that this process is connected to, and the end of both.
+    """Give a controller on the connected cluster; closes it and disconnects at the end.
 
-    Raises SetupError where a node is not fit for work, or where the cluster goes away.
+    Raises SetupError where a node fails preflight, or where the cluster goes away.
     """
     import ray
 
-    from xsweep.orchestrator.runtime import placement, ray_cluster
     from xsweep.orchestrator.runtime.autoscale import Demand
     from xsweep.orchestrator.runtime.controller import Controller
+    from xsweep.orchestrator.runtime.placement import live_nodes
     from xsweep.orchestrator.runtime.pool import Pool
     from xsweep.orchestrator.runtime.preflight import Preflight
 
     given = settings.ray_address
-    gate = Preflight(store) if given else None
+    preflight = Preflight(store) if given else None
     controller = None
     try:
-        if gate:
-            gate.require(placement.living)
+        if preflight:
+            preflight.require(live_nodes)
         controller = Controller(
             engine,
             store,
             dashboard=dashboard,
-            pool=Pool(prefix=f"{namespace(settings)}/", gate=gate),
+            pool=Pool(prefix=f"{namespace(settings)}/", preflight=preflight),
             lease_s=settings.lease_s,
             demand=Demand(settings.node_wait_s if given else 0.0, scales=bool(given)),
             limits=settings.limits,
@@ -159,94 +141,99 @@ def _controller(
         yield controller
         controller.close()
     except (ray.exceptions.RayError, ConnectionError) as error:
-        # What still runs there is adopted by the next controller; what does not is begun again.
+        # The next controller adopts the jobs that still run there, and restarts the others.
         raise SetupError(
             f"the Ray cluster at {given or 'this machine'} went away ({first_line(error)}): "
-            "`xsweep run` goes on from here when it is back"
+            "when it is back, `xsweep run` continues from here"
         ) from error
     finally:
-        if gate:
-            gate.close()
+        if preflight:
+            preflight.close()
         busy = controller is not None and controller.busy
         ray_cluster.disconnect(settings, stop=not busy)
         engine.dispose()
 
 
 def _loop(
-    controller: "Controller", signals: "_Signals", tick: Callable[[], None], *, until_idle: bool
+    controller: "Controller", received: list[int], announce: Callable[[], None], *, until_idle: bool
 ) -> bool:
-    """Steps until idle or told to leave; whether some job has failed for good."""
-    from xsweep.db.status import outlook
-
+    """Step until idle or until a signal is received; True if some job has failed for good."""
     waiting = ""
-    told_s = again_s = time.monotonic()
-    while not signals.received:
+    logged_s = waiting_logged_s = time.monotonic()
+    while not received:
         try:
             controller.step()
-            tick()
-            if time.monotonic() - told_s > TELL_S:
-                _tell(controller)
-                told_s = time.monotonic()
+            announce()
+            if time.monotonic() - logged_s > LOG_EVERY_S:
+                _log_progress(controller.engine)
+                logged_s = time.monotonic()
             if controller.busy:
                 continue
             left = outlook(controller.engine)
         except SetupError as error:
-            # Jobs go on without us; those whose lease runs out meanwhile are stopped afterwards.
+            # Jobs continue without us; those whose lease expires meanwhile are stopped afterwards.
             log.warning("%s", error)
             time.sleep(1.0)
             continue
         if left.idle and until_idle:
             break
-        reason = controller.demand.told() or _waits_for(left)
-        if reason != waiting or (controller.demand.told() and time.monotonic() > again_s):
-            age = f" (since {controller.demand.age_s:.0f} s)" if controller.demand.told() else ""
-            log.info("waiting   %s%s", reason, age)
-            waiting, again_s = reason, time.monotonic() + TELL_S
-    if signals.received:
-        log.info("leaving   %d running jobs save their state", len(controller.assigned))
-        controller.drain(GRACE_S, hurry=lambda: len(signals.received) > 1)
+        unmet = controller.demand.summary()
+        reason = unmet or _waits_for(left)
+        if reason != waiting or (unmet and time.monotonic() - waiting_logged_s > LOG_EVERY_S):
+            age = f" (for {controller.demand.age_s:.0f} s)" if unmet else ""
+            log.info("waiting %s%s", reason, age)
+            waiting, waiting_logged_s = reason, time.monotonic()
+    if received:
+        log.info("stopping: waiting for %s to checkpoint", _jobs(len(controller.attempts)))
+        controller.drain(GRACE_S, hurry=lambda: len(received) > 1)
     return outlook(controller.engine).failed > 0
 
 
-def _tell(controller: "Controller") -> None:
-    """Log how far each unfinished sweep is."""
-    from xsweep.db.status import summary
-
-    found = summary(controller.engine)
+def _log_progress(engine: Engine) -> None:
+    found = summary(engine)
     for sweep in found.sweeps:
         if eta.count(sweep, eta.OPEN):
             log.info("progress  %s: %s", sweep.name, eta.progress_text(sweep, found))
 
 
-def _waits_for(left: "Outlook") -> str:
+def _waits_for(left: Outlook) -> str:
     if left.running:
-        return f"for {left.running} jobs of another controller"
+        return f"for {_jobs(left.running)} of another controller"
     if left.resting:
-        return f"for {left.resting} failed jobs to be tried again"
+        return f"for the retry of {_jobs(left.resting)}"
     return "for new jobs"
 
 
-class _Signals:
-    """The signals that asked us to leave, in order of arrival."""
+def _jobs(count: int) -> str:
+    return f"{count} job{'' if count == 1 else 's'}"
 
-    def __init__(self) -> None:
-        self.received: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
 
-    def _note(self, number: int, frame: object) -> None:
-        self.received.append(number)
+def _record_signals() -> list[int]:
+    """Return the list to which SIGTERM and SIGINT are appended as they arrive."""
+    received: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: received.append(number))
+    return received
+
+
+def is_running(settings: Settings) -> bool:
+    """Return whether a controller holds this installation's lock."""
+    path = settings.home / "controller.lock"
+    if not path.exists():
+        return False
+    with path.open() as file:
+        return not _lock(file, shared=True)
 
 
 @contextmanager
-def _only_one(home: Path) -> Iterator[None]:
-    # A lock of the kernel's ends with its process, however that ends; a pid file would not.
+def _exclusive(home: Path) -> Iterator[None]:
+    # flock is released when the process dies; a PID file is not.
     with (home / "controller.lock").open("a+") as file:
         if not _lock(file, shared=False):
             file.seek(0)
             raise SetupError(
                 f"a controller is running here already (pid {file.read().strip() or '?'}): follow "
-                "it with `xsweep status --watch`, or end it with SIGTERM"
+                "it with `xsweep status --watch`, or stop it with SIGTERM"
             )
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,4 +1,4 @@
-"""What the store holds that no result needs: folders of attempts that were superseded."""
+"""Garbage collection: find and remove folders of the store that no result needs."""
 
 import re
 import time
@@ -10,10 +10,8 @@ from xsweep.orchestrator.storage.store import Store
 if TYPE_CHECKING:
     from xsweep.db.results import AttemptFolder
 
-
 KEPT_CHECKPOINTS = 2
-"""Of a job that is not done: the furthest, and one more in case that one is unsound."""
-
+"""Checkpoints that a job that is not done keeps; the second in case the furthest is damaged."""
 
 CHECKPOINT = re.compile(r"(?P<folder>.*/checkpoints/step-(?P<step>\d+))/")
 
@@ -29,55 +27,52 @@ class Garbage(NamedTuple):
 def find_garbage(
     store: Store, attempts: "list[AttemptFolder]", *, older_than_s: float
 ) -> list[Garbage]:
-    """What can be removed without loss; nothing is.
+    """Find superseded attempts of done jobs, and all but the furthest checkpoints of other jobs.
 
-    Never an accepted result, a live attempt, a log, or a folder that this database does not know;
-    nothing that was written within `older_than_s`, since a worker that was cut off may live still.
-    Removed are: all other attempts of jobs that are done, and of jobs that are not, checkpoints
-    behind the furthest two.
+    Never an accepted result, a running attempt, a log, or a folder that this database does not
+    know; nothing that was written within `older_than_s`, since a worker that lost its controller
+    may still run.
     """
     by_job: dict[str, list[AttemptFolder]] = {}
     for attempt in attempts:
         by_job.setdefault(attempt.identity, []).append(attempt)
     needed = {attempt.folder for attempt in attempts if attempt.accepted}
-    found: list[Garbage] = []
-    for tries in by_job.values():
-        if any(attempt.live for attempt in tries):
+    garbage: list[Garbage] = []
+    for of_job in by_job.values():
+        if any(attempt.live for attempt in of_job):
             continue
         files = {
             f"{attempt.folder}/{name}": stat
-            for attempt in tries
+            for attempt in of_job
             if not attempt.accepted
             for name, stat in store.listing(attempt.folder).items()
         }
-        candidates = _superseded(tries) if tries[0].job_done else _behind(tries, files)
+        candidates = _superseded(of_job) if of_job[0].job_done else _checkpoints(of_job, files)
         for folder, why in candidates:
             assert not any(each == folder or each.startswith(f"{folder}/") for each in needed)
             stats = [stat for name, stat in files.items() if name.startswith(f"{folder}/")]
             if stats and time.time() - max(at for _, at in stats) >= older_than_s:
-                found.append(Garbage(folder, sum(size for size, _ in stats), why))
-    return found
+                garbage.append(Garbage(folder, sum(size for size, _ in stats), why))
+    return garbage
 
 
 def remove(store: Store, garbage: list[Garbage]) -> int:
-    """Remove it; returns the bytes that are free again."""
+    """Remove garbage; returns the bytes that were freed."""
     for each in garbage:
         store.remove(each.folder)
     return sum(each.size_bytes for each in garbage)
 
 
-def _superseded(tries: "list[AttemptFolder]") -> list[tuple[str, str]]:
+def _superseded(attempts: "list[AttemptFolder]") -> list[tuple[str, str]]:
     return [
         (attempt.folder, f"another attempt at {attempt.name} was accepted")
-        for attempt in tries
+        for attempt in attempts
         if not attempt.accepted
     ]
 
 
-def _behind(tries: "list[AttemptFolder]", files: Iterable[str]) -> list[tuple[str, str]]:
-    """All checkpoints but the furthest, by their step."""
-    steps = {
-        (int(found["step"]), found["folder"]) for name in files if (found := CHECKPOINT.match(name))
-    }
-    why = f"{tries[0].name} goes on from a later checkpoint"
+def _checkpoints(attempts: "list[AttemptFolder]", files: Iterable[str]) -> list[tuple[str, str]]:
+    matches = filter(None, map(CHECKPOINT.match, files))
+    steps = {(int(match["step"]), match["folder"]) for match in matches}
+    why = f"{attempts[0].name} continues from a later checkpoint"
     return [(folder, why) for _, folder in sorted(steps, reverse=True)[KEPT_CHECKPOINTS:]]

@@ -1,4 +1,4 @@
-"""Settings from the environment: what is taken, and what is refused with a message."""
+"""Settings from the environment: valid ones, and messages about invalid ones."""
 
 import pytest
 
@@ -16,16 +16,16 @@ def test_leases_waits_and_limits_come_from_the_environment(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("XSWEEP_LEASE_S", "2", "at least 10"),
         ("XSWEEP_LEASE_S", "soon", "give seconds"),
         ("XSWEEP_NODE_WAIT_S", "nan", "give seconds"),
-        ("XSWEEP_LIMITS", "train", "no KIND=NUMBER"),
+        ("XSWEEP_LIMITS", "train", "not KIND=NUMBER"),
         ("XSWEEP_LIMITS", "report=2", "kinds are prepare, teach, search, train, evaluate"),
     ],
 )
-def test_a_setting_that_means_nothing_is_told_with_what_would(monkeypatch, name, value, words):
+def test_an_invalid_setting_is_refused_with_a_remedy(monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
-    with pytest.raises(SetupError, match=words):
+    with pytest.raises(SetupError, match=message):
         load_settings()

@@ -1,5 +1,6 @@
 """The job table as metrics: numbers by hand, the format by Prometheus' own parser."""
 
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -13,7 +14,7 @@ from sqlalchemy import Engine
 
 from xsweep.db import controllers, jobs
 from xsweep.db.engine import connect
-from xsweep.orchestrator.monitoring.metrics import as_text, serve_metrics
+from xsweep.orchestrator.monitoring.metrics import as_text, serving_metrics
 
 
 def parsed(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -76,31 +77,24 @@ def test_a_table_without_jobs_is_no_error(engine: Engine) -> None:
 def test_metrics_are_served_on_loopback_only_until_the_end(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path / 'xsweep.db'}", create=True)
     submit(engine, [new_job("a")])
-    end, port = serve_on_a_free_port(engine)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
-        assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
-        ready = (("kind", "train"), ("state", "ready"), ("sweep", "study"))
-        assert parsed(answer.read().decode())["xsweep_jobs", ready] == 1
-    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
-    assert [s[1] for s in sockets if s[1].endswith(f":{port:04X}") and s[3] == "0A"] == [
-        f"0100007F:{port:04X}"
-    ]
-    end()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with serving_metrics(engine, port):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
+            assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+            ready = (("kind", "train"), ("state", "ready"), ("sweep", "study"))
+            assert parsed(answer.read().decode())["xsweep_jobs", ready] == 1
+        sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        assert [s[1] for s in sockets if s[1].endswith(f":{port:04X}") and s[3] == "0A"] == [
+            f"0100007F:{port:04X}"
+        ]
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20)
     engine.dispose()
 
 
-def serve_on_a_free_port(engine: Engine) -> tuple:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return serve_metrics(engine, port), port
-
-
-def test_the_command_prints_them_without_ray_or_torch(tmp_path: Path) -> None:
+def test_the_command_prints_metrics_without_importing_ray_or_torch(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'xsweep.db'}"
     engine = connect(url, create=True)
     submit(engine, [new_job("a")])

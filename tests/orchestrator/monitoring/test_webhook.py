@@ -1,4 +1,4 @@
-"""A real HTTP server receives what the webhook sends; a bad one keeps nobody waiting."""
+"""A real HTTP server receives the webhook's messages; a bad one blocks nobody."""
 
 import logging
 import socketserver
@@ -11,7 +11,7 @@ import pytest
 from receiver import SECRET, Receiver
 
 from xsweep.errors import SetupError
-from xsweep.orchestrator.monitoring.webhook import TRIES, WAITING, Webhook
+from xsweep.orchestrator.monitoring.webhook import TRIES, Webhook
 
 
 @pytest.fixture
@@ -27,18 +27,18 @@ def receivers() -> Iterator[Any]:
         each.close()
 
 
-def fate(webhook: Webhook, content: dict[str, Any]) -> bool:
-    """Whether a message was delivered."""
+def delivered(webhook: Webhook, content: dict[str, Any]) -> bool:
+    """Post a message; True if it was delivered."""
     known = threading.Event()
-    delivered: list[bool] = []
+    results: list[bool] = []
 
     def done(was: bool) -> None:
-        delivered.append(was)
+        results.append(was)
         known.set()
 
-    assert webhook.post(content, done)
+    webhook.post(content, done)
     assert known.wait(30)
-    return delivered[0]
+    return results[0]
 
 
 def test_messages_arrive_as_json_in_their_order(receivers: Any) -> None:
@@ -53,35 +53,35 @@ def test_messages_arrive_as_json_in_their_order(receivers: Any) -> None:
 
 def test_a_refused_message_is_sent_again_until_it_is_taken(receivers: Any) -> None:
     receiver = receivers(500, 503, 200)
-    assert fate(Webhook(receiver.url, first_wait_s=0.01), {"n": 1})
+    assert delivered(Webhook(receiver.url, first_wait_s=0.01), {"n": 1})
     assert len(receiver.bodies) == 3
 
 
-def test_it_gives_up_after_some_tries_and_goes_on_with_the_next(
+def test_a_message_is_given_up_after_three_tries_and_the_next_is_sent(
     receivers: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     receiver = receivers(500, 500, 500, 200)
     webhook = Webhook(receiver.url, first_wait_s=0.01)
     with caplog.at_level(logging.WARNING, "xsweep"):
-        assert not fate(webhook, {"n": 1})
-    assert fate(webhook, {"n": 2})
+        assert not delivered(webhook, {"n": 1})
+    assert delivered(webhook, {"n": 2})
     assert [body["n"] for body in receiver.bodies] == [1] * TRIES + [2]
     assert "127.0.0.1: it answers 500 (try 3 of 3)" in caplog.text
     assert SECRET not in caplog.text
 
 
 @pytest.mark.parametrize("port", ["9", "1"])
-def test_where_nobody_listens_the_log_tells_the_host_and_no_secret(
+def test_a_refused_connection_is_logged_with_the_host_and_no_secret(
     port: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "xsweep"):
         webhook = Webhook(f"http://127.0.0.1:{port}/{SECRET}?token={SECRET}", first_wait_s=0.01)
-        assert not fate(webhook, {})
+        assert not delivered(webhook, {})
     assert "127.0.0.1: Connection refused" in caplog.text
     assert SECRET not in caplog.text
 
 
-def test_a_receiver_that_does_not_speak_http_is_a_refusal(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_receiver_that_does_not_speak_http_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
     class Garbage(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             self.rfile.readline()
@@ -90,7 +90,7 @@ def test_a_receiver_that_does_not_speak_http_is_a_refusal(caplog: pytest.LogCapt
     with socketserver.TCPServer(("127.0.0.1", 0), Garbage) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/{SECRET}"
-        assert not fate(Webhook(url, first_wait_s=0.01), {})
+        assert not delivered(Webhook(url, first_wait_s=0.01), {})
         server.shutdown()
     assert "127.0.0.1: BadStatusLine (try 3 of 3)" in caplog.text
     assert SECRET not in caplog.text
@@ -98,24 +98,23 @@ def test_a_receiver_that_does_not_speak_http_is_a_refusal(caplog: pytest.LogCapt
 
 def test_a_redirect_is_not_followed(receivers: Any) -> None:
     receiver = receivers(302)
-    assert not fate(Webhook(receiver.url, first_wait_s=0.01), {})
+    assert not delivered(Webhook(receiver.url, first_wait_s=0.01), {})
     assert len(receiver.bodies) == TRIES
 
 
-def test_a_slow_receiver_blocks_nobody_and_what_is_too_much_is_dropped(receivers: Any) -> None:
+def test_a_slow_receiver_blocks_neither_a_post_nor_the_end(receivers: Any) -> None:
     receiver = receivers(200)
     receiver.gate.clear()
     webhook = Webhook(receiver.url)
     began_s = time.monotonic()
-    taken = [webhook.post({"n": number}) for number in range(WAITING + 20)]
+    for number in range(100):
+        webhook.post({"n": number})
     webhook.close(grace_s=0.05)
     assert time.monotonic() - began_s < 2
-    # one is being sent, the others wait
-    assert WAITING <= sum(taken) <= WAITING + 1
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x", "file:///etc/passwd", "host/x", "http:///x"])
-def test_what_is_no_web_address_is_refused_without_showing_it(url: str) -> None:
-    with pytest.raises(SetupError, match="XSWEEP_WEBHOOK is no http") as caught:
+def test_an_invalid_url_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(SetupError, match="XSWEEP_WEBHOOK is not an http") as caught:
         Webhook(url)
     assert url not in str(caught.value)

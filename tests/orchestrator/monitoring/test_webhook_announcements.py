@@ -1,4 +1,4 @@
-"""What is announced, and when: each end of a sweep once, each failure for good once."""
+"""Announcements: each end of a sweep once, each final failure once."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from xsweep.db import jobs
 from xsweep.db.check import check
 from xsweep.db.events import history
-from xsweep.orchestrator.monitoring.webhook import NAMED, Announcer, Done
+from xsweep.orchestrator.monitoring.webhook import MOST_JOBS, Announcer, Done
 
 
 class Outbox:
@@ -18,11 +18,10 @@ class Outbox:
         self.messages: list[dict[str, Any]] = []
         self.delivers = delivers
 
-    def post(self, content: dict[str, Any], done: Done = lambda delivered: None) -> bool:
+    def post(self, content: dict[str, Any], done: Done = lambda delivered: None) -> None:
         self.messages.append(content)
         if self.delivers is not None:
             done(self.delivers)
-        return True
 
     @property
     def texts(self) -> list[str]:
@@ -53,7 +52,7 @@ def test_a_finished_sweep_is_announced_once_and_again_after_it_has_grown(engine:
     assert check(engine) == []
 
 
-def test_what_finished_before_anybody_watched_is_not_announced(engine: Engine) -> None:
+def test_a_sweep_that_finished_before_the_first_controller_is_not_announced(engine: Engine) -> None:
     submit(engine, [new_job("a")])
     finish(engine, take(engine))
     outbox = Outbox()
@@ -61,7 +60,7 @@ def test_what_finished_before_anybody_watched_is_not_announced(engine: Engine) -
     assert outbox.messages == []
 
 
-def test_the_next_controller_announces_what_the_last_one_could_not(engine: Engine) -> None:
+def test_the_next_controller_announces_what_a_dead_one_could_not(engine: Engine) -> None:
     submit(engine, [new_job("a")])
     died = Outbox(delivers=None)
     before = announcer(engine, died)
@@ -75,11 +74,11 @@ def test_the_next_controller_announces_what_the_last_one_could_not(engine: Engin
     later = Outbox()
     announcer(engine, later).look()
     assert later.messages == []
-    told = [event for event in history(engine, sweep_id=1) if event.kind == "announced"]
-    assert [event.detail for event in told] == [{"delivered": True}]
+    announced = [event for event in history(engine, sweep_id=1) if event.kind == "announced"]
+    assert [event.detail for event in announced] == [{"delivered": True}]
 
 
-def test_failures_for_good_are_announced_with_class_reason_and_sweeps(engine: Engine) -> None:
+def test_final_failures_are_announced_with_class_reason_and_sweeps(engine: Engine) -> None:
     submit(engine, study(seeds=[1]))
     submit(engine, study(seeds=[1]), name="twin")
     outbox = Outbox()
@@ -107,7 +106,7 @@ def test_failures_for_good_are_announced_with_class_reason_and_sweeps(engine: En
 
 
 def test_many_failures_are_one_message(engine: Engine) -> None:
-    count = NAMED + 5
+    count = MOST_JOBS + 5
     submit(engine, [new_job(f"job {number:02}") for number in range(count)])
     outbox = Outbox()
     looks = announcer(engine, outbox)
@@ -116,12 +115,12 @@ def test_many_failures_are_one_message(engine: Engine) -> None:
         fail(engine, take(engine), "CONFIG", reason="wrong")
     looks.look()
     finished, failed = outbox.messages
-    assert (len(failed["jobs"]), failed["more"]) == (NAMED, 5)
+    assert (len(failed["jobs"]), failed["more"]) == (MOST_JOBS, 5)
     assert failed["text"].startswith(f"{count} jobs failed: job ")
     assert finished["failed"] == count
 
 
-def test_a_cancelled_sweep_ends_and_says_so(engine: Engine) -> None:
+def test_the_end_of_a_cancelled_sweep_is_announced(engine: Engine) -> None:
     submit(engine, [new_job("a")])
     outbox = Outbox()
     looks = announcer(engine, outbox)

@@ -54,7 +54,7 @@ def test_the_worse_half_ends_at_each_rung(
         for claim, value in zip(claims, values, strict=False)
     ]
     assert found == [False, True, False, True, True, False]
-    # what ended stays so, and what went on is not asked again at the same rung
+    # a decision stays, and a trial that continues is not asked again at the same rung
     assert pruner.ends(claims[1], measured(tmp_path, claims[1], (15, 0.99)))
     assert not pruner.ends(claims[0], measured(tmp_path, claims[0], (15, 0.01)))
     assert not pruner.ends(claims[0], measured(tmp_path, claims[0], (20, 0.8)))
@@ -87,12 +87,12 @@ def test_decisions_are_those_of_tune_whenever_controllers_are_replaced(
         steps[number] += 5
         value = round(dice.random(), 3)
         result = {"step": steps[number], "validation": value}
-        said = tune.on_trial_result(None, _Trial(str(number)), result)
+        decision = tune.on_trial_result(None, _Trial(str(number)), result)
         if dice.random() < 0.3:
             pruner = Pruner(engine, Store(tmp_path))  # the old one was killed
         claim = claims[number]
         ends = pruner.ends(claim, measured(tmp_path, claim, (steps[number], value)))
-        assert ends == (said == "STOP"), (number, steps[number], value)
+        assert ends == (decision == "STOP"), (number, steps[number], value)
         if ends:
             ended.add(number)
     assert 0 < len(ended) < TRIALS
@@ -101,7 +101,7 @@ def test_decisions_are_those_of_tune_whenever_controllers_are_replaced(
         assert again.ends(claim, measured(tmp_path, claim)) == (number in ended)
 
 
-def test_half_a_line_is_read_when_it_is_whole(
+def test_an_incomplete_line_is_read_once_it_is_complete(
     engine: Engine, claims: list[Claim], tmp_path: Path
 ) -> None:
     pruner = Pruner(engine, Store(tmp_path))
@@ -114,7 +114,7 @@ def test_half_a_line_is_read_when_it_is_whole(
     assert pruner.ends(claims[1], folder)
 
 
-def test_trainings_that_are_no_trials_are_left_alone(engine: Engine, tmp_path: Path) -> None:
+def test_a_training_that_is_no_trial_is_never_pruned(engine: Engine, tmp_path: Path) -> None:
     submit(engine, [new_job("a")])
     claim = take(engine)
     assert not Pruner(engine, Store(tmp_path)).ends(claim, measured(tmp_path, claim, (10, 0.0)))

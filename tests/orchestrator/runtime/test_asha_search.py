@@ -59,7 +59,7 @@ def done(engine) -> set[int]:
     return {row.job_id for row in status.list_jobs(engine, state="done", kind="train")}
 
 
-def test_a_search_that_is_killed_goes_on_and_its_winner_is_used(study, engine):
+def test_a_search_that_is_killed_continues_and_its_winner_is_used(study, engine):
     controller = study.start("run")
     for line in controller.stdout:
         if "done      trial" in line:
@@ -90,7 +90,7 @@ def test_a_search_that_is_killed_goes_on_and_its_winner_is_used(study, engine):
     assert winner["validation"] == max(row["validation"] for row in measured)
 
     run = jobs.explain(engine, "train Tiny infonce lists s1")
-    told = json.loads(Path(study.home, "store", str(run.folder), "summary.json").read_text())
-    assert told["search"]["settings"] == winner["settings"]
+    summary = json.loads(Path(study.home, "store", str(run.folder), "summary.json").read_text())
+    assert summary["search"]["settings"] == winner["settings"]
     assert [parent.name for parent in run.parents if parent.role == "search"] == [search.name]
     assert "infonce" in study.xsweep("report", "tiny")

@@ -8,7 +8,7 @@ from xsweep.db.check import check
 from xsweep.db.events import history
 from xsweep.errors import DataError
 from xsweep.evaluator.data.files import write_manifest
-from xsweep.orchestrator.runtime.controller import Finished, accept_all
+from xsweep.orchestrator.runtime.controller import accept_all
 from xsweep.orchestrator.storage.store import Store
 
 
@@ -24,7 +24,7 @@ def three(tmp_path):
 
 
 def finished(claims):
-    return [Finished(claim.lease, str(claim.job_id)) for claim in claims]
+    return [(claim.lease, str(claim.job_id)) for claim in claims]
 
 
 def test_folders_that_are_finished_together_are_accepted_in_one_transaction(three):
@@ -55,7 +55,7 @@ def test_scores_that_are_no_numbers_are_refused_and_hold_up_no_other(three):
     assert others == [True, True]
 
 
-def test_a_job_that_is_another_ones_by_now_is_told_and_holds_up_no_other(three):
+def test_a_job_whose_lease_is_lost_is_refused_and_holds_up_no_other(three):
     engine, store, claims = three
     assert jobs.adopt(engine, claims[2], owner="bob", lease_s=60)
     assert accept_all(engine, Store(store), finished(claims)) == [True, True, False]

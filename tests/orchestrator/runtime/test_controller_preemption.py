@@ -1,4 +1,4 @@
-"""A node of a real Ray cluster is announced to be taken away: its jobs save, leave and go on."""
+"""A node of a real Ray cluster drains: its jobs save a checkpoint and resume elsewhere."""
 
 import os
 import re
@@ -32,23 +32,23 @@ address = os.environ["RAY_ADDRESS"]
 ray.init(address=address, log_to_driver=False)
 print("connected", flush=True)
 job = int(sys.stdin.readline())
-for told in ray.util.list_named_actors(all_namespaces=True):
-    said = ray.get(ray.get_actor(told["name"], told["namespace"]).status.remote())
-    if said["job_id"] == job:
+for actor in ray.util.list_named_actors(all_namespaces=True):
+    status = ray.get(ray.get_actor(actor["name"], actor["namespace"]).status.remote())
+    if status["job_id"] == job:
         break
 print("found", flush=True)
 sys.stdin.readline()
 at_ms = int(time.time() * 1000) + 300_000
 accepted = GcsClient(address=address).drain_node(
-    said["node_id"], DRAIN_NODE_REASON_PREEMPTION, "the spot price rose", at_ms
+    status["node_id"], DRAIN_NODE_REASON_PREEMPTION, "the spot price rose", at_ms
 )
-print(accepted[0], said["node_id"], flush=True)
+print(accepted[0], status["node_id"], flush=True)
 sys.stdin.read()
-print({node["NodeID"]: node["Alive"] for node in ray.nodes()}[said["node_id"]])
+print({node["NodeID"]: node["Alive"] for node in ray.nodes()}[status["node_id"]])
 """
 
 
-def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
+def test_jobs_of_a_draining_node_save_a_checkpoint_stop_and_are_not_charged(
     workplace, several_nodes
 ):
     workplace.environment |= several_nodes
@@ -66,8 +66,8 @@ def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
     pattern = "store/jobs/train/*/*/attempt-1/checkpoints/step-*"
     checkpoint = wait_for(lambda: next(workplace.home.glob(pattern), None))
     folder = checkpoint.parent.parent
-    told = folder.with_name("attempt-1.log").read_text()
-    job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", told).groups())
+    log = folder.with_name("attempt-1.log").read_text()
+    job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
     print(job, file=notice.stdin, flush=True)
     assert notice.stdout.readline() == "found\n"
     os.kill(pid, signal.SIGSTOP)  # it is not done before its controller has seen the notice
@@ -76,15 +76,15 @@ def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
     output = ""
     for line in controller.stdout:
         output += line
-        if "leaving" in line:
+        if "draining" in line:
             break
     os.kill(pid, signal.SIGCONT)
     output += controller.communicate(timeout=300)[0]
     assert controller.returncode == 0, output
     alive, _ = notice.communicate("", timeout=60)
-    assert alive.strip() == "False", "Ray lets go of the node once nothing is left on it"
+    assert alive.strip() == "False", "Ray removes the node once nothing is left on it"
 
-    (name,) = re.findall(r"leaving   (train .*): its node will be taken away", output)
+    (name,) = re.findall(r"draining  (train .*): its node will be removed", output)
     assert f"stopped   {name}" in output
     engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
     first, second = jobs.explain(engine, job).attempts
@@ -104,7 +104,7 @@ def test_jobs_of_a_node_that_will_be_taken_away_save_leave_and_are_not_charged(
         (NodeDeathInfo.UNEXPECTED_TERMINATION, False),
     ],
 )
-def test_of_a_node_that_went_before_its_jobs_had_saved_ray_tells_why(reason, preempted):
+def test_the_death_of_an_actor_is_a_preemption_where_ray_says_so(reason, preempted):
     died = ActorDiedErrorContext(
         actor_id=b"0" * 16, node_death_info=NodeDeathInfo(reason=reason), error_message="gone"
     )

@@ -62,7 +62,7 @@ def training(study) -> tuple[int, int]:
 
 
 def kinds_of_events(engine, job_id: int) -> list[str]:
-    return [happening.kind for happening in events.history(engine, job_id=job_id)]
+    return [event.kind for event in events.history(engine, job_id=job_id)]
 
 
 def attempts(engine) -> dict[int, int]:
@@ -142,7 +142,7 @@ def test_a_study_in_an_object_store_is_drained_on_one_host_and_finished_on_anoth
         assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
 
 
-def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(
+def test_sigterm_saves_checkpoints_releases_jobs_uncharged_and_stops_the_cluster(
     study, engine, calm_report
 ):
     controller = study.start("run")
@@ -159,11 +159,11 @@ def test_sigterm_saves_gives_jobs_back_uncharged_and_leaves_nothing_running(
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report
 
 
-def test_ctrl_c_twice_leaves_at_once_and_loses_nothing(study, engine):
+def test_a_second_ctrl_c_exits_at_once_and_loses_nothing(study, engine):
     controller = study.start("run")
     job, _ = training(study)  # it will not save anything, however long we wait
     controller.send_signal(signal.SIGINT)
-    assert any("leaving" in line for line in controller.stdout), "it asks its workers to save"
+    assert any("stopping: waiting for" in line for line in controller.stdout)
     controller.send_signal(signal.SIGINT)
     output, _ = controller.communicate(timeout=60)
     assert controller.returncode == 128 + signal.SIGINT, output
@@ -212,7 +212,7 @@ def test_a_job_that_fails_for_good_stops_what_needs_it_and_nothing_else(workplac
     assert ended["evaluate", "Tiny"].state == "done"
 
 
-def test_a_request_that_no_node_can_meet_fails_with_what_is_missing(workplace):
+def test_a_request_that_no_node_can_meet_fails_with_the_reason(workplace):
     grid = write_study(workplace.folder)
     grid.write_text(grid.read_text() + "resources: {train: {cpus: 1, gpus: 64}}\n")
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
@@ -230,7 +230,7 @@ def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
     controller = workplace.start("run")
     _, pid = training(workplace)
     line.cut()
-    wait_for(lambda: line.refused > 2)  # the controller wants to renew its leases every 3 s
+    wait_for(lambda: line.refused > 2)  # the controller renews its leases every 3 s
     line.mend()
     os.kill(pid, signal.SIGCONT)
     output, _ = controller.communicate(timeout=240)

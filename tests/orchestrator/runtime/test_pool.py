@@ -1,4 +1,4 @@
-"""Which warm workers are used again, and which make room."""
+"""Warm workers: which are used again, and which make room."""
 
 import json
 import os
@@ -24,23 +24,23 @@ def take(name, asked, alone=False, model=None):
     return pool.take(name, request_of(asked), alone=alone, model=model)
 
 oldest, older, busy = (take(f"job {n}", cpu, model=f"model {n}") for n in range(3))
-told = {"full": take("one too many", cpu) is None}
+results = {"full": take("one too many", cpu) is None}
 for placement in (oldest, older):
     pool.give_back(placement, reusable=True)
-told["no use"] = take("large", {"cpus": 3}, alone=True) is None
-told["warm"] = [p.model for p in pool._idle()]
-told["with its model"] = take("job 3", cpu, model="model 1") is older
+results["no use"] = take("large", {"cpus": 3}, alone=True) is None
+results["warm"] = [p.model for p in pool._idle()]
+results["with its model"] = take("job 3", cpu, model="model 1") is older
 pool.give_back(older, reusable=True)
 alone = take("job 4", cpu, alone=True)
-told["still warm"] = [p.model for p in pool._idle()]
-told["again"] = take("job 5", cpu) is older
-print(json.dumps(told))
+results["still warm"] = [p.model for p in pool._idle()]
+results["again"] = take("job 5", cpu) is older
+print(json.dumps(results))
 ray.shutdown()
 """
 
 
 @pytest.mark.slow
-def test_a_job_that_needs_room_ends_as_few_warm_workers_as_it_must_and_none_in_vain(tmp_path):
+def test_a_job_that_needs_room_kills_as_few_warm_workers_as_possible(tmp_path):
     token = tmp_path / "token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))

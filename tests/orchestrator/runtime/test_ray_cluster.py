@@ -1,4 +1,4 @@
-"""A Ray cluster of our own, started and stopped for real (some seconds)."""
+"""A Ray cluster started and stopped on this machine (some seconds)."""
 
 import os
 import signal
@@ -42,7 +42,7 @@ def home(tmp_path):
 
 
 def start(program, home, **environment):
-    """A Python program, running, that takes `home` for its working place."""
+    """Start a Python program with `home` as XSWEEP_HOME."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-c", program, str(home)],
@@ -59,7 +59,7 @@ def connect_in_a_process(home, **environment):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def test_a_cluster_of_our_own_outlives_its_starter_guards_its_token_and_ends_on_request(home):
+def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_request(home):
     first = connect_in_a_process(home, XSWEEP_WEBHOOK="http://127.0.0.1/secret", PGPASSWORD="p")
     assert first.returncode == 0, first.stderr
     second = connect_in_a_process(home)
@@ -103,7 +103,7 @@ def test_a_cluster_whose_starter_was_killed_before_it_came_up_is_found_by_the_ne
     assert following.stdout.startswith(begun.address)
     assert ray_cluster.running_local(home) == replace(begun, up=True)
 
-    # What its head leaves behind when it is killed has an owner, too.
+    # Processes that a killed head leaves behind are found, too.
     psutil.Process(begun.pid).kill()
     assert wait_for(lambda: ray_cluster.running_local(home) is None)
     assert session(begun.pid)
@@ -121,12 +121,12 @@ def die(home, local):
     print(local.pid, flush=True)
     os.kill(os.getpid(), 9)
 
-ray_cluster._note = die
+ray_cluster._record = die
 ray_cluster.ensure_local(load_settings().home)
 """
 
 
-def test_a_starter_that_is_killed_before_it_has_noted_its_cluster_leaves_none(home):
+def test_a_starter_that_is_killed_before_it_has_recorded_its_cluster_leaves_none(home):
     starter = start(BEGIN_AND_DIE, home)
     out, _ = starter.communicate(timeout=120)
     assert starter.returncode == -signal.SIGKILL
@@ -134,7 +134,7 @@ def test_a_starter_that_is_killed_before_it_has_noted_its_cluster_leaves_none(ho
     assert (home / "logs" / "ray.log").read_text() == "", "Ray itself never began"
 
 
-def test_a_cluster_that_was_begun_and_does_not_come_up_is_replaced(monkeypatch, home):
+def test_a_cluster_that_does_not_come_up_is_replaced(monkeypatch, home):
     monkeypatch.setattr(ray_cluster, "START_TIMEOUT_S", 0.0)
     with pytest.raises(SetupError, match=r"Ray did not start; its output is in .*ray\.log"):
         ray_cluster.ensure_local(home)
@@ -148,7 +148,7 @@ def test_a_cluster_that_was_begun_and_does_not_come_up_is_replaced(monkeypatch, 
     assert session(first.pid) == []
 
 
-def test_a_pid_that_belongs_to_somebody_else_is_not_our_cluster(tmp_path):
+def test_a_pid_of_another_process_is_not_our_cluster(tmp_path):
     (tmp_path / "ray.json").write_text(
         f'{{"address": "a", "dashboard": "b", "pid": {os.getpid()}, "started": 1.0}}'
     )
@@ -159,43 +159,45 @@ def test_a_pid_that_belongs_to_somebody_else_is_not_our_cluster(tmp_path):
 
 @pytest.fixture
 def nobody():
-    """An address at which nobody answers: it is taken, but nothing listens."""
+    """An address where nothing listens, though its port is taken."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
-def test_an_address_without_a_cluster_is_a_message(monkeypatch, tmp_path, nobody):
+def test_an_address_without_a_cluster_is_refused(monkeypatch, tmp_path, nobody):
     monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
     with pytest.raises(SetupError, match=f"no Ray cluster answers at {nobody}"):
         ray_cluster.connect(load_settings(ray_address=nobody), namespace="test")
 
 
-def test_a_server_that_is_no_ray_head_is_told_from_one(monkeypatch, tmp_path):
+def test_a_server_that_is_no_ray_head_is_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
     monkeypatch.setattr(ray_cluster, "ANSWER_S", 1.0)
     monkeypatch.setattr(ray_cluster, "_has_a_node", lambda: True)
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         address = f"127.0.0.1:{somebody.getsockname()[1]}"
-        with pytest.raises(SetupError, match=f"what answers at {address} is no Ray head"):
+        with pytest.raises(SetupError, match=f"the server at {address} is not a Ray head"):
             ray_cluster.connect(load_settings(ray_address=address), namespace="test")
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (RuntimeError("Version mismatch: Ray: 2.59.0 here\n  Ray: 2.60.0"), "of another version"),
+        (RuntimeError("Version mismatch: Ray: 2.59.0 here\n  Ray: 2.60.0"), "has another version"),
         (RuntimeError("Unauthenticated: Invalid or missing auth token"), "refuses this token"),
         (ConnectionError("ran out of time"), r"answers at host:6379 \(ran out of time\)"),
     ],
 )
-def test_what_ray_says_is_told_with_what_to_do(error, words):
+def test_an_error_of_rays_is_reported_with_a_remedy(error, words):
     import re
 
     assert re.search(words, ray_cluster.explain("host:6379", error))
 
 
-def test_a_machine_without_a_node_of_the_cluster_is_told_to_start_one(monkeypatch, tmp_path):
+def test_a_machine_without_a_node_of_the_cluster_is_refused_with_the_command_to_start_one(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
     monkeypatch.setattr(psutil, "process_iter", lambda attributes: iter(()))
     with socket.create_server(("127.0.0.1", 0)) as somebody:
@@ -215,7 +217,7 @@ threading.Event().wait(60)
 """
 
 
-def test_a_controller_leaves_with_a_word_when_the_head_stays_away(nobody):
+def test_a_controller_exits_with_a_message_when_the_head_stays_away(nobody):
     command = [sys.executable, "-c", WATCH, nobody]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50)
     assert done.returncode == SetupError.exit_code

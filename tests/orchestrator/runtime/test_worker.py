@@ -1,4 +1,4 @@
-"""What a worker's process is told of its cards and of its peers."""
+"""The environment of a worker: its GPUs and its peers."""
 
 import os
 import socket
@@ -6,7 +6,7 @@ import socket
 import psutil
 import pytest
 
-from xsweep.orchestrator.runtime.worker import Worker, interface_of, join
+from xsweep.orchestrator.runtime.worker import Worker, interface_of, set_rank
 
 
 @pytest.fixture
@@ -22,28 +22,30 @@ def environment(monkeypatch):
 def test_a_worker_that_asked_for_no_gpu_sees_none(environment):
     environment.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     Worker(0.5)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1", "a share of a card is Ray's to show"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1", "Ray selects the GPU that is shared"
     Worker(0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_a_rank_hears_of_its_peers_in_torchruns_words(environment):
+def test_a_rank_gets_torchruns_environment_variables(environment):
     environment.setattr("xsweep.orchestrator.runtime.worker.ray_address", lambda: "127.0.0.1")
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         environment.delenv(name, raising=False)
-    join(2, 3, ("10.0.0.7", 4711))
-    told = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-    assert told == {
+    set_rank(2, 3, ("10.0.0.7", 4711))
+    found = {
+        name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    }
+    assert found == {
         "RANK": "2",
         "WORLD_SIZE": "3",
         "MASTER_ADDR": "10.0.0.7",
         "MASTER_PORT": "4711",
     }
-    assert os.environ["LOCAL_RANK"] == "0", "Ray shows each rank its own cards only"
+    assert os.environ["LOCAL_RANK"] == "0", "Ray shows each rank its own GPUs only"
     assert os.environ["GLOO_SOCKET_IFNAME"] == interface_of("127.0.0.1")
 
 
-def test_the_interface_of_an_address_is_the_one_that_bears_it():
+def test_the_interface_of_an_address_is_the_one_that_has_it():
     loopback = [
         name
         for name, bound in psutil.net_if_addrs().items()

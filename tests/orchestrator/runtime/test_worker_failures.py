@@ -42,11 +42,11 @@ def test_an_exception_has_one_failure_class(error, failure):
     assert classify(error)[0] == failure
 
 
-def test_a_message_of_ours_is_the_reason_as_it_stands():
+def test_the_message_of_our_own_error_is_the_reason():
     assert classify(DataError("run.gz:7: two columns"))[1] == "run.gz:7: two columns"
 
 
-def test_a_foreign_exception_is_named_in_the_reason():
+def test_the_reason_names_a_foreign_exception():
     assert classify(ZeroDivisionError("division by zero"))[1] == (
         "ZeroDivisionError: division by zero"
     )
@@ -65,6 +65,6 @@ print(outcome["state"], outcome["failure"], outcome["reason"])
 """
 
 
-def test_a_worker_whose_disk_is_really_full_says_so(tmp_path):
-    told = run_on_a_small_disk(ON_A_FULL_DISK, tmp_path / "disk")
-    assert told.startswith("failed INFRA OSError: [Errno 28] No space left on device"), told
+def test_a_worker_on_a_full_disk_fails_as_infra(tmp_path):
+    printed = run_on_a_small_disk(ON_A_FULL_DISK, tmp_path / "disk")
+    assert printed.startswith("failed INFRA OSError: [Errno 28] No space left on device"), printed

@@ -1,4 +1,4 @@
-"""Archives: what goes out comes in, in another database, and nothing of it changes."""
+"""Archives: an exported sweep is imported unchanged into another database."""
 
 import csv
 import gzip
@@ -25,7 +25,7 @@ from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.files import write_manifest
 from xsweep.orchestrator.plan import plan_grid
 from xsweep.orchestrator.settings import Settings
-from xsweep.orchestrator.storage.archive import export_sweep, import_sweep, to_pack, unpacked
+from xsweep.orchestrator.storage.archive import export_sweep, import_sweep, packing, unpacking
 from xsweep.orchestrator.storage.store import Store
 
 
@@ -79,7 +79,7 @@ def test_a_sweep_that_was_exported_and_imported_gives_the_same_report(
     assert (tmp_path / "out" / "report" / "report.txt").read_text() == report_text(done, "small")
 
 
-def test_files_arrive_under_the_folder_that_the_result_names(
+def test_imported_files_are_in_the_folder_of_their_result(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
 ) -> None:
     export_sweep(done, Store(store), "small", tmp_path / "out")
@@ -130,9 +130,7 @@ def test_an_archive_of_an_older_version_is_imported(
     assert import_sweep(there, Store(other_store), out).accepted == 18
 
 
-def test_jobs_that_run_here_are_left_to_this_database(
-    done: Engine, store: Path, tmp_path: Path
-) -> None:
+def test_jobs_that_run_here_are_not_imported(done: Engine, store: Path, tmp_path: Path) -> None:
     export_sweep(done, Store(store), "small", tmp_path / "out")
     busy = tmp_path / "busy"
     busy.mkdir()
@@ -150,7 +148,7 @@ def test_jobs_that_run_here_are_left_to_this_database(
     assert check(engine) == []
 
 
-def test_one_run_goes_out_with_its_evaluations_and_all_it_came_from(
+def test_one_run_is_exported_with_its_evaluations_and_all_ancestors(
     done: Engine, store: Path, tmp_path: Path
 ) -> None:
     run = next(row for row in list_jobs(done) if row.name == "train L3 margin_mse minilm s1")
@@ -159,7 +157,7 @@ def test_one_run_goes_out_with_its_evaluations_and_all_it_came_from(
     assert kinds == {"prepare": 3, "teach": 1, "train": 1, "evaluate": 1}
 
 
-def test_without_models_and_runs_the_figures_still_go_out(
+def test_without_models_and_runs_the_scores_are_still_exported(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path]
 ) -> None:
     export_sweep(done, Store(store), "small", tmp_path / "out", models=False, runs=False)
@@ -170,10 +168,10 @@ def test_without_models_and_runs_the_figures_still_go_out(
     assert figures(there) == figures(done)
 
 
-def test_what_is_not_done_stays_behind(tmp_path: Path, store: Path) -> None:
+def test_jobs_that_are_not_done_are_not_exported(tmp_path: Path, store: Path) -> None:
     engine = submit_small(tmp_path)
     store.mkdir(parents=True)
-    with pytest.raises(ConfigError, match="nothing of sweep 'small' is done yet"):
+    with pytest.raises(ConfigError, match="no job of sweep 'small' is done yet"):
         export_sweep(engine, Store(store), "small", tmp_path / "out")
     run_all(engine, store, limit=10)
     counts = Counter(export_sweep(engine, Store(store), "small", tmp_path / "out"))
@@ -196,16 +194,14 @@ def test_a_damaged_archive_is_refused_and_changes_nothing(
         import_sweep(there, Store(other_store), tmp_path)
 
 
-def test_a_folder_with_something_in_it_is_not_written_to(
-    done: Engine, store: Path, tmp_path: Path
-) -> None:
+def test_a_folder_that_is_not_empty_is_refused(done: Engine, store: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("")
     with pytest.raises(ConfigError, match="is not empty"):
         export_sweep(done, Store(store), "small", tmp_path / "out")
 
 
-def test_results_that_were_changed_in_the_store_are_not_published(
+def test_results_that_were_changed_in_the_store_are_not_exported(
     done: Engine, store: Path, tmp_path: Path
 ) -> None:
     (cell, *_) = load_cells(done, "small", kind="train")
@@ -219,46 +215,46 @@ def test_results_that_were_changed_in_the_store_are_not_published(
 def test_an_archive_can_be_one_file(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple[Engine, Path], name: str
 ) -> None:
-    with to_pack(tmp_path / name) as folder:
+    with packing(tmp_path / name) as folder:
         export_sweep(done, Store(store), "small", folder)
     assert [path.name for path in tmp_path.glob("*published*")] == [name]
     there, other_store = elsewhere
-    with unpacked(tmp_path / name) as folder:
+    with unpacking(tmp_path / name) as folder:
         assert import_sweep(there, Store(other_store), folder).accepted == 18
     assert figures(there) == figures(done)
-    with pytest.raises(ConfigError, match="is there already"), to_pack(tmp_path / name):
+    with pytest.raises(ConfigError, match="exists already"), packing(tmp_path / name):
         pass
 
 
-def test_a_packed_archive_that_is_cut_off_or_leads_out_is_refused(tmp_path: Path) -> None:
+def test_a_packed_archive_that_is_truncated_or_leads_outside_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.tar.gz").write_bytes(b"\x1f\x8b\x08")
     with (
         pytest.raises(DataError, match=r"cut\.tar\.gz: cannot be unpacked"),
-        unpacked(tmp_path / "cut.tar.gz"),
+        unpacking(tmp_path / "cut.tar.gz"),
     ):
         pass
     with tarfile.open(tmp_path / "out.tar.gz", "w:gz") as packed:
         packed.addfile(tarfile.TarInfo("../escaped"))
     with (
         pytest.raises(DataError, match=r"out\.tar\.gz: cannot be unpacked"),
-        unpacked(tmp_path / "out.tar.gz"),
+        unpacking(tmp_path / "out.tar.gz"),
     ):
         pass
     assert not (tmp_path / "escaped").exists()
 
 
 @pytest.mark.parametrize("name", ["../escaped", "small/../../escaped", "/{}/escaped"])
-def test_of_a_zip_file_what_leads_out_is_not_written(tmp_path: Path, name: str) -> None:
+def test_names_in_a_zip_file_that_lead_outside_are_not_written(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "out.zip", "w") as packed:
         packed.writestr("small/sweep.json", "{}")
         packed.writestr(name.format(str(tmp_path).strip("/")), "x")
-    with unpacked(tmp_path / "out.zip") as folder:
+    with unpacking(tmp_path / "out.zip") as folder:
         assert [path.name for path in folder.parent.rglob("*")] == ["small", "sweep.json"]
         assert not (folder.parent.parent / "escaped").exists()
     assert not (tmp_path / "escaped").exists()
 
 
-def test_no_path_of_the_machine_is_published(tmp_path: Path) -> None:
+def test_no_path_of_the_machine_is_exported(tmp_path: Path) -> None:
     for part, seed in (("train", 3), ("test", 4)):
         write_collection(tmp_path / "data" / part, seed=seed)
     (tmp_path / "backbone").mkdir()
@@ -286,7 +282,7 @@ def test_no_path_of_the_machine_is_published(tmp_path: Path) -> None:
     assert "documents: documents.tsv" in published["grid"]
 
 
-def test_parquet_holds_what_the_csv_and_the_database_hold(
+def test_parquet_files_equal_the_csv_and_the_database(
     done: Engine, store: Path, tmp_path: Path
 ) -> None:
     export_sweep(done, Store(store), "small", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Garbage: superseded attempts and old checkpoints go; what anything needs stays."""
+"""Garbage: superseded attempts and old checkpoints are removed, everything needed is kept."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def engine(tmp_path: Path) -> Engine:
 
 
 def begin(engine: Engine, store: Path, *steps: int) -> tuple[jobs.Claim, Path]:
-    """An attempt with checkpoints after so many steps, and its log."""
+    """Start an attempt with a log and a checkpoint after each of these steps."""
     (claim,) = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
     folder = attempt_folder(claim.kind, claim.identity, claim.token)
     place = jobs.Place(actor="a", node="n", folder=folder, log=f"{folder}.log")
@@ -45,9 +45,7 @@ def garbage(engine: Engine, store: Path, older_than_s: float = 0) -> list:
     return find_garbage(Store(store), load_folders(engine), older_than_s=older_than_s)
 
 
-def test_of_a_done_job_only_the_accepted_attempt_stays_and_the_logs_of_all(
-    engine: Engine, store: Path
-) -> None:
+def test_a_done_job_keeps_its_accepted_attempt_and_all_logs(engine: Engine, store: Path) -> None:
     claim, lost = begin(engine, store, 10, 20)
     give_up(engine, claim)
     (again,) = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
@@ -65,9 +63,7 @@ def test_of_a_done_job_only_the_accepted_attempt_stays_and_the_logs_of_all(
     assert garbage(engine, store) == []
 
 
-def test_a_job_that_is_to_go_on_keeps_its_two_furthest_checkpoints(
-    engine: Engine, store: Path
-) -> None:
+def test_an_unfinished_job_keeps_its_two_furthest_checkpoints(engine: Engine, store: Path) -> None:
     claim, first = begin(engine, store, 10, 20)
     give_up(engine, claim)
     claim, second = begin(engine, store, 30)
@@ -78,7 +74,7 @@ def test_a_job_that_is_to_go_on_keeps_its_two_furthest_checkpoints(
     assert (second / "checkpoints" / "step-30").exists()
 
 
-def test_a_live_attempt_and_what_was_written_just_now_stay(engine: Engine, store: Path) -> None:
+def test_running_attempts_and_recent_files_are_kept(engine: Engine, store: Path) -> None:
     claim, _ = begin(engine, store, 10, 20, 30)
     assert garbage(engine, store) == []
     give_up(engine, claim)
@@ -86,7 +82,7 @@ def test_a_live_attempt_and_what_was_written_just_now_stay(engine: Engine, store
     assert len(garbage(engine, store)) == 1
 
 
-def test_nothing_that_a_report_or_a_child_needs_is_garbage(engine: Engine, store: Path) -> None:
+def test_files_that_a_report_or_a_child_needs_are_not_garbage(engine: Engine, store: Path) -> None:
     run_all(engine, store)
     stranger = store / "jobs" / "train" / "ab" / "ab" / "attempt-1"
     stranger.mkdir(parents=True)

@@ -51,7 +51,7 @@ def _names(bucket: str) -> set[str]:
     return {f"s3://{name}".removeprefix(f"{bucket}/") for name in files.find(bucket)}
 
 
-def test_what_one_host_finished_another_one_gets_whole(hosts: list[Store]) -> None:
+def test_a_folder_that_one_host_finished_is_fetched_complete_by_another(hosts: list[Store]) -> None:
     one, two = hosts
     with one.uploading(FOLDER, LOG):
         write_manifest(_write(one, summary_json='{"a": 1}', model__weights="w" * 1000))
@@ -75,7 +75,7 @@ def test_the_manifest_is_the_last_object(hosts: list[Store], bucket: str) -> Non
     assert f"{FOLDER}/manifest.json" in _names(bucket)
 
 
-def test_results_come_without_the_weights(hosts: list[Store]) -> None:
+def test_results_are_fetched_without_the_weights(hosts: list[Store]) -> None:
     one, two = hosts
     with one.uploading(FOLDER, LOG):
         write_manifest(_write(one, summary_json='{"a": 1}', model__weights="w" * 1000))
@@ -85,7 +85,7 @@ def test_results_come_without_the_weights(hosts: list[Store]) -> None:
     assert not (two.root / FOLDER).exists(), "a copy without weights must not pass for the folder"
 
 
-def test_a_file_that_the_store_lost_is_noticed(hosts: list[Store], bucket: str) -> None:
+def test_a_file_that_the_store_lost_is_detected(hosts: list[Store], bucket: str) -> None:
     one, two = hosts
     with one.uploading(FOLDER, LOG):
         write_manifest(_write(one, summary_json="{}", model__weights="w"))
@@ -94,7 +94,7 @@ def test_a_file_that_the_store_lost_is_noticed(hosts: list[Store], bucket: str) 
         two.fetch_results(FOLDER)
 
 
-def test_another_host_goes_on_from_the_checkpoints_of_a_killed_attempt(
+def test_another_host_resumes_from_the_checkpoints_of_a_killed_attempt(
     hosts: list[Store], bucket: str
 ) -> None:
     one, two = hosts
@@ -113,13 +113,13 @@ def test_another_host_goes_on_from_the_checkpoints_of_a_killed_attempt(
     assert _names(bucket) == {f"{FOLDER}/checkpoints/step-2/weights"}
     assert (two.fetch(FOLDER) / "checkpoints/step-2/weights").read_text() == "22"
     assert not two.is_published(FOLDER)
-    # What the attempt saves later is got at the next time.
+    # Files that the attempt saves later are fetched by the next call.
     _write(one, **{"checkpoints__step-3__weights": "333"})
     uploads.sync()
     assert (two.fetch(FOLDER) / "checkpoints/step-3/weights").read_text() == "333"
 
 
-def test_an_attempt_that_fails_leaves_its_files_and_no_manifest(hosts: list[Store]) -> None:
+def test_a_failed_attempt_uploads_its_files_and_no_manifest(hosts: list[Store]) -> None:
     one, two = hosts
 
     def work() -> None:
@@ -147,7 +147,7 @@ def test_files_are_listed_with_sizes_and_removed_on_all_hosts(
     assert not (one.root / FOLDER).exists()
 
 
-def test_a_shared_folder_needs_none_of_this(tmp_path: Path) -> None:
+def test_a_shared_folder_is_used_in_place(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "store"))
     assert store.url is None
     with store.uploading(FOLDER, LOG):
@@ -157,7 +157,7 @@ def test_a_shared_folder_needs_none_of_this(tmp_path: Path) -> None:
     assert set(store.listing(FOLDER)) == {"summary.json", "manifest.json"}
 
 
-def test_a_bucket_that_is_not_there_is_said(
+def test_a_missing_bucket_is_refused(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XSWEEP_CACHE", str(tmp_path))
@@ -165,7 +165,7 @@ def test_a_bucket_that_is_not_there_is_said(
         open_store("s3://other/x")
 
 
-def test_a_password_in_a_stores_url_is_refused_and_not_shown() -> None:
+def test_a_password_in_the_url_is_refused_and_not_shown() -> None:
     with pytest.raises(SetupError, match="holds a password") as refused:
         open_store("sftp://me:hush@host/study")
     assert "hush" not in str(refused.value)

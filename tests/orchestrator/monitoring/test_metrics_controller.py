@@ -1,4 +1,4 @@
-"""A controller at work tells its metrics and, at the end, the webhook; and logs no secret."""
+"""A running controller serves metrics, posts to the webhook, and logs no secret."""
 
 import socket
 import urllib.error
@@ -72,11 +72,15 @@ def test_a_run_serves_metrics_and_announces_failures_and_its_end(workplace):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("XSWEEP_WEBHOOK", f"ftp://host/{SECRET}", "XSWEEP_WEBHOOK is no http:// or https:// URL"),
+        (
+            "XSWEEP_WEBHOOK",
+            f"ftp://host/{SECRET}",
+            "XSWEEP_WEBHOOK is not an http:// or https:// URL",
+        ),
         ("XSWEEP_METRICS_PORT", "taken", "choose another --metrics-port"),
     ],
 )
-def test_what_cannot_be_told_is_said_before_ray_is_started(workplace, name, value, message):
+def test_wrong_monitoring_settings_are_refused_before_ray_starts(workplace, name, value, message):
     write_study(workplace.folder)
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
     with socket.socket() as other:
