@@ -34,6 +34,7 @@ START_TIMEOUT_S = 180.0
 
 KILLED_S = 30.0
 """Time for a killed process to disappear on a busy machine."""
+
 ANSWER_S = 10.0
 """Time for a head to answer."""
 
