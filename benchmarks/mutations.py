@@ -1,12 +1,12 @@
 """Mutation test: change random product lines one at a time and see whether the tests notice.
 
-    python benchmarks/mutations.py [--seed 1] [--mutants 20] [--only PATTERN]
+    python benchmarks/mutations.py [--seed 1] [--mutants 20] [--only PATTERN] [--rounds N]
 
 Each mutant changes one comparison, arithmetic operator, boolean, number or statement of a line
 drawn with `--seed` from all product lines that have one. It is made in a temporary copy of the
-tracked files; there the tests named after its module run, then all fast ones, then the slow ones
-of its folder, until one fails. A mutant that no test notices survives: it is equivalent to the
-original, or a test is missing.
+tracked files. There run the tests named after its module, the fast ones of its folder, all fast
+ones, and the slow ones of its folder, so many of these `--rounds`, until one fails. A mutant that
+no test notices survives: it is equivalent to the original, or a test is missing.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -153,15 +154,17 @@ def rounds(path: str, root: Path) -> Iterator[tuple[str, list[str]]]:
     named = sorted(map(str, (root / folder).glob(f"test_{module.stem}*.py")))
     if named:
         yield "its own tests", [*named, "-m", "not slow"]
+    if (root / folder).is_dir():
+        yield "the fast tests of its folder", [str(folder), "-m", "not slow"]
     yield "all fast tests", ["tests", "-m", "not slow", "-n", "2", "--dist", "loadfile"]
     if (root / folder).is_dir():
         yield "the slow tests of its folder", [str(folder), "-m", "slow"]
 
 
-def killed_by(path: str, root: Path) -> str | None:
-    """The first round in which a test fails; None where the mutant survives."""
+def killed_by(path: str, root: Path, most: int) -> str | None:
+    """The first of so many rounds in which a test fails; None where the mutant survives."""
     environment = os.environ | {"PYTHONPATH": str(root)}
-    for name, arguments in rounds(path, root):
+    for name, arguments in islice(rounds(path, root), most):
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         try:
             done = subprocess.run(
@@ -185,6 +188,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--mutants", type=int, default=20)
     parser.add_argument("--only", default="*", help="pattern of paths, as db/*")
+    parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
     tracked = subprocess.run(
         ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True
@@ -203,7 +207,7 @@ def main() -> int:
             source, began_s = files[mutant.path], time.monotonic()
             changed = Path(folder) / mutant.path
             changed.write_text(mutant.applied_to(source))
-            killer = killed_by(mutant.path, Path(folder))
+            killer = killed_by(mutant.path, Path(folder), options.rounds)
             changed.write_text(source)
             survivors += killer is None
             verdict = f"killed by {killer}" if killer else "SURVIVED"

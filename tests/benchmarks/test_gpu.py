@@ -32,7 +32,7 @@ PEERS = {
     "trainer: tiny, distill_ranknet",
 }
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow(4), pytest.mark.timeout(1800)]
 
 
 class Outcome(NamedTuple):

@@ -24,7 +24,7 @@ from xsweep.db.events import history
 from xsweep.db.status import summary
 from xsweep.db.submit import insert_sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if CHAOS else 300)]
+pytestmark = [pytest.mark.slow(2), pytest.mark.timeout(900 if CHAOS else 300)]
 
 
 def test_many_processes_claim_every_job_once(url, engine, report_account):

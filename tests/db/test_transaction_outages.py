@@ -17,7 +17,7 @@ from xsweep.db.engine import connect
 from xsweep.db.events import history
 from xsweep.errors import SetupError
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900 if CHAOS else 300)]
+pytestmark = [pytest.mark.slow(2), pytest.mark.timeout(900 if CHAOS else 300)]
 
 
 @pytest.fixture

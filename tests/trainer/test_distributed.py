@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from curves import ENGINES, curve, digest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(3), pytest.mark.timeout(600)]
 
 # Imports once and forks the ranks of each phase: starting them one by one takes minutes.
 PROGRAM = """

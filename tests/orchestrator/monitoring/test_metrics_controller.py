@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from receiver import SECRET, Receiver
 from tiny import write_study
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(7), pytest.mark.timeout(600)]
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 PROJECT = Path(__file__).parents[3]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_the_trec_dl_sweep_runs_on_real_data_and_its_first_stage_has_the_known_figure(
     workplace, real_data
 ):

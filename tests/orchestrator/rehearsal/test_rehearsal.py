@@ -131,7 +131,7 @@ def test_weights_depend_on_the_name_alone(tmp_path: Path) -> None:
     assert a == b != c
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_a_rehearsal_fills_every_cell_and_every_format_marks_it(workplace) -> None:
     (workplace.folder / "trial.yaml").write_text(SMALL)
     output = workplace.xsweep("plan", "trial.yaml")

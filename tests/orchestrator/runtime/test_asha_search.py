@@ -12,7 +12,7 @@ from xsweep.db.engine import connect
 from xsweep.db.status import overview
 from xsweep.orchestrator.runtime import ray_cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(600)]
 
 STEPS = 120
 SEARCH = f"""

@@ -20,7 +20,7 @@ from waiting import wait_for
 from xsweep.db import status
 from xsweep.db.engine import connect
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(600)]
 
 HEAD = "f" * 51 + "0" * 5
 """The id that the fake provider gives to the head."""

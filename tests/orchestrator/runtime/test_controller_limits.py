@@ -13,7 +13,7 @@ def _intervals(engine, kind: str) -> list[tuple[float, float]]:
     return sorted((each.attempts[-1].started_at, each.attempts[-1].ended_at) for each in found)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_no_more_jobs_of_a_kind_run_at_once_than_its_limit(workplace):
     write_study(workplace.folder, steps=60)
     workplace.environment["XSWEEP_LIMITS"] = "train=1"

@@ -17,7 +17,7 @@ from xsweep.db.check import check
 from xsweep.db.engine import connect
 from xsweep.orchestrator.runtime.attempt import was_preempted
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(10), pytest.mark.timeout(600)]
 
 NODES = ("1", "1")
 """CPUs of each: one job at a time."""

@@ -20,7 +20,7 @@ from xsweep.db.status import outlook
 from xsweep.orchestrator.runtime import ray_cluster
 
 # a calm run is made first, and on a busy machine each run takes minutes
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(30), pytest.mark.timeout(600)]
 
 STEPS = 120
 """Six checkpoints: most of a training is left when the first one is there."""

@@ -45,7 +45,7 @@ def test_a_file_that_would_be_imported_in_place_of_a_package_is_named(tmp_path, 
     assert shadowed(names) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 def test_a_sweep_imports_no_file_of_the_working_folder_or_pythonpath(workplace, tmp_path):
     write_study(tmp_path, objectives=("infonce",))
     libraries = tmp_path / "libraries"

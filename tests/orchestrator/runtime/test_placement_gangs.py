@@ -18,7 +18,7 @@ from xsweep.db.engine import connect
 from xsweep.orchestrator.runtime.process import namespace
 from xsweep.orchestrator.settings import load_settings
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(30), pytest.mark.timeout(600)]
 
 NODES = ("1", "1", "1")
 """CPUs of each: too few for two ranks on one node."""

@@ -22,7 +22,7 @@ from xsweep.db.check import check
 from xsweep.db.engine import connect
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.slow(90),
     pytest.mark.timeout(600),
     pytest.mark.skipif(
         subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0,

@@ -39,7 +39,7 @@ ray.shutdown()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_a_job_that_needs_room_kills_as_few_warm_workers_as_possible(tmp_path):
     token = tmp_path / "token"
     token.touch(0o600)

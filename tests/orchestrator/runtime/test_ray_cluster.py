@@ -19,7 +19,7 @@ from xsweep.errors import SetupError
 from xsweep.orchestrator.runtime import ray_cluster
 from xsweep.orchestrator.settings import load_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(2)
 
 CONNECT = """
 import sys
