@@ -74,7 +74,7 @@ def upgrade() -> None:
 
 
 def _illegal(moves: tuple[str, ...], *fixed: str) -> str:
-    """When an update of a job must be refused; `fixed` columns never change, as its identity."""
+    """Condition that refuses an update of a job; `fixed` columns never change, as its identity."""
     legal = ", ".join(f"'{move}'" for move in moves)
     changed = "".join(f" OR NEW.{column} <> OLD.{column}" for column in ("identity", *fixed))
     return (
