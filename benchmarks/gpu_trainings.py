@@ -39,6 +39,8 @@ ON_A_CPU = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_ARENA_MAX": "1",
 }
+REFUSES_MEMORY = {"ATEN_CPU_CAPABILITY": "avx2"}
+"""Environment of a CPU under a cap: oneDNN's AVX512 kernels crash where memory is refused."""
 NO_CAP_BYTES = 2**46
 """A limit of the address space that no training reaches."""
 
@@ -68,19 +70,21 @@ def capped(home: Path, world: World, options: argparse.Namespace) -> Figures:
     A first training without a cap says what they take: what comes on top at most from its first
     forward pass on, less gradient and moments. Smaller micro-batches need a second gradient, which
     is added to the first. Both trainings compute the same two steps without dropout, so their
-    losses agree.
+    losses agree. On a CPU both compute in fp32 without oneDNN's blocked weights.
     """
-    pairs = 256 if options.device.type == "cpu" else 2048
+    on_cpu = options.device.type == "cpu"
+    pairs = 256 if on_cpu else 2048
     whole = {"steps": 2, "batch_queries": pairs // 2, "micro_batch_tokens": 10**6}
+    whole["precision"] = "fp32" if on_cpu else options.precision
     job = write_job(home, world, options, **whole, dropout=False)
-    run(job, home / "roomy", options)
+    run(job, home / "roomy", options, **REFUSES_MEMORY)
     taken = json.loads((home / "roomy.json").read_text())["taken_bytes"]
     weights = (world.folder(options.shapes[0]) / "model.safetensors").stat().st_size
     activations = taken - 3 * weights
     room = 4 * weights + activations // 2
     if room > taken:
         raise ValueError("gradients take more than micro-batches: this shape has too few layers")
-    run(job, home / "capped", options, "--room", str(room))
+    run(job, home / "capped", options, "--room", str(room), **REFUSES_MEMORY)
     roomy, tight = (
         json.loads((home / name / "summary.json").read_text()) for name in ("roomy", "capped")
     )
@@ -146,11 +150,21 @@ def _write_triples(folder: Path, world: World) -> None:
     TokenStore.build(folder / "tokens", documents, world.tokenizer, 256)
 
 
-def run(job: Path, out: Path, options: argparse.Namespace, *more: str, ends_with: int = 0) -> None:
-    """A training in a process of its own. Raises RuntimeError where it ends in another way."""
+def run(
+    job: Path,
+    out: Path,
+    options: argparse.Namespace,
+    *more: str,
+    ends_with: int = 0,
+    **environment: str,
+) -> None:
+    """A training in a process of its own. Raises RuntimeError if it ends in another way.
+
+    `environment` holds on a CPU only.
+    """
     done = subprocess.run(
         [sys.executable, __file__, job, out, *more],
-        env=os.environ | (ON_A_CPU if options.device.type == "cpu" else {}),
+        env=os.environ | (ON_A_CPU | environment if options.device.type == "cpu" else {}),
         stderr=subprocess.PIPE,
         text=True,
     )
