@@ -1,4 +1,4 @@
-"""How far the BM25 of `xsweep.evaluator.first_stage` is from Anserini's, and what its settings do.
+"""Difference of the BM25 of `xsweep.evaluator.first_stage` from Anserini's, by setting.
 
     python benchmarks/first_stage.py DATA
 

@@ -68,7 +68,7 @@ class Mutant:
         return b"".join([*lines[: first - 1], changed, *lines[last:]]).decode()
 
     def describe(self, source: str) -> str:
-        """Where it is, and the old and the new text."""
+        """File and line, the old text and the new."""
         old = source.encode().splitlines()[self.start[0] - 1].strip().decode()
         new = self.applied_to(source).encode().splitlines()[self.start[0] - 1].strip().decode()
         return f"{self.path}:{self.start[0]}: {old}  ->  {new}"

@@ -62,7 +62,7 @@ def study(folder: Path, trainings: int, slots: int, scale: float) -> int:
 
 
 def memory_mb(engine: Engine) -> tuple[float, float]:
-    """Of this process, and without freed memory and SQLite's cache, which `engine` bounds."""
+    """Memory of this process without freed memory and SQLite's cache, which `engine` bounds."""
     process = psutil.Process()
     whole = process.memory_info().rss
     engine.dispose()  # a connection's cache goes with it; the next step opens another one

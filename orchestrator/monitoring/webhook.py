@@ -14,7 +14,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
@@ -34,6 +34,8 @@ SCHEMA = "xsweep.webhook/1"
 MOST_JOBS = 20
 """Jobs that one message lists."""
 REASON_CHARACTERS = 500
+MOST_WAITING = 100
+"""Messages that wait for a slow receiver; more are dropped."""
 
 TRIES = 3
 TIMEOUT_S = 10.0
@@ -99,20 +101,28 @@ class Webhook:
         self._url, self._host = url, parts.hostname
         self._first_wait_s = first_wait_s
         self._opener = urllib.request.build_opener(_NoRedirect)
-        self._messages: queue.SimpleQueue[tuple[dict[str, Any], Done] | None] = queue.SimpleQueue()
+        self._messages: queue.Queue[tuple[dict[str, Any], Done] | None]
+        self._messages = queue.Queue(MOST_WAITING)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
 
-    def post(self, content: dict[str, Any], done: Done = lambda delivered: None) -> None:
-        """Queue a message."""
-        self._messages.put((content, done))
+    def post(self, content: dict[str, Any], done: Done = lambda delivered: None) -> bool:
+        """Queue a message and return True; drop it and return False if too many are waiting."""
+        try:
+            self._messages.put_nowait((content, done))
+        except queue.Full:
+            log.warning("webhook   %s: too many messages are waiting; one is dropped", self._host)
+            return False
+        return True
 
     def close(self, grace_s: float = TIMEOUT_S) -> None:
         """Send waiting messages, without pauses between tries, for at most `grace_s`."""
         self._closing.set()
-        self._messages.put(None)
-        self._thread.join(grace_s)
+        until_s = time.monotonic() + grace_s
+        with suppress(queue.Full):
+            self._messages.put(None, timeout=grace_s)
+        self._thread.join(max(0.0, until_s - time.monotonic()))
 
     def _work(self) -> None:
         while message := self._messages.get():

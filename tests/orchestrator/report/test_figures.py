@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from reports import make_report
 
-from xsweep.orchestrator.report.effects import rank
 from xsweep.orchestrator.report.figures import (
     COLOURS,
     draw_differences,
@@ -13,6 +12,7 @@ from xsweep.orchestrator.report.figures import (
     inline_figures,
     save_figures,
 )
+from xsweep.orchestrator.report.rankings import rank
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,8 @@ import pytest
 from reports import make_report
 from scipy import stats
 
-from xsweep.orchestrator.report.effects import (
-    cliques,
-    complete_runs,
-    rank,
-    rankings,
-    rankings_section,
-)
+from xsweep.orchestrator.report.effects import complete_runs, rankings
+from xsweep.orchestrator.report.rankings import cliques, rank, rankings_section
 
 
 def ranked(values, alpha=0.05):
