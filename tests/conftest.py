@@ -23,6 +23,7 @@ accounts: list[Account] = []
 # Threads on matrices this small, in lanes beside each other, only wait for each other; and a nice
 # Ray worker would wait for every test that computes.
 os.environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+os.environ |= {"RAY_prestart_worker_first_driver": "0"}
 
 # The deadline of an example would measure how busy the machine is; tests have time limits.
 hypothesis.settings.register_profile("xsweep", deadline=None)

@@ -103,7 +103,7 @@ class Serving:
         self.served = Served(f"http://127.0.0.1:{self.server.server_address[1]}", store, ids)
 
     def __enter__(self) -> Served:
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         return self.served
 
     def __exit__(self, *_: object) -> None:

@@ -118,6 +118,7 @@ def test_only_the_runtime_imports_ray():
     assert {name for name in users if not name.startswith("xsweep.orchestrator.runtime.")} == set()
 
 
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("command", ["--help", "status"])
 def test_a_light_command_imports_neither_torch_nor_ray(command, tmp_path):
     program = (

@@ -15,6 +15,8 @@ from job_table import begin, finish
 from xsweep.db import jobs
 from xsweep.db.engine import connect
 
+pytestmark = pytest.mark.slow(2)
+
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGED = ("db", "evaluator", "trainer", "orchestrator", "sweeps", "xsweep")
 

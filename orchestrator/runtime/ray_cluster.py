@@ -242,7 +242,7 @@ def stop_local(home: Path, *, grace_s: float = 2.0) -> None:
 
 
 def _start(home: Path) -> LocalCluster:
-    port, dashboard_port = _free_port(), _free_port()
+    port, dashboard_port = free_port(), free_port()
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
         *("--port", str(port), "--dashboard-host", "127.0.0.1"),
@@ -300,10 +300,16 @@ def _log_of(home: Path) -> Path:
     return home / "logs" / "ray.log"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port() -> int:
+    """Return a port that nothing uses and that neither the kernel nor Ray will give to another.
+
+    The kernel gives ports from 32768 on to connections, and Ray those below 20000 to its workers.
+    """
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
 
 
 def _recorded(home: Path) -> LocalCluster | None:

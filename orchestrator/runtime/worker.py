@@ -8,7 +8,6 @@ import contextlib
 import errno
 import logging
 import os
-import socket
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any, TypedDict
 
 from xsweep.errors import Stopped, XsweepError
 from xsweep.orchestrator.runtime.import_path import put_user_folders_last
+from xsweep.orchestrator.runtime.ray_cluster import free_port
 from xsweep.orchestrator.storage.store import Store
 
 PRINT_EVERY_S = 10.0
@@ -93,10 +93,7 @@ class Worker:
 
     def meeting_point(self) -> tuple[str, int]:
         """Return an address and a free port of this node, where the ranks of a gang can meet."""
-        address = ray_address()
-        with socket.socket() as probe:
-            probe.bind((address, 0))
-            return address, probe.getsockname()[1]
+        return ray_address(), free_port()
 
     def run(
         self, task: Task, rank: int = 0, ranks: int = 1, meeting: tuple[str, int] | None = None

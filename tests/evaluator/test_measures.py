@@ -143,6 +143,7 @@ def _real_runs(data: Path) -> Iterator[tuple[dict, dict]]:
     )
 
 
+@pytest.mark.slow(6)
 def test_real_runs_equal_trec_eval_on_every_query(
     real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +166,7 @@ print(torch.get_num_threads(), sorted({"pandas", "seaborn", "matplotlib"} & set(
 """
 
 
+@pytest.mark.slow(4)
 def test_measuring_leaves_torch_its_threads_and_loads_no_pandas():
     done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=True)
     assert done.stdout == "1 []\n"

@@ -244,6 +244,7 @@ print(keep_freed_memory())
 """
 
 
+@pytest.mark.slow(3)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 @pytest.mark.parametrize(("limit", "kept"), [("resource.RLIM_INFINITY", True), ("2**40", False)])
 def test_freed_memory_is_kept_unless_the_address_space_is_limited(limit, kept):

@@ -39,6 +39,7 @@ def stop_at(step):
     return report
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("name", ["zero-0", "zero-1", "zero-2"])
 def test_deepspeed_gives_the_curves_of_plain_torch(undisturbed, name):
     for figure in ("loss", "grad_norm", "validation"):

@@ -108,6 +108,7 @@ def copy(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow(10)
 def test_a_loss_and_file_formats_are_added_as_the_page_says(world, copy, tmp_path):
     variations, logistic, _, teachers, _ = GRIDS
     grid(tmp_path, variations, logistic, teachers)
@@ -149,6 +150,7 @@ assert sample.targets_D.tolist() == [1.5, 0]
     assert "| `csv` | text |  | Lines `query id,document id,score`. |" in page.stdout
 
 
+@pytest.mark.slow(2)
 def test_a_suite_is_added_as_the_page_says(copy, tmp_path):
     today = "evaluation: {collections: [apidocs/test], depth: 20, measures: [nDCG@10]}"
     write_grid(tmp_path, (today, GRIDS[4].strip()))
@@ -159,6 +161,7 @@ def test_a_suite_is_added_as_the_page_says(copy, tmp_path):
     assert "antique" in done.stdout
 
 
+@pytest.mark.slow(2)
 def test_a_command_is_added_as_the_page_says(copy, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(copy)}
     outputs = [
@@ -176,6 +179,7 @@ def test_a_command_is_added_as_the_page_says(copy, tmp_path):
     assert outputs[2] == ""
 
 
+@pytest.mark.slow(10)
 def test_a_loss_is_added_by_an_installed_package_as_the_page_says(world, tmp_path):
     site = tmp_path / "site"
     install(site, tomllib.loads(dict(FILES)["pyproject.toml"]), dict(FILES)["lab_losses.py"])

@@ -186,6 +186,7 @@ def test_a_wrong_job_is_refused(world, tmp_path, change, message):
         run_job(**job, out=tmp_path)
 
 
+@pytest.mark.slow(8)
 def test_the_program_saves_and_exits_on_a_signal_and_resumes_when_called_again(world, tmp_path):
     job = {
         "kind": "train",

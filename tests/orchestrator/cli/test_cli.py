@@ -271,6 +271,7 @@ def run_program(folder: Path, *arguments: str) -> tuple[float, str]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
 
 
+@pytest.mark.slow(3)
 @pytest.mark.parametrize("command", ["--help", "status"])
 def test_help_and_status_load_nothing_heavy_and_start_fast(
     submitted: Path, tmp_path: Path, command: str

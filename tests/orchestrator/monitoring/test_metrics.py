@@ -1,6 +1,5 @@
 """The job table as metrics: numbers by hand, the format by Prometheus' own parser."""
 
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -15,6 +14,7 @@ from sqlalchemy import Engine
 from xsweep.db import controllers, jobs
 from xsweep.db.engine import connect
 from xsweep.orchestrator.monitoring.metrics import as_text, serving_metrics
+from xsweep.orchestrator.runtime.ray_cluster import free_port
 
 
 def parsed(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -77,9 +77,7 @@ def test_a_table_without_jobs_is_no_error(engine: Engine) -> None:
 def test_metrics_are_served_on_loopback_only_until_the_end(tmp_path: Path) -> None:
     engine = connect(f"sqlite:///{tmp_path / 'xsweep.db'}", create=True)
     submit(engine, [new_job("a")])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with serving_metrics(engine, port):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
             assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"

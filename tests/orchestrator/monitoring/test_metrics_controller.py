@@ -9,13 +9,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from receiver import SECRET, Receiver
 from tiny import write_study
 
+from xsweep.orchestrator.runtime.ray_cluster import free_port
+
 pytestmark = [pytest.mark.slow(7), pytest.mark.timeout(600)]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def scrape(port: int) -> str | None:

@@ -13,7 +13,7 @@ from reports import make_report
 from xsweep.orchestrator.report.effects import with_effects
 from xsweep.orchestrator.report.render_html import render_html
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow(1)]
 PROBE = """<script>
 const found = {};
 found.overflow = document.documentElement.scrollWidth > innerWidth;

@@ -1,10 +1,9 @@
 import re
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from reports import make_report
 
 from xsweep.errors import ConfigError
@@ -15,12 +14,9 @@ from xsweep.orchestrator.report.effects import with_effects
 from xsweep.orchestrator.report.table import complete_suites
 
 
-@settings(max_examples=10, deadline=None)
-@given(random=st.randoms(use_true_random=False))
-def test_permuting_cells_queries_and_seeds_changes_no_byte_of_any_format(small_sweep, random):
+def test_permuting_cells_queries_and_seeds_changes_no_byte_of_any_format(small_sweep):
     def rendered(cells):
-        report = make_report(cells, measures=["nDCG@10", "RR@10"], pairs=True)
-        report = with_effects(report)
+        report = with_effects(make_report(cells, measures=["nDCG@10", "RR@10"], pairs=True))
         return [render(report, format) for format in FORMATS]
 
     def shuffled(cell):
@@ -32,8 +28,11 @@ def test_permuting_cells_queries_and_seeds_changes_no_byte_of_any_format(small_s
             labels=dict(random.sample(sorted(cell.labels.items()), len(cell.labels))),
         )
 
-    permuted = [shuffled(cell) for cell in random.sample(small_sweep, len(small_sweep))]
-    assert rendered(permuted) == rendered(small_sweep)
+    expected = rendered(small_sweep)
+    for seed in range(3):
+        random = Random(seed)
+        permuted = [shuffled(cell) for cell in random.sample(small_sweep, len(small_sweep))]
+        assert rendered(permuted) == expected
 
 
 def test_conditions_on_runs_keep_first_stages_and_teachers(small_sweep):

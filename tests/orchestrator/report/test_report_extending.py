@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from finished_sweep import submit, work
 
 from xsweep.db.engine import connect
@@ -20,6 +21,7 @@ SECTION = (PROJECT / "docs" / "extending.md").read_text().partition("## A report
 (COMMAND,) = re.findall(r"```console\nxsweep (.*)\n```", SECTION.partition("\n## ")[0])
 
 
+@pytest.mark.slow(3)
 def test_a_report_format_is_added_by_one_file(tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(PROJECT / "orchestrator", copy / "orchestrator")

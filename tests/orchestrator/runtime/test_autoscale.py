@@ -7,7 +7,6 @@ use: it needs a file that Ray's wheel lacks, and ends every Ray cluster of the m
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 
@@ -19,6 +18,7 @@ from waiting import wait_for
 
 from xsweep.db import status
 from xsweep.db.engine import connect
+from xsweep.orchestrator.runtime.ray_cluster import free_port
 
 pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(600)]
 
@@ -35,9 +35,7 @@ COMMANDS = ("setup", "initialization", "head_setup", "worker_setup", "head_start
 @pytest.fixture
 def growing_cluster(tmp_path):
     """Environment for a program that uses a cluster of a head alone, which grows by itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"{ray.util.get_node_ip_address()}:{probe.getsockname()[1]}"
+    address = f"{ray.util.get_node_ip_address()}:{free_port()}"
     config = {
         "cluster_name": "growing",
         "max_workers": 2,

@@ -27,13 +27,18 @@ STEPS = 120
 
 
 @pytest.fixture(scope="module")
-def calm_report(tmp_path_factory, workplace_in) -> str:
-    """The report of the study when nothing goes wrong."""
+def calm(tmp_path_factory, workplace_in):
+    """A place where the study ran and nothing went wrong."""
     place = workplace_in(tmp_path_factory.mktemp("calm"))
     write_study(place.folder, steps=STEPS)
     place.xsweep("submit", "tiny.yaml", "--no-start")
     place.xsweep("run")
-    return place.xsweep("report", "tiny", "--format", "json")
+    return place
+
+
+@pytest.fixture(scope="module")
+def calm_report(calm) -> str:
+    return calm.xsweep("report", "tiny", "--format", "json")
 
 
 @pytest.fixture
@@ -70,9 +75,12 @@ def attempts(engine) -> dict[int, int]:
     return {job.job_id: job.token for job in status.list_jobs(engine, kind="train")}
 
 
-def test_after_a_killed_controller_the_next_one_adopts_what_still_runs(study, engine, calm_report):
+def test_one_controller_runs_at_a_time_and_after_its_death_the_next_adopts_what_still_runs(
+    study, engine, calm_report
+):
     controller = study.start("run")
     job, pid = training(study)
+    assert "a controller is running here already" in study.xsweep("run", code=3)
     controller.kill()
     controller.communicate()
 
@@ -172,23 +180,16 @@ def test_a_second_ctrl_c_exits_at_once_and_loses_nothing(study, engine):
     assert check(engine) == []
 
 
-def test_a_finished_sweep_has_nothing_left_to_do(study, engine):
-    study.xsweep("run")
+def test_a_finished_sweep_has_nothing_left_to_do(calm):
+    engine = connect(f"sqlite:///{calm.home}/xsweep.db")
     before = {job.job_id: job.token for job in status.list_jobs(engine)}
-    study.xsweep("submit", "tiny.yaml", "--no-start")
-    study.xsweep("run")
+    calm.xsweep("submit", "tiny.yaml", "--no-start")
+    calm.xsweep("run")
     assert {job.job_id: job.token for job in status.list_jobs(engine)} == before
     left = outlook(engine)
     assert left.idle
     assert left.finished == left.total == len(before)
-
-
-def test_a_second_controller_is_refused_while_one_runs(study, engine):
-    controller = study.start("run")
-    training(study)
-    assert "a controller is running here already" in study.xsweep("run", code=3)
-    controller.kill()
-    controller.communicate()
+    engine.dispose()
 
 
 def test_a_job_that_fails_for_good_stops_what_needs_it_and_nothing_else(workplace):

@@ -26,10 +26,10 @@ STEPS = 120
 """Six checkpoints: most of a training is left when the first one is there."""
 
 
-def run_with(workplace, environment, ranks, steps=40):
+def run_with(workplace, environment, ranks):
     """Submit a study with one training of `ranks` ranks."""
     workplace.environment |= environment
-    grid = write_study(workplace.folder, steps=steps, objectives=("infonce",))
+    grid = write_study(workplace.folder, steps=STEPS, objectives=("infonce",))
     needs = f"resources: {{train: {{cpus: 1, ranks: {ranks}, spread: true}}}}\n"
     grid.write_text(grid.read_text() + needs)
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
@@ -72,18 +72,16 @@ def alone(tmp_path_factory, workplace_in, several_nodes):
     return place
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_on_several_nodes_give_the_result_of_one_rank(alone, workplace, several_nodes, ranks):
-    place = run_with(workplace, several_nodes, ranks)
-    place.xsweep("run")
+def assert_result_of_one_rank(place, alone):
     several, one = summary(place), summary(alone)
-    assert several["ranks"] == [[0, ranks]]
     assert several["final_loss"] == pytest.approx(one["final_loss"], rel=1e-4)
     assert means(place) == pytest.approx(means(alone), abs=1e-3)
 
 
-def test_a_killed_rank_fails_its_attempt_and_the_next_gang_resumes(workplace, several_nodes):
-    place = run_with(workplace, several_nodes, 2, steps=STEPS)
+def test_a_killed_rank_fails_its_attempt_and_the_next_gang_resumes_to_the_result_of_one_rank(
+    alone, workplace, several_nodes
+):
+    place = run_with(workplace, several_nodes, 2)
     controller = place.start("run")
     job, pid = second_rank(first_checkpoint(place))
     os.kill(pid, signal.SIGKILL)
@@ -99,10 +97,11 @@ def test_a_killed_rank_fails_its_attempt_and_the_next_gang_resumes(workplace, se
     assert "not written yet, or was removed" in place.xsweep(
         "logs", str(job), "--rank", "2", code=2
     )
+    assert_result_of_one_rank(place, alone)
 
 
 def test_after_a_killed_controller_the_next_one_adopts_the_whole_gang(workplace, several_nodes):
-    place = run_with(workplace, several_nodes, 2, steps=STEPS)
+    place = run_with(workplace, several_nodes, 2)
     controller = place.start("run")
     _, pid = second_rank(first_checkpoint(place))
     os.kill(pid, signal.SIGSTOP)
@@ -129,7 +128,9 @@ assert group.wait(60)
 """
 
 
-def test_a_group_that_no_job_holds_is_removed_at_the_next_start(workplace, several_nodes):
+def test_a_group_that_no_job_holds_is_removed_and_three_nodes_give_the_result_of_one(
+    alone, workplace, several_nodes
+):
     place = run_with(workplace, several_nodes, 3)
     space = namespace(load_settings(database=f"sqlite:///{place.home}/xsweep.db"))
     subprocess.run(
@@ -141,3 +142,4 @@ def test_a_group_that_no_job_holds_is_removed_at_the_next_start(workplace, sever
     output = place.xsweep("run")
     assert "removed   the placement group" in output
     assert summary(place)["ranks"] == [[0, 3]]
+    assert_result_of_one_rank(place, alone)

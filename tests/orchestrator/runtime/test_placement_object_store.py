@@ -7,7 +7,6 @@ another disk lies where the first one keeps its copies of the store.
 import contextlib
 import os
 import secrets
-import socket
 import subprocess
 import sys
 
@@ -20,6 +19,7 @@ from waiting import wait_for
 from xsweep.db import status
 from xsweep.db.check import check
 from xsweep.db.engine import connect
+from xsweep.orchestrator.runtime.ray_cluster import free_port
 
 pytestmark = [
     pytest.mark.slow(90),
@@ -65,9 +65,7 @@ def two_hosts(tmp_path):
         ours |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         ours |= {"XSWEEP_CACHE": str(cache), "XSWEEP_STORE": f"{url}/study"}
         try:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
+            port = free_port()
             quiet = ("--include-dashboard", "False")
             start("head", *RAY, "--head", "--port", str(port), "--num-cpus", "1", *quiet)
             address = f"127.0.0.1:{port}"

@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,6 +18,7 @@ from waiting import wait_for
 
 from xsweep.errors import SetupError
 from xsweep.orchestrator.runtime import ray_cluster
+from xsweep.orchestrator.runtime.ray_cluster import free_port
 from xsweep.orchestrator.settings import load_settings
 
 pytestmark = pytest.mark.slow(2)
@@ -146,6 +148,17 @@ def test_a_cluster_that_does_not_come_up_is_replaced(monkeypatch, home):
     with pytest.raises(SetupError, match="Ray did not start"):
         ray_cluster.ensure_local(home)
     assert session(first.pid) == []
+
+
+def test_a_free_port_is_in_use_by_nobody_and_given_to_no_connection_or_worker(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port()))
+        port, other = taken.getsockname()[1], free_port()
+        draws = iter([port - 20_000, port - 20_000, other - 20_000])
+        monkeypatch.setattr(ray_cluster.secrets, "randbelow", lambda most: next(draws))
+        assert free_port() == other
+    first, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    assert int(first) >= 20_000 + 12_000
 
 
 def test_a_pid_of_another_process_is_not_our_cluster(tmp_path):

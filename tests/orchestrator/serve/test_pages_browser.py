@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from browser import browse, needs_browser
 from served_sweep import Served
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow(1)]
 BLUE, VERMILION = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
 
 
