@@ -1,5 +1,8 @@
 """The first tables, and the triggers that guard them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -9,33 +12,26 @@ revision = "0001"
 down_revision = None
 
 
-Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
+TYPES: dict[str, Any] = {
+    "id": sa.BigInteger().with_variant(sa.Integer, "sqlite"),
+    "integer": sa.Integer(),
+    "double": sa.Double(),
+    "text": sa.Text(),
+    "json": sa.JSON(),
+    "bytes": sa.LargeBinary(),
+}
 
 
 # what must never change once it is written
 APPEND_ONLY = ("definition", "event", "query_set", "result", "score")
 
 
-MOVES = (
-    "ready>running",
-    "running>done",
-    "waiting>ready",
-    "running>ready",
-    "running>failed",
-    "waiting>skipped",
-    "waiting>cancelled",
-    "ready>cancelled",
-    "running>cancelled",
-    "failed>waiting",
-    "failed>ready",
-    "skipped>waiting",
-    "skipped>ready",
-    "cancelled>waiting",
-    "cancelled>ready",
+LEGAL = (
+    "'ready>running', 'running>done', 'waiting>ready', 'running>ready', 'running>failed',"
+    " 'waiting>skipped', 'waiting>cancelled', 'ready>cancelled', 'running>cancelled',"
+    " 'failed>waiting', 'failed>ready', 'skipped>waiting', 'skipped>ready', 'cancelled>waiting',"
+    " 'cancelled>ready'"
 )
-
-
-LEGAL = ", ".join(f"'{move}'" for move in MOVES)
 
 
 ILLEGAL = (
@@ -48,173 +44,93 @@ ILLEGAL = (
 
 
 def upgrade() -> None:
-    op.create_table(
+    _table(
         "sweep",
-        sa.Column("id", Id, nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("grid", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("created_at", sa.Double, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="sweep_pk"),
-        sa.UniqueConstraint("name", name="sweep_name_uq"),
-        sa.CheckConstraint("state IN ('active', 'paused', 'cancelled')", name="sweep_state_ck"),
+        "id id, name text, grid text, state text, created_at double",
+        unique="name",
+        checks={"state": "state IN ('active', 'paused', 'cancelled')"},
     )
-    op.create_table(
+    _table(
         "job",
-        sa.Column("id", Id, nullable=False),
-        sa.Column("identity", sa.Text, nullable=False),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("state", sa.Text, nullable=False),
-        sa.Column("missing_parents", sa.Integer, nullable=False),
-        sa.Column("priority", sa.Integer, nullable=False),
-        sa.Column("critical_s", sa.Double, nullable=False),
-        sa.Column("token", sa.Integer, nullable=False),
-        sa.Column("forgiven_token", sa.Integer, nullable=False),
-        sa.Column("retry_at", sa.Double),
-        sa.Column("failure", sa.Text),
-        sa.Column("reason", sa.Text),
-        sa.Column("created_at", sa.Double, nullable=False),
-        sa.Column("ended_at", sa.Double),
-        sa.PrimaryKeyConstraint("id", name="job_pk"),
-        sa.UniqueConstraint("identity", name="job_identity_uq"),
-        sa.CheckConstraint(
-            "state IN ('waiting', 'ready', 'running', 'done', 'failed', 'skipped', 'cancelled')",
-            name="job_state_ck",
-        ),
-        sa.CheckConstraint(
-            "missing_parents >= 0 AND (state <> 'waiting' OR missing_parents > 0)"
+        "id id, identity text, kind text, name text, state text, missing_parents integer,"
+        " priority integer, critical_s double, token integer, forgiven_token integer,"
+        " retry_at double null, failure text null, reason text null, created_at double,"
+        " ended_at double null",
+        unique="identity",
+        checks={
+            "state": "state IN"
+            " ('waiting', 'ready', 'running', 'done', 'failed', 'skipped', 'cancelled')",
+            "parents": "missing_parents >= 0 AND (state <> 'waiting' OR missing_parents > 0)"
             " AND (state NOT IN ('ready', 'running', 'done') OR missing_parents = 0)",
-            name="job_parents_ck",
-        ),
-        sa.CheckConstraint("(state = 'failed') = (failure IS NOT NULL)", name="job_failure_ck"),
-        sa.CheckConstraint("length(identity) = 64", name="job_identity_ck"),
+            "failure": "(state = 'failed') = (failure IS NOT NULL)",
+            "identity": "length(identity) = 64",
+        },
     )
-    _index(
-        "job_claim_ix",
-        "job",
-        [sa.text("priority DESC"), sa.text("critical_s DESC"), "id"],
-        where="state = 'ready'",
-    )
+    claimed_first = [sa.text("priority DESC"), sa.text("critical_s DESC"), "id"]
+    _index("job_claim_ix", "job", claimed_first, where="state = 'ready'")
     _index("job_failed_ix", "job", ["ended_at"], where="state = 'failed'")
     op.create_index("job_name_ix", "job", ["name"])
-    op.create_table(
+    _table(
         "definition",
-        sa.Column("job_id", Id, nullable=False),
-        sa.Column("spec", sa.JSON, nullable=False),
-        sa.Column("resources", sa.JSON, nullable=False),
-        sa.Column("cost_s", sa.Double, nullable=False),
-        sa.PrimaryKeyConstraint("job_id", name="definition_pk"),
-        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name="definition_job_id_fk"),
+        "job_id id, spec json, resources json, cost_s double",
+        key="job_id",
+        references={"job_id": "job.id"},
     )
-    op.create_table(
+    _table(
         "edge",
-        sa.Column("child_id", Id, nullable=False),
-        sa.Column("role", sa.Text, nullable=False),
-        sa.Column("parent_id", Id, nullable=False),
-        sa.PrimaryKeyConstraint("child_id", "role", name="edge_pk"),
-        sa.ForeignKeyConstraint(["child_id"], ["job.id"], name="edge_child_id_fk"),
-        sa.ForeignKeyConstraint(["parent_id"], ["job.id"], name="edge_parent_id_fk"),
+        "child_id id, role text, parent_id id",
+        key="child_id role",
+        references={"child_id": "job.id", "parent_id": "job.id"},
     )
     op.create_index("edge_parent_ix", "edge", ["parent_id"])
-    op.create_table(
+    _table(
         "sweep_job",
-        sa.Column("sweep_id", Id, nullable=False),
-        sa.Column("job_id", Id, nullable=False),
-        sa.Column("labels", sa.JSON, nullable=False),
-        sa.PrimaryKeyConstraint("sweep_id", "job_id", name="sweep_job_pk"),
-        sa.ForeignKeyConstraint(["sweep_id"], ["sweep.id"], name="sweep_job_sweep_id_fk"),
-        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name="sweep_job_job_id_fk"),
+        "sweep_id id, job_id id, labels json",
+        key="sweep_id job_id",
+        references={"sweep_id": "sweep.id", "job_id": "job.id"},
     )
     op.create_index("sweep_job_job_ix", "sweep_job", ["job_id"])
-    op.create_table(
+    _table(
         "attempt",
-        sa.Column("job_id", Id, nullable=False),
-        sa.Column("token", sa.Integer, nullable=False),
-        sa.Column("owner", sa.Text, nullable=False),
-        sa.Column("actor", sa.Text),
-        sa.Column("node", sa.Text),
-        sa.Column("folder", sa.Text),
-        sa.Column("log", sa.Text),
-        sa.Column("claimed_at", sa.Double, nullable=False),
-        sa.Column("started_at", sa.Double),
-        sa.Column("lease_until", sa.Double),
-        sa.Column("progress", sa.JSON),
-        sa.Column("ended_at", sa.Double),
-        sa.Column("outcome", sa.Text),
-        sa.Column("failure", sa.Text),
-        sa.Column("reason", sa.Text),
-        sa.PrimaryKeyConstraint("job_id", "token", name="attempt_pk"),
-        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name="attempt_job_id_fk"),
-        sa.CheckConstraint(
-            "outcome IN ('done', 'failed', 'expired', 'released', 'cancelled')",
-            name="attempt_outcome_ck",
-        ),
-        sa.CheckConstraint(
-            "(outcome IS NULL) = (ended_at IS NULL)"
+        "job_id id, token integer, owner text, actor text null, node text null, folder text null,"
+        " log text null, claimed_at double, started_at double null, lease_until double null,"
+        " progress json null, ended_at double null, outcome text null, failure text null,"
+        " reason text null",
+        key="job_id token",
+        references={"job_id": "job.id"},
+        checks={
+            "outcome": "outcome IN ('done', 'failed', 'expired', 'released', 'cancelled')",
+            "ended": "(outcome IS NULL) = (ended_at IS NULL)"
             " AND (outcome IS NULL) = (lease_until IS NOT NULL)",
-            name="attempt_ended_ck",
-        ),
+        },
     )
     _index("attempt_live_ix", "attempt", ["job_id"], where="outcome IS NULL", unique=True)
     _index("attempt_done_ix", "attempt", ["ended_at"], where="outcome = 'done'")
-    op.create_table(
+    _table(
         "result",
-        sa.Column("job_id", Id, nullable=False),
-        sa.Column("token", sa.Integer, nullable=False),
-        sa.Column("folder", sa.Text, nullable=False),
-        sa.Column("manifest_sha256", sa.Text, nullable=False),
-        sa.Column("summary", sa.JSON, nullable=False),
-        sa.Column("provenance", sa.JSON, nullable=False),
-        sa.Column("accepted_at", sa.Double, nullable=False),
-        sa.PrimaryKeyConstraint("job_id", name="result_pk"),
-        sa.ForeignKeyConstraint(
-            ["job_id", "token"], ["attempt.job_id", "attempt.token"], name="result_job_id_token_fk"
-        ),
+        "job_id id, token integer, folder text, manifest_sha256 text, summary json,"
+        " provenance json, accepted_at double",
+        key="job_id",
+        references={"job_id token": "attempt.job_id attempt.token"},
     )
-    op.create_table(
-        "query_set",
-        sa.Column("id", Id, nullable=False),
-        sa.Column("digest", sa.Text, nullable=False),
-        sa.Column("name", sa.Text, nullable=False),
-        sa.Column("query_ids", sa.JSON, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="query_set_pk"),
-        sa.UniqueConstraint("digest", name="query_set_digest_uq"),
-    )
-    op.create_table(
+    _table("query_set", "id id, digest text, name text, query_ids json", unique="digest")
+    _table(
         "score",
-        sa.Column("job_id", Id, nullable=False),
-        sa.Column("measure", sa.Text, nullable=False),
-        sa.Column("query_set_id", Id, nullable=False),
-        sa.Column("packed", sa.LargeBinary, nullable=False),
-        sa.Column("mean", sa.Double, nullable=False),
-        sa.PrimaryKeyConstraint("job_id", "measure", name="score_pk"),
-        sa.ForeignKeyConstraint(["job_id"], ["result.job_id"], name="score_job_id_fk"),
-        sa.ForeignKeyConstraint(["query_set_id"], ["query_set.id"], name="score_query_set_id_fk"),
+        "job_id id, measure text, query_set_id id, packed bytes, mean double",
+        key="job_id measure",
+        references={"job_id": "result.job_id", "query_set_id": "query_set.id"},
     )
-    op.create_table(
+    _table(
         "controller",
-        sa.Column("owner", sa.Text, nullable=False),
-        sa.Column("host", sa.Text, nullable=False),
-        sa.Column("pid", sa.Integer, nullable=False),
-        sa.Column("dashboard_url", sa.Text),
-        sa.Column("started_at", sa.Double, nullable=False),
-        sa.Column("heartbeat_at", sa.Double, nullable=False),
-        sa.PrimaryKeyConstraint("owner", name="controller_pk"),
+        "owner text, host text, pid integer, dashboard_url text null, started_at double,"
+        " heartbeat_at double",
+        key="owner",
     )
-    op.create_table(
+    _table(
         "event",
-        sa.Column("id", Id, nullable=False),
-        sa.Column("at", sa.Double, nullable=False),
-        sa.Column("kind", sa.Text, nullable=False),
-        sa.Column("sweep_id", Id),
-        sa.Column("job_id", Id),
-        sa.Column("token", sa.Integer),
-        sa.Column("owner", sa.Text),
-        sa.Column("detail", sa.JSON, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="event_pk"),
-        sa.ForeignKeyConstraint(["sweep_id"], ["sweep.id"], name="event_sweep_id_fk"),
-        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name="event_job_id_fk"),
+        "id id, at double, kind text, sweep_id id null, job_id id null, token integer null,"
+        " owner text null, detail json",
+        references={"sweep_id": "sweep.id", "job_id": "job.id"},
         sqlite_autoincrement=True,
     )
     op.create_index("event_job_ix", "event", ["job_id"])
@@ -224,16 +140,42 @@ def upgrade() -> None:
         _guard_postgresql()
 
 
-def _index(name: str, table: str, columns: list, where: str, unique: bool = False) -> None:
-    condition = sa.text(where)
-    op.create_index(
+def _table(
+    name: str,
+    columns: str,
+    *,
+    key: str = "id",
+    unique: str = "",
+    references: Mapping[str, str] = {},
+    checks: Mapping[str, str] = {},
+    **options: Any,
+) -> None:
+    op.create_table(
         name,
-        table,
-        columns,
-        unique=unique,
-        sqlite_where=condition,
-        postgresql_where=condition,
+        *(_column(*column.split()) for column in columns.split(", ")),
+        sa.PrimaryKeyConstraint(*key.split(), name=f"{name}_pk"),
+        *([sa.UniqueConstraint(unique, name=f"{name}_{unique}_uq")] if unique else []),
+        *(
+            sa.ForeignKeyConstraint(
+                own.split(), other.split(), name=f"{name}_{own.replace(' ', '_')}_fk"
+            )
+            for own, other in references.items()
+        ),
+        *(
+            sa.CheckConstraint(condition, name=f"{name}_{check}_ck")
+            for check, condition in checks.items()
+        ),
+        **options,
     )
+
+
+def _column(name: str, kind: str, null: str = "") -> sa.Column:
+    return sa.Column(name, TYPES[kind], nullable=bool(null))
+
+
+def _index(name: str, table: str, columns: list, where: str, unique: bool = False) -> None:
+    conditions: Any = dict.fromkeys(("sqlite_where", "postgresql_where"), sa.text(where))
+    op.create_index(name, table, columns, unique=unique, **conditions)
 
 
 def _guard_sqlite() -> None:

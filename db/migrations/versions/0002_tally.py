@@ -9,29 +9,21 @@ revision = "0002"
 down_revision = "0001"
 
 
-Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-
-
-OLD_MOVES = (
-    "ready>running",
-    "running>done",
-    "waiting>ready",
-    "running>ready",
-    "running>failed",
-    "waiting>skipped",
-    "waiting>cancelled",
-    "ready>cancelled",
-    "running>cancelled",
-    "failed>waiting",
-    "failed>ready",
-    "skipped>waiting",
-    "skipped>ready",
-    "cancelled>waiting",
-    "cancelled>ready",
+LEGAL = (
+    "'ready>running', 'running>done', 'waiting>ready', 'running>ready', 'running>failed',"
+    " 'waiting>skipped', 'waiting>cancelled', 'ready>cancelled', 'running>cancelled',"
+    " 'failed>waiting', 'failed>ready', 'skipped>waiting', 'skipped>ready', 'cancelled>waiting',"
+    " 'cancelled>ready', 'ready>skipped'"
 )
 
 
-MOVES = (*OLD_MOVES, "ready>skipped")
+ILLEGAL = (
+    f"(OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({LEGAL}))"  # noqa: S608
+    " OR NEW.token < OLD.token OR NEW.identity <> OLD.identity OR NEW.kind <> OLD.kind"
+    " OR (NEW.state = 'done' AND NOT EXISTS (SELECT 1 FROM result WHERE result.job_id = NEW.id))"
+    " OR (NEW.state <> 'running' AND EXISTS"
+    " (SELECT 1 FROM attempt WHERE attempt.job_id = NEW.id AND attempt.outcome IS NULL))"
+)
 
 
 FILL = (
@@ -53,10 +45,11 @@ COUNT_MOVE = (
 
 
 def upgrade() -> None:
+    id_type = sa.BigInteger().with_variant(sa.Integer, "sqlite")
     op.create_table(
         "tally",
-        sa.Column("id", Id, nullable=False),
-        sa.Column("sweep_id", Id, nullable=False),
+        sa.Column("id", id_type, nullable=False),
+        sa.Column("sweep_id", id_type, nullable=False),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("jobs", sa.Integer, nullable=False),
@@ -65,44 +58,17 @@ def upgrade() -> None:
     )
     op.execute(FILL)
     if op.get_bind().dialect.name == "sqlite":
-        op.execute("DROP TRIGGER job_moves")
-        op.execute(_sqlite_guard(_illegal(MOVES, "kind")))
         _count_sqlite()
     else:
-        op.execute(_postgresql_guard(_illegal(MOVES, "kind")))
         _count_postgresql()
 
 
-def _illegal(moves: tuple[str, ...], *fixed: str) -> str:
-    """Condition that refuses an update of a job; `fixed` columns never change, as its identity."""
-    legal = ", ".join(f"'{move}'" for move in moves)
-    changed = "".join(f" OR NEW.{column} <> OLD.{column}" for column in ("identity", *fixed))
-    return (
-        f"(OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({legal}))"  # noqa: S608
-        f" OR NEW.token < OLD.token{changed}"
-        " OR (NEW.state = 'done' AND NOT EXISTS"
-        " (SELECT 1 FROM result WHERE result.job_id = NEW.id))"
-        " OR (NEW.state <> 'running' AND EXISTS"
-        " (SELECT 1 FROM attempt WHERE attempt.job_id = NEW.id AND attempt.outcome IS NULL))"
-    )
-
-
-def _sqlite_guard(illegal: str) -> str:
-    return (
-        f"CREATE TRIGGER job_moves BEFORE UPDATE ON job WHEN {illegal}"
+def _count_sqlite() -> None:
+    op.execute("DROP TRIGGER job_moves")
+    op.execute(
+        f"CREATE TRIGGER job_moves BEFORE UPDATE ON job WHEN {ILLEGAL}"
         " BEGIN SELECT RAISE(ABORT, 'illegal move of a job'); END"
     )
-
-
-def _postgresql_guard(illegal: str) -> str:
-    return (
-        "CREATE OR REPLACE FUNCTION xsweep_move() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        f" IF {illegal} THEN RAISE integrity_constraint_violation"
-        " USING MESSAGE = 'illegal move of a job'; END IF; RETURN NEW; END $$"
-    )
-
-
-def _count_sqlite() -> None:
     op.execute(
         "CREATE TRIGGER job_counted AFTER UPDATE OF state ON job WHEN OLD.state <> NEW.state"
         f" BEGIN {COUNT_MOVE}; END"
@@ -116,6 +82,11 @@ def _count_sqlite() -> None:
 
 
 def _count_postgresql() -> None:
+    op.execute(
+        "CREATE OR REPLACE FUNCTION xsweep_move() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        f" IF {ILLEGAL} THEN RAISE integrity_constraint_violation"
+        " USING MESSAGE = 'illegal move of a job'; END IF; RETURN NEW; END $$"
+    )
     op.execute(
         "CREATE FUNCTION xsweep_count_move() RETURNS trigger LANGUAGE plpgsql AS $$"
         f" BEGIN {COUNT_MOVE}; RETURN NULL; END $$"
