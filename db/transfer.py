@@ -17,6 +17,9 @@ from xsweep.db.transaction import among, pieces, reading, transact
 
 IMPORT_LEASE_S = 60.0
 
+JOB = ("identity", "kind", "name", "spec", "resources", "labels")
+RESULT = ("folder", "manifest_sha256", "summary", "provenance")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StoredResult:
@@ -53,47 +56,34 @@ def load_sweep(engine: Engine, sweep: str) -> StoredSweep:
     with reading(engine) as connection:
         id_ = find_sweep(connection, sweep)
         name, grid = connection.execute(select(Sweep.name, Sweep.grid).filter_by(id=id_)).one()
-        rows = connection.execute(
+        found = connection.execute(
             select(Job.id, Job.identity, Job.kind, Job.name, SweepJob.labels)
             .add_columns(Definition.spec, Definition.resources, Definition.cost_s)
-            .add_columns(Result.folder, Result.manifest_sha256, Result.summary, Result.provenance)
-            .add_columns(took_s.label("took_s"))
+            .add_columns(*(getattr(Result, name) for name in RESULT), took_s.label("took_s"))
             .join_from(SweepJob, Job)
             .join(Definition, Definition.job_id == Job.id)
             .outerjoin(Result, Result.job_id == Job.id)
             .outerjoin(Attempt, (Attempt.job_id == Job.id) & (Attempt.token == Result.token))
             .where(SweepJob.sweep_id == id_)
             .order_by(Job.id)
-        ).all()
-        identities = {row.id: row.identity for row in rows}
-        parents: dict[int, dict[str, str]] = {row.id: {} for row in rows}
+        )
+        rows = found.mappings().all()
+        identities = {row["id"]: row["identity"] for row in rows}
+        parents: dict[int, dict[str, str]] = {id_: {} for id_ in identities}
         edges = select(Edge.child_id, Edge.role, Edge.parent_id).order_by(Edge.child_id, Edge.role)
         edges = edges.where(among(connection, Edge.child_id, parents))
         for child_id, role, parent_id in connection.execute(edges):
             parents[child_id][role] = identities[parent_id]
     jobs = [
-        NewJob(
-            identity=row.identity,
-            kind=row.kind,
-            name=row.name,
-            spec=row.spec,
-            parents=parents[row.id],
-            resources=row.resources,
-            labels=row.labels,
-            cost=row.cost_s,
-        )
+        NewJob(**{name: row[name] for name in JOB}, parents=parents[row["id"]], cost=row["cost_s"])
         for row in rows
     ]
     results = {
-        row.identity: StoredResult(
-            folder=row.folder,
-            manifest_sha256=row.manifest_sha256,
-            summary=row.summary,
-            provenance=row.provenance,
-            seconds=max(0.0, row.took_s),
+        row["identity"]: StoredResult(
+            **{name: row[name] for name in RESULT}, seconds=max(0.0, row["took_s"])
         )
         for row in rows
-        if row.folder is not None
+        if row["folder"] is not None
     }
     return StoredSweep(name=name, grid=grid, jobs=jobs, results=results)
 
@@ -137,15 +127,8 @@ def import_results(
         while leases := _claim(connection, results, owner):
             found: list[tuple[NewResult, PackedScores]] = []
             for identity, lease in leases.items():
-                result = results[identity]
-                new = NewResult(
-                    lease=lease,
-                    folder=result.folder,
-                    manifest_sha256=result.manifest_sha256,
-                    summary=result.summary,
-                    provenance=result.provenance,
-                )
-                found.append((new, packed[identity]))
+                stored = {name: getattr(results[identity], name) for name in RESULT}
+                found.append((NewResult(lease=lease, **stored), packed[identity]))
             for piece in pieces(found):
                 accepted += len(accept_results(connection, piece))
         refused = len(results) - accepted - known

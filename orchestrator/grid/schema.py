@@ -30,41 +30,18 @@ from xsweep.trainer.objectives import Signal
 from xsweep.trainer.specs import AshaSpec, OptimisationSpec
 from xsweep.trainer.teachers.formats import FILE_KEYS
 
-
-def _as_list(value: Any) -> Any:
-    return value if isinstance(value, list | tuple) else [value]
-
-
-def _as_file(value: Any) -> Any:
-    return {"path": value} if isinstance(value, str) else value
-
-
-def _as_first_stage(value: Any) -> Any:
-    return {value: {} if value == "bm25" else True} if isinstance(value, str) else value
-
-
-def _as_term(value: Any) -> Any:
-    return value if isinstance(value, dict) else {"weight": value}
-
-
-def _as_objective(value: Any) -> Any:
-    return {} if value is None else value
-
-
-def _canonical_measure(name: str) -> str:
-    return str(parse_measure(name))
-
-
-Listed = BeforeValidator(_as_list)
+Listed = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
 """One value may be written without a list."""
 
 Names = Annotated[tuple[str, ...], Listed]
 
-Measure = Annotated[str, AfterValidator(_canonical_measure)]
+Measure = Annotated[str, AfterValidator(lambda name: str(parse_measure(name)))]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-File = Annotated[FileSpec, BeforeValidator(_as_file)]
+File = Annotated[
+    FileSpec, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
+]
 """A path, or `{path: …, md5: …}`; relative paths start at the grid file's folder."""
 
 
@@ -102,6 +79,10 @@ class FirstStage(Spec):
     def _check(self) -> Self:
         one_of(self, "bm25", "run", "runs", "scoreddocs", "dense", "splade")
         return self
+
+
+def _as_first_stage(value: Any) -> Any:
+    return {value: {} if value == "bm25" else True} if isinstance(value, str) else value
 
 
 FirstStageEntry = Annotated[FirstStage, BeforeValidator(_as_first_stage)]
@@ -206,6 +187,11 @@ class Term(Spec):
     parameters: dict[str, float] = Field(default={})
 
 
+TermEntry = Annotated[
+    Term, BeforeValidator(lambda value: value if isinstance(value, dict) else {"weight": value})
+]
+
+
 class Stage(Spec):
     """One of several trainings in sequence; every other key is a training setting of it."""
 
@@ -233,7 +219,7 @@ class Objective(Spec):
     loss: str | None = None
     """None: the entry's own name."""
     parameters: dict[str, float] = Field(default={})
-    plus: dict[str, Annotated[Term, BeforeValidator(_as_term)]] = Field(default={})
+    plus: dict[str, TermEntry] = Field(default={})
     """Additional losses on the same samples, with their weights."""
     stages: tuple[Stage, ...] = Field(default=())
     """Trainings in sequence, in place of all other keys."""
@@ -242,6 +228,9 @@ class Objective(Spec):
     def training(self) -> dict[str, Any]:
         """The training settings that this objective overrides."""
         return self.model_extra or {}
+
+
+ObjectiveEntry = Annotated[Objective, BeforeValidator(lambda value: {} if value is None else value)]
 
 
 class Range(Spec):
@@ -398,9 +387,7 @@ class Grid(Spec):
     """A folder laid out as IR_DATASETS_HOME; None: the default of ir_datasets."""
     backbones: tuple[Backbone, ...] = Field(min_length=1)
     teachers: dict[str, Teacher] = Field(min_length=1)
-    objectives: dict[str, Annotated[Objective, BeforeValidator(_as_objective)]] = Field(
-        min_length=1
-    )
+    objectives: dict[str, ObjectiveEntry] = Field(min_length=1)
     seeds: Annotated[tuple[Seed, ...], Listed] = Field(min_length=1)
     training: dict[str, Any]
     """`collection` and the settings of TrainingSettings."""

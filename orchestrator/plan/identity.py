@@ -24,17 +24,12 @@ from xsweep.evaluator.specs import ApidocsSpec, FileSpec, FolderSpec, Location, 
 _CHECKSUMS = ("md5", "sha256", "version")
 
 
-def identity(kind: str, spec: BaseModel, parents: Mapping[str, str]) -> str:
+def identity_of(kind: str, spec: str, parents: Mapping[str, str]) -> str:
     """The identity of a job, 64 hex digits, from its kind, spec and parents (role to identity).
 
-    Callers leave out parents that only save work (token stores). Raises ConfigError for numbers
-    that are not finite.
+    `spec` is the canonical JSON of the spec's significant part. Callers leave out parents that
+    only save work (token stores).
     """
-    return identity_of(kind, canonical(significant(spec)), parents)
-
-
-def identity_of(kind: str, spec: str, parents: Mapping[str, str]) -> str:
-    """The identity from the canonical JSON of the spec's significant part."""
     start = canonical({"kind": kind, "parents": dict(parents)})
     return hashlib.sha256(f'{start[:-1]},"spec":{spec}}}'.encode()).hexdigest()
 

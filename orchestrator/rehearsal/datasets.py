@@ -12,7 +12,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -314,19 +314,11 @@ def _ranked(data: Corpus, query: str, random: np.random.Generator) -> list[tuple
     return sorted(score.items(), key=lambda each: (-each[1], each[0]))[:TEACHER_DEPTH]
 
 
-def _run(data: Corpus, random: np.random.Generator) -> bytes:
+def _lists(data: Corpus, random: np.random.Generator, *, line: str) -> bytes:
     return "".join(
-        f"{query} 0 {document} {rank} {score:.6f} rehearsal\n"
+        line.format(query, document, rank, score)
         for query in data.queries
         for rank, (document, score) in enumerate(_ranked(data, query, random), 1)
-    ).encode()
-
-
-def _scores(data: Corpus, random: np.random.Generator) -> bytes:
-    return "".join(
-        f"{query}\t{document}\t{score:.6f}\n"
-        for query in data.queries
-        for document, score in _ranked(data, query, random)
     ).encode()
 
 
@@ -355,8 +347,8 @@ def _passages(data: Corpus, random: np.random.Generator) -> bytes:
 
 
 TEACHER_FILES: Mapping[str, Callable[[Corpus, np.random.Generator], bytes]] = {
-    "run": _run,
-    "scores": _scores,
+    "run": partial(_lists, line="{} 0 {} {} {:.6f} rehearsal\n"),
+    "scores": partial(_lists, line="{0}\t{1}\t{3:.6f}\n"),
     "triples": lambda data, _: triples(data).encode(),
     "score_triples": _score_triples,
     "jsonl": _passages,

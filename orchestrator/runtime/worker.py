@@ -253,10 +253,8 @@ def interface_of(address: str) -> str | None:
     """Return the name of the network interface with this address, if any."""
     import psutil
 
-    for name, bound in psutil.net_if_addrs().items():
-        if any(each.address == address for each in bound):
-            return name
-    return None
+    bound = psutil.net_if_addrs().items()
+    return next((name for name, own in bound if address in (each.address for each in own)), None)
 
 
 def _name_in(store: Store, path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.specs import (
@@ -25,8 +25,13 @@ from xsweep.evaluator.specs import (
     Spec,
     TeachSpec,
 )
-from xsweep.orchestrator.plan.identity import canonical, identity, significant
+from xsweep.orchestrator.plan.identity import canonical, identity_of, significant
 from xsweep.trainer.specs import TrainSpec
+
+
+def identity(kind: str, spec: BaseModel, parents: dict[str, str]) -> str:
+    return identity_of(kind, canonical(significant(spec)), parents)
+
 
 GOLDEN = Path(__file__).with_name("identities.json")
 KINDS: dict[str, Any] = {
