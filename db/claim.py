@@ -5,29 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import (
-    JSON,
-    ColumnElement,
-    Connection,
-    Double,
-    Engine,
-    Executable,
-    Integer,
-    RowMapping,
-    Select,
-    Text,
-    and_,
-    bindparam,
-    cast,
-    exists,
-    func,
-    insert,
-    literal,
-    or_,
-    select,
-    tuple_,
-    update,
-)
+import sqlalchemy as sa
 
 from xsweep.db.events import record
 from xsweep.db.schema import (
@@ -44,8 +22,8 @@ from xsweep.db.schema import (
 )
 from xsweep.db.transaction import pieces, transact
 
-MAY_START = or_(Job.retry_at.is_(None), Job.retry_at <= now_s())
-IN_ACTIVE_SWEEP = exists().where(
+MAY_START = sa.or_(Job.retry_at.is_(None), Job.retry_at <= now_s())
+IN_ACTIVE_SWEEP = sa.exists().where(
     SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
 )
 
@@ -95,7 +73,7 @@ class Claim:
 
 
 def claim(
-    engine: Engine,
+    engine: sa.Engine,
     *,
     owner: str,
     limit: int,
@@ -114,7 +92,7 @@ def claim(
         parameters["kinds"] = list(kinds)
     lease = {"holder": owner, "lease_s": float(lease_s)}
 
-    def work(connection: Connection) -> list[Claim]:
+    def work(connection: sa.Connection) -> list[Claim]:
         postgresql = connection.dialect.name == "postgresql"
         take = _take(postgresql, kinds is not None)
         if postgresql:
@@ -134,13 +112,13 @@ def claim(
     return transact(engine, work) if limit > 0 else []
 
 
-def read_claims(connection: Connection, *conditions: ColumnElement[bool]) -> list[Claim]:
+def read_claims(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) -> list[Claim]:
     """The live attempts that meet the conditions, by job id."""
     started = (Attempt.owner, Attempt.actor, Attempt.node, Attempt.folder, Attempt.log)
     query = (
         _claim_columns(Job.__table__.c, connection.dialect.name == "postgresql")
         .add_columns(*started)
-        .join(Attempt, and_(Attempt.job_id == Job.id, Attempt.outcome.is_(None)))
+        .join(Attempt, sa.and_(Attempt.job_id == Job.id, Attempt.outcome.is_(None)))
         .where(*conditions)
         .order_by(Job.id)
     )
@@ -149,64 +127,64 @@ def read_claims(connection: Connection, *conditions: ColumnElement[bool]) -> lis
 
 
 # Statements are built once: building one takes longer than running it.
-_LEASE = {"claimed_at": now_s(), "lease_until": now_s() + bindparam("lease_s", type_=Double)}
-_HOLD = insert(Attempt).values(_LEASE)
+_LEASE = {"claimed_at": now_s(), "lease_until": now_s() + sa.bindparam("lease_s", type_=sa.Double)}
+_HOLD = sa.insert(Attempt).values(_LEASE)
 _JOB = ("id", "identity", "kind", "name", "token", "critical_s")
 
 
 @cache
-def _take(postgresql: bool, of_kinds: bool) -> Executable:
+def _take(postgresql: bool, of_kinds: bool) -> sa.Executable:
     """Take `at_most` jobs; on PostgreSQL also write attempts and events and return the claims.
 
     PostgreSQL needs one round trip this way instead of seven. State and limit are literals: a plan
     made once for all values could use neither the index of ready jobs nor the small limit.
     """
     candidates = (
-        select(Job.id)
-        .where(Job.state == bindparam(None, State.READY, Text, literal_execute=True))
+        sa.select(Job.id)
+        .where(Job.state == sa.bindparam(None, State.READY, sa.Text, literal_execute=True))
         .where(MAY_START, IN_ACTIVE_SWEEP)
-        .where(Job.id.not_in(bindparam("exclude", expanding=True)))
+        .where(Job.id.not_in(sa.bindparam("exclude", expanding=True)))
         # every priority is 0, but the index of ready jobs begins with it
         .order_by(Job.priority.desc(), Job.critical_s.desc(), Job.id)
-        .limit(bindparam("at_most", type_=Integer, literal_execute=True))
+        .limit(sa.bindparam("at_most", type_=sa.Integer, literal_execute=True))
         .with_for_update(skip_locked=True, of=Job)
     )
     if of_kinds:
-        candidates = candidates.where(Job.kind.in_(bindparam("kinds", expanding=True)))
+        candidates = candidates.where(Job.kind.in_(sa.bindparam("kinds", expanding=True)))
     # materialised: inlined, the sub-query may run more than once and take more than the limit
     picked = candidates.cte("picked").prefix_with("MATERIALIZED")
     take = (
-        update(Job)
-        .where(Job.id.in_(select(picked.c.id)))
+        sa.update(Job)
+        .where(Job.id.in_(sa.select(picked.c.id)))
         .values(state=State.RUNNING, token=Job.token + 1, retry_at=None)
     )
     if not postgresql:
         return take.returning(Job.id, Job.token)
     taken = take.returning(*(getattr(Job, name) for name in _JOB)).cte("taken")
-    holder = bindparam("holder", type_=Text)
+    holder = sa.bindparam("holder", type_=sa.Text)
     columns = ["job_id", "token", "owner"]
-    attempts = select(taken.c.id, taken.c.token, holder, *_LEASE.values())
-    held = insert(Attempt).from_select([*columns, *_LEASE], attempts).cte("held")
-    events = select(
-        *(now_s(), literal("claimed", Text), taken.c.id, taken.c.token, holder, literal({}, JSON))
-    )
-    recorded = insert(Event).from_select(["at", "kind", *columns, "detail"], events).cte("recorded")
-    return _claim_columns(taken.c, postgresql).select_from(taken).add_cte(held, recorded)
+    attempts = sa.select(taken.c.id, taken.c.token, holder, *_LEASE.values())
+    held = sa.insert(Attempt).from_select([*columns, *_LEASE], attempts).cte("held")
+    kind, detail = sa.literal("claimed", sa.Text), sa.literal({}, sa.JSON)
+    events = sa.select(now_s(), kind, taken.c.id, taken.c.token, holder, detail)
+    recorded = sa.insert(Event).from_select(["at", "kind", *columns, "detail"], events)
+    found = _claim_columns(taken.c, postgresql).select_from(taken)
+    return found.add_cte(held, recorded.cte("recorded"))
 
 
-def _claim_columns(job: Any, postgresql: bool) -> Select[Any]:
+def _claim_columns(job: Any, postgresql: bool) -> sa.Select[Any]:
     """Select the columns of claims, given those of their jobs."""
-    gather = func.json_object_agg if postgresql else func.json_group_object
+    gather = sa.func.json_object_agg if postgresql else sa.func.json_group_object
     inputs = (
-        select(gather(Edge.role, Result.folder, type_=JSON))
+        sa.select(gather(Edge.role, Result.folder, type_=sa.JSON))
         .join(Result, Result.job_id == Edge.parent_id)
         .where(Edge.child_id == job.id)
     )
     before = Attempt.__table__.alias("before").c
-    earlier = select(gather(cast(before.token, Text), before.folder, type_=JSON)).where(
+    earlier = sa.select(gather(sa.cast(before.token, sa.Text), before.folder, type_=sa.JSON)).where(
         before.job_id == job.id, before.token < job.token, before.folder.is_not(None)
     )
-    return select(
+    return sa.select(
         *(job[name].label("job_id") if name == "id" else job[name] for name in _JOB),
         *(Definition.spec, Definition.resources),
         inputs.scalar_subquery().label("inputs"),
@@ -215,11 +193,11 @@ def _claim_columns(job: Any, postgresql: bool) -> Select[Any]:
 
 
 _TAKEN = _claim_columns(Job.__table__.c, postgresql=False).where(
-    Job.id.in_(bindparam("ids", expanding=True))
+    Job.id.in_(sa.bindparam("ids", expanding=True))
 )
 
 
-def _as_claim(row: RowMapping, **attempt: Any) -> Claim:
+def _as_claim(row: sa.RowMapping, **attempt: Any) -> Claim:
     same = ("job_id", "token", "identity", "kind", "name", "spec", "resources")
     folders = {int(token): folder for token, folder in (row["earlier"] or {}).items()}
     return Claim(
@@ -230,13 +208,13 @@ def _as_claim(row: RowMapping, **attempt: Any) -> Claim:
     )
 
 
-def mark_started(engine: Engine, places: Mapping[Lease, Place]) -> set[Lease]:
+def mark_started(engine: sa.Engine, places: Mapping[Lease, Place]) -> set[Lease]:
     """Record where attempts run. Returns the leases that still hold: stop all other attempts."""
 
-    def work(connection: Connection) -> set[Lease]:
+    def work(connection: sa.Connection) -> set[Lease]:
         held = []
         for lease, place in places.items():
-            begun = update(Attempt).where(live([lease]))
+            begun = sa.update(Attempt).where(live([lease]))
             row = begun.values(started_at=now_s(), **place._asdict())
             if connection.execute(row).rowcount:
                 held.append(lease)
@@ -248,7 +226,7 @@ def mark_started(engine: Engine, places: Mapping[Lease, Place]) -> set[Lease]:
 
 
 def renew(
-    engine: Engine,
+    engine: sa.Engine,
     leases: Collection[Lease],
     *,
     lease_s: float,
@@ -260,14 +238,14 @@ def renew(
     {"done": 50, "total": 200, "loss": 0.3}.
     """
 
-    def work(connection: Connection) -> set[Lease]:
+    def work(connection: sa.Connection) -> set[Lease]:
         held: set[Lease] = set()
         for piece in pieces(sorted(leases)):
-            extended = update(Attempt).where(live(piece)).values(lease_until=now_s() + lease_s)
+            extended = sa.update(Attempt).where(live(piece)).values(lease_until=now_s() + lease_s)
             rows = connection.execute(extended.returning(*LEASE))
             held |= {Lease(*row) for row in rows}
         for lease in held & set(progress or ()):
-            made = update(Attempt).where(live([lease])).values(progress=(progress or {})[lease])
+            made = sa.update(Attempt).where(live([lease])).values(progress=(progress or {})[lease])
             connection.execute(made)
         return held
 
@@ -277,6 +255,6 @@ def renew(
 LEASE = (Attempt.job_id, Attempt.token, Attempt.owner)
 
 
-def live(leases: Iterable[Lease]) -> ColumnElement[bool]:
+def live(leases: Iterable[Lease]) -> sa.ColumnElement[bool]:
     """The condition of every write of attempts: they have not ended, and these leases hold them."""
-    return and_(tuple_(*LEASE).in_(list(leases)), Attempt.outcome.is_(None))
+    return sa.and_(sa.tuple_(*LEASE).in_(list(leases)), Attempt.outcome.is_(None))

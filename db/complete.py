@@ -7,25 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    JSON,
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Engine,
-    Executable,
-    FromClause,
-    Integer,
-    Text,
-    bindparam,
-    cast,
-    func,
-    insert,
-    literal,
-    select,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.types import TypeEngine
 
 from xsweep.db.breaker import stop_columns
@@ -56,7 +38,7 @@ class NewResult:
     query_set_name: str | None = None
 
 
-def finish(engine: Engine, results: Sequence[NewResult]) -> set[Lease]:
+def finish(engine: sa.Engine, results: Sequence[NewResult]) -> set[Lease]:
     """Accept results of attempts and make the jobs ready that waited for them, in one transaction.
 
     Returns the leases whose results count. Any other no longer holds: its job is unchanged and its
@@ -72,7 +54,7 @@ def finish(engine: Engine, results: Sequence[NewResult]) -> set[Lease]:
 
 
 def accept_results(
-    connection: Connection, results: list[tuple[NewResult, PackedScores]]
+    connection: sa.Connection, results: list[tuple[NewResult, PackedScores]]
 ) -> set[Lease]:
     """`finish` within a transaction, for at most `xsweep.db.transaction.PIECE` results."""
     packed = {result.lease: scores for result, scores in results}
@@ -100,7 +82,7 @@ def accept_results(
     return held | {lease for lease in lost if _accepted_before(connection, lease, rows[lease])}
 
 
-def _write_in_turn(connection: Connection, rows: Rows, details: Rows) -> set[Lease]:
+def _write_in_turn(connection: sa.Connection, rows: Rows, details: Rows) -> set[Lease]:
     """End the attempts that are held and write their results; returns their leases.
 
     One statement after the other, for SQLite, whose transaction locks the whole database.
@@ -114,10 +96,10 @@ def _write_in_turn(connection: Connection, rows: Rows, details: Rows) -> set[Lea
     return set(held)
 
 
-_INSERT_RESULT = insert(Result).values(accepted_at=now_s())
+_INSERT_RESULT = sa.insert(Result).values(accepted_at=now_s())
 
 
-def _write_at_once(connection: Connection, rows: Rows, details: Rows) -> set[Lease]:
+def _write_at_once(connection: sa.Connection, rows: Rows, details: Rows) -> set[Lease]:
     """`_write_in_turn` in one statement, for PostgreSQL.
 
     Another one wakes the children: this one may wait for a submission that adds some, and would not
@@ -134,14 +116,14 @@ def _write_at_once(connection: Connection, rows: Rows, details: Rows) -> set[Lea
 
 
 _RESULT: dict[str, type[TypeEngine[Any]]] = {
-    "job_id": BigInteger,
-    "token": Integer,
-    "folder": Text,
-    "manifest_sha256": Text,
-    "summary": Text,
-    "provenance": Text,
+    "job_id": sa.BigInteger,
+    "token": sa.Integer,
+    "folder": sa.Text,
+    "manifest_sha256": sa.Text,
+    "summary": sa.Text,
+    "provenance": sa.Text,
 }
-_GIVEN: dict[str, type[TypeEngine[Any]]] = {**_RESULT, "owner": Text, "detail": Text}
+_GIVEN: dict[str, type[TypeEngine[Any]]] = {**_RESULT, "owner": sa.Text, "detail": sa.Text}
 
 
 def _parameter(column: str) -> str:
@@ -150,58 +132,61 @@ def _parameter(column: str) -> str:
 
 
 @cache
-def _accept(single: bool) -> Executable:
+def _accept(single: bool) -> sa.Executable:
     """The statement of `_write_at_once`; each part reads what the one before it wrote.
 
     A single result is given as values and not as arrays of one: the server expects ten elements of
     an array, so it would make a new plan each time, which takes as long as the rest.
     """
-    given: FromClause
+    given: sa.FromClause
     if single:
         values: list[Any] = [
-            cast(bindparam(_parameter(name), type_=kind), kind).label(name)
+            sa.cast(sa.bindparam(_parameter(name), type_=kind), kind).label(name)
             for name, kind in _GIVEN.items()
         ]
-        given = select(*values).subquery("given")
+        given = sa.select(*values).subquery("given")
     else:
-        arrays = [bindparam(_parameter(name), type_=ARRAY(kind)) for name, kind in _GIVEN.items()]
-        given = func.unnest(*arrays).table_valued(*_GIVEN, name="given").render_derived()
+        arrays = (
+            sa.bindparam(_parameter(name), type_=sa.ARRAY(kind)) for name, kind in _GIVEN.items()
+        )
+        given = sa.func.unnest(*arrays).table_valued(*_GIVEN, name="given").render_derived()
     # in ascending order, see `lock`
     locked = (
-        select(Job.id)
-        .where(Job.id.in_(select(given.c.job_id)))
+        sa.select(Job.id)
+        .where(Job.id.in_(sa.select(given.c.job_id)))
         .order_by(Job.id)
         .with_for_update()
         .cte("locked")
     )
     ended = (
-        update(Attempt)
+        sa.update(Attempt)
         .where(Attempt.job_id == locked.c.id, Attempt.outcome.is_(None))
         .where(*(column == given.c[column.key] for column in LEASE))
         .values(_ended("done"))
         .returning(*(given.c[name] for name in _GIVEN))
         .cte("ended")
     )
-    result = select(
+    result = sa.select(
         *(ended.c[name] for name in ("job_id", "token", "folder", "manifest_sha256")),
-        *(cast(ended.c[name], JSON) for name in ("summary", "provenance")),
+        *(sa.cast(ended.c[name], sa.JSON) for name in ("summary", "provenance")),
         now_s(),
     )
-    keep = insert(Result).from_select([*_RESULT, "accepted_at"], result)
+    keep = sa.insert(Result).from_select([*_RESULT, "accepted_at"], result)
     kept = keep.returning(Result.job_id).cte("kept")
     done = {"state": State.DONE, "ended_at": now_s()}
-    moved = update(Job).where(Job.id == kept.c.job_id).values(done).cte("moved")
+    moved = sa.update(Job).where(Job.id == kept.c.job_id).values(done).cte("moved")
     lease = [ended.c[column.key] for column in LEASE]
-    event = select(now_s(), literal("accepted", Text), *lease, cast(ended.c.detail, JSON))
+    kind, detail = sa.literal("accepted", sa.Text), sa.cast(ended.c.detail, sa.JSON)
+    event = sa.select(now_s(), kind, *lease, detail)
     columns = ["at", "kind", "job_id", "token", "owner", "detail"]
-    recorded = insert(Event).from_select(columns, event).cte("recorded")
-    return select(*lease).add_cte(moved, recorded)
+    recorded = sa.insert(Event).from_select(columns, event).cte("recorded")
+    return sa.select(*lease).add_cte(moved, recorded)
 
 
-def _accepted_before(connection: Connection, lease: Lease, row: dict[str, Any]) -> bool:
+def _accepted_before(connection: sa.Connection, lease: Lease, row: dict[str, Any]) -> bool:
     """Recognise a retry of a call whose reply was lost."""
     result = {name: row[name] for name in ("job_id", "token", "manifest_sha256")}
-    accepted = connection.scalar(select(Result.job_id).filter_by(**result)) is not None
+    accepted = connection.scalar(sa.select(Result.job_id).filter_by(**result)) is not None
     return accepted or _refuse(connection, "finish", lease)
 
 
@@ -215,7 +200,7 @@ def _storable(value: Any) -> Any:
 
 
 def fail(
-    engine: Engine,
+    engine: sa.Engine,
     lease: Lease,
     *,
     failure: str,
@@ -230,12 +215,12 @@ def fail(
     """
     reason = _clean(reason)
 
-    def work(connection: Connection) -> str | None:
+    def work(connection: sa.Connection) -> str | None:
         lock(connection, [lease.job_id])
         if end_attempts(connection, live([lease]), "failed", failure=failure, reason=reason):
             return retry_or_fail(connection, "failed", lease, failure, reason, retry_after_s)
         if _ended_before(connection, "failed", lease) or _refuse(connection, "fail", lease):
-            return connection.scalar(select(Job.state).where(Job.id == lease.job_id))
+            return connection.scalar(sa.select(Job.state).where(Job.id == lease.job_id))
         return None
 
     state = transact(engine, work)
@@ -245,14 +230,14 @@ def fail(
     return state
 
 
-def release(engine: Engine, lease: Lease, *, reason: str) -> bool:
+def release(engine: sa.Engine, lease: Lease, *, reason: str) -> bool:
     """Give the job back uncharged, ready for anyone: after a drain or preemption, or for no room.
 
     False: the lease no longer holds and nothing changed.
     """
     reason = _clean(reason)
 
-    def work(connection: Connection) -> bool:
+    def work(connection: sa.Connection) -> bool:
         lock(connection, [lease.job_id])
         if not end_attempts(connection, live([lease]), "released", reason=reason):
             before = _ended_before(connection, "released", lease)
@@ -265,10 +250,10 @@ def release(engine: Engine, lease: Lease, *, reason: str) -> bool:
 
 
 def end_attempts(
-    connection: Connection, condition: ColumnElement[bool], outcome: str, **values: Any
+    connection: sa.Connection, condition: sa.ColumnElement[bool], outcome: str, **values: Any
 ) -> list[Lease]:
     """End the attempts that meet a condition (see `live`); their leases."""
-    ended = update(Attempt).where(condition).values(_ended(outcome) | values)
+    ended = sa.update(Attempt).where(condition).values(_ended(outcome) | values)
     return [Lease(*row) for row in connection.execute(ended.returning(*LEASE))]
 
 
@@ -277,7 +262,7 @@ def _ended(outcome: str) -> dict[str, Any]:
 
 
 def retry_or_fail(
-    connection: Connection,
+    connection: sa.Connection,
     event: str,
     lease: Lease,
     failure: str,
@@ -286,7 +271,7 @@ def retry_or_fail(
 ) -> str:
     """Move a job whose attempt has just failed to ready or failed. Returns its new state."""
     job_id = lease.job_id
-    counted = select(func.count()).join_from(Attempt, Job).where(Job.id == job_id)
+    counted = sa.select(sa.func.count()).join_from(Attempt, Job).where(Job.id == job_id)
     counted = counted.where(Attempt.failure == failure, Attempt.token > Job.forgiven_token)
     failures = connection.scalar(counted) or 0
     allowed = RETRIES.get(failure, RETRIES["UNKNOWN"])
@@ -297,20 +282,20 @@ def retry_or_fail(
     else:
         state = State.FAILED
         move(connection, [job_id], state, failure=failure, reason=reason, ended_at=now_s())
-        name = connection.scalar(select(Job.name).where(Job.id == job_id))
+        name = connection.scalar(sa.select(Job.name).where(Job.id == job_id))
         skip_descendants(connection, [job_id], f"{name} failed: {failure}")
     detail = {"failure": failure, "count": failures, "allowed": allowed, "next": str(state)}
     record(connection, event, {**lease._asdict(), **detail, "reason": reason})
     return str(state)
 
 
-def _ended_before(connection: Connection, outcome: str, lease: Lease) -> bool:
+def _ended_before(connection: sa.Connection, outcome: str, lease: Lease) -> bool:
     """Recognise a retry of a call whose reply was lost."""
-    ended = select(Attempt.job_id).filter_by(**lease._asdict(), outcome=outcome)
+    ended = sa.select(Attempt.job_id).filter_by(**lease._asdict(), outcome=outcome)
     return connection.scalar(ended) is not None
 
 
-def _refuse(connection: Connection, verb: str, lease: Lease) -> bool:
+def _refuse(connection: sa.Connection, verb: str, lease: Lease) -> bool:
     record(connection, "refused", {**lease._asdict(), "verb": verb})
     return False
 

@@ -4,65 +4,50 @@ from collections.abc import Collection, Iterable
 from functools import cache
 from typing import Any
 
-from sqlalchemy import (
-    ARRAY,
-    BigInteger,
-    ColumnElement,
-    Connection,
-    Executable,
-    FromClause,
-    and_,
-    any_,
-    bindparam,
-    case,
-    exists,
-    func,
-    select,
-    update,
-)
+import sqlalchemy as sa
 
 from xsweep.db.events import record
 from xsweep.db.schema import BROKEN, Edge, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import among
 
 
-def lock(connection: Connection, job_ids: Collection[int]) -> None:
+def lock(connection: sa.Connection, job_ids: Collection[int]) -> None:
     """Lock the rows of jobs until the transaction ends; in ascending order, against deadlocks."""
     if connection.dialect.name == "postgresql":  # SQLite's transaction locks the whole database
-        rows = select(Job.id).where(among(connection, Job.id, job_ids)).order_by(Job.id)
+        rows = sa.select(Job.id).where(among(connection, Job.id, job_ids)).order_by(Job.id)
         connection.execute(rows.with_for_update()).all()
 
 
-def move(connection: Connection, job_ids: Collection[int], state: State, **values: Any) -> None:
+def move(connection: sa.Connection, job_ids: Collection[int], state: State, **values: Any) -> None:
     """Set the state of jobs, which the caller knows to be a legal move for all of them."""
-    jobs = update(Job).where(among(connection, Job.id, job_ids))
+    jobs = sa.update(Job).where(among(connection, Job.id, job_ids))
     connection.execute(jobs.values(state=state, **values))
 
 
-def children(connection: Connection, job_ids: Collection[int], state: State) -> set[int]:
+def children(connection: sa.Connection, job_ids: Collection[int], state: State) -> set[int]:
     """The ids of the jobs in a state that need one of these."""
-    needing = select(Job.id).join(Edge, Edge.child_id == Job.id).where(Job.state == state)
+    needing = sa.select(Job.id).join(Edge, Edge.child_id == Job.id).where(Job.state == state)
     return set(connection.scalars(needing.where(among(connection, Edge.parent_id, job_ids))))
 
 
-def ancestors(connection: Connection, job_id: int, states: Iterable[State]) -> set[int]:
+def ancestors(connection: sa.Connection, job_id: int, states: Iterable[State]) -> set[int]:
     """The ids of the jobs in these states that the job needs, directly or not."""
-    tree = select(Edge.parent_id).where(Edge.child_id == job_id).cte("tree", recursive=True)
-    tree = tree.union(select(Edge.parent_id).where(Edge.child_id == tree.c.parent_id))
-    found = select(Job.id).where(Job.id.in_(select(tree.c.parent_id)))
+    tree = sa.select(Edge.parent_id).where(Edge.child_id == job_id).cte("tree", recursive=True)
+    tree = tree.union(sa.select(Edge.parent_id).where(Edge.child_id == tree.c.parent_id))
+    found = sa.select(Job.id).where(Job.id.in_(sa.select(tree.c.parent_id)))
     return set(connection.scalars(found.where(Job.state.in_(tuple(states)))))
 
 
-def needed_by_a_sweep(job_id: Any, besides: int | None = None) -> ColumnElement[bool]:
+def needed_by_a_sweep(job_id: Any, besides: int | None = None) -> sa.ColumnElement[bool]:
     """The condition that a sweep that is not cancelled, `besides` apart, contains the job."""
     member, sweep = SweepJob.__table__.alias("member").c, Sweep.__table__.alias("owner").c
-    found = exists().where(
+    found = sa.exists().where(
         member.job_id == job_id, member.sweep_id == sweep.id, sweep.state != "cancelled"
     )
     return found if besides is None else found.where(sweep.id != besides)
 
 
-def wake_children(connection: Connection, job_ids: Collection[int]) -> list[int]:
+def wake_children(connection: sa.Connection, job_ids: Collection[int]) -> list[int]:
     """Count new results for every job that needs them; returns those that are ready now.
 
     Takes at most `xsweep.db.transaction.PIECE` results at a time.
@@ -72,26 +57,27 @@ def wake_children(connection: Connection, job_ids: Collection[int]) -> list[int]
 
 
 @cache
-def _wake(dialect: str) -> Executable:
-    new_result: ColumnElement[bool]
+def _wake(dialect: str) -> sa.Executable:
+    new_result: sa.ColumnElement[bool]
     if dialect == "postgresql":  # one text, and one plan, for any number
-        new_result = Edge.parent_id == any_(bindparam("done", type_=ARRAY(BigInteger)))
+        new_result = Edge.parent_id == sa.any_(sa.bindparam("done", type_=sa.ARRAY(sa.BigInteger)))
     else:
-        new_result = Edge.parent_id.in_(bindparam("done", expanding=True))
+        new_result = Edge.parent_id.in_(sa.bindparam("done", expanding=True))
     # counted once for all: looked up for each child, a parent of n children would cost n * n steps
-    counts = select(Edge.child_id.label("id"), func.count().label("edges")).where(new_result)
-    fed: FromClause = counts.group_by(Edge.child_id).subquery("fed")
+    counts = sa.select(Edge.child_id.label("id"), sa.func.count().label("edges")).where(new_result)
+    fed: sa.FromClause = counts.group_by(Edge.child_id).subquery("fed")
     if dialect == "postgresql":
         # locked in ascending order first, see `lock`
-        locked = select(Job.id, fed.c.edges).join(fed, fed.c.id == Job.id)
+        locked = sa.select(Job.id, fed.c.edges).join(fed, fed.c.id == Job.id)
         fed = locked.order_by(Job.id).with_for_update(of=Job).cte("locked")
     missing = Job.missing_parents - fed.c.edges
-    ready = case((and_(Job.state == State.WAITING, missing == 0), State.READY), else_=Job.state)
-    counted = update(Job).where(Job.id == fed.c.id).values(missing_parents=missing, state=ready)
+    woken = (Job.state == State.WAITING) & (missing == 0)
+    ready = sa.case((woken, State.READY), else_=Job.state)
+    counted = sa.update(Job).where(Job.id == fed.c.id).values(missing_parents=missing, state=ready)
     return counted.returning(Job.id, Job.state)
 
 
-def skip_descendants(connection: Connection, job_ids: Collection[int], reason: str) -> None:
+def skip_descendants(connection: sa.Connection, job_ids: Collection[int], reason: str) -> None:
     """Skip the jobs that wait for these, generation by generation.
 
     Each generation is looked up again after it is locked: a child that is being added meanwhile is
@@ -106,7 +92,7 @@ def skip_descendants(connection: Connection, job_ids: Collection[int], reason: s
         parents = skipped
 
 
-def reopen(connection: Connection, job_ids: Collection[int]) -> set[int]:
+def reopen(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:
     """Let broken jobs, and those skipped because of them, run again if no parent is broken.
 
     Returns the ids of all that are waiting or ready now.
@@ -114,8 +100,8 @@ def reopen(connection: Connection, job_ids: Collection[int]) -> set[int]:
     todo, reopened = set(job_ids), set[int]()
     while able := _without_broken_parent(connection, todo):
         lock(connection, able)
-        ready = case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
-        broken = update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
+        ready = sa.case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
+        broken = sa.update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
         again = broken.values(
             state=ready,
             forgiven_token=Job.token,
@@ -131,11 +117,11 @@ def reopen(connection: Connection, job_ids: Collection[int]) -> set[int]:
     return reopened
 
 
-def _without_broken_parent(connection: Connection, job_ids: Collection[int]) -> set[int]:
+def _without_broken_parent(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:
     """The broken ones of the jobs whose parents are not."""
     parent = Job.__table__.alias("parent").c
-    hindered = exists().where(
+    hindered = sa.exists().where(
         Edge.child_id == Job.id, Edge.parent_id == parent.id, parent.state.in_(BROKEN)
     )
-    broken = select(Job.id).where(Job.state.in_(BROKEN), ~hindered)
+    broken = sa.select(Job.id).where(Job.state.in_(BROKEN), ~hindered)
     return set(connection.scalars(broken.where(among(connection, Job.id, job_ids))))

@@ -12,20 +12,7 @@ import random
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    CheckConstraint,
-    Double,
-    ForeignKey,
-    ForeignKeyConstraint,
-    Index,
-    Integer,
-    LargeBinary,
-    MetaData,
-    Text,
-    text,
-)
+import sqlalchemy as sa
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.sql.expression import FunctionElement
@@ -38,7 +25,7 @@ class now_s(FunctionElement[float]):
     late, and an expiry is noticed late rather than early.
     """
 
-    type = Double()
+    type = sa.Double()
     inherit_cache = True
     name = "now_s"
 
@@ -111,13 +98,13 @@ REVISION = "0002"
 VERSION_TABLE = "xsweep_schema"
 
 # SQLite's rowid is an INTEGER and nothing else; PostgreSQL's ids should not end at 2**31
-Id = BigInteger().with_variant(Integer, "sqlite")
+Id = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
     """Text for every string (a length limit guards nothing here), 8-byte floats for every time."""
 
-    metadata = MetaData(
+    metadata = sa.MetaData(
         naming_convention={
             "pk": "%(table_name)s_pk",
             "uq": "%(table_name)s_%(column_0_N_name)s_uq",
@@ -127,10 +114,10 @@ class Base(DeclarativeBase):
     )
     # JSON as text: PostgreSQL's jsonb would turn 1e22 into an integer and lose -0.0
     type_annotation_map = {  # noqa: RUF012
-        str: Text,
-        float: Double,
-        dict[str, Any]: JSON,
-        list[str]: JSON,
+        str: sa.Text,
+        float: sa.Double,
+        dict[str, Any]: sa.JSON,
+        list[str]: sa.JSON,
     }
 
 
@@ -138,7 +125,9 @@ class Sweep(Base):
     """A submitted grid; submitting its name again extends it."""
 
     __tablename__ = "sweep"
-    __table_args__ = (CheckConstraint("state IN ('active', 'paused', 'cancelled')", name="state"),)
+    __table_args__ = (
+        sa.CheckConstraint("state IN ('active', 'paused', 'cancelled')", name="state"),
+    )
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
@@ -152,23 +141,23 @@ class Job(Base):
 
     __tablename__ = "job"
     __table_args__ = (
-        CheckConstraint(f"state IN ({', '.join(repr(s.value) for s in State)})", name="state"),
-        CheckConstraint(
+        sa.CheckConstraint(f"state IN ({', '.join(repr(s.value) for s in State)})", name="state"),
+        sa.CheckConstraint(
             "missing_parents >= 0 AND (state <> 'waiting' OR missing_parents > 0)"
             " AND (state NOT IN ('ready', 'running', 'done') OR missing_parents = 0)",
             name="parents",
         ),
-        CheckConstraint("(state = 'failed') = (failure IS NOT NULL)", name="failure"),
-        CheckConstraint("length(identity) = 64", name="identity"),
-        Index(
+        sa.CheckConstraint("(state = 'failed') = (failure IS NOT NULL)", name="failure"),
+        sa.CheckConstraint("length(identity) = 64", name="identity"),
+        sa.Index(
             "job_claim_ix",
-            text("priority DESC"),
-            text("critical_s DESC"),
+            sa.text("priority DESC"),
+            sa.text("critical_s DESC"),
             "id",
-            sqlite_where=text("state = 'ready'"),
+            sqlite_where=sa.text("state = 'ready'"),
         ),
-        Index("job_failed_ix", "ended_at", sqlite_where=text("state = 'failed'")),
-        Index("job_name_ix", "name"),
+        sa.Index("job_failed_ix", "ended_at", sqlite_where=sa.text("state = 'failed'")),
+        sa.Index("job_name_ix", "name"),
     )
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
@@ -200,7 +189,7 @@ class Definition(Base):
 
     __tablename__ = "definition"
 
-    job_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
+    job_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("job.id"), primary_key=True)
     spec: Mapped[dict[str, Any]]
     resources: Mapped[dict[str, Any]]
     cost_s: Mapped[float]
@@ -210,21 +199,21 @@ class Edge(Base):
     """The child needs the parent's result, in a role."""
 
     __tablename__ = "edge"
-    __table_args__ = (Index("edge_parent_ix", "parent_id"),)
+    __table_args__ = (sa.Index("edge_parent_ix", "parent_id"),)
 
-    child_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
+    child_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("job.id"), primary_key=True)
     role: Mapped[str] = mapped_column(primary_key=True)
-    parent_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"))
+    parent_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("job.id"))
 
 
 class SweepJob(Base):
     """A job's place in a sweep; the labels are what that sweep's report calls it."""
 
     __tablename__ = "sweep_job"
-    __table_args__ = (Index("sweep_job_job_ix", "job_id"),)
+    __table_args__ = (sa.Index("sweep_job_job_ix", "job_id"),)
 
-    sweep_id: Mapped[int] = mapped_column(Id, ForeignKey("sweep.id"), primary_key=True)
-    job_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
+    sweep_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("sweep.id"), primary_key=True)
+    job_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("job.id"), primary_key=True)
     labels: Mapped[dict[str, Any]]
 
 
@@ -252,19 +241,19 @@ class Attempt(Base):
 
     __tablename__ = "attempt"
     __table_args__ = (
-        CheckConstraint(
+        sa.CheckConstraint(
             "outcome IN ('done', 'failed', 'expired', 'released', 'cancelled')", name="outcome"
         ),
-        CheckConstraint(
+        sa.CheckConstraint(
             "(outcome IS NULL) = (ended_at IS NULL)"
             " AND (outcome IS NULL) = (lease_until IS NOT NULL)",
             name="ended",
         ),
-        Index("attempt_live_ix", "job_id", unique=True, sqlite_where=text("outcome IS NULL")),
-        Index("attempt_done_ix", "ended_at", sqlite_where=text("outcome = 'done'")),
+        sa.Index("attempt_live_ix", "job_id", unique=True, sqlite_where=sa.text("outcome IS NULL")),
+        sa.Index("attempt_done_ix", "ended_at", sqlite_where=sa.text("outcome = 'done'")),
     )
 
-    job_id: Mapped[int] = mapped_column(Id, ForeignKey("job.id"), primary_key=True)
+    job_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("job.id"), primary_key=True)
     token: Mapped[int] = mapped_column(primary_key=True)
     owner: Mapped[str]
     actor: Mapped[str | None]
@@ -274,7 +263,7 @@ class Attempt(Base):
     claimed_at: Mapped[float]
     started_at: Mapped[float | None]
     lease_until: Mapped[float | None]
-    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    progress: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
     ended_at: Mapped[float | None]
     outcome: Mapped[str | None]
     failure: Mapped[str | None]
@@ -286,7 +275,7 @@ class Result(Base):
 
     __tablename__ = "result"
     __table_args__ = (
-        ForeignKeyConstraint(["job_id", "token"], ["attempt.job_id", "attempt.token"]),
+        sa.ForeignKeyConstraint(["job_id", "token"], ["attempt.job_id", "attempt.token"]),
     )
 
     job_id: Mapped[int] = mapped_column(Id, primary_key=True)
@@ -314,10 +303,10 @@ class Score(Base):
 
     __tablename__ = "score"
 
-    job_id: Mapped[int] = mapped_column(Id, ForeignKey("result.job_id"), primary_key=True)
+    job_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("result.job_id"), primary_key=True)
     measure: Mapped[str] = mapped_column(primary_key=True)
-    query_set_id: Mapped[int] = mapped_column(Id, ForeignKey("query_set.id"))
-    packed: Mapped[bytes] = mapped_column(LargeBinary)
+    query_set_id: Mapped[int] = mapped_column(Id, sa.ForeignKey("query_set.id"))
+    packed: Mapped[bytes] = mapped_column(sa.LargeBinary)
     mean: Mapped[float]
 
 
@@ -338,13 +327,13 @@ class Event(Base):
     """A change or decision, in order; a trigger refuses updates and deletions."""
 
     __tablename__ = "event"
-    __table_args__ = (Index("event_job_ix", "job_id"), {"sqlite_autoincrement": True})
+    __table_args__ = (sa.Index("event_job_ix", "job_id"), {"sqlite_autoincrement": True})
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     at: Mapped[float]
     kind: Mapped[str]
-    sweep_id: Mapped[int | None] = mapped_column(Id, ForeignKey("sweep.id"))
-    job_id: Mapped[int | None] = mapped_column(Id, ForeignKey("job.id"))
+    sweep_id: Mapped[int | None] = mapped_column(Id, sa.ForeignKey("sweep.id"))
+    job_id: Mapped[int | None] = mapped_column(Id, sa.ForeignKey("job.id"))
     token: Mapped[int | None]
     owner: Mapped[str | None]
     detail: Mapped[dict[str, Any]]
