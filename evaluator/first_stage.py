@@ -29,6 +29,7 @@ from xsweep.evaluator.data.trec import (
     read_qrels,
     read_run,
     sort_docs,
+    without_identical,
     write_qrels,
     write_run,
 )
@@ -78,7 +79,8 @@ def read_candidates(folder: Path) -> Candidates:
 def prepare_candidates(spec: CandidatesSpec, out: Path, report: Report | None = None) -> None:
     """Job prepare/candidates: the run of the judged queries, cut at `depth`, and its recall.
 
-    Raises DataError if a given run names documents that the collection does not have.
+    If the collection drops identical ids, a document with its query's id is no candidate. Raises
+    DataError if a given run names documents that the collection does not have.
     """
     origin = provenance.collect(spec.model_dump(mode="json"))
     collection = load_collection(spec.collection)
@@ -86,11 +88,17 @@ def prepare_candidates(spec: CandidatesSpec, out: Path, report: Report | None = 
     judged = {query_id: text for query_id, text in queries.items() if query_id in qrels}
     if not judged:
         raise DataError(f"collection {collection.name!r} has no judged queries")
-    run, documents = _first_stage(spec, collection, judged, report)
+    drops = spec.collection.identical_ids == "drop"
+    run, documents = _first_stage(spec, spec.depth + drops, collection, judged, report)
+    if drops:
+        run = {query_id: without_identical(query_id, docs) for query_id, docs in run.items()}
+        cut = {query_id: dict(islice(docs.items(), spec.depth)) for query_id, docs in run.items()}
+        run = {query_id: docs for query_id, docs in cut.items() if docs}
     if not run:
         raise DataError(f"collection {collection.name!r}: the first stage finds nothing at all")
     write_run(out / "candidates.run.gz", run, tag=spec.first_stage.type)
-    write_qrels(out / "qrels.txt", {query_id: qrels[query_id] for query_id in judged})
+    qrels = {query_id: qrels[query_id] for query_id in judged}
+    write_qrels(out / "qrels.txt", qrels)
     with write_text(out / "queries.jsonl.gz") as write:
         for query_id, text in judged.items():
             write(json.dumps({"id": query_id, "text": text}, ensure_ascii=False) + "\n")
@@ -98,6 +106,7 @@ def prepare_candidates(spec: CandidatesSpec, out: Path, report: Report | None = 
     summary = {
         "queries": len(queries),
         "judged_queries": len(judged),
+        "judged_without_text": sorted(collection.qrels.keys() - queries.keys()),
         "documents": documents,
         "candidates": sum(len(scores) for scores in run.values()),
         "recall": {recall: mean(evaluate_run(qrels, run, [recall])[recall])},
@@ -109,6 +118,7 @@ def prepare_candidates(spec: CandidatesSpec, out: Path, report: Report | None = 
 
 def _first_stage(
     spec: CandidatesSpec,
+    depth: int,
     collection: Collection,
     judged: Mapping[str, str],
     report: Report | None,
@@ -117,30 +127,34 @@ def _first_stage(
     match spec.first_stage:
         case Bm25Spec() as settings:
             documents = list(collection.documents())
-            return search(documents, judged, settings, spec.depth), len(documents)
+            return search(documents, judged, settings, depth), len(documents)
         case DenseSpec() as settings:
-            return _dense(collection, judged, settings, spec.depth, report)
+            return _dense(collection, judged, settings, depth, report)
         case SpladeSpec() as settings:
-            return _splade(collection, judged, settings, spec.depth, report)
+            return _splade(collection, judged, settings, depth, report)
         case RunSpec() as given:
             run = read_run(checked(given.file), given.order)
-            return _cut(spec, collection, judged, run, given.file.path)
+            return _cut(spec, depth, collection, judged, run, given.file.path)
         case ScoredDocsSpec():
             if not isinstance(spec.collection, IrdsSpec):
                 raise ConfigError(
                     "scoreddocs come with ir_datasets collections only: use BM25 or a run"
                 )
-            return _cut(spec, collection, judged, irds.scored_docs(spec.collection), "scoreddocs")
+            run = irds.scored_docs(spec.collection)
+            return _cut(spec, depth, collection, judged, run, "scoreddocs")
 
 
 def _cut(
-    spec: CandidatesSpec, collection: Collection, judged: Mapping[str, str], run: Run, source: str
+    spec: CandidatesSpec,
+    depth: int,
+    collection: Collection,
+    judged: Mapping[str, str],
+    run: Run,
+    source: str,
 ) -> tuple[Run, int]:
     """The best `depth` documents of a given run, after checking that the collection has them."""
     cut = {
-        query_id: dict(sort_docs(run[query_id])[: spec.depth])
-        for query_id in judged
-        if query_id in run
+        query_id: dict(sort_docs(run[query_id])[:depth]) for query_id in judged if query_id in run
     }
     if not cut:
         raise DataError(f"{source}: has none of the judged queries of {collection.name!r}")

@@ -181,12 +181,14 @@ def _write(evaluation: Evaluation, candidates: Candidates, before: Run, after: R
     per_query = evaluate_run(candidates.qrels, after, spec.measures)
     with write_text(out / "per_query.json") as write:
         write(json.dumps(per_query) + "\n")
+    distinct = {score for docs in after.values() for score in docs.values()}
     depth = max((len(docs) for docs in before.values()), default=0)
     recall = f"R@{spec.depth or max(1, depth)}"
     return {
         "means": {measure: mean(values) for measure, values in per_query.items()},
         "queries": len(candidates.qrels),
         "queries_without_results": len(candidates.qrels.keys() - after.keys()),
+        "scores_are_constant": len(distinct) == 1 < sum(map(len, after.values())),
         "recall": {recall: mean(evaluate_run(candidates.qrels, before, [recall])[recall])},
     }
 

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from xsweep.errors import DivergenceError
 from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
 from xsweep.evaluator.pairs import PairEncoder, PairIds
@@ -131,7 +132,7 @@ def score_pairs(
     change, bf16 computes with copies or by autocast. `progress` gets the number of scored pairs
     after each batch; an exception from it ends the scoring. After an out-of-memory error the
     budget is halved. Raises ConfigError for the layout `unpadded` with a model that runs padded
-    only.
+    only, DivergenceError after the first batch with a score that is NaN or infinite.
     """
     started = time.perf_counter()
     device = torch.device(device) if device is not None else model.device
@@ -177,6 +178,7 @@ def score_pairs(
                     error.__traceback__ = None
                     release_freed_memory()
                     continue
+                require_finite(scores[rows], "pairs", model, rows)
                 slots += used
                 done += len(rows)
                 if partial:
@@ -187,6 +189,23 @@ def score_pairs(
         model.train(was_training)
     waste = 1 - int(lengths[order[resumed:]].sum()) / slots if slots else 0.0
     return ScoredPairs(scores, waste, time.perf_counter() - started)
+
+
+def require_finite(
+    values_N: np.ndarray, noun: str, model: PreTrainedModel, places_N: np.ndarray
+) -> None:
+    """Raise DivergenceError if a model's values for a batch are NaN or infinite.
+
+    `noun` and int64 `places_N` say in the message which inputs the batch has.
+    """
+    wrong = np.flatnonzero(~np.isfinite(values_N).reshape(len(values_N), -1).all(axis=1))
+    if len(wrong):
+        weights = sum(not bool(torch.isfinite(each).all()) for each in model.parameters())
+        raise DivergenceError(
+            f"{model.name_or_path or 'the model'} gives no finite value to {len(wrong)} of "
+            f"{len(values_N)} {noun} of a batch, the first is number {places_N[wrong].min()}: "
+            + (f"{weights} of its weights are not finite" if weights else "its sums overflow")
+        )
 
 
 class ScoringMode(NamedTuple):

@@ -77,10 +77,21 @@ class FileSpec(Spec):
     sha256: str | None = None
 
 
-class ApidocsSpec(Spec):
-    """The built-in collection: docstrings of the standard library, NumPy and PyTorch."""
+IdenticalIds = Literal["keep", "drop"]
+"""`drop`: a document with the id of the query is no candidate for it, as where queries are
+documents of the corpus (ArguAna). Elsewhere equal ids mean nothing (Cranfield numbers both)."""
+
+
+class Named(Spec):
+    """Settings that every collection has."""
 
     name: str
+    identical_ids: IdenticalIds = "keep"
+
+
+class ApidocsSpec(Named):
+    """The built-in collection: docstrings of the standard library, NumPy and PyTorch."""
+
     source: Literal["apidocs"] = "apidocs"
     split: Literal["train", "validation", "test"]
     versions: dict[str, str] = {}
@@ -91,30 +102,27 @@ class ApidocsSpec(Spec):
     """
 
 
-class IrdsSpec(Spec):
+class IrdsSpec(Named):
     """A data set of ir_datasets, such as `beir/scifact/test`."""
 
-    name: str
     source: Literal["irds"] = "irds"
     id: str
     home: Annotated[str | None, Location] = None
     """A folder laid out as IR_DATASETS_HOME; it may be read-only. None: ir_datasets' own."""
 
 
-class FilesSpec(Spec):
+class FilesSpec(Named):
     """Three files: documents and queries as .tsv, .jsonl or .trec; qrels (TREC or BEIR)."""
 
-    name: str
     source: Literal["files"] = "files"
     documents: FileSpec
     queries: FileSpec
     qrels: FileSpec
 
 
-class FolderSpec(Spec):
+class FolderSpec(Named):
     """A folder in BEIR's or TREC's layout, see `xsweep.evaluator.data.collection.folder_files`."""
 
-    name: str
     source: Literal["folder"] = "folder"
     path: Annotated[str, Location]
     split: str = "test"
@@ -122,10 +130,9 @@ class FolderSpec(Spec):
     """Checksum of the three files, see `xsweep.evaluator.data.collection.folder_sha256`."""
 
 
-class JsonlSpec(Spec):
+class JsonlSpec(Named):
     """A training file that carries its texts, see `xsweep.evaluator.data.readers.read_records`."""
 
-    name: str
     source: Literal["jsonl"] = "jsonl"
     file: FileSpec
 

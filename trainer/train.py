@@ -21,7 +21,7 @@ from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.provenance import collect, now
 from xsweep.evaluator.scoring import score_pairs
-from xsweep.evaluator.specs import ModelSpec, ScoringSpec
+from xsweep.evaluator.specs import IdenticalIds, ModelSpec, ScoringSpec
 from xsweep.trainer.batching import Assembler
 from xsweep.trainer.cpu_kernels import keep_freed_memory
 from xsweep.trainer.export import export_model
@@ -96,7 +96,8 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     collection = load_collection(spec.collection)
     documents = TokenStore(inputs["tokens"])
-    teacher = open_teacher(spec.teacher, collection, documents, inputs)
+    identical_ids = spec.collection.identical_ids
+    teacher = open_teacher(spec.teacher, collection, documents, inputs, identical_ids)
     model, tokenizer = load_start(spec, inputs)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     if model.device.type == "cpu":
@@ -132,7 +133,11 @@ def train(
 
 
 def open_teacher(
-    spec: TeacherSpec, collection: Collection, documents: TokenStore, inputs: Mapping[str, Path]
+    spec: TeacherSpec,
+    collection: Collection,
+    documents: TokenStore,
+    inputs: Mapping[str, Path],
+    identical_ids: IdenticalIds = "keep",
 ) -> Teacher:
     """Opens the teacher of a specification over a collection's queries and qrels.
 
@@ -142,7 +147,14 @@ def open_teacher(
     if FORMATS[spec.source.type].pairs:
         return open_pairs(spec.source, collection, documents)
     lists = read_lists(spec, inputs)
-    return ListTeacher(spec, lists, collection.queries, collection.qrels, documents)
+    return ListTeacher(
+        spec,
+        lists,
+        collection.queries,
+        collection.qrels,
+        documents,
+        drop_identical=identical_ids == "drop",
+    )
 
 
 def load_start(

@@ -36,7 +36,7 @@ class SetupError(XsweepError, RuntimeError):
 
 
 class DivergenceError(XsweepError, ArithmeticError):
-    """A training's loss or gradient is no longer a finite number."""
+    """A loss, a gradient or a score is not a finite number."""
 
     failure = "NAN"
 

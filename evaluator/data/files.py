@@ -12,7 +12,7 @@ import shutil
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from xsweep.errors import DataError
@@ -136,6 +136,10 @@ def write_manifest(folder: Path) -> dict:
     manifest = {"files": files}
     with atomic_write(folder / MANIFEST) as draft:
         draft.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        # safetensors writes files that only their owner can read, whatever the umask
+        with suppress(PermissionError):  # some network file systems have no modes
+            for name in files:
+                (folder / name).chmod(draft.stat().st_mode)
     return manifest
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, TypeVar
 
 from xsweep.errors import ConfigError, did_you_mean
-from xsweep.evaluator.specs import IrdsSpec
+from xsweep.evaluator.specs import IdenticalIds, IrdsSpec
 
 TOKENS_PER_WORD = 1.35
 """Word pieces per word of English text."""
@@ -111,6 +111,14 @@ LICENCES = {
 }
 """Prefix of ir_datasets ids to a note on the texts' licence; the longest prefix counts."""
 
+QUERIES_ARE_DOCUMENTS = {
+    **dict.fromkeys(("beir/arguana", "beir/quora", "beir/cqadupstack"), True),
+    **dict.fromkeys(("nano-beir/arguana", "nano-beir/quora"), True),
+}
+"""Prefixes of ir_datasets ids whose queries are documents of their corpus, under the same ids.
+
+BEIR, Anserini and MTEB leave a query's own document out of its results."""
+
 Value = TypeVar("Value")
 
 
@@ -119,7 +127,20 @@ def suite(name: str, home: str | None = None) -> list[IrdsSpec]:
     if name not in SUITES:
         hint = did_you_mean(name, SUITES) or "there is none of that name."
         raise ConfigError(f"unknown suite {name!r}: {hint} The suites are {', '.join(SUITES)}")
-    return [IrdsSpec(name=title, id=irds_id, home=home) for title, irds_id in SUITES[name].items()]
+    return [dataset(irds_id, title, home) for title, irds_id in SUITES[name].items()]
+
+
+def dataset(
+    irds_id: str,
+    name: str = "",
+    home: str | None = None,
+    identical_ids: IdenticalIds | None = None,
+) -> IrdsSpec:
+    """A data set of ir_datasets; identical ids are treated as its community does by default."""
+    usual: IdenticalIds = "drop" if _longest_prefix(QUERIES_ARE_DOCUMENTS, irds_id) else "keep"
+    return IrdsSpec(
+        name=name or irds_id, id=irds_id, home=home, identical_ids=identical_ids or usual
+    )
 
 
 def averaged_as(collection: str) -> str:

@@ -18,7 +18,13 @@ from xsweep.errors import ConfigError
 from xsweep.evaluator.models.cross_encoder import load_model
 from xsweep.evaluator.models.tokenizer import locate
 from xsweep.evaluator.pairs import PairIds
-from xsweep.evaluator.scoring import ScoredPairs, batches, batches_without_padding, choose_precision
+from xsweep.evaluator.scoring import (
+    ScoredPairs,
+    batches,
+    batches_without_padding,
+    choose_precision,
+    require_finite,
+)
 from xsweep.evaluator.specs import ModelSpec, ScoringSpec
 from xsweep.evaluator.varlen.attention import pack
 from xsweep.evaluator.varlen.encoders import Encoder, build_encoder, means, runs_unpadded
@@ -121,7 +127,8 @@ def embed(
 ) -> tuple[np.ndarray, float]:
     """Vectors float32[texts, width] of token ids, and the share of padding computed.
 
-    `unit` scales them to length 1. On a CPU texts are not padded if the family allows it.
+    `unit` scales them to length 1. On a CPU texts are not padded if the family allows it. Raises
+    DivergenceError for a vector that is not finite.
     """
     model, tokenizer = encoder.model, encoder.tokenizer
     prefix, suffix = _template(tokenizer)
@@ -144,6 +151,7 @@ def embed(
             if unit:
                 pooled_BH = torch.nn.functional.normalize(pooled_BH, dim=-1)
             embeddings[rows] = pooled_BH.cpu().numpy()
+            require_finite(embeddings[rows], "texts", model, rows)
             slots += used
             done += len(rows)
             progress(done)

@@ -17,7 +17,7 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokeni
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.models.cross_encoder import load_model
 from xsweep.evaluator.models.tokenizer import locate
-from xsweep.evaluator.scoring import batches, choose_precision
+from xsweep.evaluator.scoring import batches, choose_precision, require_finite
 from xsweep.evaluator.specs import ModelSpec, Precision
 
 
@@ -90,5 +90,6 @@ def encode(
             # The maximum commutes with the growing function: one logarithm per word, not token.
             highest_BV = logits_BTV.masked_fill_(hidden_BT[..., None], -torch.inf).amax(1)
             weights_BV = torch.log1p(torch.relu(highest_BV.float()))
+            require_finite(weights_BV.cpu().numpy(), "texts", model, rows)
             parts.append(csr_matrix(weights_BV.cpu().numpy()))
     return vstack(parts, format="csr")[np.argsort(order)]

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -13,7 +13,7 @@ from xsweep.orchestrator.cli.app import app
 
 if TYPE_CHECKING:
     from xsweep.evaluator.jobs import Evaluation
-    from xsweep.evaluator.specs import CollectionSpec
+    from xsweep.evaluator.specs import CollectionSpec, IdenticalIds
 
 
 @app.command()
@@ -35,6 +35,10 @@ def evaluate(
     depth: Annotated[int, typer.Option(help="Candidates to re-rank per query.", min=1)] = 100,
     measure: Annotated[
         list[str] | None, typer.Option("--measure", "-m", help="Repeatable [nDCG@10, RR@10].")
+    ] = None,
+    identical_ids: Annotated[
+        Literal["keep", "drop"] | None,
+        typer.Option(help="drop leaves out a query's own document, one with the same id."),
     ] = None,
     query_tokens: Annotated[int, typer.Option(min=1)] = 32,
     document_tokens: Annotated[int, typer.Option(min=1)] = 256,
@@ -66,7 +70,7 @@ def evaluate(
         raise ConfigError(f"{model} is not a folder with a model")
     # The folder of a training holds the model beside its logs.
     weights = model / "model" if (model / "model").is_dir() else model
-    collections = _collections(collection or [], suite or [])
+    collections = _collections(collection or [], suite or [], identical_ids)
     if run is not None and len(collections) != 1:
         raise ConfigError("--run re-ranks one collection: give exactly one --collection")
     settings = {
@@ -114,9 +118,11 @@ def _stage(name: str, run: Path | None) -> dict[str, object]:
     )
 
 
-def _collections(names: list[str], suites: list[str]) -> "list[CollectionSpec]":
-    from xsweep.evaluator.data.suites import suite
-    from xsweep.evaluator.specs import ApidocsSpec, FolderSpec, IrdsSpec
+def _collections(
+    names: list[str], suites: list[str], identical_ids: "IdenticalIds | None"
+) -> "list[CollectionSpec]":
+    from xsweep.evaluator.data.suites import dataset, suite
+    from xsweep.evaluator.specs import ApidocsSpec, FolderSpec
     from xsweep.orchestrator.grid.resolve import APIDOCS
 
     found: list[CollectionSpec] = []
@@ -124,7 +130,7 @@ def _collections(names: list[str], suites: list[str]) -> "list[CollectionSpec]":
         if name in APIDOCS:
             found.append(ApidocsSpec.model_validate({"name": name, "split": name.split("/")[1]}))
         elif name.startswith("irds:"):
-            found.append(IrdsSpec(name=name[5:], id=name[5:]))
+            found.append(dataset(name[5:]))
         elif Path(name).is_dir():
             found.append(FolderSpec(name=Path(name).name, path=str(Path(name).absolute())))
         else:
@@ -136,6 +142,8 @@ def _collections(names: list[str], suites: list[str]) -> "list[CollectionSpec]":
         found += suite(name)
     if not found:
         raise ConfigError("nothing to evaluate on: give --collection or --suite")
+    if identical_ids:
+        return [each.model_copy(update={"identical_ids": identical_ids}) for each in found]
     return found
 
 

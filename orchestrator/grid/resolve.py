@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from xsweep.evaluator.data.suites import SUITES, suite
+from xsweep.evaluator.data.suites import SUITES, dataset, suite
 from xsweep.evaluator.specs import (
     ApidocsSpec,
     Bm25Spec,
@@ -16,6 +16,7 @@ from xsweep.evaluator.specs import (
     FilesSpec,
     FirstStageSpec,
     FolderSpec,
+    IdenticalIds,
     IrdsSpec,
     JsonlSpec,
     ModelSpec,
@@ -109,8 +110,7 @@ class References:
             split = name.removeprefix("apidocs/")
             return self.build(where, ApidocsSpec, name=name, split=split)
         if name.startswith("irds:"):
-            dataset = name.removeprefix("irds:")
-            return self._irds(where, dataset, dataset)
+            return self._irds(where, name.removeprefix("irds:"))
         known = [*self.grid.collections, *APIDOCS]
         raise self.source.error(
             where,
@@ -127,10 +127,13 @@ class References:
     def _own_collection(self, name: str, entry: Collection) -> CollectionSpec:
         where: Where = ("collections", name)
         if entry.irds:
-            return self._irds((*where, "irds"), name, entry.irds)
+            return self._irds((*where, "irds"), entry.irds, name, entry.identical_ids)
+        identical_ids = entry.identical_ids or "keep"
         if entry.folder:
             path = self.path((*where, "folder"), entry.folder)
-            return FolderSpec(name=name, path=str(path), split=entry.split)
+            return FolderSpec(
+                name=name, path=str(path), split=entry.split, identical_ids=identical_ids
+            )
         assert entry.documents
         assert entry.queries
         assert entry.qrels
@@ -139,19 +142,22 @@ class References:
             documents=self.file((*where, "documents"), entry.documents),
             queries=self.file((*where, "queries"), entry.queries),
             qrels=self.file((*where, "qrels"), entry.qrels),
+            identical_ids=identical_ids,
         )
 
-    def _irds(self, where: Where, name: str, dataset: str) -> IrdsSpec:
+    def _irds(
+        self, where: Where, irds_id: str, name: str = "", identical_ids: IdenticalIds | None = None
+    ) -> IrdsSpec:
         import ir_datasets
 
         try:
-            ir_datasets.registry[dataset]  # also creates data sets known by a pattern
+            ir_datasets.registry[irds_id]  # also creates data sets known by a pattern
         except KeyError as problem:
-            hint = nearest(dataset, list(ir_datasets.registry))
+            hint = nearest(irds_id, list(ir_datasets.registry))
             raise self.source.error(
-                where, f"ir_datasets has no data set {dataset!r}: {hint}"
+                where, f"ir_datasets has no data set {irds_id!r}: {hint}"
             ) from problem
-        return IrdsSpec(name=name, id=dataset, home=self._home())
+        return dataset(irds_id, name, self._home(), identical_ids)
 
     def _home(self) -> str | None:
         home = self.grid.ir_datasets_home
@@ -246,9 +252,8 @@ class References:
         if entry.model:
             return {"type": "teach"}
         if entry.source:
-            dataset = entry.source.removeprefix("irds:")
-            self._irds(("teachers", name, "source"), "", dataset)
-            return {"type": "docpairs", "id": dataset}
+            source = self._irds(("teachers", name, "source"), entry.source.removeprefix("irds:"))
+            return {"type": "docpairs", "id": source.id}
         key = next(key for key in FILE_KEYS if getattr(entry, key))
         options = set(FORMATS[key].source.model_fields) - {"type", "file"}
         file = self._teacher_file(name, entry, key)

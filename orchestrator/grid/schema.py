@@ -18,6 +18,7 @@ from xsweep.evaluator.specs import (
     Bm25Spec,
     DenseSpec,
     FileSpec,
+    IdenticalIds,
     Layout,
     ModelSpec,
     Precision,
@@ -98,6 +99,10 @@ class Collection(Spec):
     """A folder in BEIR's or TREC's layout."""
     split: str = "test"
     irds: str | None = None
+    identical_ids: IdenticalIds | None = None
+    """`drop` leaves a document with the query's own id out of its candidates; `keep` does not.
+
+    By default `drop` for ArguAna, Quora and CQADupStack of BEIR, whose queries are documents."""
     first_stage: FirstStageEntry | None = None
     """Candidates to re-rank, in place of `evaluation.first_stage`."""
 

@@ -185,6 +185,7 @@ class PlanContext:
 
 def documents_of(collection: CollectionSpec) -> CollectionSpec:
     """One spec for all collections with the same documents, whatever their queries."""
+    collection = collection.model_copy(update={"identical_ids": "keep"})
     match collection:
         case ApidocsSpec():
             return collection.model_copy(update={"name": "apidocs", "split": "train"})

@@ -102,7 +102,8 @@ def _values(report: Report) -> str:
             "No suite is complete in this sweep; its collections are shown individually."
         )
     done = [cell for cell in report.cells if cell.state == ACCEPTED]
-    sentences += [*_queries(done), *_candidates(done), *_recall(done), *_input_lengths(done)]
+    sentences += [*_queries(done), *_left_out(done), *_candidates(done), *_recall(done)]
+    sentences += _input_lengths(done)
     sentences += [*_teachers(report), *_checkpoints(done)]
     if where := sorted(report.options.where.items()):
         chosen = [f"{label} {' or '.join(values)}" for label, values in where]
@@ -128,6 +129,34 @@ def _queries(done: Iterable[Cell]) -> list[str]:
     if missing := [f"{empty[name]} in {name}" for name in names if empty[name]]:
         sentences.append(f"Queries without results, scored 0: {', '.join(missing)}.")
     return sentences
+
+
+def _left_out(done: Iterable[Cell]) -> list[str]:
+    """Queries that are not evaluated, and documents that are no candidates, by collection."""
+    without_text, unjudged = dict[str, str](), dict[str, str]()
+    own_document, constant = dict[str, None](), dict[str, None]()
+    for cell in done:
+        name = cell.labels["collection"]
+        if cell.summary.get("scores_are_constant"):
+            constant[cell.name.removeprefix("evaluate ")] = None
+        if "candidates" not in cell.parents_summary:
+            continue
+        candidates = cell.parents_summary["candidates"]
+        if ids := candidates.summary.get("judged_without_text"):
+            named = ", ".join(ids[:3]) + (", …" if len(ids) > 3 else "")
+            without_text[name] = f"{len(ids)} in {name} ({named})"
+        counts = candidates.summary.get("queries", 0), candidates.summary.get("judged_queries", 0)
+        if counts[0] > counts[1]:
+            unjudged[name] = f"{counts[0] - counts[1]} in {name}"
+        if _spec(candidates.provenance).get("collection", {}).get("identical_ids") == "drop":
+            own_document[name] = None
+    subjects = {
+        "Judged queries without text, left out": without_text.values(),
+        "Queries without judgements, left out": unjudged.values(),
+        "Documents with the id of their query, left out in": own_document,
+        "WARNING: every candidate has the same score, so ids alone decide": constant,
+    }
+    return [f"{subject}: {', '.join(found)}." for subject, found in subjects.items() if found]
 
 
 def _candidates(done: Iterable[Cell]) -> list[str]:
@@ -238,7 +267,8 @@ def _sentences(subject: str, found: Mapping[str, set[str]]) -> list[str]:
 
 
 def _spread(report: Report) -> str:
-    seeds = sorted({cell.labels["seed"] for cell in report.cells if "seed" in cell.labels})
+    accepted = (cell for cell in report.cells if cell.state == ACCEPTED)
+    seeds = sorted({cell.labels["seed"] for cell in accepted if "seed" in cell.labels})
     if not seeds:
         return ""
     named = ", ".join(map(str, seeds))

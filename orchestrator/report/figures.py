@@ -31,7 +31,7 @@ def save_figures(report: Report, folder: Path, suffix: str = ".pdf") -> list[Pat
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in _figures(report):
-        path = folder / (re.sub("[^0-9A-Za-z@]+", "-", name) + suffix)
+        path = folder / (_slug(name) + suffix)
         path.write_bytes(_written(figure, suffix.removeprefix(".")))
         paths.append(path)
     return paths
@@ -125,9 +125,38 @@ def _figures(report: Report) -> "Iterator[tuple[str, Figure]]":
     pairs = list(product(report.table.columns, report.baselines))
     for column, baseline in pairs if len(pairs) <= MAX_DRAWN else ():
         if figure := draw_differences(report, column, baseline):
-            yield f"{column.measure} {column.place} against {baseline.model}", figure
+            yield _differences_name(column, baseline), figure
     for ranking in report.rankings:
-        yield f"{ranking.measure} mean ranks {ranking.choice}", draw_ranking(ranking)
+        yield _ranking_name(ranking), draw_ranking(ranking)
+
+
+def captions(report: Report) -> dict[str, str]:
+    """Captions by a figure's file name without suffix, of all figures that the report may have."""
+    found = {
+        _slug(_differences_name(column, baseline)): (
+            f"{column.measure} on {column.place}: mean differences from {report.name(baseline)} "
+            "with 95% intervals over queries, uncorrected; colours show the corrected tests."
+        )
+        for column, baseline in product(report.table.columns, report.baselines)
+    }
+    for ranking in report.rankings:
+        found[_slug(_ranking_name(ranking))] = (
+            f"{ranking.measure}: mean rank of each {ranking.choice} over {ranking.blocks} "
+            f"{ranking.over}; a bar joins levels that do not differ significantly (Nemenyi)."
+        )
+    return found
+
+
+def _differences_name(column: Column, baseline: Row) -> str:
+    return f"{column.measure} {column.place} against {baseline.model}"
+
+
+def _ranking_name(ranking: Ranking) -> str:
+    return f"{ranking.measure} mean ranks {ranking.choice}"
+
+
+def _slug(name: str) -> str:
+    return re.sub("[^0-9A-Za-z@]+", "-", name)
 
 
 def _written(figure: "Figure", format: str) -> bytes:

@@ -54,7 +54,11 @@ def render_csv(report: Report, layout: Layout = PLAIN) -> str:
     lines = []
     for row, place, compared in _places(report):
         flat = ({"rehearsal": True} if report.rehearsal else {}) | row_fields(row) | place
-        flat["seeds"] = " ".join(f"{each['seed']}:{each['mean']!r}" for each in place["seeds"])
+        flat["seeds"] = " ".join(
+            f"{each['seed']}:{each['mean']!r}"
+            for each in place["seeds"]
+            if each["seed"] is not None
+        )
         flat["unfinished"] = " ".join(f"{n} {state}" for state, n in place["unfinished"].items())
         lines += [flat | each for each in compared or [{}]]
     # dtype object: integers stay integers in a column with gaps

@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from xsweep.orchestrator.report.caption import Style, caption, conclusions, detailed, title
+from xsweep.orchestrator.report.figures import captions
 from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report, Section
 from xsweep.orchestrator.report.table import Column
 
@@ -163,9 +164,10 @@ def _fitted(tabular: str, layout: Layout) -> str:
 
 
 def _figure(report: Report, path: str, layout: Layout) -> str:
-    name = path.rpartition("/")[2].rpartition(".")[0].replace("-", " ")
+    name = path.rpartition("/")[2].rpartition(".")[0]
+    about = captions(report).get(name, f"{name}.")
     picture = r"\includegraphics[width=\linewidth,height=0.85\textheight,keepaspectratio]"
-    text = rf"\caption{{{escape(f'{report.sweep}: {name}.')}}}"
+    text = rf"\caption{{{escape(f'{report.sweep}: {about}')}}}"
     return _environment("figure", layout, [rf"{picture}{{\detokenize{{{path}}}}}", text])
 
 

@@ -88,6 +88,7 @@ def test_prepared_bm25_candidates_hold_the_judged_queries_and_their_recall(tmp_p
     assert json.loads((out / "summary.json").read_text()) == {
         "queries": 3,
         "judged_queries": 2,
+        "judged_without_text": [],
         "documents": 3,
         "candidates": 2,
         "recall": {"R@1": 0.75},
@@ -226,3 +227,65 @@ def test_progress_counts_documents(monkeypatch: pytest.MonkeyPatch) -> None:
         report=lambda done, total: reported.append((done, total)),
     )
     assert reported == [(2, 3), (3, 3)]
+
+
+IDENTICAL = {"q1": "red fox", "q2": "red cow", "q3": "blue"}
+"""Every query is a document, too; d1 and d2 are further answers to q1 and q2."""
+
+
+def _identical(folder: Path, **settings: str) -> dict:
+    documents = {**IDENTICAL, "d1": "a red fox runs", "d2": "a red cow stands still"}
+    (folder / "docs.tsv").write_text("".join(f"{i}\t{text}\n" for i, text in documents.items()))
+    (folder / "queries.tsv").write_text("".join(f"{i}\t{t}\n" for i, t in IDENTICAL.items()))
+    (folder / "qrels.txt").write_text("q1 0 d1 1\nq2 0 d2 1\nq3 0 d1 1\n")
+    names = {"documents": "docs.tsv", "queries": "queries.tsv", "qrels": "qrels.txt"}
+    paths = {role: {"path": str(folder / name)} for role, name in names.items()}
+    return {"source": "files", "name": "identical", **paths, **settings}
+
+
+@pytest.mark.parametrize("first_stage", ["bm25", "run"])
+def test_a_querys_own_document_is_dropped_before_the_cut_at_depth(
+    first_stage: str, tmp_path: Path
+) -> None:
+    stage: dict = {"type": "bm25", "stemmer": None}
+    if first_stage == "run":
+        given = tmp_path / "given.run"
+        given.write_text(
+            "q1 Q0 q1 1 9 t\nq1 Q0 d1 2 8 t\nq1 Q0 q2 3 7 t\n"
+            "q2 Q0 q2 1 9 t\nq2 Q0 d2 2 8 t\nq3 Q0 q3 1 9 t\n"
+        )
+        stage = {"type": "run", "file": {"path": str(given)}}
+
+    def candidates(out: str, **settings: str) -> tuple[dict, dict]:
+        spec = CandidatesSpec.model_validate(
+            {"collection": _identical(tmp_path, **settings), "first_stage": stage, "depth": 1}
+        )
+        folder = tmp_path / out
+        folder.mkdir()
+        prepare_candidates(spec, folder)
+        run = {query: list(docs) for query, docs in read_candidates(folder).run.items()}
+        return run, json.loads((folder / "summary.json").read_text())
+
+    kept, summary = candidates("kept")
+    assert kept == {"q1": ["q1"], "q2": ["q2"], "q3": ["q3"]}
+    assert summary["recall"] == {"R@1": 0}
+    dropped, summary = candidates("dropped", identical_ids="drop")
+    assert dropped == {"q1": ["d1"], "q2": ["d2"]}
+    assert summary["recall"] == {"R@1": pytest.approx(2 / 3)}
+    assert summary["queries_without_candidates"] == 1
+
+
+def test_recall_is_over_the_judged_queries_that_have_text_and_the_others_are_named(
+    tmp_path: Path,
+) -> None:
+    collection = _identical(tmp_path, identical_ids="drop")
+    with Path(collection["qrels"]["path"]).open("a") as qrels:
+        qrels.write("q9 0 d1 1\nq8 0 d2 1\n")
+    with Path(collection["queries"]["path"]).open("a") as queries:
+        queries.write("q7\tnever judged\n")
+    spec = CandidatesSpec.model_validate({"collection": collection, "first_stage": PLAIN})
+    prepare_candidates(spec, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["recall"] == {"R@100": pytest.approx(2 / 3)}
+    assert summary["judged_without_text"] == ["q8", "q9"]
+    assert (summary["queries"], summary["judged_queries"]) == (4, 3)

@@ -1,13 +1,16 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from xsweep.errors import ConfigError, DataError, Stopped
+from xsweep.errors import ConfigError, DataError, DivergenceError, Stopped
 from xsweep.evaluator.__main__ import main
-from xsweep.evaluator.data.files import read_manifest
+from xsweep.evaluator.data.files import read_manifest, write_manifest
 from xsweep.evaluator.data.trec import read_run
 from xsweep.evaluator.first_stage import read_candidates
 from xsweep.evaluator.jobs import Evaluation, evaluate_together, run_job
@@ -429,3 +432,55 @@ def test_the_summary_has_the_recall_of_the_re_ranked_candidates(
     assert summary["recall"] == {"R@5": pytest.approx(np.mean(found))}
     whole = _summary(do("evaluate", {"collection": collection}, candidates=candidates))
     assert list(whole["recall"]) == ["R@20"]
+
+
+def _with_head(make_model_folder: Callable, folder: Path, weight: float, bias: float) -> Path:
+    """A model whose head multiplies by a weight and adds a bias."""
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    with torch.no_grad():
+        model.classifier.weight.fill_(weight)
+        model.classifier.bias.fill_(bias)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["evaluate", "teach"])
+def test_no_result_is_published_for_a_model_whose_scores_are_not_finite(
+    kind: str, collection: dict, candidates: Path, make_model_folder: Callable, tmp_path: Path
+) -> None:
+    model = _model(_with_head(make_model_folder, tmp_path / "model", 1, float("nan")))
+    spec = {"collection": collection}
+    spec |= {"model": model} if kind == "teach" else {"scorer": {"type": "model", "model": model}}
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(DivergenceError, match="no finite value"):
+        run_job(kind, spec, {"candidates": candidates}, out)
+    assert not (out / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("weight", "constant"), [(0.0, True), (1.0, False)])
+def test_a_model_that_scores_everything_alike_is_marked_in_the_summary(
+    weight: float,
+    constant: bool,
+    do: Callable,
+    collection: dict,
+    candidates: Path,
+    make_model_folder: Callable,
+    tmp_path: Path,
+) -> None:
+    model = _model(_with_head(make_model_folder, tmp_path / "model", weight, 0.25))
+    scorer = {"type": "model", "model": model}
+    out = do("evaluate", {"collection": collection, "scorer": scorer}, candidates=candidates)
+    assert _summary(out)["scores_are_constant"] is constant
+
+
+def test_files_of_a_result_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    save_file({"weight": torch.ones(1)}, tmp_path / "model" / "model.safetensors")
+    assert (tmp_path / "model" / "model.safetensors").stat().st_mode & 0o777 == 0o600
+    write_manifest(tmp_path)
+    umask = os.umask(0)
+    os.umask(umask)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~umask}

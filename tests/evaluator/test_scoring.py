@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification
 
-from xsweep.errors import Stopped
+from xsweep.errors import DivergenceError, Stopped
 from xsweep.evaluator import scoring
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.models.tokenizer import tokenize
@@ -396,3 +396,27 @@ def test_the_digest_distinguishes_pairs_and_settings() -> None:
     }
     assert len(digests) == 5
     assert digest_of("x", [(one, two)]) == digest_of("x", [(one.astype(np.uint16), two)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("layout", ["auto", "padded"])
+def test_a_model_whose_scores_are_not_finite_raises_after_its_first_batch(
+    value: float, layout: str, make_model_folder: Callable
+) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    encoder, done = PairEncoder(tokenizer), list[int]()
+    with torch.no_grad():
+        model.classifier.bias.fill_(value)
+    message = r"no finite value to \d+ of \d+ pairs of a batch, .*: 1 of its weights are not finite"
+    with pytest.raises(DivergenceError, match=message):
+        _score(model, encoder, _pairs(tokenizer), done.append, batch_tokens=64, layout=layout)
+    assert done == []
+
+
+def test_sums_that_overflow_are_named_as_such(make_model_folder: Callable) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    with torch.no_grad():
+        model.bert.pooler.dense.bias.fill_(9.0)
+        model.classifier.weight.fill_(3e38)
+    with pytest.raises(DivergenceError, match="its sums overflow"):
+        _score(model, PairEncoder(tokenizer), _pairs(tokenizer))

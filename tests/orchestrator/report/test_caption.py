@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from reports import make_report
 
@@ -192,3 +194,31 @@ def test_conclusions_give_difference_corrected_p_and_effect_size(make_cell):
         "worse": (),
         "no significant difference": (("L6 b", "−0.050", "p = 0.495", "d = −0.39"),),
     }
+
+
+def test_queries_and_documents_that_are_left_out_are_counted_and_named(make_cell):
+    cell = make_cell(0, system="first_stage", collection="argu", nDCG_at_10=[0.1, 0.2])
+    summary = {"queries": 9, "judged_queries": 2, "judged_without_text": ["a", "b", "c", "d"]}
+    spec = {"collection": {"identical_ids": "drop"}}
+    parents = {"candidates": ParentResult("0" * 64, summary, {"spec": spec})}
+    constant = replace(
+        make_cell(1, collection="argu", nDCG_at_10=[0.1, 0.3]),
+        summary={"scores_are_constant": True},
+    )
+    text = sentences([replace(cell, parents_summary=parents), constant])
+    assert "Judged queries without text, left out: 4 in argu (a, b, c, …)." in text
+    assert "Queries without judgements, left out: 7 in argu." in text
+    assert "Documents with the id of their query, left out in: argu." in text
+    assert f"ids alone decide: {constant.name.removeprefix('evaluate ')}." in text
+
+
+def test_only_seeds_with_an_accepted_result_are_named(make_cell):
+    text = sentences(
+        [
+            make_cell(0, system="first_stage", nDCG_at_10=[0.1, 0.2]),
+            make_cell(1, seed=1, nDCG_at_10=[0.2, 0.3]),
+            make_cell(2, seed=2, state="failed", failure="NAN"),
+            make_cell(3, seed=3, state="running"),
+        ]
+    )
+    assert "One accepted seed per run (seed 1)" in text

@@ -256,6 +256,8 @@ def test_csv_has_a_line_for_every_place_and_agrees_with_json(report):
     assert len(lines) == len(places)
     for line, place in zip(lines, places, strict=True):
         assert line["name"] == place["name"]
+        seeds = [each for each in place["seeds"] if each["seed"] is not None]
+        assert line["seeds"] == " ".join(f"{each['seed']}:{each['mean']!r}" for each in seeds)
         assert line["mean"] == ("" if place["mean"] is None else repr(place["mean"]))
         p = place["comparisons"][0]["p_corrected"] if place["comparisons"] else ""
         assert line["p_corrected"] == str(p)

@@ -43,7 +43,7 @@ def test_negatives_are_uniform():
 
 def test_queries_without_a_positive_or_without_text_are_skipped_and_counted():
     given = teacher(negatives=2)
-    assert given.counts == {"used": 1, "no_text": 1, "no_positive": 1, "too_short": 0}
+    assert given.counts == {"used": 1, "no_text": 1, "no_positive": 1, "too_short": 0, "tied": 0}
     assert list(given.queries) == ["q1"]
 
 
@@ -176,3 +176,33 @@ def test_a_duplicate_is_refused_with_its_line_anywhere_in_the_file(tmp_path, ord
         read_lists(run_spec(tmp_path / "a.run", order), {})
     with pytest.raises(DataError, match=message):
         read_run(tmp_path / "a.run", order)
+
+
+@pytest.mark.parametrize("signal", ["scores", "ranking"])
+def test_lists_whose_scores_all_tie_are_counted_and_an_error_if_there_is_no_other(signal):
+    spec = TeacherSpec.model_validate({"signal": signal, "source": {"type": "teach"}})
+    tied = {"q1": {"a": 1.0, "b": 1.0, "c": 1.0}}
+    both = ListTeacher(spec, {**tied, "q2": LISTS["q2"]}, QUERIES, QRELS, DOCUMENTS)
+    assert (both.counts["used"], both.counts["tied"]) == (2, 1)
+    with pytest.raises(DataError, match="scores tie in all of its 1 lists"):
+        ListTeacher(spec, tied, QUERIES, QRELS, DOCUMENTS)
+
+
+def test_labels_over_candidates_that_tie_are_no_error():
+    source = {"signal": "labels", "source": {"type": "candidates"}, "negatives": 1}
+    tied = {"q1": dict.fromkeys("abc", 1.0)}
+    given = ListTeacher(TeacherSpec.model_validate(source), tied, QUERIES, QRELS, DOCUMENTS)
+    assert given.counts["used"] == 1
+
+
+@pytest.mark.parametrize(("drop", "expected"), [(False, ("q1", "a", "b")), (True, ("a", "b"))])
+def test_a_document_with_the_id_of_its_query_is_in_no_sample_if_the_collection_drops_it(
+    drop, expected
+):
+    spec = TeacherSpec.model_validate({"signal": "ranking", "source": {"type": "teach"}})
+    lists = {"q1": {"q1": 9.0, "a": 2.0, "b": 1.0}}
+    documents = DOCUMENTS | {"q1"}
+    given = ListTeacher(spec, lists, QUERIES, QRELS, documents, drop_identical=drop)
+    sample = given.draw(0, np.random.default_rng(0))
+    assert sample.doc_ids == expected
+    assert sample.targets_D.tolist() == [-place for place in range(1, len(expected) + 1)]
