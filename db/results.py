@@ -75,10 +75,7 @@ _RESULT = (
 
 
 def load_cells(
-    engine: Engine,
-    sweep: str | int,
-    measures: Sequence[str] | None = None,
-    kind: str = "evaluate",
+    engine: Engine, sweep: str | int, measures: Sequence[str] | None = None, kind: str = "evaluate"
 ) -> list[Cell]:
     """The sweep's jobs of a kind by id, in any state.
 

@@ -2,11 +2,12 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, Select, Text, case, cast, delete, func, insert, select
+from sqlalchemy.engine import Row
 
 from xsweep.db.claim import IN_ACTIVE_SWEEP, MAY_START
 from xsweep.db.events import FailedAttempt, latest_failures
@@ -369,26 +370,17 @@ def ended_attempts(engine: Engine) -> list[tuple[str, str | None, int]]:
         return [(str(outcome), failure, count) for outcome, failure, count in rows]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Count:
-    """The jobs of one kind in one state of a sweep, and their expected seconds together."""
+def read_tally(connection: Connection, sweep_id: int | None = None) -> Sequence[Row]:
+    """Number (`jobs`) and expected seconds (`cost_s`) of jobs by sweep, kind and state.
 
-    sweep_id: int
-    kind: str
-    state: str
-    jobs: int
-    cost_s: float
-
-
-def read_tally(connection: Connection, sweep_id: int | None = None) -> Iterator[Count]:
-    """The counts of one sweep or of all that are not zero."""
+    Of one sweep or of all; only numbers that are not zero.
+    """
     jobs = func.sum(Tally.jobs)
     query = select(*TALLY_KEY, jobs.label("jobs"), func.sum(Tally.cost_s).label("cost_s"))
     query = query.group_by(*TALLY_KEY).having(jobs != 0).order_by(*TALLY_KEY)
     if sweep_id is not None:
         query = query.where(Tally.sweep_id == sweep_id)
-    for row in connection.execute(query).mappings():
-        yield Count(**row)
+    return connection.execute(query).all()
 
 
 def fold_tally(connection: Connection) -> None:
@@ -407,7 +399,7 @@ def fold_tally(connection: Connection) -> None:
         sums = select(*key, jobs, func.sum(gone.cost_s)).group_by(*key).having(jobs != 0)
         connection.execute(insert(Tally).from_select(columns, sums))
     else:
-        counts = [vars(count) for count in read_tally(connection)]
+        counts = [count._asdict() for count in read_tally(connection)]
         connection.execute(delete(Tally))
         if counts:
             connection.execute(insert(Tally), counts)

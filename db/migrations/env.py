@@ -13,5 +13,4 @@ context.configure(
     transactional_ddl=True,
 )
 
-
 context.run_migrations()

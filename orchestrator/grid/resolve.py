@@ -46,11 +46,7 @@ class References:
     """Resolves the names of a grid; every method raises ConfigError at the name's position."""
 
     def __init__(
-        self,
-        grid: Grid,
-        file: YamlFile,
-        data_home: Path | None,
-        own_folders: Sequence[Path] = (),
+        self, grid: Grid, file: YamlFile, data_home: Path | None, own_folders: Sequence[Path] = ()
     ) -> None:
         """`own_folders` are additional folders that paths of the grid may lead to."""
         self.grid, self.source = grid, file

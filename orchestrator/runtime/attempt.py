@@ -61,18 +61,12 @@ class RunningAttempt:
         try:
             outcome: Outcome | None = ray.get(ref)
         except ray.exceptions.RayError as error:
-            preempted = self.draining or was_preempted(error)
-            outcome = {
-                "state": "failed",
-                "failure": "PREEMPTED" if preempted else "NODE",
-                "reason": f"the worker died: {first_line(error)}",
-            }
+            failure = "PREEMPTED" if self.draining or was_preempted(error) else "NODE"
+            reason = f"the worker died: {first_line(error)}"
+            outcome = Outcome(state="failed", failure=failure, reason=reason)
         # None: adopted from a controller that was killed between starting the worker and calling it
-        self.outcomes[rank] = outcome or {
-            "state": "stopped",
-            "failure": None,
-            "reason": "it had not begun",
-        }
+        not_begun = Outcome(state="stopped", failure=None, reason="it had not begun")
+        self.outcomes[rank] = outcome or not_begun
 
     @property
     def ended(self) -> bool:

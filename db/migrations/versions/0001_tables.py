@@ -8,9 +8,7 @@ from alembic import op
 
 revision = "0001"
 
-
 down_revision = None
-
 
 TYPES: dict[str, Any] = {
     "id": sa.BigInteger().with_variant(sa.Integer, "sqlite"),
@@ -21,10 +19,8 @@ TYPES: dict[str, Any] = {
     "bytes": sa.LargeBinary(),
 }
 
-
 # what must never change once it is written
 APPEND_ONLY = ("definition", "event", "query_set", "result", "score")
-
 
 LEGAL = (
     "'ready>running', 'running>done', 'waiting>ready', 'running>ready', 'running>failed',"
@@ -32,7 +28,6 @@ LEGAL = (
     " 'failed>waiting', 'failed>ready', 'skipped>waiting', 'skipped>ready', 'cancelled>waiting',"
     " 'cancelled>ready'"
 )
-
 
 ILLEGAL = (
     f"(OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({LEGAL}))"  # noqa: S608

@@ -5,9 +5,7 @@ from alembic import op
 
 revision = "0002"
 
-
 down_revision = "0001"
-
 
 LEGAL = (
     "'ready>running', 'running>done', 'waiting>ready', 'running>ready', 'running>failed',"
@@ -15,7 +13,6 @@ LEGAL = (
     " 'failed>waiting', 'failed>ready', 'skipped>waiting', 'skipped>ready', 'cancelled>waiting',"
     " 'cancelled>ready', 'ready>skipped'"
 )
-
 
 ILLEGAL = (
     f"(OLD.state <> NEW.state AND OLD.state || '>' || NEW.state NOT IN ({LEGAL}))"  # noqa: S608
@@ -25,14 +22,12 @@ ILLEGAL = (
     " (SELECT 1 FROM attempt WHERE attempt.job_id = NEW.id AND attempt.outcome IS NULL))"
 )
 
-
 FILL = (
     "INSERT INTO tally (sweep_id, kind, state, jobs, cost_s)"
     " SELECT sweep_job.sweep_id, job.kind, job.state, count(*), sum(definition.cost_s)"
     " FROM sweep_job JOIN job ON job.id = sweep_job.job_id"
     " JOIN definition ON definition.job_id = job.id GROUP BY 1, 2, 3"
 )
-
 
 COUNT_MOVE = (
     "INSERT INTO tally (sweep_id, kind, state, jobs, cost_s)"
