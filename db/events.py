@@ -123,26 +123,15 @@ def latest_failures(
 
 def _failures(connection: Connection, event: int) -> list[FailedAttempt]:
     # a range of ids, and not a search for kinds, which have no index
-    rows = connection.execute(
-        select(Event.id, Event.at, Event.token, Event.detail, Event.job_id, Job.kind, Job.name)
+    columns = (Event.id.label("event"), Event.at, Event.job_id, Event.token, Job.kind, Job.name)
+    details = (Event.detail[key].as_string().label(key) for key in ("failure", "reason", "next"))
+    failed = (
+        select(*columns, *details)
         .join(Job, Job.id == Event.job_id)
         .where(Event.id > event, Event.kind.in_(("failed", "expired")))
         .order_by(Event.id)
     )
-    return [
-        FailedAttempt(
-            event=row.id,
-            at=row.at,
-            job_id=row.job_id,
-            kind=row.kind,
-            name=row.name,
-            token=row.token or 0,
-            failure=str(row.detail.get("failure")),
-            reason=str(row.detail.get("reason") or ""),
-            next=str(row.detail.get("next")),
-        )
-        for row in rows
-    ]
+    return [FailedAttempt(**row) for row in connection.execute(failed).mappings()]
 
 
 class Rung(NamedTuple):

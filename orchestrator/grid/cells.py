@@ -76,10 +76,9 @@ def check_names(refs: References) -> None:
         *((("exclude", place), match) for place, match in enumerate(grid.exclude)),
         *((("include", place), match) for place, match in enumerate(grid.include)),
         *((("overrides", place, "match"), rule.match) for place, rule in enumerate(grid.overrides)),
+        *((("search", place, "match"), search.match) for place, search in enumerate(grid.search)),
+        *((("search", place, "apply"), search.apply) for place, search in enumerate(grid.search)),
     ]
-    for place, search in enumerate(grid.search):
-        rules.append((("search", place, "match"), search.match))
-        rules.append((("search", place, "apply"), search.apply))
     for where, match in rules:
         if match:
             _check_match(refs, where, match)

@@ -290,30 +290,23 @@ def check_objectives(refs: References) -> None:
     """Check every entry of `objectives:`: losses, parameters, teachers and stages."""
     list(OBJECTIVES)  # raises if two installed packages register one name
     for name, entry in refs.grid.objectives.items():
-        where: Where = ("objectives", name)
-        if entry.stages:
-            _check_stages(refs, where, entry)
-        else:
-            _loss(refs, name)
-            refs.names((*where, "teachers"), entry.teachers or (), refs.grid.teachers)
-
-
-def _check_stages(refs: References, where: Where, entry: Objective) -> None:
-    others = sorted(entry.model_fields_set - {"stages"}) + sorted(entry.training)
-    if others:
-        message = f"{others[0]!r} belongs in a stage: an objective with stages has no other keys"
-        raise refs.source.error((*where, others[0]), message, at_key=True)
-    for place, stage in enumerate(entry.stages):
-        here = (*where, "stages", place)
-        spec = _stage_loss(refs, here, stage)
-        refs.names((*here, "teachers"), stage.teachers, refs.grid.teachers)
-        if place == len(entry.stages) - 1:
-            continue
-        if len(stage.teachers) > 1:
-            message = "a stage before the last has one teacher: list several in the last one"
-            raise refs.source.error((*here, "teachers"), message)
-        if reason := mismatch(refs, stage.objective, spec.signals, stage.teachers[0]):
-            raise refs.source.error((*here, "teachers"), reason)
+        others = sorted(entry.model_fields_set - {"stages"}) + sorted(entry.training)
+        if entry.stages and others:
+            other = others[0]
+            message = f"{other!r} belongs in a stage: an objective with stages has no other keys"
+            raise refs.source.error(("objectives", name, other), message, at_key=True)
+        blocks: Sequence[Objective | Stage] = entry.stages or (entry,)
+        steps = steps_of(refs, name, "")
+        for step, block in zip(steps, blocks, strict=True):
+            where, teachers = (*step.where, "teachers"), block.teachers or ()
+            refs.names(where, teachers, refs.grid.teachers)
+            if step is steps[-1]:
+                continue
+            if len(teachers) > 1:
+                message = "a stage before the last has one teacher: list several in the last one"
+                raise refs.source.error(where, message)
+            if reason := mismatch(refs, step.objective, step.spec.signals, step.teacher):
+                raise refs.source.error(where, reason)
 
 
 def mismatch(

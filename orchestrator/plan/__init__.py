@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from xsweep.db.jobs import NewJob
-from xsweep.evaluator.specs import ModelSpec
 from xsweep.orchestrator.grid.cells import Cell, Layers, SkippedCell, check_names, select_cells
 from xsweep.orchestrator.grid.load import read_grid
 from xsweep.orchestrator.grid.resolve import References, Step, steps_of
 from xsweep.orchestrator.grid.schema import TrainingSettings
-from xsweep.orchestrator.grid.yaml import Where
 from xsweep.orchestrator.plan.context import PlanContext
 from xsweep.orchestrator.plan.identity import ChecksumCache
 from xsweep.orchestrator.plan.jobs import (
@@ -89,10 +87,10 @@ def _plan(context: PlanContext) -> Plan:
     teachers = dict.fromkeys(step.teacher for steps in trainings.values() for step, _ in steps)
     context.teachers = {name: resolve_teacher(context, name) for name in teachers}
     check_no_test_leakage(context)
-    context.backbones = {
-        backbone.name: _backbone(context, ("backbones", place), backbone.spec)
-        for place, backbone in enumerate(grid.backbones)
-    }
+    for place, backbone in enumerate(grid.backbones):
+        model = context.model(("backbones", place), backbone.spec)
+        tokenizer = model.model_copy(update={"layers": None, "attention": "sdpa"})
+        context.backbones[backbone.name] = model, tokenizer
     add_references(context)
     trained: dict[str, Cell] = {}
     for cell, steps in trainings.items():
@@ -120,11 +118,6 @@ def _settings(context: PlanContext, settings: TrainingSettings) -> TrainingSetti
     from xsweep.orchestrator.rehearsal import shortened
 
     return shortened(settings)
-
-
-def _backbone(context: PlanContext, where: Where, spec: ModelSpec) -> tuple[ModelSpec, ModelSpec]:
-    model = context.model(where, spec)
-    return model, model.model_copy(update={"layers": None, "attention": "sdpa"})
 
 
 class _Training(NamedTuple):

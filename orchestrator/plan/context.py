@@ -85,11 +85,11 @@ class PlanContext:
     tests: list[TestSet]
     validation: ValidationPlan | None
     teachers: dict[str, ResolvedTeacher]
-    backbones: dict[str, tuple[ModelSpec, ModelSpec]]
-    """Pinned backbones, each with its tokenizer: one for all numbers of layers."""
 
     def __init__(self, refs: References, pins: ChecksumCache) -> None:
         self.refs, self.grid, self.pins = refs, refs.grid, pins
+        self.backbones: dict[str, tuple[ModelSpec, ModelSpec]] = {}
+        """Pinned backbones, each with its tokenizer: one for all numbers of layers."""
         self.jobs: dict[str, NewJob] = {}
         self.evaluate_specs: dict[tuple[str, str, str], EvaluateSpec] = {}
         self._specs: dict[int, _KnownSpec] = {}

@@ -11,15 +11,8 @@ from xsweep.orchestrator.rehearsal.datasets import CODAS, ONSETS, VOWELS, corpus
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-FAMILY_OF = {
-    "deberta": "deberta",
-    "roberta": "roberta",
-    "electra": "electra",
-    "ettin": "modernbert",
-    "modernbert": "modernbert",
-    "distilbert": "distilbert",
-}
-"""Family by a part of the model's name; all others are BERT's, MiniLM among them."""
+FAMILIES = ("deberta", "roberta", "electra", "modernbert", "distilbert")
+"""Families, each a part of its models' names; all other models are BERT's, MiniLM among them."""
 
 POSITIONS = 512
 
@@ -33,8 +26,8 @@ or the one logit of a cross-encoder."""
 
 def family_of(name: str) -> str:
     """The family of a Hugging Face id: `roberta` for `FacebookAI/roberta-base`."""
-    lowered = name.lower()
-    return next((family for part, family in FAMILY_OF.items() if part in lowered), "bert")
+    lowered = name.lower().replace("ettin", "modernbert")
+    return next((family for family in FAMILIES if family in lowered), "bert")
 
 
 def write_model(folder: Path, name: str, *, family: str, head: Head) -> None:
@@ -171,10 +164,6 @@ def _deberta() -> "PreTrainedTokenizerFast":
 
 
 TOKENIZERS: dict[str, Callable[[], "PreTrainedTokenizerFast"]] = {
-    "bert": _wordpiece,
-    "electra": _wordpiece,
-    "distilbert": _wordpiece,
-    "roberta": _roberta,
-    "modernbert": _modernbert,
-    "deberta": _deberta,
+    **dict.fromkeys(("bert", "electra", "distilbert"), _wordpiece),
+    **{"roberta": _roberta, "modernbert": _modernbert, "deberta": _deberta},
 }

@@ -88,7 +88,11 @@ class Demand:
         requests = islice(chain(running, more), MOST_PROCESSES) if more else ()
         ranks = [request for request in requests for _ in range(request.ranks)]
         bundles = [dict(request.resources) for request in ranks]
-        selectors = [_selector(request) for request in ranks]
+        # as Ray's selectors: `eu|us` is `in(eu,us)`
+        selectors = [
+            {key: f"in({value.replace('|', ',')})" for key, value in request.labels.items()}
+            for request in ranks
+        ]
         if (bundles, selectors) != self._requested:
             self._requested = bundles, selectors
             ray.autoscaler.sdk.request_resources(
@@ -109,8 +113,3 @@ def within(
         count = max(0, min(demand.jobs, left.get(demand.kind, math.inf), MOST_PROCESSES))
         left[demand.kind] = left.get(demand.kind, math.inf) - count
         yield from [request_of(demand.resources)] * int(count)
-
-
-def _selector(request: ResourceRequest) -> dict[str, str]:
-    """Return the labels as Ray's selectors: `eu|us` is `in(eu,us)`."""
-    return {key: f"in({value.replace('|', ',')})" for key, value in request.labels.items()}
