@@ -24,8 +24,9 @@ MANIFEST = "manifest.json"
 def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file as bytes, unpacked if its name ends in .gz, without a byte order mark.
 
-    Raises DataError with `file:line` if the file is missing, empty or cut off.
+    Raises DataError with `file:line` if the file is missing, empty, cut off or packed otherwise.
     """
+    refuse_packed(path)
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -39,6 +40,22 @@ def read_lines(path: Path) -> Iterator[bytes]:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     if number == 0:
         raise DataError(f"{path}: the file is empty")
+
+
+def refuse_packed(path: Path) -> None:
+    """Raise DataError for a compressed file that is not gzipped."""
+    if path.suffix in (".bz2", ".xz", ".zst", ".lz4", ".zip"):
+        raise DataError(f"{path}: unpack this file, or pack it with gzip: only .gz is read packed")
+
+
+def columns_of(line: str) -> list[str]:
+    """The columns of a line: between its tabs if it has any, else between its ASCII blanks.
+
+    `"q1\tmy doc\t1"` has `my doc`; a no-break space separates nothing.
+    """
+    if "\t" in line:
+        return [column.strip(" \r\n") for column in line.split("\t")]
+    return [column.decode() for column in line.encode().split()]
 
 
 def decode(field: bytes, place: str) -> str:

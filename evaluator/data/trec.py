@@ -5,19 +5,22 @@ gzipped; blanks or tabs separate their columns. trec_eval keeps scores as float3
 differ only beyond that tie; `read_run` rounds to float32 for the same order.
 """
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 from math import isfinite
+from operator import contains
 from pathlib import Path
 from typing import Literal
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.files import decode, read_lines, write_text
+from xsweep.evaluator.data.files import columns_of, decode, read_lines, write_text
 
 Run = dict[str, dict[str, float]]
 Qrels = dict[str, dict[str, int]]
 
 _FLOAT32 = struct.Struct("f")
+_WHOLE = re.compile(rb"[+-]?[0-9]{1,15}(?:\.0+)?")
 
 
 def sort_docs(scores: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -65,25 +68,27 @@ def run_lines(
 ) -> Iterator[tuple[int, str, str, float]]:
     """(line, query id, document id, value) of a run's lines, in file order.
 
-    The value is the score as float32 or, with order="rank", the negated rank. Raises DataError as
-    `read_run` does, except for duplicates.
+    The value is the score as float32 or, with order="rank", the negated rank. Columns after the tag
+    and lines of a comment (`# ...`) are skipped. Raises DataError as `read_run` does, except for
+    duplicates.
     """
     column, kind = ("rank", "a whole number") if order == "rank" else ("score", "a finite number")
     place = 3 if order == "rank" else 4
     found = False
     for number, line in enumerate(read_lines(path), 1):
-        fields = line.split()
-        if len(fields) != 6:
-            if not fields:
-                continue
+        fields = line.split(b"\t") if line.count(b"\t") == 5 else line.split()
+        if not fields or fields[0] == b"#":
+            continue
+        # words after the tag are accepted, an id with a blank in it is not
+        if len(fields) < 6 or (len(fields) > 6 and _whole(fields[3]) is None):
             raise _malformed(path, number, "query Q0 document rank score tag", fields)
         try:
             query_id, doc_id = fields[0].decode(), fields[2].decode()
         except UnicodeDecodeError:
             decode(line.strip(), f"{path}:{number}")
             raise
-        value = _number(fields[place])
-        if value is None or (place == 3 and not value.is_integer()):
+        value = _whole(fields[place]) if place == 3 else _number(fields[place])
+        if value is None:
             wrong = decode(fields[place], f"{path}:{number}")
             raise DataError(f"{path}:{number}: the {column} {wrong!r} is not {kind}")
         found = True
@@ -130,31 +135,37 @@ def write_run(path: Path | str, run: Mapping[str, Mapping[str, float]], tag: str
 def read_qrels(path: Path | str) -> Qrels:
     """Relevance grades {query: {document: grade}} in TREC's or BEIR's format.
 
-    TREC: `query 0 document grade`. BEIR: a header line, then `query document grade`.
-    Raises DataError with `file:line` for a wrong number of columns, a grade that is not a whole
-    number, one document with two grades, text that is not UTF-8, an empty and a cut-off file.
+    TREC: `query 0 document grade`. BEIR: `query document grade`. A first line of column names and
+    comments (`# ...`) are skipped. Tabs separate the columns of a line that has any, else ASCII
+    blanks. Raises DataError with `file:line` for a wrong number of columns, a grade that is not a
+    whole number (`1.0` is one), one document with two grades, text that is not UTF-8, an empty and
+    a cut-off file.
     """
     path = Path(path)
     qrels: Qrels = {}
     columns = 0
     for number, line in enumerate(read_lines(path), 1):
-        fields = decode(line, f"{path}:{number}").split()
-        if not fields:
+        fields = columns_of(decode(line, f"{path}:{number}"))
+        if not any(fields) or fields[0] == "#":
             continue
         if not columns:
             columns = len(fields)
-            if columns == 3 and fields[0].lower() in ("query-id", "query_id", "qid"):
+            names = [field.lower() for field in (fields[0], *fields[-2:])]
+            if columns in (3, 4) and all(map(contains, _HEADERS, names)):
                 continue
         if len(fields) != columns or columns not in (3, 4):
             raise _malformed(path, number, "query 0 document grade", fields)
-        query_id, doc_id, grade = fields[0], fields[-2], fields[-1]
-        if not grade.lstrip("-").isdecimal():
-            raise DataError(f"{path}:{number}: the grade {grade!r} is not a whole number")
+        query_id, doc_id, given = fields[0], fields[-2], fields[-1]
+        grade = _whole(given.encode())
+        if grade is None or abs(grade) >= 2**31:
+            raise DataError(
+                f"{path}:{number}: the grade {given!r} is not a whole number below 2^31"
+            )
         grades = qrels.setdefault(query_id, {})
         if grades.setdefault(doc_id, int(grade)) != int(grade):
             raise DataError(
                 f"{path}:{number}: document {doc_id!r} has two grades for query {query_id!r}: "
-                f"{grades[doc_id]} and {grade}"
+                f"{grades[doc_id]} and {given}"
             )
     if not qrels:
         raise DataError(f"{path}: the qrels hold no judgements")
@@ -167,6 +178,19 @@ def write_qrels(path: Path | str, qrels: Mapping[str, Mapping[str, int]]) -> Non
         for query_id, grades in qrels.items():
             for doc_id, grade in grades.items():
                 write(f"{query_id} 0 {doc_id} {grade}\n")
+
+
+_HEADERS = (
+    {"query-id", "query_id", "queryid", "qid", "query", "topic", "topic_id"},
+    {"corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "did", "pid", "docno", "document"},
+    {"score", "grade", "rel", "relevance", "label", "judgment", "judgement"},
+)
+"""Names of a header's columns: query, document and grade."""
+
+
+def _whole(field: bytes) -> float | None:
+    """The whole number in a field such as `3`, `-1` or `1.0`; exact up to 2^53."""
+    return float(field) if _WHOLE.fullmatch(field) else None
 
 
 def _number(field: bytes) -> float | None:

@@ -126,7 +126,11 @@ def prepare_tokens(spec: TokensSpec, out: Path) -> None:
     origin = provenance.collect(spec.model_dump(mode="json"))
     documents = load_collection(spec.documents).documents()
     store = TokenStore.build(out, documents, load_tokenizer(spec.tokenizer), spec.max_tokens)
-    summary = {"documents": len(store), "tokens": int(store.lengths.sum())}
+    summary = {
+        "documents": len(store),
+        "documents_without_text": int((store.lengths == 0).sum()),
+        "tokens": int(store.lengths.sum()),
+    }
     provenance.seal(out, origin, summary)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from xsweep.errors import ConfigError, DataError
-from xsweep.evaluator.data.files import checked, decode, read_lines
+from xsweep.evaluator.data.files import checked, columns_of, decode, read_lines
 from xsweep.evaluator.data.readers import read_records
 from xsweep.evaluator.data.trec import run_lines
 from xsweep.evaluator.specs import FileSpec, Spec
@@ -175,7 +175,7 @@ def read_scores(source: ScoresSource, signal: Signal, inputs: Mapping[str, Path]
 
 def _score_lines(path: Path) -> Iterator[Entry]:
     for number, line in enumerate(read_lines(path), 1):
-        fields = decode(line, f"{path}:{number}").split()
+        fields = columns_of(decode(line, f"{path}:{number}"))
         try:
             query_id, doc_id, score = fields
             value = float(score)
@@ -205,7 +205,7 @@ TRIPLE = "query, positive and negative id"
 
 
 def _triple(line: str) -> Pair:
-    query_id, positive, negative = line.split()
+    query_id, positive, negative = columns_of(line)
     return Pair(query_id, positive, negative)
 
 
@@ -262,7 +262,7 @@ def read_score_triples(source: ScoreTriplesSource) -> PairFile:
 
 
 def _scored_triple(line: str) -> Pair:
-    high, low, query_id, positive, negative = line.split()
+    high, low, query_id, positive, negative = columns_of(line)
     return Pair(query_id, positive, negative, (float(high), float(low)))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data.collection import Collection
+from xsweep.evaluator.data.files import refuse_packed
 from xsweep.trainer.teachers import Sample
 from xsweep.trainer.teachers.formats import FORMATS, PairFile, Source
 
@@ -66,6 +67,7 @@ def open_lines(path: Path) -> Lines:
 
     Raises DataError if it cannot be read or its compression is damaged.
     """
+    refuse_packed(path)
     try:
         if path.suffix != ".gz":
             return Lines(path.open("rb"))

@@ -57,7 +57,7 @@ def test_scores_that_differ_only_beyond_float32_tie_as_in_trec_eval(tmp_path: Pa
     ("content", "message"),
     [
         ("q Q0 d 1 1.0\n", r":1: expected 6 columns .*, found 5"),
-        ("q Q0 d 1 1.0 a tag\n", r":1: expected 6 columns .*, found 7"),
+        ("q Q0 d one 1 1.0 tag\n", r":1: expected 6 columns .*, found 7"),
         ("q Q0 d 1 1.0 t\nq Q0 e 2 nan t\n", r":2: the score 'nan' is not a finite number"),
         ("q Q0 d 1 inf t\n", r":1: the score 'inf'"),
         ("q Q0 d 1 1e39 t\n", r":1: the score '1e39'"),
@@ -155,6 +155,13 @@ def test_qrels_are_read_in_both_formats(tmp_path: Path) -> None:
     [
         ("q 0 d relevant\n", ":1: the grade 'relevant' is not a whole number"),
         ("q 0 d 1.5\n", ":1: the grade '1.5'"),
+        ("q 0 d --1\n", ":1: the grade '--1'"),
+        ("q 0 d 99999999999999999999\n", ":1: the grade '9+'"),
+        ("q 0 d 2147483648\n", ":1: the grade '2147483648'"),
+        ("q 0 d 1e20\n", ":1: the grade '1e20'"),
+        ("q 0 d Infinity\n", ":1: the grade 'Infinity'"),
+        ("q 0 d ١\n", ":1: the grade"),
+        ("corpus-id\tquery-id\tscore\nd\tq\t1\n", ":1: the grade 'score'"),
         ("q 0 d 1\nq 0 e\n", ":2: expected 4 columns"),
         ("q d\n", ":1: expected 4 columns"),
         ("q 0 d 1\nq 0 d 2\n", ":2: document 'd' has two grades for query 'q': 1 and 2"),
@@ -178,3 +185,43 @@ def test_a_byte_order_mark_is_no_part_of_the_first_id(tmp_path: Path) -> None:
 def test_the_line_of_a_document_is_its_first(tmp_path: Path) -> None:
     path = _write(tmp_path, RUN)
     assert (line_of(path, "d3"), line_of(path, "d1"), line_of(path, "none")) == (4, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("# a comment\nq 0 d 1\n", {"q": {"d": 1}}),
+        ("q 0 d 1.0\nq 0 e -1.0\n", {"q": {"d": 1, "e": -1}}),
+        ("qid docid rel\nq d 1\n", {"q": {"d": 1}}),
+        ("query_id\titeration\tdoc_id\trelevance\nq\t0\td\t2\n", {"q": {"d": 2}}),
+        ("query doc 1\nq d 1\n", {"query": {"doc": 1}, "q": {"d": 1}}),
+        ("q\tmy doc\t1\n", {"q": {"my doc": 1}}),
+        ("q\td\u00a01\t1\n", {"q": {"d\u00a01": 1}}),
+        ("q 0 d\u00a01 1\n", {"q": {"d\u00a01": 1}}),
+        ("q 0 d 2147483647\n", {"q": {"d": 2**31 - 1}}),
+    ],
+)
+def test_qrels_of_other_layouts_are_read(tmp_path: Path, content: str, expected: dict) -> None:
+    assert read_qrels(_write(tmp_path, content)) == expected
+
+
+def test_comments_and_words_after_the_tag_of_a_run_are_skipped(tmp_path: Path) -> None:
+    content = "# made by hand\nq Q0 d 1 2.5 tag\nq Q0 e 2 1.5 tag of several words\n"
+    assert read_run(_write(tmp_path, content)) == {"q": {"d": 2.5, "e": 1.5}}
+
+
+def test_a_run_keeps_no_break_spaces_in_ids(tmp_path: Path) -> None:
+    assert read_run(_write(tmp_path, "q Q0 d\u00a01 1 2.5 tag\n")) == {"q": {"d\u00a01": 2.5}}
+
+
+def test_ranks_above_the_integers_of_a_float32_keep_their_order(tmp_path: Path) -> None:
+    content = f"q Q0 d {2**24 + 1} 0 tag\nq Q0 e {2**24} 0 tag\nq Q0 f {2**24 + 2} 0 tag\n"
+    assert list(read_run(_write(tmp_path, content), "rank")["q"]) == ["e", "d", "f"]
+
+
+@pytest.mark.parametrize("ending", [".bz2", ".xz", ".zst"])
+def test_a_file_packed_otherwise_is_refused(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"qrels.txt{ending}"
+    path.write_bytes(b"BZh9")
+    with pytest.raises(DataError, match=r"only \.gz is read packed"):
+        read_qrels(path)
