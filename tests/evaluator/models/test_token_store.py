@@ -87,7 +87,8 @@ def test_prepare_tokens_stores_a_collections_documents(
     )
     prepare_tokens(spec, out)
     summary = json.loads((out / "summary.json").read_text())
-    assert summary == {"documents": 1, "tokens": len(TokenStore(out)["d1"])}
+    length = len(TokenStore(out)["d1"])
+    assert summary == {"documents": 1, "documents_without_text": 0, "tokens": length}
     origin = json.loads((out / "provenance.json").read_text())
     assert origin["spec"]["tokenizer"]["folder"] == make_model_folder("bert").name
     assert origin["packages"]["tokenizers"] == version("tokenizers")
