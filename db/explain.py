@@ -148,19 +148,15 @@ def explain(engine: Engine, job: str | int, *, compare: bool = True) -> Explanat
         nearest = None
         if compare and row.state != State.DONE:
             nearest = _nearest_done(connection, row, parents)
+    stored = ("identity", "kind", "name", "state", "folder", "spec")
     return Explanation(
         job_id=id_,
-        identity=row.identity,
-        kind=row.kind,
-        name=row.name,
-        state=row.state,
+        **{name: getattr(row, name) for name in stored},
         why=tuple(_why(row, parents, attempts, sweeps)),
         sweeps=tuple(sweeps),
         parents=parents,
         attempts=attempts,
-        folder=row.folder,
         nearest_done=nearest,
-        spec=row.spec,
     )
 
 

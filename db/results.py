@@ -97,19 +97,10 @@ def load_cells(
         ids = [row["job_id"] for row in rows]
         scores = _scores(connection, ids, measures)
         parents = _parents(connection, ids)
-    cells = []
-    for row, id_ in zip(rows, ids, strict=True):
-        measured = scores[id_]
-        cells.append(
-            Cell(
-                **row,
-                means={measure: mean for measure, (mean, _, _) in measured.items()},
-                scores={measure: array for measure, (_, array, _) in measured.items()},
-                query_ids=next((query_ids for _, _, query_ids in measured.values()), ()),
-                parents_summary=parents[id_],
-            )
-        )
-    return cells
+    return [
+        Cell(**row, **scores[id_], parents_summary=parents[id_])
+        for row, id_ in zip(rows, ids, strict=True)
+    ]
 
 
 def _without_nulls(row: RowMapping) -> dict[str, Any]:
@@ -119,12 +110,12 @@ def _without_nulls(row: RowMapping) -> dict[str, Any]:
 
 def _scores(
     connection: Connection, job_ids: list[int], measures: Sequence[str] | None
-) -> "dict[int, dict[str, tuple[float, np.ndarray, tuple[str, ...]]]]":
-    """(mean, array, query ids) by job and measure."""
+) -> dict[int, dict[str, Any]]:
+    """The `means`, `scores` and `query_ids` of each cell."""
     import numpy as np
 
-    found: dict[int, dict[str, tuple[float, np.ndarray, tuple[str, ...]]]]
-    found = {id_: {} for id_ in job_ids}
+    found: dict[int, dict[str, Any]]
+    found = {id_: {"means": {}, "scores": {}, "query_ids": ()} for id_ in job_ids}
     query_ids: dict[int, tuple[str, ...]] = {}
     # a driver keeps a whole reply in memory: many megabytes for some thousand jobs
     for piece in pieces(job_ids, SCORED_JOBS):
@@ -136,7 +127,9 @@ def _scores(
             if set_id not in query_ids:
                 ids = connection.scalar(select(QuerySet.query_ids).where(QuerySet.id == set_id))
                 query_ids[set_id] = tuple(ids or ())
-            found[job_id][measure] = (mean, np.frombuffer(packed, "<f8"), query_ids[set_id])
+            found[job_id]["means"][measure] = mean
+            found[job_id]["scores"][measure] = np.frombuffer(packed, "<f8")
+            found[job_id]["query_ids"] = query_ids[set_id]
     return found
 
 
