@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from xsweep.db.dependencies import lock, move, needed_by_a_sweep, skip_descendants
+from xsweep.db.dependencies import lock, move, needed_by_sweep, skip_descendants
 from xsweep.db.events import record
 from xsweep.db.schema import Event, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import among
@@ -92,7 +92,7 @@ def _failure(member: Any) -> tuple[str, str] | None:
 def _stop(connection: Connection, sweep_id: int, column: list[int], detail: dict[str, Any]) -> int:
     lock(connection, column)
     idle = select(Job.id).where(among(connection, Job.id, column), Job.state.in_(NOT_BEGUN))
-    stopped = connection.scalars(idle.where(~needed_by_a_sweep(Job.id, besides=sweep_id))).all()
+    stopped = connection.scalars(idle.where(~needed_by_sweep(Job.id, besides=sweep_id))).all()
     if stopped:
         reason = detail["reason"]
         move(connection, stopped, State.SKIPPED, reason=reason, ended_at=now_s(), retry_at=None)

@@ -7,25 +7,12 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
+from xsweep.db.dependencies import IN_ACTIVE_SWEEP
 from xsweep.db.events import record
-from xsweep.db.schema import (
-    Attempt,
-    Definition,
-    Edge,
-    Event,
-    Job,
-    Result,
-    State,
-    Sweep,
-    SweepJob,
-    now_s,
-)
+from xsweep.db.schema import Attempt, Definition, Edge, Event, Job, Result, State, now_s
 from xsweep.db.transaction import pieces, transact
 
 MAY_START = sa.or_(Job.retry_at.is_(None), Job.retry_at <= now_s())
-IN_ACTIVE_SWEEP = sa.exists().where(
-    SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
-)
 
 
 class Lease(NamedTuple):

@@ -6,14 +6,7 @@ from sqlalchemy import Connection, Engine, select, update
 
 from xsweep.db.breaker import stopped_jobs
 from xsweep.db.complete import end_attempts
-from xsweep.db.dependencies import (
-    ancestors,
-    lock,
-    move,
-    needed_by_a_sweep,
-    reopen,
-    skip_descendants,
-)
+from xsweep.db.dependencies import ancestors, lock, move, needed_by_sweep, reopen, skip_descendants
 from xsweep.db.events import record
 from xsweep.db.explain import find_job, find_sweep
 from xsweep.db.schema import BROKEN, OPEN, Attempt, Job, State, Sweep, SweepJob, now_s
@@ -34,7 +27,7 @@ def cancel(engine: Engine, *, sweep: str | int | None = None, job: str | int | N
         id_ = find_sweep(connection, _named(sweep))
         _set_state(connection, id_, "cancelled")
         members = select(Job.id).join(SweepJob).where(SweepJob.sweep_id == id_)
-        unneeded = members.where(Job.state.in_(OPEN), ~needed_by_a_sweep(Job.id))
+        unneeded = members.where(Job.state.in_(OPEN), ~needed_by_sweep(Job.id))
         return _cancel(connection, connection.scalars(unneeded).all())
 
     return transact(engine, work)
@@ -121,7 +114,7 @@ def _pause_or_resume(connection: Connection, sweep: str | int, state: str) -> No
 def _reactivate_sweeps(connection: Connection, ids: Collection[int]) -> None:
     """Reopen the cancelled sweeps of jobs that could not be claimed otherwise."""
     sweeps = select(SweepJob.sweep_id).where(among(connection, SweepJob.job_id, ids))
-    unclaimable = sweeps.where(~needed_by_a_sweep(SweepJob.job_id)).distinct()
+    unclaimable = sweeps.where(~needed_by_sweep(SweepJob.job_id)).distinct()
     for id_ in sorted(connection.scalars(unclaimable)):
         _set_state(connection, id_, "active")
 

@@ -10,6 +10,10 @@ from xsweep.db.events import record
 from xsweep.db.schema import BROKEN, Edge, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import among
 
+IN_ACTIVE_SWEEP = sa.exists().where(
+    SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
+)
+
 
 def lock(connection: sa.Connection, job_ids: Collection[int]) -> None:
     """Lock the rows of jobs until the transaction ends; in ascending order, against deadlocks."""
@@ -38,7 +42,7 @@ def ancestors(connection: sa.Connection, job_id: int, states: Iterable[State]) -
     return set(connection.scalars(found.where(Job.state.in_(tuple(states)))))
 
 
-def needed_by_a_sweep(job_id: Any, besides: int | None = None) -> sa.ColumnElement[bool]:
+def needed_by_sweep(job_id: Any, besides: int | None = None) -> sa.ColumnElement[bool]:
     """The condition that a sweep that is not cancelled, `besides` apart, contains the job."""
     member, sweep = SweepJob.__table__.alias("member").c, Sweep.__table__.alias("owner").c
     found = sa.exists().where(

@@ -8,17 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sqlalchemy import Connection, Engine, RowMapping, func, select
 
 from xsweep.db.explain import find_sweep
-from xsweep.db.schema import (
-    Attempt,
-    Definition,
-    Edge,
-    Job,
-    QuerySet,
-    Result,
-    Score,
-    State,
-    SweepJob,
-)
+from xsweep.db.schema import Attempt, Definition, Edge, Job, QuerySet, Result, Score, SweepJob
 from xsweep.db.transaction import among, in_binary, pieces, reading
 
 if TYPE_CHECKING:
@@ -154,7 +144,7 @@ def _parents(connection: Connection, job_ids: list[int]) -> dict[int, dict[str, 
 def done_identities(engine: Engine, identities: Collection[str]) -> frozenset[str]:
     """Those of the identities whose job has an accepted result."""
     with reading(engine) as connection:
-        done = select(Job.identity).where(Job.state == State.DONE)
+        done = select(Job.identity).join(Result, Result.job_id == Job.id)
         return frozenset(
             connection.scalars(done.where(among(connection, Job.identity, identities)))
         )
@@ -283,7 +273,7 @@ def load_folders(engine: Engine) -> list[AttemptFolder]:
     query = (
         select(Job.identity, Job.name, Attempt.folder, Attempt.outcome.is_(None).label("live"))
         .add_columns(func.coalesce(Result.token == Attempt.token, False).label("accepted"))
-        .add_columns((Job.state == State.DONE).label("job_done"))
+        .add_columns(Result.token.is_not(None).label("job_done"))
         .join_from(Attempt, Job)
         .outerjoin(Result, Result.job_id == Job.id)
         .where(Attempt.folder.is_not(None))

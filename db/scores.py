@@ -7,9 +7,10 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 from xsweep.db.schema import QuerySet, Score
+from xsweep.db.transaction import to_json
 from xsweep.errors import DataError
 
 
@@ -88,10 +89,7 @@ def _query_set(connection: Connection, name: str, query_ids: tuple[str, ...]) ->
     known = select(QuerySet.id).where(QuerySet.digest == digest)
     if (found := connection.scalar(known)) is not None:
         return found
-    if connection.dialect.name == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert as upsert
-    else:
-        from sqlalchemy.dialects.sqlite import insert as upsert  # type: ignore[assignment]
-    row = {"digest": digest, "name": name, "query_ids": list(query_ids)}
-    connection.execute(upsert(QuerySet).values(row).on_conflict_do_nothing())
+    row = {"digest": digest, "name": name, "query_ids": to_json(query_ids)}
+    new = "INSERT INTO query_set (digest, name, query_ids) VALUES (:digest, :name, :query_ids)"
+    connection.execute(text(f"{new} ON CONFLICT DO NOTHING"), row)
     return connection.scalar(known)  # type: ignore[return-value]

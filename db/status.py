@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Connection, Engine, Select, Text, case, cast, delete, func, insert, select
 from sqlalchemy.engine import Row
 
-from xsweep.db.claim import IN_ACTIVE_SWEEP, MAY_START
+from xsweep.db.claim import MAY_START
+from xsweep.db.dependencies import IN_ACTIVE_SWEEP
 from xsweep.db.events import FailedAttempt, latest_failures
 from xsweep.db.explain import find_sweep
 from xsweep.db.schema import (

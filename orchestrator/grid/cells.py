@@ -6,14 +6,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from xsweep.orchestrator.grid.load import located
-from xsweep.orchestrator.grid.resolve import (
-    References,
-    Step,
-    check_objectives,
-    listed_teachers,
-    mismatch,
-    steps_of,
-)
+from xsweep.orchestrator.grid.resolve import References, Step, check_objectives, mismatch, steps_of
 from xsweep.orchestrator.grid.schema import Backbone, Match, Objective, Stage, TrainingSettings
 from xsweep.orchestrator.grid.yaml import Where
 
@@ -109,7 +102,8 @@ def select_cells(refs: References) -> tuple[list[Cell], list[SkippedCell]]:
     signals = {name: steps_of(refs, name, "")[-1].spec.signals for name in grid.objectives}
     for values in product(grid.backbones, grid.objectives, grid.teachers, grid.seeds):
         cell = Cell(*values)
-        listed = listed_teachers(refs, cell.objective)
+        entry = grid.objectives[cell.objective]
+        listed = entry.stages[-1].teachers if entry.stages else entry.teachers  # None: all
         included = [rule for rule in grid.include if matches(rule, cell)]
         is_listed = listed is None or cell.teacher in listed
         if not is_listed and not any(rule.teacher for rule in included):

@@ -319,12 +319,6 @@ def mismatch(
     return f"{objective} learns from {' or '.join(sorted(signals))}; {teacher} gives {signal}"
 
 
-def listed_teachers(refs: References, name: str) -> tuple[str, ...] | None:
-    """The teachers that an objective lists for its cells; None: all."""
-    entry = refs.grid.objectives[name]
-    return entry.stages[-1].teachers if entry.stages else entry.teachers
-
-
 def steps_of(refs: References, name: str, teacher: str) -> list[Step]:
     """The trainings of a cell in sequence; an objective without stages has one."""
     entry = refs.grid.objectives[name]

@@ -37,8 +37,6 @@ from xsweep.trainer.specs import TeacherSpec, ValidationSpec
 MAX_TOKENS = 512
 """Tokens that a store keeps of a document: above most lengths, so that lengths share a store."""
 
-NO_PARENTS: Mapping[str, str] = {}
-
 
 class TestSet(NamedTuple):
     """A test collection."""
@@ -101,10 +99,10 @@ class PlanContext:
         name: str,
         spec: BaseModel,
         *,
-        parents: Mapping[str, str] = NO_PARENTS,
-        cache_parents: Mapping[str, str] = NO_PARENTS,
+        parents: Mapping[str, str] = {},
+        cache_parents: Mapping[str, str] = {},
         same_as: BaseModel | None = None,
-        labels: Mapping[str, Any] = NO_PARENTS,
+        labels: Mapping[str, Any] = {},
         needs: Kind | None = None,
     ) -> str:
         """Add a job unless it exists, and return its identity.

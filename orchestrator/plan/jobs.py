@@ -20,13 +20,7 @@ from xsweep.orchestrator.grid.cells import Cell
 from xsweep.orchestrator.grid.resolve import Role
 from xsweep.orchestrator.grid.schema import TrainingSettings, model_name
 from xsweep.orchestrator.grid.yaml import Where
-from xsweep.orchestrator.plan.context import (
-    NO_PARENTS,
-    PlanContext,
-    ResolvedTeacher,
-    TestSet,
-    ValidationPlan,
-)
+from xsweep.orchestrator.plan.context import PlanContext, ResolvedTeacher, TestSet, ValidationPlan
 from xsweep.orchestrator.plan.identity import canonical, significant
 from xsweep.trainer.specs import ValidationSpec, validation_roles
 
@@ -199,8 +193,8 @@ def _evaluate(
     name: str,
     spec: EvaluateSpec,
     labels: Mapping[str, Any],
-    parents: Mapping[str, str] = NO_PARENTS,
-    cache_parents: Mapping[str, str] = NO_PARENTS,
+    parents: Mapping[str, str] = {},
+    cache_parents: Mapping[str, str] = {},
 ) -> None:
     place = {
         "collection": test.collection.name,

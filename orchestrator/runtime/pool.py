@@ -6,10 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import (
-    NodeAffinitySchedulingStrategy,
-    PlacementGroupSchedulingStrategy,
-)
+from ray.util import scheduling_strategies as strategies
 
 from xsweep.orchestrator.runtime.placement import (
     ROUNDING,
@@ -240,9 +237,9 @@ class Pool:
         for rank, node in enumerate(nodes):
             strategy: Any
             if placement.group:
-                strategy = PlacementGroupSchedulingStrategy(placement.group, rank)
+                strategy = strategies.PlacementGroupSchedulingStrategy(placement.group, rank)
             else:
-                strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+                strategy = strategies.NodeAffinitySchedulingStrategy(node.id, soft=False)
             placement.actors.append(
                 self._worker.options(
                     name=rank_name(name, rank),
