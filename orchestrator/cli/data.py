@@ -9,9 +9,7 @@ from xsweep.orchestrator.cli.app import GridFile, app, settings_of
 from xsweep.orchestrator.formatting import data_size
 
 if TYPE_CHECKING:
-    from xsweep.evaluator.data.irds import Source
     from xsweep.evaluator.specs import FileSpec, IrdsSpec
-    from xsweep.orchestrator.plan import Plan
 
 
 data = typer.Typer(
@@ -33,25 +31,28 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
     from xsweep.evaluator.data.irds import home_of, sources
     from xsweep.evaluator.data.suites import licence
 
-    plan = _plan(ctx, grid)
-    for spec in _datasets(plan):
+    datasets, files = _inputs(ctx, grid)
+    for spec in datasets:
         found = sources(spec)
         missing = [source for source in found if not source.present]
         state = "missing" if missing else "here"
-        typer.echo(f"{spec.id}  {state}, {_size(found)}, in {home_of(spec)}")
+        size = data_size(sum(source.size_bytes or 0 for source in found))
+        typer.echo(f"{spec.id}  {state}, {size}, in {home_of(spec)}")
         typer.echo(f"    licence: {licence(spec.id)}")
         for source in found:
             mark = "here   " if source.present else "missing"
             size = "" if source.size_bytes is None else data_size(source.size_bytes)
-            typer.echo(f"    {mark}  {size:>13}  {_md5(source):36}  {source.path}")
+            md5 = f"md5:{source.md5}" if source.md5 else "no checksum published"
+            typer.echo(f"    {mark}  {size:>13}  {md5:36}  {source.path}")
             if not source.present:
                 typer.echo(f"             from {source.how}")
         if missing:
             typer.echo(f"    get it:  xsweep data fetch {grid}  (on a machine with network access)")
-    for file in _files(plan):
+    for file in files:
         path = Path(file.path)
-        size = f"{data_size(path.stat().st_size):>13}" if path.exists() else f"{'missing':>13}"
-        typer.echo(f"{size}  {_declared(file):71}  {path}")
+        size = data_size(path.stat().st_size) if path.exists() else "missing"
+        declared = f"md5:{file.md5}" if file.md5 else f"sha256:{file.sha256}"
+        typer.echo(f"{size:>13}  {declared:71}  {path}")
 
 
 @data.command()
@@ -69,23 +70,18 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
     from xsweep.evaluator.data.files import checked, checksum
     from xsweep.evaluator.data.irds import sources
 
-    plan, wrong = _plan(ctx, grid), 0
-    seen: set[Path] = set()
-    for spec in _datasets(plan):
-        for source in sources(spec):
-            if source.path in seen:
-                continue
-            seen.add(source.path)
-            if not source.present:
-                wrong += 1
-                typer.echo(f"MISSING  {source.path}: get it with xsweep data fetch {grid}")
-            elif not source.md5 or source.path.is_dir():
-                typer.echo(f"here     {source.path}: no checksum is published")
-            elif (found := checksum(source.path, "md5")) == source.md5:
-                typer.echo(f"ok       {source.path}")
-            else:
-                typer.echo(f"other    {source.path}: md5 is {found}, published is {source.md5}")
-    for file in _files(plan):
+    (datasets, files), wrong = _inputs(ctx, grid), 0
+    for path, source in {each.path: each for spec in datasets for each in sources(spec)}.items():
+        if not source.present:
+            wrong += 1
+            typer.echo(f"MISSING  {path}: get it with xsweep data fetch {grid}")
+        elif not source.md5 or path.is_dir():
+            typer.echo(f"here     {path}: no checksum is published")
+        elif (found := checksum(path, "md5")) == source.md5:
+            typer.echo(f"ok       {path}")
+        else:
+            typer.echo(f"other    {path}: md5 is {found}, published is {source.md5}")
+    for file in files:
         try:
             typer.echo(f"ok       {checked(file)}")
         except DataError as problem:
@@ -106,7 +102,7 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
     from xsweep.evaluator.data import irds
 
     failed = 0
-    for spec in _datasets(_plan(ctx, grid)):
+    for spec in _inputs(ctx, grid)[0]:
         if all(source.present for source in irds.sources(spec)):
             typer.echo(f"here     {spec.id}")
             continue
@@ -119,46 +115,15 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
     raise typer.Exit(DataError.exit_code if failed else 0)
 
 
-def _plan(ctx: typer.Context, grid: Path) -> "Plan":
+def _inputs(ctx: typer.Context, grid: Path) -> tuple[list["IrdsSpec"], list["FileSpec"]]:
+    """Return the ir_datasets collections and the files that the jobs read, each once."""
+    from xsweep.evaluator.specs import FileSpec, IrdsSpec
+    from xsweep.orchestrator.forecast.catalog import mappings_in
     from xsweep.orchestrator.plan import plan_grid
 
-    return plan_grid(grid, settings_of(ctx))
-
-
-def _datasets(plan: "Plan") -> list["IrdsSpec"]:
-    """Return the ir_datasets collections that the jobs read, each once."""
-    from xsweep.evaluator.specs import IrdsSpec
-    from xsweep.orchestrator.forecast.catalog import mappings_in
-
-    found = {
-        block["id"]: IrdsSpec(**block)
-        for job in plan.jobs
-        for block in mappings_in(job.spec)
-        if block.get("source") == "irds"
-    }
-    return [found[dataset] for dataset in sorted(found)]
-
-
-def _files(plan: "Plan") -> list["FileSpec"]:
-    from xsweep.evaluator.specs import FileSpec
-    from xsweep.orchestrator.forecast.catalog import mappings_in
-
-    found = {
-        block["path"]: FileSpec(**block)
-        for job in plan.jobs
-        for block in mappings_in(job.spec)
-        if block.keys() == FileSpec.model_fields.keys()
-    }
-    return [found[path] for path in sorted(found)]
-
-
-def _size(found: list["Source"]) -> str:
-    return data_size(sum(source.size_bytes or 0 for source in found))
-
-
-def _md5(source: "Source") -> str:
-    return f"md5:{source.md5}" if source.md5 else "no checksum published"
-
-
-def _declared(file: "FileSpec") -> str:
-    return f"md5:{file.md5}" if file.md5 else f"sha256:{file.sha256}"
+    plan = plan_grid(grid, settings_of(ctx))
+    blocks = [block for job in plan.jobs for block in mappings_in(job.spec)]
+    datasets = {each["id"]: IrdsSpec(**each) for each in blocks if each.get("source") == "irds"}
+    is_file = FileSpec.model_fields.keys()
+    files = {each["path"]: FileSpec(**each) for each in blocks if each.keys() == is_file}
+    return [datasets[id_] for id_ in sorted(datasets)], [files[path] for path in sorted(files)]

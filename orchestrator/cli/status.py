@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from sqlalchemy import Engine
 
-    from xsweep.db.events import FailedAttempt
     from xsweep.db.status import RunningJob, Summary, SweepStatus
     from xsweep.orchestrator.settings import Settings
 
@@ -48,12 +47,15 @@ START_S = 30.0
 
 def page(found: "Summary", lines: int | None = None) -> "Iterator[RenderableType]":
     """Render the page; with `lines`, running jobs that do not fit are counted instead of listed."""
+    from rich.progress_bar import ProgressBar
+
     if not found.sweeps:
         yield "No sweep has been submitted yet. Next: xsweep submit quickstart"
     used = 0
     for sweep in found.sweeps:
         yield headline(sweep, found)
-        yield _bar(sweep)
+        done = count(sweep, ("done",))
+        yield ProgressBar(total=max(1, sweep.total), completed=done, width=BAR_WIDTH)
         yield _sweep_table(sweep)
         used += 8 + len(sweep.counts)
     again = [each for each in found.troubles if each.next == "ready"][:RETRIES_SHOWN]
@@ -61,9 +63,12 @@ def page(found: "Summary", lines: int | None = None) -> "Iterator[RenderableType
     if found.running:
         yield _running_table(found, None if lines is None else max(3, lines - used))
     for failure in found.failures:
-        yield f"[red]failed[/] {plain(failure.name)}: {failure.failure}: {_line(failure.reason)}"
+        why = f"{failure.failure}: {_line(failure.reason)}"
+        yield f"[red]failed[/] {plain(failure.name)}: {why}"
     for trouble in again:
-        yield _retried(trouble, found)
+        ago = duration(max(0.0, found.at - trouble.at))
+        why = f"{trouble.failure}: {_line(trouble.reason)}"
+        yield f"[yellow]retried[/] {plain(trouble.name)}: attempt {trouble.token} {ago} ago: {why}"
     if found.failures:
         yield "Details: xsweep explain JOB, xsweep logs JOB. After a fix: xsweep retry SWEEP"
     for controller in found.controllers:
@@ -92,21 +97,7 @@ def plain(text: str = "") -> str:
 
 
 def _line(reason: str | None) -> str:
-    first = (reason or "").strip().partition("\n")[0]
-    return plain(first)
-
-
-def _retried(trouble: "FailedAttempt", found: "Summary") -> str:
-    ago = duration(max(0.0, found.at - trouble.at))
-    what = f"attempt {trouble.token} {ago} ago: {trouble.failure}: {_line(trouble.reason)}"
-    return f"[yellow]retried[/] {plain(trouble.name)}: {what}"
-
-
-def _bar(sweep: "SweepStatus") -> "RenderableType":
-    from rich.progress_bar import ProgressBar
-
-    done = count(sweep, ("done",))
-    return ProgressBar(total=max(1, sweep.total), completed=done, width=BAR_WIDTH)
+    return plain((reason or "").strip().partition("\n")[0])
 
 
 def _sweep_table(sweep: "SweepStatus") -> "RenderableType":
@@ -209,7 +200,7 @@ def status(
         _print_jobs(rows, as_json)
         return
     if watch:
-        raise typer.Exit(_watch(settings_of(ctx), engine, sweep, needs_controller=False))
+        raise typer.Exit(watch_sweep(settings_of(ctx), engine, sweep, needs_controller=False))
     found = summary(engine, sweep)
     if as_json:
         typer.echo(json.dumps(_as_json(settings_of(ctx), found), indent=1))
@@ -219,17 +210,13 @@ def status(
         console.print(part)
 
 
-def watch_sweep(settings: "Settings", engine: "Engine", sweep: str) -> int:
-    """Follow a submitted sweep to its end; return 1 if some of its jobs failed, else 0.
-
-    Raises SetupError if no controller runs it.
-    """
-    return _watch(settings, engine, sweep, needs_controller=True)
-
-
-def _watch(
-    settings: "Settings", engine: "Engine", sweep: str | None, *, needs_controller: bool
+def watch_sweep(
+    settings: "Settings", engine: "Engine", sweep: str | None, *, needs_controller: bool = True
 ) -> int:
+    """Follow sweeps until all jobs ended; return 1 if some of them failed, else 0.
+
+    Raises SetupError if a controller is needed and none runs.
+    """
     from rich.console import Group
     from rich.live import Live
 

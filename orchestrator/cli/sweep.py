@@ -11,8 +11,9 @@ from xsweep.orchestrator.cli.app import GridFile, app, open_database, settings_o
 from xsweep.orchestrator.formatting import data_size, duration
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from xsweep.db.jobs import Submission
-    from xsweep.db.results import Duration
     from xsweep.orchestrator.forecast.cost import Forecast
     from xsweep.orchestrator.plan import Plan
     from xsweep.orchestrator.settings import Settings
@@ -49,21 +50,23 @@ def plan(
 def preview(settings: "Settings", planned: "Plan") -> "Submission":
     """Count the jobs that a submission would add; never create a database."""
     from xsweep.db import jobs
-    from xsweep.db.engine import connect
 
-    if not _table_exists(settings):
+    engine = _existing_table(settings)
+    if engine is None:
         total = len(planned.jobs)
         return jobs.Submission(sweep_id=None, new=total, shared=0, done=0, total=total)
-    return jobs.preview(connect(settings.database), name=planned.name, jobs=planned.jobs)
+    return jobs.preview(engine, name=planned.name, jobs=planned.jobs)
 
 
-def _table_exists(settings: "Settings") -> bool:
-    """Return True if the job table exists; never create it."""
-    from xsweep.db.engine import open_engine, schema_version
+def _existing_table(settings: "Settings") -> "Engine | None":
+    """Open the job table if it exists; never create it."""
+    from xsweep.db.engine import connect, open_engine, schema_version
 
     scheme, _, path = settings.database.partition(":///")
     absent = scheme.startswith("sqlite") and not Path(path).exists()
-    return not absent and schema_version(open_engine(settings.database)) is not None
+    if absent or schema_version(open_engine(settings.database)) is None:
+        return None
+    return connect(settings.database)
 
 
 def show_plan(planned: "Plan", submission: "Submission") -> None:
@@ -91,6 +94,7 @@ def show_forecast(
     if planned.rehearsal:
         typer.echo("Rehearsal: models and data are tiny and generated; there is no forecast.")
         return
+    from xsweep.db.results import done_identities, load_durations
     from xsweep.errors import ConfigError
     from xsweep.orchestrator.forecast.cost import forecast
     from xsweep.orchestrator.forecast.cost_model import GPUS, this_core
@@ -101,21 +105,13 @@ def show_forecast(
     on_gpus = any(job.resources.get("gpus") for job in planned.jobs)
     device = GPUS[gpu_type.upper()] if on_gpus else this_core()
     devices = (gpus or 1) if on_gpus else len(os.sched_getaffinity(0))
-    durations, done = _measured(settings, planned)
+    engine = _existing_table(settings)
+    durations = load_durations(engine) if engine else []
+    identities = [job.identity for job in planned.jobs]
+    done = done_identities(engine, identities) if engine else frozenset()
     _show_data(planned)
     _show_space(planned, device.memory_bytes if on_gpus else None)
     _show_time(forecast(planned.jobs, device, devices, durations, done))
-
-
-def _measured(settings: "Settings", planned: "Plan") -> "tuple[list[Duration], frozenset[str]]":
-    """Return measured durations and the identities of planned jobs that are done."""
-    if not _table_exists(settings):
-        return [], frozenset()
-    from xsweep.db.engine import connect
-    from xsweep.db.results import done_identities, load_durations
-
-    engine = connect(settings.database)
-    return load_durations(engine), done_identities(engine, [job.identity for job in planned.jobs])
 
 
 def _show_data(planned: "Plan") -> None:
@@ -214,6 +210,7 @@ def submit(
       xsweep submit trec_dl --data-home ~/data --no-start
     """
     from xsweep.db import jobs
+    from xsweep.errors import DataError
     from xsweep.orchestrator.plan import plan_grid
     from xsweep.orchestrator.runtime import process
 
@@ -225,7 +222,12 @@ def submit(
         typer.echo("Dry run: nothing was stored.")
         return
 
-    _refuse_absent(planned)
+    if planned.absent:  # the checksum of each is part of an identity
+        path, what = next(iter(planned.absent.items()))
+        raise DataError(
+            f"{len(planned.absent)} files that the jobs depend on are missing, first {path}: "
+            f"{what}. Add them and submit again; `xsweep plan` lists them all"
+        )
     engine = open_database(ctx, create=True)
     submission = jobs.add_sweep(engine, name=planned.name, grid=planned.grid, jobs=planned.jobs)
     show_plan(planned, submission)
@@ -278,15 +280,3 @@ def run(
     raise typer.Exit(
         process.run(settings_of(ctx), until_idle=until_idle, metrics_port=metrics_port)
     )
-
-
-def _refuse_absent(planned: "Plan") -> None:
-    """Raise DataError if a file is missing whose checksum is part of an identity."""
-    from xsweep.errors import DataError
-
-    if planned.absent:
-        path, what = next(iter(planned.absent.items()))
-        raise DataError(
-            f"{len(planned.absent)} files that the jobs depend on are missing, first {path}: "
-            f"{what}. Add them and submit again; `xsweep plan` lists them all"
-        )

@@ -22,13 +22,12 @@ def cost_section(report: Report, costs: Iterable[JobCost]) -> Section:
     def hours(job: JobCost, seconds: float) -> float:
         return seconds * (job.gpus if gpu else job.cpus) / 3600
 
-    chosen = {(row_of(cell), cell.labels.get("seed")) for cell in report.cells}
+    chosen = {(row_of(cell.labels), cell.labels.get("seed")) for cell in report.cells}
     by_row: dict[Row, list[JobCost]] = {row: [] for row in report.table.rows}
     for job in costs:
         if "backbone" in job.labels:
-            labels = job.labels
-            row = Row("run", labels["backbone"], labels["objective"], labels["teacher"])
-            if (row, labels.get("seed")) in chosen:
+            row = row_of(job.labels)
+            if (row, job.labels.get("seed")) in chosen:
                 by_row[row].append(job)
     measure = report.table.columns[0].measure
     columns = [column for column in report.table.columns if column.measure == measure]

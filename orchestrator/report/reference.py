@@ -168,7 +168,7 @@ def _models(report: Report) -> dict[Row, set[str]]:
     """Names of each row's model: its label, and the id that its trainings recorded."""
     names: dict[Row, set[str]] = {}
     for cell in report.cells:
-        row = row_of(cell)
+        row = row_of(cell.labels)
         names.setdefault(row, {_plain(row.model)})
         if "run" in cell.parents_summary:
             spec = cell.parents_summary["run"].provenance.get("spec", {})

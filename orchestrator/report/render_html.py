@@ -30,7 +30,7 @@ def render_html(report: Report, layout: Layout = PLAIN) -> str:
     """A page with the table, its caption, figures, conclusions, sections, and all sources."""
     jobs: dict[tuple[Row, str], list[Cell]] = {}
     for cell in report.cells:
-        jobs.setdefault((row_of(cell), cell.labels["collection"]), []).append(cell)
+        jobs.setdefault((row_of(cell.labels), cell.labels["collection"]), []).append(cell)
     styles, width = _label_styles(report)
     template = templates("xsweep.orchestrator.report").get_template("page.html.j2")
     return template.render(
@@ -103,7 +103,6 @@ def _print_tables(report: Report) -> list[dict[str, Any]]:
             ],
         }
         for piece in pieces
-        for cut in [columns[piece]]
     ]
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import groupby
 from math import fsum, sqrt
 from statistics import fmean
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -141,7 +141,7 @@ def build_table(
     _check_queries(cells, sorting)
     found: dict[Row, dict[str, dict[int | None, Cell]]] = defaultdict(lambda: defaultdict(dict))
     for cell in cells:
-        seeds = found[row_of(cell)][cell.labels["collection"]]
+        seeds = found[row_of(cell.labels)][cell.labels["collection"]]
         seed = cell.labels.get("seed")
         seeds[seed] = _current(cell, seeds[seed]) if seed in seeds else cell
     collections = _in_order(cells, lambda cell: cell.labels["collection"])
@@ -184,12 +184,11 @@ def count_states(cells: Iterable[Cell]) -> str:
     return ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
 
 
-def row_of(cell: Cell) -> Row:
-    """Row that an evaluation belongs to, by its labels."""
-    labels = cell.labels
-    system = labels["system"]
+def row_of(labels: Mapping[str, Any]) -> Row:
+    """Row that a job belongs to, by its labels; trainings and shared jobs name no system."""
+    system = labels.get("system", "run")
     if system == "run":
-        return Row(system, labels["backbone"], labels["objective"], labels["teacher"])
+        return Row(system, *(labels.get(key) or "" for key in ("backbone", "objective", "teacher")))
     return Row(system, labels.get(system) or SYSTEMS[system])
 
 
@@ -257,8 +256,8 @@ def _in_order(cells: Iterable[Cell], key: Callable[[Cell], Key]) -> dict[Key, in
 
 def _rows(cells: Sequence[Cell]) -> tuple[Row, ...]:
     """First stages, teachers, then runs, grouped by backbone."""
-    kinds, places = list(SYSTEMS), _in_order(cells, row_of)
-    models = _in_order(cells, lambda cell: row_of(cell).model)
+    kinds, places = list(SYSTEMS), _in_order(cells, lambda cell: row_of(cell.labels))
+    models = _in_order(cells, lambda cell: row_of(cell.labels).model)
     return tuple(
         sorted(places, key=lambda row: (kinds.index(row.system), models[row.model], places[row]))
     )

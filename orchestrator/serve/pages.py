@@ -27,6 +27,7 @@ from xsweep.errors import ConfigError, XsweepError
 from xsweep.orchestrator.forecast.eta import count, progress_text
 from xsweep.orchestrator.formatting import duration
 from xsweep.orchestrator.monitoring.metrics import PROMETHEUS, as_text
+from xsweep.orchestrator.report.table import Row, row_of
 from xsweep.orchestrator.serve.server import TEXT, Answer, Request
 from xsweep.orchestrator.storage.store import Store
 
@@ -124,15 +125,6 @@ def draw(curve: Curve) -> str:
     return _render("curve.svg", curve=curve, points=points, width=WIDTH, height=HEIGHT, **axes)
 
 
-class Row(NamedTuple):
-    """A row of the heat map: a system, by the names that reports give it."""
-
-    system: str
-    name: str
-    objective: str = ""
-    teacher: str = ""
-
-
 class Seed(NamedTuple):
     """One job of a tile."""
 
@@ -175,9 +167,9 @@ def heat_map(found: Sequence[OverviewRow], measure: str | None = None) -> HeatMa
     chosen = measure if measure in measures else next(iter(measures), None)
     groups: dict[tuple[Row, str], list[OverviewRow]] = defaultdict(list)
     others: dict[str, list[Seed]] = defaultdict(list)
-    tested = {_row(job)[1:] for job in found if job.kind == "evaluate"}
+    tested = {row_of(job.labels)[1:] for job in found if job.kind == "evaluate"}
     for job in found:
-        row, column = _row(job), _column(job)
+        row, column = row_of(job.labels), _column(job)
         if column and (job.kind == "evaluate" or row[1:] in tested):
             groups[row, column].append(job)
         else:
@@ -198,18 +190,6 @@ def heat_map(found: Sequence[OverviewRow], measure: str | None = None) -> HeatMa
         },
         others=dict(others),
     )
-
-
-def _row(job: OverviewRow) -> Row:
-    def label(key: str, default: str = "") -> str:
-        return str(job.labels.get(key) or default)
-
-    system = label("system", "run")
-    if system == "first_stage":
-        return Row(system, label("first_stage", "first stage"))
-    if system == "teacher":
-        return Row(system, label("teacher", "teacher"))
-    return Row(system, label("backbone"), label("objective"), label("teacher"))
 
 
 def _column(job: OverviewRow) -> str | None:

@@ -8,7 +8,8 @@ import pytest
 from served_sweep import Served
 
 from xsweep.db.status import OverviewRow
-from xsweep.orchestrator.serve.pages import LEVELS, POINTS, Row, draw, heat_map, read_curves
+from xsweep.orchestrator.report.table import Row
+from xsweep.orchestrator.serve.pages import LEVELS, POINTS, draw, heat_map, read_curves
 from xsweep.orchestrator.storage.store import Store
 
 TRAINING = "train L6 infonce bm25 s2"
