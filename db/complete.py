@@ -147,7 +147,7 @@ def _accept(single: bool) -> sa.Executable:
         given = sa.select(*values).subquery("given")
     else:
         arrays = (
-            sa.bindparam(_parameter(name), type_=sa.ARRAY(kind)) for name, kind in _GIVEN.items()
+            sa.bindparam(_parameter(key), type_=sa.ARRAY(kind)) for key, kind in _GIVEN.items()
         )
         given = sa.func.unnest(*arrays).table_valued(*_GIVEN, name="given").render_derived()
     # in ascending order, see `lock`

@@ -75,9 +75,8 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
             "application_name": "xsweep",
         }
         arguments = {key: value for key, value in defaults.items() if key not in parsed.query}
-        engine = create_engine(
-            parsed, isolation_level="READ COMMITTED", connect_args=arguments, **codec
-        )
+        settings = codec | {"isolation_level": "READ COMMITTED", "connect_args": arguments}
+        engine = create_engine(parsed, **settings)
         # many rows as one statement: the driver would send one per row
         engine.dialect.use_insertmanyvalues_wo_returning = True
         if read_only:

@@ -50,9 +50,8 @@ def find_job(connection: Connection, job: str | int) -> int:
         if rows:
             listed = ", ".join(f"{row.identity[:12]} ({row.name})" for row in rows[:LISTED])
             more = ", ..." if len(rows) > LISTED else ""
-            raise ConfigError(
-                f"job {text!r} is ambiguous: {listed}{more}; give more of the identity"
-            )
+            problem = f"is ambiguous: {listed}{more}; give more of the identity"
+            raise ConfigError(f"job {text!r} {problem}")
     names = connection.scalars(select(Job.name).order_by(Job.id.desc()).limit(NAMES_COMPARED))
     raise ConfigError(f"no job {text!r}: {_nearest(text, names)}")
 

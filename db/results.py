@@ -145,9 +145,8 @@ def done_identities(engine: Engine, identities: Collection[str]) -> frozenset[st
     """Those of the identities whose job has an accepted result."""
     with reading(engine) as connection:
         done = select(Job.identity).join(Result, Result.job_id == Job.id)
-        return frozenset(
-            connection.scalars(done.where(among(connection, Job.identity, identities)))
-        )
+        known = among(connection, Job.identity, identities)
+        return frozenset(connection.scalars(done.where(known)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -248,9 +248,8 @@ def _durations(connection: Connection) -> tuple[dict[str, float], dict[str, floa
 def _oldest_ready_s(connection: Connection, only: int | None) -> float | None:
     # the smallest id and not the earliest time, which comes to the same: an index has the ids
     oldest = _of_sweep(select(func.min(Job.id)).where(Job.state == State.READY), only)
-    return connection.scalar(
-        select(now_s() - Job.created_at).where(Job.id == oldest.scalar_subquery())
-    )
+    age_s = select(now_s() - Job.created_at).where(Job.id == oldest.scalar_subquery())
+    return connection.scalar(age_s)
 
 
 @dataclass(frozen=True, kw_only=True)

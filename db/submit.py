@@ -89,9 +89,7 @@ def insert_sweep(connection: Connection, name: str, grid: str, jobs: list[NewJob
     columns = ("job_id", "spec", "resources", "cost_s")
     insert_rows(connection, Definition, columns, definitions)
     edges = (
-        (ids[job.identity], role, ids[parent])
-        for job in new
-        for role, parent in job.parents.items()
+        (ids[job.identity], role, ids[key]) for job in new for role, key in job.parents.items()
     )
     insert_rows(connection, Edge, ("child_id", "role", "parent_id"), edges)
     members = {ids[job.identity]: job for job in jobs}

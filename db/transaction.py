@@ -197,9 +197,8 @@ def in_binary(
     """
     if connection.dialect.name != "postgresql":
         return connection.execute(statement)
-    compiled = statement.compile(
-        dialect=connection.dialect, compile_kwargs={"render_postcompile": True}
-    )
+    options = {"render_postcompile": True}
+    compiled = statement.compile(dialect=connection.dialect, compile_kwargs=options)
     cursor = connection.connection.cursor(binary=True)
     try:
         cursor.execute(str(compiled), compiled.params)
@@ -220,9 +219,8 @@ def among(
     """
     if connection.dialect.name == "postgresql":
         return column.in_(select(func.unnest(cast(list(values), ARRAY(column.type)))))
-    return column.in_(
-        select(func.json_each(json.dumps(list(values))).table_valued("value").c.value)
-    )
+    listed = func.json_each(json.dumps(list(values))).table_valued("value")
+    return column.in_(select(listed.c.value))
 
 
 def pieces(values: Sequence[T], size: int = PIECE) -> Iterator[list[T]]:

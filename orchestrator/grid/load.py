@@ -62,9 +62,8 @@ def _read_with_base(
     if name is None:
         return file
     if not isinstance(name, str) or Path(name).name != name:
-        raise file.error(
-            ("extends",), f"extends names a grid file of the same folder, not {name!r}"
-        )
+        message = f"extends names a grid file of the same folder, not {name!r}"
+        raise file.error(("extends",), message)
     base = path.parent / name
     if base in (path, *above):
         raise file.error(("extends",), f"circular `extends`: {name} extends this file")
@@ -104,9 +103,8 @@ def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> Conf
     hint = ": write it in quotes" if first["type"] == "string_type" and value is not None else ""
     found = repr(value)
     found = found if len(found) < 60 else f"{found[:57]}..."
-    return file.error(
-        (*where, *loc), f"{name} {message[:1].lower()}{message[1:]}, not {found}{hint}"
-    )
+    message = f"{name} {message[:1].lower()}{message[1:]}, not {found}{hint}"
+    return file.error((*where, *loc), message)
 
 
 def _booleans(value: Any, where: Where) -> Iterator[Where]:

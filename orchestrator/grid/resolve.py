@@ -345,13 +345,11 @@ def _loss(refs: References, name: str) -> ObjectiveSpec:
     terms = []
     # Sorted by name, so that the order of a sum changes no identity.
     for other, term in sorted(entry.plus.items()):
+        here = (*where, "plus", other)
         if other not in OBJECTIVES:
-            raise refs.source.unknown(
-                (*where, "plus", other), "loss", other, OBJECTIVES, at_key=True
-            )
+            raise refs.source.unknown(here, "loss", other, OBJECTIVES, at_key=True)
         values = {"weight": term.weight, "parameters": _changed(other, term.parameters)}
-        here = (*where, "plus", other, "parameters")
-        terms.append(refs.build(here, TermSpec, name=other, **values))
+        terms.append(refs.build((*here, "parameters"), TermSpec, name=other, **values))
     spec = _objective_spec(refs, where, loss, entry.parameters, tuple(terms))
     if not spec.signals:
         message = f"no teacher's signal feeds {' and '.join((loss, *sorted(entry.plus)))} together"

@@ -50,9 +50,8 @@ def one_of(block: BaseModel, *names: str) -> None:
     """Raise ValueError unless exactly one of these keys is given."""
     given = [name for name in names if getattr(block, name)]
     if len(given) != 1:
-        raise ValueError(
-            f"give exactly one of {', '.join(names)}; found {' and '.join(given) or 'none'}"
-        )
+        found = " and ".join(given) or "none"
+        raise ValueError(f"give exactly one of {', '.join(names)}; found {found}")
 
 
 class FirstStage(Spec):

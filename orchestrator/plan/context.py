@@ -131,9 +131,8 @@ class PlanContext:
     def _learn(self, spec: BaseModel, decides: BaseModel) -> _KnownSpec:
         used = spec
         if self.grid.rehearsal:
-            used, decides = (
-                each.model_copy(update={"rehearsal": True}) for each in (used, decides)
-            )
+            mark = {"rehearsal": True}
+            used, decides = used.model_copy(update=mark), decides.model_copy(update=mark)
         text = canonical(significant(decides))
         self._specs[id(spec)] = _KnownSpec(spec, text, used.model_dump(mode="json"))
         return self._specs[id(spec)]

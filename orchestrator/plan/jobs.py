@@ -108,9 +108,8 @@ def resolve_teacher(context: PlanContext, name: str) -> ResolvedTeacher:
     )
     model = TeacherModelSpec(type=entry.type, models=models)
     label = entry.label or "+".join(map(model_name, models))
-    teach = refs.build(
-        ("training",), TeachSpec, collection=collection, model=model, **context.scoring()
-    )
+    settings = {"collection": collection, "model": model, **context.scoring()}
+    teach = refs.build(("training",), TeachSpec, **settings)
     parents = {"candidates": candidates}
     scores = context.add("teach", f"teach {label} [{collection.name}]", teach, parents=parents)
     return ResolvedTeacher(spec, collection, {"teacher": scores}, model, label)

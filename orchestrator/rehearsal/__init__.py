@@ -118,9 +118,8 @@ def _first_stage(stage: FirstStage, folder: Path) -> FirstStage:
 
 def _teacher(grid: Grid, entry: Teacher, folder: Path) -> Teacher:
     head: Head = "score" if entry.type == "cross_encoder" else "none"
-    changed: dict[str, object] = {
-        "model": tuple(_tiny(model, folder, head) for model in entry.model)
-    }
+    models = tuple(_tiny(model, folder, head) for model in entry.model)
+    changed: dict[str, object] = {"model": models}
     form = next((form for form in FILE_KEYS if getattr(entry, form)), None)
     name = entry.collection or grid.training.get("collection")
     own = grid.collections.get(str(name))

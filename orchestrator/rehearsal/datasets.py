@@ -206,9 +206,8 @@ def _beir(name: str) -> Files:
         {"_id": key, "title": text.split()[0], "text": text, "metadata": metadata}
         for key, text in data.documents.items()
     )
-    queries = (
-        {"_id": key, "text": text, "metadata": metadata} for key, text in data.queries.items()
-    )
+    texts = data.queries.items()
+    queries = ({"_id": key, "text": text, "metadata": metadata} for key, text in texts)
     qrels = "query-id\tcorpus-id\tscore\n" + "".join(
         f"{query}\t{document}\t{grade}\n" for query, document, grade in data.judgements()
     )

@@ -151,9 +151,7 @@ def draw(space: Mapping[str, Range], samples: int, seed: int) -> list[dict[str, 
     domains = {name: _domain(name, values) for name, values in sorted(space.items())}
     found: list[dict[str, Any]] = []
     for _ in range(samples * DRAWS_PER_SAMPLE):
-        drawn = {
-            name: _readable(domain.sample(random_state=random)) for name, domain in domains.items()
-        }
+        drawn = {key: _readable(each.sample(random_state=random)) for key, each in domains.items()}
         if drawn not in found:
             found.append(drawn)
         if len(found) == samples:

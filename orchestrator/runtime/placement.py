@@ -216,13 +216,12 @@ def infeasible_reason(request: ResourceRequest, nodes: Sequence[Node]) -> str | 
             f"{', '.join(known) or 'none'}): change `resources:` or add a node"
         )
     largest = {
-        key: max(node.resources.get(key, 0.0) for node in labelled) for key in request.resources
+        key: max(each.resources.get(key, 0.0) for each in labelled) for key in request.resources
     }
     has = ", ".join(f"{amount:g} {key}" for key, amount in sorted(largest.items()))
     count = f", and there are {len(labelled)}" if request.ranks > 1 else ""
-    return (
-        f"asks for {request}; the largest node has {has}{count}: change `resources:` or add a node"
-    )
+    has += count
+    return f"asks for {request}; the largest node has {has}: change `resources:` or add a node"
 
 
 def reserve_gang(name: str, request: ResourceRequest, nodes: list[Node]) -> PlacementGroup | None:

@@ -141,10 +141,7 @@ class Pool:
 
     def statuses(self, placements: Sequence[Placement]) -> dict[str, list[Status]]:
         """Ask workers for their status; by name, the answers of all ranks that came in time."""
-        asked = [
-            (placement, [actor.status.remote() for actor in placement.actors])
-            for placement in placements
-        ]
+        asked = [(each, [actor.status.remote() for actor in each.actors]) for each in placements]
         refs = [ref for _, of_ranks in asked for ref in of_ranks]
         if not refs:
             return {}
@@ -262,6 +259,5 @@ def runs_alone(kind: str, spec: Mapping[str, Any], request: ResourceRequest) -> 
     engine with one rank on a CPU.
     """
     plain = spec.get("optimisation", {}).get("engine") == "plain"
-    return kind == "train" and not (
-        plain and request.ranks == 1 and not request.resources.get("GPU")
-    )
+    small = plain and request.ranks == 1 and not request.resources.get("GPU")
+    return kind == "train" and not small

@@ -179,10 +179,8 @@ class Worker:
     def _work(self, task: Task) -> None:
         store = Store(Path(task["root"]), task["remote"])
         kind, spec, out = task["kind"], task["spec"], Path(task["out"])
-        inputs = {
-            role: store.fetch(_name_in(store, Path(folder)))
-            for role, folder in task["inputs"].items()
-        }
+        parents = task["inputs"].items()
+        inputs = {role: store.fetch(_name_in(store, Path(folder))) for role, folder in parents}
         previous = [store.fetch(_name_in(store, Path(folder))) for folder in task["previous"]]
         if kind == "train":
             from xsweep.trainer.train import run_job as train
