@@ -39,12 +39,11 @@ def doctor(ctx: typer.Context) -> None:
     for name, check in checks.items():
         try:
             typer.echo(f"ok    {name:9} {check(settings_of(ctx))}")
-        except XsweepError as problem:
+        except (XsweepError, ImportError) as problem:
             failed += 1
-            typer.echo(f"FAIL  {name:9} {problem}")
-        except ImportError as problem:
-            failed += 1
-            typer.echo(f"FAIL  {name:9} {problem}: reinstall it with pip install xsweep")
+            missing = isinstance(problem, ImportError)
+            hint = ": reinstall it with pip install xsweep" if missing else ""
+            typer.echo(f"FAIL  {name:9} {problem}{hint}")
     if failed:
         raise typer.Exit(SetupError.exit_code)
 

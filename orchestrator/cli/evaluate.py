@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
@@ -84,21 +85,18 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         root = output or Path(scratch)
         rows = _evaluate(collections, weights.absolute(), _stage(first_stage, run), settings, root)
-    for row in rows:
-        typer.echo(f"{row.collection}  ({row.queries} queries, {row.recall})")
+    for row in [*rows, *(_suite_row(name, rows) for name in suite or [])]:
+        typer.echo(f"{row.name}  ({row.about})")
         for name, (first, reranked) in row.means.items():
             typer.echo(f"  {name:12} {reranked:.4f}  (first stage {first:.4f})")
-    for name in suite or []:
-        for line in _suite_means(name, rows):
-            typer.echo(line)
 
 
 class Row(NamedTuple):
-    """Results on one collection."""
+    """Results on one collection, or a suite's means."""
 
-    collection: str
-    queries: int
-    recall: str
+    name: str
+    about: str
+    """Queries and recall of a collection, or the number of a suite's data sets."""
     means: dict[str, tuple[float, float]]
     """Mean of each measure: first stage, model."""
 
@@ -205,29 +203,25 @@ def _row(first: "Evaluation", model: "Evaluation") -> Row:
     before, after = (json.loads((each.out / "summary.json").read_text()) for each in (first, model))
     ((measure, value),) = before["recall"].items()
     means = {name: (before["means"][name], mean) for name, mean in after["means"].items()}
-    recall = f"first stage {measure} {value:.4f}"
-    return Row(model.spec.collection.name, after["queries"], recall, means)
+    about = f"{after['queries']} queries, first stage {measure} {value:.4f}"
+    return Row(model.spec.collection.name, about, means)
 
 
-def _suite_means(name: str, rows: list[Row]) -> Iterator[str]:
-    """Format a suite's unweighted means over data sets; CQADupStack's parts count as one."""
-    from statistics import fmean
-
+def _suite_row(name: str, rows: list[Row]) -> Row:
+    """Average a suite over its data sets without weights; CQADupStack's parts count as one."""
     from xsweep.evaluator.data.suites import averaged_as
     from xsweep.evaluator.data.suites import suite as collections_of
 
-    groups: dict[str, list[Row]] = {}
     names = {collection.name for collection in collections_of(name)}
-    for row in rows:
-        if row.collection in names:
-            groups.setdefault(averaged_as(row.collection), []).append(row)
-    yield f"{name}  (mean of {len(groups)} data sets)"
-    for measure in rows[0].means:
-        first, model = (
-            fmean(fmean(row.means[measure][side] for row in group) for group in groups.values())
-            for side in (0, 1)
-        )
-        yield f"  {measure:12} {model:.4f}  (first stage {first:.4f})"
+    members = [row for row in rows if row.name in names]
+    parts = Counter(averaged_as(row.name) for row in members)
+    weights = [1 / parts[averaged_as(row.name)] for row in members]
+
+    def mean(measure: str, side: int) -> float:
+        return fmean((row.means[measure][side] for row in members), weights)
+
+    means = {measure: (mean(measure, 0), mean(measure, 1)) for measure in rows[0].means}
+    return Row(name, f"mean of {len(parts)} data sets", means)
 
 
 def _progress(done: int, total: int, **figures: float) -> None:

@@ -9,8 +9,7 @@ from xsweep.errors import ConfigError
 from xsweep.orchestrator.cli.app import app, open_database, settings_of
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
+    from xsweep.db.jobs import Explanation
     from xsweep.orchestrator.storage.store import Store
 
 
@@ -69,13 +68,13 @@ def logs(
     from xsweep.orchestrator.storage.store import open_store
 
     engine = open_database(ctx)
-    job_id = jobs.explain(engine, job, compare=False).job_id
+    found = jobs.explain(engine, job, compare=False)
     store = open_store(settings_of(ctx).store)
-    name = _log_of(engine, store, job_id, attempt, rank)
+    name = _log_of(store, found, attempt, rank)
     position = 0
     while True:
         # Checked before reading, so that the last lines of an ending job are printed.
-        running = follow and any(held.job_id == job_id for held in jobs.running(engine))
+        running = follow and any(held.job_id == found.job_id for held in jobs.running(engine))
         with store.fetch_file(name).open("rb") as file:
             file.seek(position)
             while piece := file.read(1 << 16):
@@ -86,11 +85,8 @@ def logs(
         time.sleep(0.5)
 
 
-def _log_of(engine: "Engine", store: "Store", job: int, attempt: int | None, rank: int = 0) -> str:
+def _log_of(store: "Store", found: "Explanation", attempt: int | None, rank: int) -> str:
     """Return the log's path in the store. Raises ConfigError if there is none yet."""
-    from xsweep.db import jobs
-
-    found = jobs.explain(engine, job)
     tries = [each for each in found.attempts if attempt in (None, each.token)]
     if not tries or tries[-1].log is None:
         number = f"attempt {attempt}" if attempt is not None else "attempt"

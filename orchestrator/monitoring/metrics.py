@@ -1,16 +1,4 @@
-"""The job table as metrics in Prometheus' text format.
-
-| metric | labels | meaning |
-|---|---|---|
-| `xsweep_jobs` | `sweep kind state` | jobs; one of two sweeps counts in both |
-| `xsweep_attempts_total` | `outcome` | attempts that ended |
-| `xsweep_failures_total` | `failure` | attempts that failed, by class; lost leases count as NODE |
-| `xsweep_leases_lost_total` | | attempts whose lease ran out |
-| `xsweep_running_attempts` | `kind` | attempts that are running |
-| `xsweep_pairs_per_second` | `kind` | query-document pairs, by all running attempts together |
-| `xsweep_queue_age_seconds` | | age of the oldest ready job; 0 without one |
-| `xsweep_controllers` | | controllers with a heartbeat in the last minute |
-"""
+"""The job table as metrics in Prometheus' text format; docs/operations.md describes each."""
 
 import logging
 from collections import Counter, defaultdict
@@ -40,7 +28,7 @@ class JobTable(Collector):
         self.engine = engine
 
     def collect(self) -> Iterator[Family]:
-        """Yield the metrics of the module's table. Raises SetupError while the database is away."""
+        """Yield all metrics. Raises SetupError while the database is away."""
         found = summary(self.engine)
         jobs = {
             (sweep.name, kind, state): count

@@ -22,6 +22,7 @@ REHEARSAL = (
     "REHEARSAL: tiny random models on small generated data. The numbers show that every job runs "
     "and are no evidence about any model."
 )
+Found = dict[str, tuple[tuple[str, ...], ...]]
 VERDICTS = {"better": "better", "worse": "worse", "same": "no significant difference"}
 
 
@@ -44,7 +45,7 @@ class Conclusion(NamedTuple):
     """
 
     heading: str
-    found: dict[str, tuple[tuple[str, ...], ...]]
+    found: Found
 
 
 def title(report: Report) -> str:
@@ -284,9 +285,8 @@ def _spread(report: Report) -> str:
 
 
 def _ranks(report: Report, style: Style) -> str:
-    among = "each column"
-    if report.options.best == "block":
-        among = "each backbone's rows of a column"
+    block = report.options.best == "block"
+    among = "each backbone's rows of a column" if block else "each column"
     return (
         f"Best in {among} {style.best}, second best {style.second}, by printed value; ties share "
         "the mark."
@@ -339,9 +339,7 @@ def _missing(report: Report) -> str:
     return " ".join(sentences)
 
 
-def _with_figures(
-    report: Report, comparisons: Sequence[Comparison]
-) -> dict[str, tuple[tuple[str, ...], ...]]:
+def _with_figures(report: Report, comparisons: Sequence[Comparison]) -> Found:
     return {
         words: tuple(
             (
@@ -357,9 +355,7 @@ def _with_figures(
     }
 
 
-def _with_counts(
-    report: Report, comparisons: Sequence[Comparison]
-) -> dict[str, tuple[tuple[str, ...], ...]]:
+def _with_counts(report: Report, comparisons: Sequence[Comparison]) -> Found:
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for each in comparisons:
         counts[report.name(each.row)][each.verdict] += 1

@@ -32,6 +32,8 @@ def render_html(report: Report, layout: Layout = PLAIN) -> str:
     for cell in report.cells:
         jobs.setdefault((row_of(cell.labels), cell.labels["collection"]), []).append(cell)
     styles, width = _label_styles(report)
+    starts = range(0, len(report.table.columns), COLUMNS_PER_PRINTED_TABLE)
+    pieces = [slice(at, at + COLUMNS_PER_PRINTED_TABLE) for at in starts] if len(starts) > 1 else []
     template = templates("xsweep.orchestrator.report").get_template("page.html.j2")
     return template.render(
         title=title(report),
@@ -39,7 +41,9 @@ def render_html(report: Report, layout: Layout = PLAIN) -> str:
         label_heads=report.label_heads,
         label_styles=styles,
         label_width=width,
-        print_tables=_print_tables(report),
+        print_tables=[
+            (piece, _spans([level[piece] for level in report.heads])) for piece in pieces
+        ],
         blocks=[
             [
                 (report.label(row), [_place(report, jobs, row, c) for c in report.table.columns])
@@ -83,27 +87,6 @@ def _label_styles(report: Report) -> tuple[list[str], str]:
         styles.append(f"left: {left_px}px; min-width: {width_px}px")
         left_px += width_px + PADDING_PX
     return styles, f"{left_px + PADDING_PX // 2}px"
-
-
-def _print_tables(report: Report) -> list[dict[str, Any]]:
-    """The table in pieces that fit on paper; none if it fits in one."""
-    columns, step = report.table.columns, COLUMNS_PER_PRINTED_TABLE
-    pieces = [slice(start, start + step) for start in range(0, len(columns), step)]
-    if len(pieces) < 2:
-        return []
-    return [
-        {
-            "heads": _spans([level[piece] for level in report.heads]),
-            "blocks": [
-                [
-                    (report.label(row), [report.shown(row, c) for c in columns[piece]])
-                    for row in block
-                ]
-                for block in report.table.blocks
-            ],
-        }
-        for piece in pieces
-    ]
 
 
 def _place(

@@ -75,10 +75,10 @@ class Store:
         if self.url is None or (path / MANIFEST).exists():
             return path
         with self._remote(folder) as (files, place):
-            sizes = _sizes(files, place)
-            for name in sorted(sizes, key=_manifests_last):
+            found = _entries(files, place)
+            for name in sorted(found, key=_manifests_last):
                 copy = path / name
-                if not copy.exists() or copy.stat().st_size != sizes[name]:
+                if not copy.exists() or copy.stat().st_size != found[name]["size"]:
                     _download(files, f"{place}/{name}", copy)
         return path
 
@@ -94,7 +94,7 @@ class Store:
             return path
         path = self.root / ".results" / folder
         with self._remote(folder) as (files, place):
-            sizes = _sizes(files, place)
+            sizes = {name: entry["size"] for name, entry in _entries(files, place).items()}
             if MANIFEST not in sizes:
                 raise DataError(
                     f"{self.url}/{folder}: unfinished (it has no {MANIFEST}): run its job again"
@@ -336,12 +336,8 @@ def open_remote(url: str) -> tuple["AbstractFileSystem", str]:
     return files, base.rstrip("/")
 
 
-def _sizes(files: "AbstractFileSystem", place: str) -> dict[str, int]:
-    """Name and bytes of each file below a place; empty where there is none."""
-    return {name: entry["size"] for name, entry in _entries(files, place).items()}
-
-
 def _entries(files: "AbstractFileSystem", place: str) -> dict[str, dict[str, Any]]:
+    """Name and details of each file below a place; empty where there is none."""
     files.invalidate_cache()
     found = files.find(place, detail=True)
     return {posixpath.relpath(name, files._strip_protocol(place)): found[name] for name in found}
