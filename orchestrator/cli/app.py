@@ -56,10 +56,10 @@ class Program(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _complain("interrupted")
+            typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
         except XsweepError as error:
-            _complain(f"error: {error}")
+            typer.echo(f"error: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
@@ -67,12 +67,9 @@ class Program(TyperGroup):
             if hasattr(error, "exit_code"):  # a wrong option or argument: Typer reports it
                 raise
             place = _write_crash(load_settings().home)
-            _complain(f"error: {type(error).__name__}: {error}\nThe full traceback is in {place}")
+            message = f"error: {type(error).__name__}: {error}\nThe full traceback is in {place}"
+            typer.echo(message, err=True)
             raise typer.Exit(1) from None
-
-
-def _complain(message: str) -> None:
-    typer.echo(message, err=True)
 
 
 def _write_crash(home: Path) -> Path | str:

@@ -54,15 +54,13 @@ def _database(settings: Settings) -> str:
     name = redacted(settings.database)
     path = Path(settings.database.partition(":///")[2])
     if settings.database.startswith("sqlite") and not path.exists():
-        _check_writable(path.parent)
+        existing = next(each for each in path.parents if each.exists())
+        if not os.access(existing, os.W_OK):
+            raise SetupError(
+                f"{existing} is not writable: choose another place with --db or --store"
+            )
         return f"{name}: created by the first submit"
     return f"{name}: schema {schema_version(connect(settings.database))}"
-
-
-def _check_writable(folder: Path) -> None:
-    existing = next(each for each in (folder, *folder.parents) if each.exists())
-    if not os.access(existing, os.W_OK):
-        raise SetupError(f"{existing} is not writable: choose another place with --db or --store")
 
 
 def _store(settings: Settings) -> str:

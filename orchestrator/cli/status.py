@@ -1,15 +1,4 @@
-"""`status`: the progress of every sweep, once, live, or as JSON.
-
-`--json` prints one object of schema `xsweep.status/1`: `at` (the database's clock, seconds since
-1970), `database` (without its password), `sweeps` (`id name state created_at counts total cost_s
-eta_s`; counts are {kind: {state: jobs}}, cost_s the seconds planned for these), `running` (`job_id
-identity kind name token owner node log progress since_s lease_left_s`), `failures` (`job_id
-identity kind name state token priority failure reason ended_at`), `mean_s` and `pace` (measured
-per planned second) by kind, `troubles` (failed attempts, also of jobs that are tried again: `event
-at job_id kind name token failure reason next sweeps`), `controllers` (`owner host pid
-dashboard_url started_at silent_s`) and `oldest_ready_s`. With `--jobs`, schema `xsweep.jobs/1`:
-`jobs` (the same keys as `failures`). Unknown values are null; later versions only add keys.
-"""
+"""`status`: the progress of every sweep, once, live, or as JSON (see docs/operations.md)."""
 
 import json
 import time
@@ -197,7 +186,13 @@ def status(
     engine = open_database(ctx)
     if jobs or state:
         rows = list_jobs(engine, sweep, state=state, limit=limit)
-        _print_jobs(rows, as_json)
+        if as_json:
+            listed = {"schema": "xsweep.jobs/1", "jobs": [asdict(row) for row in rows]}
+            typer.echo(json.dumps(listed, indent=1))
+            return
+        for row in rows:
+            why = f": {row.failure}: {row.reason}" if row.failure else ""
+            typer.echo(f"{row.job_id:>6} {row.identity[:12]} {row.state:9} {row.name}{why}")
         return
     if watch:
         raise typer.Exit(watch_sweep(settings_of(ctx), engine, sweep, needs_controller=False))
@@ -251,27 +246,13 @@ def watch_sweep(
     return 1 if any(count(each, ("failed",)) for each in found.sweeps) else 0
 
 
-def _print_jobs(rows: "list[Any]", as_json: bool) -> None:
-    if as_json:
-        jobs = [asdict(row) for row in rows]
-        typer.echo(json.dumps({"schema": "xsweep.jobs/1", "jobs": jobs}, indent=1))
-        return
-    for row in rows:
-        why = f": {row.failure}: {row.reason}" if row.failure else ""
-        typer.echo(f"{row.job_id:>6} {row.identity[:12]} {row.state:9} {row.name}{why}")
-
-
 def _as_json(settings: "Settings", found: "Summary") -> dict[str, Any]:
     from xsweep.db.engine import redacted
 
     content = asdict(found)
     for sweep, each in zip(found.sweeps, content["sweeps"], strict=True):
         each["eta_s"] = eta_s(sweep, found) if count(sweep, OPEN) else 0.0
-    return {
-        "schema": "xsweep.status/1",
-        "database": redacted(settings.database),
-        **content,
-    }
+    return {"schema": "xsweep.status/1", "database": redacted(settings.database), **content}
 
 
 def _console() -> "Console":

@@ -17,7 +17,6 @@ from xsweep.errors import SetupError
 log = logging.getLogger("xsweep")
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
-
 Family = CounterMetricFamily | GaugeMetricFamily
 
 

@@ -1,9 +1,6 @@
 """Webhook: post when a sweep has finished and when jobs have failed for good.
 
-Each message is a JSON object of schema `xsweep.webhook/1` with `event` and `text`, a line for
-people under the name that chat services expect. `finished` has `sweep`, `counts` ({state: jobs})
-and `failed`; `failed` has `jobs` (`job_id name kind failure reason sweeps`, at most `MOST_JOBS`)
-and `more`.
+docs/operations.md describes the messages, JSON objects of schema `xsweep.webhook/1`.
 """
 
 import json
@@ -36,19 +33,15 @@ MOST_JOBS = 20
 REASON_CHARACTERS = 500
 MOST_WAITING = 100
 """Messages that wait for a slow receiver; more are dropped."""
-
 TRIES = 3
 TIMEOUT_S = 10.0
 FIRST_WAIT_S = 2.0
 """Wait before the second try; each further wait is four times as long."""
-
 LOOK_EVERY_S = 10.0
 LOOK_INTERVALS = 100
 """Looks are at least this many times their own duration apart: at most 1% of a core."""
-
 WATCHED, ANNOUNCED = "watched", "announced"
 """Events of a sweep, by which the next controller announces what a dead one could not."""
-
 Done = Callable[[bool], None]
 """Called with whether a message was delivered."""
 

@@ -13,16 +13,7 @@ SCHEMA = "xsweep.report/1"
 
 
 def render_json(report: Report, layout: Layout = PLAIN) -> str:
-    """A document of schema `xsweep.report/1`: fractions at full precision, null for unknown values.
-
-    `places` has one object per row and column: the row (`name`, `system`, `model`, `objective`,
-    `teacher`), the column (`measure`, and `collection` or `suite`), `mean`, `std` over seeds,
-    `rank` (1, 2), `queries`, `planned_seeds`, `seeds` ({seed, mean}), `unfinished` (state -> seeds)
-    and `comparisons` ({baseline, difference, effect_size_d, p, p_corrected, verdict}). Other keys:
-    `sweep`, `rehearsal` (true, or absent), `by`, `best`, `pairs`, `where`, `test`, `correction`,
-    `alpha`, `comparisons` (their number), `baselines`, `caption` (paragraphs) and `sections`
-    ({title, heads, lines, note}).
-    """
+    """A document of schema `xsweep.report/1`, see docs/reports.md; null for unknown values."""
     options = report.options
     document: dict[str, Any] = {
         "schema": SCHEMA,

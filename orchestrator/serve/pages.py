@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -44,14 +44,11 @@ FIGURES = {
     "pairs_per_s": "pairs per second",
 }
 """Keys of `metrics.jsonl` that have a curve, in the page's order, with their captions."""
-
 POINTS = 300
 """Points of a curve; longer ones are averaged, since a screen shows no more."""
-
 WIDTH, HEIGHT = 560, 190
 LEFT, RIGHT, TOP, BOTTOM = 64, WIDTH - 14, 28, HEIGHT - 26
 """Size of a curve's picture, and its axes' places in it, in pixels."""
-
 MARKS = {
     State.FAILED: "✕",
     State.CANCELLED: "∅",
@@ -62,16 +59,12 @@ MARKS = {
     State.DONE: "✓",
 }
 """Mark of each state, the worst state first: a tile with several jobs has the worst of theirs."""
-
 LEVELS = 9
 """Shades of one hue, from the worst (0) to the best value of a column."""
-
 TRAINING = "training"
 """The heat map's column of trainings."""
-
 READ_FILES = ("metrics.jsonl", "trials.json")
 """Files of an attempt's folder that the page of a job reads."""
-
 TAIL_BYTES, WHOLE_LOG_BYTES = 32_000, 5_000_000
 LISTED_JOBS, LISTED_EVENTS = 1_000, 200
 REFRESH_S = 15
@@ -354,8 +347,7 @@ def _templates() -> "Environment":
     from xsweep.orchestrator.report.render_html import templates
 
     environment = templates("xsweep.orchestrator.serve", "xsweep.orchestrator.report")
-    filters: dict[str, Callable[[float], str]] = {"duration": duration, "clock": _clock}
-    environment.filters.update(filters)
+    environment.filters.update(duration=duration, clock=_clock)
     return environment
 
 

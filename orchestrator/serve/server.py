@@ -16,10 +16,8 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "localhost", "[::1]")
-
 IDLE_S = 10.0
 """Time within which a client must send its request."""
-
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; frame-ancestors 'none'; "

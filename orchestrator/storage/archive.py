@@ -34,14 +34,10 @@ if TYPE_CHECKING:
     from xsweep.db.transfer import ImportCount, StoredSweep
 
 SCHEMA = "xsweep.archive/1"
-
 PACKED = {".tar.gz": "gztar", ".tgz": "gztar", ".zip": "zip"}
 """Suffixes of packed archives, and shutil's names of their formats."""
-
 REPORTS = {"text": "report.txt", "csv": "results.csv", "latex": "table.tex", "html": "report.html"}
-
 LABELS = ("system", "backbone", "group", "objective", "teacher", "seed", "collection")
-
 README = """# The sweep {name}
 
 `grid.yaml` is the submitted grid, `report/` the tables, `results.jsonl.gz` every result with its

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 KEPT_CHECKPOINTS = 2
 """Checkpoints that a job that is not done keeps; the second in case the furthest is damaged."""
-
 CHECKPOINT = re.compile(r"(?P<folder>.*/checkpoints/step-(?P<step>\d+))/")
 
 

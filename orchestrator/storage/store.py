@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 RESULTS = ("summary.json", "provenance.json", "per_query.json")
 """Files of a finished folder that a controller reads."""
-
 UPLOAD_EVERY_S = 15.0
 
 
