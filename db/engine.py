@@ -1,6 +1,7 @@
 """Open, check, upgrade and back up a database: a SQLite file or PostgreSQL."""
 
 import json
+import os
 import sqlite3
 from collections.abc import Sequence
 from functools import partial
@@ -83,8 +84,11 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
             event.listen(engine, "begin", _begin_read_only)
         return engine
     if read_only:
+        path = _file_of(parsed)
         query = {"mode": "ro", "uri": "true"}
-        parsed = parsed.set(database=f"file:{quote(str(_file_of(parsed)))}", query=query)
+        if not (os.access(path.parent, os.W_OK) or path.with_name(f"{path.name}-wal").exists()):
+            query["immutable"] = "1"  # SQLite could not make the files that readers share
+        parsed = parsed.set(database=f"file:{quote(str(path))}", query=query)
     engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S}, **codec)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
@@ -98,6 +102,14 @@ def schema_version(engine: Engine) -> str | None:
     """
     with reading(engine) as connection:
         return _revision(connection)
+
+
+def has_tables(url: str) -> bool:
+    """Tests whether the database exists and holds xsweep's tables, without making it."""
+    engine = open_engine(url, read_only=True)
+    if engine.dialect.name == "sqlite" and not _file_of(engine.url).exists():
+        return False
+    return schema_version(engine) is not None
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
@@ -172,6 +184,8 @@ def _parse(url: str) -> URL:
         return parsed.set(drivername="postgresql+psycopg")
     if backend != "sqlite":
         raise _refusal(parsed, f"{backend} is not supported; use sqlite:/// or postgresql://")
+    if "?" in url and not parsed.query:
+        raise SetupError("the database URL cannot be read: write a ? in the file's path as %3F")
     if parsed.database in (None, "", ":memory:"):
         raise SetupError("a database in memory is lost at exit: write sqlite:///path/to/xsweep.db")
     return parsed

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
+from urllib.parse import quote
 
 from xsweep.errors import SetupError
 
@@ -46,19 +47,25 @@ def load_settings(
 ) -> Settings:
     """Return the current settings, each from its flag, its environment variable or its default."""
     environment = os.environ
-    home = Path(environment.get("XSWEEP_HOME", ".xsweep")).absolute()
+    home = absolute(environment.get("XSWEEP_HOME", ".xsweep"))
+    file = f"sqlite:///{quote(str(home / 'xsweep.db'))}"  # a path may have a ? or %41 in it
     data = data_home or environment.get("XSWEEP_DATA_HOME")
     return Settings(
         home=home,
-        database=database or environment.get("XSWEEP_DB") or f"sqlite:///{home / 'xsweep.db'}",
+        database=database or environment.get("XSWEEP_DB") or file,
         store=store or environment.get("XSWEEP_STORE") or str(home / "store"),
         ray_address=ray_address or environment.get("RAY_ADDRESS") or None,
-        data_home=Path(data).absolute() if data else None,
+        data_home=absolute(data) if data else None,
         webhook=environment.get("XSWEEP_WEBHOOK") or None,
         lease_s=_seconds("XSWEEP_LEASE_S", 60.0, least=SHORTEST_LEASE_S),
         node_wait_s=_seconds("XSWEEP_NODE_WAIT_S", 300.0, least=0.0),
         limits=_limits(environment.get("XSWEEP_LIMITS", "")),
     )
+
+
+def absolute(path: Path | str) -> Path:
+    """Return the absolute path; links are followed only where a `..` would lead elsewhere."""
+    return Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute()
 
 
 def _seconds(name: str, default: float, *, least: float) -> float:

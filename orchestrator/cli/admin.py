@@ -36,7 +36,7 @@ def export(
     from xsweep.orchestrator.storage.archive import export_sweep, packing
     from xsweep.orchestrator.storage.store import open_store
 
-    engine = open_database(ctx)
+    engine = open_database(ctx, read_only=True)
     name = only_sweep(engine, sweep)
     folder = output or Path(f"{name}-export")
     only_job = explain(engine, run, compare=False).identity if run else None
@@ -65,9 +65,9 @@ def import_(
     from xsweep.orchestrator.storage.archive import import_sweep, unpacking
     from xsweep.orchestrator.storage.store import open_store
 
-    engine = open_database(ctx, create=True)
-    store = open_store(settings_of(ctx).store)
     with unpacking(archive) as folder:
+        engine = open_database(ctx, create=True)
+        store = open_store(settings_of(ctx).store)
         found = import_sweep(engine, store, folder, name=name)
     typer.echo(f"Imported {found.accepted} results ({found.known} already present)")
     if found.refused:
@@ -138,7 +138,7 @@ def check(ctx: typer.Context) -> None:
     """
     from xsweep.db.check import check as find_violations
 
-    violations = find_violations(open_database(ctx))
+    violations = find_violations(open_database(ctx, read_only=True))
     for each in violations:
         job = f" (job {each.job_id})" if each.job_id else ""
         typer.echo(f"{each.invariant}{job}: {each.message}")
@@ -156,7 +156,7 @@ def backup(ctx: typer.Context, path: Annotated[Path, typer.Argument(help="The ne
     """
     from xsweep.db.engine import backup as copy_database
 
-    copy_database(open_database(ctx), path)
+    copy_database(open_database(ctx, read_only=True), path)
     typer.echo(f"Wrote {path}")
 
 

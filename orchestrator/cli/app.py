@@ -140,11 +140,14 @@ def settings_of(ctx: typer.Context) -> Settings:
     return settings
 
 
-def open_database(ctx: typer.Context, *, create: bool = False) -> "Engine":
-    """Open the job table. Raises SetupError if it is missing, newer or unreachable."""
+def open_database(ctx: typer.Context, *, create: bool = False, read_only: bool = False) -> "Engine":
+    """Open the job table; commands that only read work while others write, and without rights.
+
+    Raises SetupError if it is missing, newer or unreachable.
+    """
     from xsweep.db.engine import connect
 
-    return connect(settings_of(ctx).database, create=create)
+    return connect(settings_of(ctx).database, create=create, read_only=read_only)
 
 
 def only_sweep(engine: "Engine", given: str | None) -> str:

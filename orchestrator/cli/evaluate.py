@@ -11,6 +11,7 @@ import typer
 
 from xsweep.errors import ConfigError
 from xsweep.orchestrator.cli.app import app
+from xsweep.orchestrator.settings import absolute
 
 if TYPE_CHECKING:
     from xsweep.evaluator.jobs import Evaluation
@@ -83,7 +84,7 @@ def evaluate(
         "max_passages": max_passages,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        root = output or Path(scratch)
+        root = absolute(output or scratch)
         rows = _evaluate(collections, weights.absolute(), _stage(first_stage, run), settings, root)
     for row in [*rows, *(_suite_row(name, rows) for name in suite or [])]:
         typer.echo(f"{row.name}  ({row.about})")

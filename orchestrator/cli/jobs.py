@@ -31,7 +31,7 @@ def explain(ctx: typer.Context, job: JobName) -> None:
     """
     from xsweep.db import jobs
 
-    found = jobs.explain(open_database(ctx), job)
+    found = jobs.explain(open_database(ctx, read_only=True), job)
     typer.echo(f"{found.name} (job {found.job_id}, {found.identity[:12]}): {found.state}")
     for sentence in found.why:
         typer.echo(f"  {sentence}")
@@ -67,7 +67,7 @@ def logs(
     from xsweep.db import jobs
     from xsweep.orchestrator.storage.store import open_store
 
-    engine = open_database(ctx)
+    engine = open_database(ctx, read_only=True)
     found = jobs.explain(engine, job, compare=False)
     store = open_store(settings_of(ctx).store)
     name = _log_of(store, found, attempt, rank)

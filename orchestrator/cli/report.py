@@ -118,7 +118,7 @@ def report(
         cost=cost,
         compare_to=compare_to or (),
     )
-    engine = open_database(ctx)
+    engine = open_database(ctx, read_only=True)
     found = load_report(engine, only_sweep(engine, names[0] if names else None), options)
     drawn: list[str] = []
     if figures is not None:
@@ -171,7 +171,7 @@ def compare(
 
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
-    engine = open_database(ctx)
+    engine = open_database(ctx, read_only=True)
     name = only_sweep(engine, sweep)
     measures, cells = load_measures(engine, name, measure or ["nDCG@10"])
     store = settings_of(ctx).store

@@ -183,7 +183,7 @@ def status(
         raise ConfigError(f"unknown state {state!r}: use one of {', '.join(State)}")
     from xsweep.db.status import list_jobs, summary
 
-    engine = open_database(ctx)
+    engine = open_database(ctx, read_only=True)
     if jobs or state:
         rows = list_jobs(engine, sweep, state=state, limit=limit)
         if as_json:

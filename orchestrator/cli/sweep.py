@@ -2,7 +2,6 @@
 
 import os
 from collections import defaultdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,13 +59,9 @@ def preview(settings: "Settings", planned: "Plan") -> "Submission":
 
 def _existing_table(settings: "Settings") -> "Engine | None":
     """Open the job table if it exists; never create it."""
-    from xsweep.db.engine import connect, open_engine, schema_version
+    from xsweep.db.engine import connect, has_tables
 
-    scheme, _, path = settings.database.partition(":///")
-    absent = scheme.startswith("sqlite") and not Path(path).exists()
-    if absent or schema_version(open_engine(settings.database)) is None:
-        return None
-    return connect(settings.database)
+    return connect(settings.database, read_only=True) if has_tables(settings.database) else None
 
 
 def show_plan(planned: "Plan", submission: "Submission") -> None:

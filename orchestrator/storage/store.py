@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from xsweep.errors import DataError, SetupError, XsweepError, first_line
 from xsweep.evaluator.data.files import MANIFEST, atomic_write, checksum, read_manifest
+from xsweep.orchestrator.settings import absolute
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -268,14 +269,14 @@ def store_at(uri: str) -> Store:
     Raises SetupError for a URL with a password, without showing it.
     """
     if "://" not in uri or uri.startswith("file://"):
-        return Store(Path(uri.removeprefix("file://")).absolute())
+        return Store(absolute(uri.removeprefix("file://")))
     if urlsplit(uri).password:  # the URL appears in messages, logs and tasks
         raise SetupError(
             "the store's URL holds a password: leave it out; give credentials by the environment"
         )
     url = uri.rstrip("/")
     home = Path(os.environ.get("XSWEEP_CACHE") or f"{tempfile.gettempdir()}/xsweep-{os.getuid()}")
-    root = (home / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16]).absolute()
+    root = absolute(home / "stores" / hashlib.sha256(url.encode()).hexdigest()[:16])
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         if home.stat().st_uid != os.getuid():

@@ -1,5 +1,9 @@
+import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -306,3 +310,43 @@ def test_a_backup_of_postgresql_names_its_backup_command():
         backup(engine, Path("copy.dump"))
     line = "pg_dump --format=custom --file=copy.dump 'postgresql://me:***@host/db'"
     assert line in str(caught.value)
+
+
+def test_readers_do_not_wait_for_a_writer_that_holds_the_lock(url):
+    writer = connect(url)
+    submit(writer, study(seeds=[1]))
+    with writer.connect() as connection, connection.begin():
+        connection.execute(text("UPDATE job SET priority = priority"))
+        reader = connect(url, read_only=True)
+        assert len(states(reader)) == 5
+        reader.dispose()
+    writer.dispose()
+
+
+READ = """
+import os, sys
+from xsweep.db.engine import connect
+from xsweep.db.status import summary
+
+if os.getuid() == 0:  # to whom no folder is read-only
+    os.setgid(65534)
+    os.setuid(65534)
+print(len(summary(connect(sys.argv[1], read_only=True)).sweeps))
+"""
+
+
+def test_a_sqlite_file_in_a_folder_without_write_access_is_read(sqlite_model):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(sqlite_model, folder / "xsweep.db")
+        (folder / "xsweep.db").chmod(0o444)
+        folder.chmod(0o555)
+        command = [sys.executable, "-c", READ, f"sqlite:///{folder}/xsweep.db"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("0\n", "")
+        assert [path.name for path in folder.iterdir()] == ["xsweep.db"]
+        folder.chmod(0o700)
+
+
+def test_a_question_mark_in_the_path_of_a_url_is_refused():
+    assert "write a ? in the file's path as %3F" in refused("sqlite:////data/exp?1/xsweep.db")
