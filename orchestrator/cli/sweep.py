@@ -122,7 +122,8 @@ def _show_data(planned: "Plan") -> None:
         )
     for each in missing[:SHOWN]:
         size = data_size(each.size_bytes) if each.size_bytes else "unknown"
-        typer.echo(f"  {size:>9}  {each.name}  ({_short(each.how)})")
+        how = each.how if len(each.how) <= 90 else f"{each.how[:89]}…"
+        typer.echo(f"  {size:>9}  {each.name}  ({how})")
     if planned.absent:
         typer.echo(f"{len(planned.absent)} files are missing; add them before you submit:")
     for path, what in list(planned.absent.items())[:SHOWN]:
@@ -180,10 +181,6 @@ def _show_time(found: "Forecast") -> None:
             f"Sharing tokens, candidates, teacher scores and stages saves {saved:.0%}: "
             f"{found.all_s / 3600:,.1f} hours instead of {found.alone_s / 3600:,.1f}"
         )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 90 else f"{text[:89]}…"
 
 
 @app.command()

@@ -1,9 +1,4 @@
-"""Effects of the design choices: objective, backbone and teacher.
-
-Sections for each measure, over the runs with results on every collection: marginal means,
-differences between runs that differ in one choice, shares of the variance, wins, and mean ranks
-with the critical difference.
-"""
+"""Effects of the design choices: objective, backbone and teacher, in sections per measure."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence

@@ -1,8 +1,4 @@
-"""The report as one HTML file that needs no network.
-
-Every number opens its sources: seeds, jobs and code; below are all jobs with their data and files.
-Only sorting and filtering need JavaScript, which is in the file.
-"""
+"""The report as one HTML file that needs no network; every number opens its sources."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -10,6 +6,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from xsweep.db.results import Cell, ParentResult
+from xsweep.orchestrator.forecast.catalog import mappings_in
 from xsweep.orchestrator.report.caption import Style, caption, conclusions, title
 from xsweep.orchestrator.report.figures import inline_figures
 from xsweep.orchestrator.report.report import PLAIN, Layout, Report
@@ -168,26 +165,20 @@ def code_of(provenance: Mapping[str, Any]) -> str:
 
 def data_of(spec: Any) -> Iterator[str]:
     """Files, folders, packages and data sets anywhere in a spec: `triples.tsv md5 4d99...`."""
-    if isinstance(spec, list):
-        for each in spec:
-            yield from data_of(each)
-    if not isinstance(spec, dict):
-        return
-    location = spec.get("path") or spec.get("folder")
-    sums = [f"{kind} {spec[kind]}" for kind in ("md5", "sha256") if spec.get(kind)]
-    if isinstance(location, str):
-        yield " ".join([PurePath(location).name, *(sums or ["without a declared checksum"])])
-    elif spec.get("source") == "irds":
-        yield f"ir_datasets {spec.get('id')}"
-    elif spec.get("source") == "apidocs":
-        versions = ", ".join(f"{name} {v}" for name, v in (spec.get("versions") or {}).items())
-        yield f"{spec.get('name')} ({versions or 'installed versions'})"
-    elif spec.get("package"):
-        yield f"package {spec['package']} {spec.get('version') or ''}".rstrip()
-    elif isinstance(spec.get("id"), str):
-        yield f"{spec['id']} {spec.get('revision') or ''}".rstrip()
-    for value in spec.values():
-        yield from data_of(value)
+    for each in mappings_in(spec):
+        location = each.get("path") or each.get("folder")
+        sums = [f"{kind} {each[kind]}" for kind in ("md5", "sha256") if each.get(kind)]
+        if isinstance(location, str):
+            yield " ".join([PurePath(location).name, *(sums or ["without a declared checksum"])])
+        elif each.get("source") == "irds":
+            yield f"ir_datasets {each.get('id')}"
+        elif each.get("source") == "apidocs":
+            versions = ", ".join(f"{name} {v}" for name, v in (each.get("versions") or {}).items())
+            yield f"{each.get('name')} ({versions or 'installed versions'})"
+        elif each.get("package"):
+            yield f"package {each['package']} {each.get('version') or ''}".rstrip()
+        elif isinstance(each.get("id"), str):
+            yield f"{each['id']} {each.get('revision') or ''}".rstrip()
 
 
 def _made(provenance: Mapping[str, Any]) -> str:

@@ -51,10 +51,8 @@ LANDSCAPE = Page(columns=10, lines=28, height=r"0.46\linewidth")
 def render_latex(report: Report, layout: Layout = PLAIN) -> str:
     """Table environments with captions and labels; they need `booktabs` and `graphicx`.
 
-    `layout.standalone` gives a complete document, `wide` tables across both columns of a two-column
-    page, `landscape` rotated ones (`\\usepackage{rotating}`), `figures` a figure environment for
-    each file. Columns beyond `max_columns` continue in a further tabular below, or in a further
-    table if the page is full; a tabular that is still too wide is scaled down.
+    Rotated ones also need `rotating`. Columns beyond `max_columns` continue in a further tabular
+    below, or in a further table if the page is full; a tabular that is too wide is scaled down.
     """
     tables = [
         *_main_tables(report, layout),

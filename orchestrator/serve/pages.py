@@ -88,14 +88,11 @@ def read_curves(folder: Path) -> list[Curve]:
     records = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     curves = []
     for key, name in FIGURES.items():
-        points = [(each["step"], each[key]) for each in records if _is_finite(each.get(key))]
+        given = [each for each in records if isinstance(each.get(key), int | float)]
+        points = [(each["step"], each[key]) for each in given if math.isfinite(each[key])]
         if points:
             curves.append(Curve(name, *zip(*_averaged(points), strict=True)))
     return curves
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _averaged(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

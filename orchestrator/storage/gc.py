@@ -46,7 +46,9 @@ def find_garbage(
             if not attempt.accepted
             for name, stat in store.listing(attempt.folder).items()
         }
-        candidates = _superseded(of_job) if of_job[0].job_done else _checkpoints(of_job, files)
+        why = f"another attempt at {of_job[0].name} was accepted"
+        superseded = [(attempt.folder, why) for attempt in of_job if not attempt.accepted]
+        candidates = superseded if of_job[0].job_done else _checkpoints(of_job, files)
         for folder, why in candidates:
             assert not any(each == folder or each.startswith(f"{folder}/") for each in needed)
             stats = [stat for name, stat in files.items() if name.startswith(f"{folder}/")]
@@ -60,14 +62,6 @@ def remove(store: Store, garbage: list[Garbage]) -> int:
     for each in garbage:
         store.remove(each.folder)
     return sum(each.size_bytes for each in garbage)
-
-
-def _superseded(attempts: "list[AttemptFolder]") -> list[tuple[str, str]]:
-    return [
-        (attempt.folder, f"another attempt at {attempt.name} was accepted")
-        for attempt in attempts
-        if not attempt.accepted
-    ]
 
 
 def _checkpoints(attempts: "list[AttemptFolder]", files: Iterable[str]) -> list[tuple[str, str]]:

@@ -3,9 +3,7 @@
 Every attempt writes a folder of its own, so no attempt can touch another's files. The database
 keeps folders relative to the root, so that a store can be moved. Results count only once the
 database has accepted them; a folder by itself proves nothing.
-
-With an object store, jobs write to local copies as to any folder. Complete files are uploaded while
-a job runs, the manifest last of all, so that no half-written folder is ever read.
+With an object store, jobs write to local copies, which are uploaded, the manifests last.
 """
 
 import hashlib
