@@ -94,8 +94,7 @@ class Webhook:
         self._url, self._host = url, parts.hostname
         self._first_wait_s = first_wait_s
         self._opener = urllib.request.build_opener(_NoRedirect)
-        self._messages: queue.Queue[tuple[dict[str, Any], Done] | None]
-        self._messages = queue.Queue(MOST_WAITING)
+        self._messages = queue.Queue[tuple[dict[str, Any], Done] | None](MOST_WAITING)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
         self._thread.start()
@@ -197,9 +196,7 @@ class Announcer:
 
 def finished_message(sweep: SweepStatus) -> dict[str, Any]:
     """Return the message of a sweep's end: `small finished: 18 of 19 jobs done, 1 failed`."""
-    states = Counter[str]()
-    for by_state in sweep.counts.values():
-        states.update(by_state)
+    states = sum(map(Counter, sweep.counts.values()), Counter[str]())
     done = f"{states['done']} of {sweep.total} jobs done"
     others = "".join(f", {jobs} {state}" for state, jobs in states.items() if state != "done")
     return {
