@@ -76,7 +76,7 @@ def as_text(engine: Engine) -> str:
 
     Raises SetupError where the database does not answer.
     """
-    return generate_latest(_registry(engine)).decode()
+    return generate_latest(JobTable(engine)).decode()
 
 
 @contextmanager
@@ -89,8 +89,10 @@ def serving_metrics(engine: Engine, port: int | None) -> Iterator[None]:
     if port is None:
         yield
         return
+    registry = CollectorRegistry()
+    registry.register(JobTable(engine))
     try:
-        server, thread = start_http_server(port, "127.0.0.1", _registry(engine))
+        server, thread = start_http_server(port, "127.0.0.1", registry)
     except OSError as error:
         raise SetupError(
             f"metrics cannot be served on port {port} of 127.0.0.1 ({error.strerror}): choose "
@@ -103,9 +105,3 @@ def serving_metrics(engine: Engine, port: int | None) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-def _registry(engine: Engine) -> CollectorRegistry:
-    registry = CollectorRegistry()
-    registry.register(JobTable(engine))
-    return registry
