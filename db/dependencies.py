@@ -106,15 +106,8 @@ def reopen(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:
         lock(connection, able)
         ready = sa.case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
         broken = sa.update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
-        again = broken.values(
-            state=ready,
-            forgiven_token=Job.token,
-            retry_at=None,
-            failure=None,
-            reason=None,
-            ended_at=None,
-        )
-        connection.execute(again)
+        cleared = dict.fromkeys(("retry_at", "failure", "reason", "ended_at"))
+        connection.execute(broken.values(state=ready, forgiven_token=Job.token, **cleared))
         record(connection, "retried", *({"job_id": id_} for id_ in sorted(able)))
         reopened |= able
         todo = (todo - able) | children(connection, able, State.SKIPPED)

@@ -82,13 +82,8 @@ class Controller:
         self._latest: ResourceRequest | None = None
         """Request of the latest job: the next ones probably need the same."""
         self._refreshed_s = 0.0
-        controllers.register(
-            engine,
-            owner=self.owner,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            dashboard_url=dashboard,
-        )
+        host, pid = socket.gethostname(), os.getpid()
+        controllers.register(engine, owner=self.owner, host=host, pid=pid, dashboard_url=dashboard)
 
     @property
     def busy(self) -> bool:
