@@ -165,6 +165,9 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+_AGAIN = ": restore it from a backup (`xsweep store check` lists all such files)"
+
+
 def read_manifest(folder: Path) -> dict:
     """The manifest, after checking that every file is present with its size and checksum.
 
@@ -182,7 +185,7 @@ def read_manifest(folder: Path) -> dict:
     for name, (sha256, size_bytes) in declared.items():
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{path}: missing, though the manifest lists it: run the job again")
+            raise DataError(f"{path}: missing, though the manifest lists it{_AGAIN}")
         if path.stat().st_size != size_bytes or checksum(path) != sha256:
-            raise DataError(f"{path}: damaged, it differs from the manifest: run the job again")
+            raise DataError(f"{path}: damaged, it differs from the manifest{_AGAIN}")
     return {"files": files}

@@ -1,12 +1,13 @@
-"""`export`, `import`, `gc`, `db`, `serve`, `metrics`, `version`: results, database and pages."""
+"""`export`, `import`, `gc`, `db`, `store`, `serve`, `metrics`, `version`: results and pages."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from xsweep import __version__
-from xsweep.errors import SetupError
+from xsweep.errors import DataError, SetupError, XsweepError
 from xsweep.orchestrator.cli.app import app, only_sweep, open_database, settings_of
 
 
@@ -158,6 +159,41 @@ def backup(ctx: typer.Context, path: Annotated[Path, typer.Argument(help="The ne
 
     copy_database(open_database(ctx, read_only=True), path)
     typer.echo(f"Wrote {path}")
+
+
+stored = typer.Typer(no_args_is_help=True, help="Look after the store: check.")
+app.add_typer(stored, name="store")
+
+
+@stored.command("check")
+def check_store(ctx: typer.Context) -> None:
+    """Compare every accepted result with its checksums; exit code 1 where one differs.
+
+    \b
+    Example:
+      xsweep store check
+    """
+    from xsweep.db.results import load_folders
+    from xsweep.orchestrator.storage.store import open_store
+
+    store = open_store(settings_of(ctx).store)
+    accepted = [each for each in load_folders(open_database(ctx, read_only=True)) if each.accepted]
+    damaged = absent = 0
+    with typer.progressbar(accepted, label="Checking results", file=sys.stderr) as attempts:
+        for attempt in attempts:
+            if "/imported-" in attempt.folder and not store.is_published(attempt.folder):
+                absent += 1  # of an archive without models or runs
+                continue
+            try:
+                store.fetch_results(attempt.folder)
+            except (DataError, SetupError) as problem:
+                damaged += 1
+                typer.echo(f"{attempt.name}: {problem}")
+    if damaged:
+        raise XsweepError(f"{damaged} of {len(accepted)} results are missing or damaged")
+    typer.echo(f"{len(accepted) - absent} results are as they were accepted.")
+    if absent:
+        typer.echo(f"{absent} were imported without their files.")
 
 
 @app.command("version")

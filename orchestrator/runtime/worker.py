@@ -13,10 +13,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
 from xsweep.errors import Stopped, XsweepError
+from xsweep.evaluator.data.files import MANIFEST, read_manifest
 from xsweep.orchestrator.runtime.import_path import put_user_folders_last
 from xsweep.orchestrator.runtime.ray_cluster import free_port
 from xsweep.orchestrator.storage.store import Store
@@ -180,7 +182,7 @@ class Worker:
         store = Store(Path(task["root"]), task["remote"])
         kind, spec, out = task["kind"], task["spec"], Path(task["out"])
         parents = task["inputs"].items()
-        inputs = {role: store.fetch(_name_in(store, Path(folder))) for role, folder in parents}
+        inputs = {role: _verified(store, Path(folder)) for role, folder in parents}
         previous = [store.fetch(_name_in(store, Path(folder))) for folder in task["previous"]]
         if kind == "train":
             from xsweep.trainer.train import run_job as train
@@ -253,6 +255,19 @@ def interface_of(address: str) -> str | None:
 
     bound = psutil.net_if_addrs().items()
     return next((name for name, own in bound if address in (each.address for each in own)), None)
+
+
+@cache
+def _verify_once(folder: Path, sealed_ns: int) -> None:
+    read_manifest(folder)
+
+
+def _verified(store: Store, folder: Path) -> Path:
+    """Fetch a parent's result and, once in this process, compare its files with its manifest."""
+    fetched = store.fetch(_name_in(store, folder))
+    manifest = fetched / MANIFEST
+    _verify_once(fetched, manifest.stat().st_mtime_ns if manifest.exists() else 0)
+    return fetched
 
 
 def _name_in(store: Store, path: Path) -> str:

@@ -18,11 +18,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from math import isclose, nan
 from pathlib import Path, PurePath
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from xsweep.db.jobs import NewJob
-from xsweep.errors import ConfigError, DataError
+from xsweep.errors import ConfigError, DataError, first_line
 from xsweep.evaluator.data.files import MANIFEST, checksum, read_manifest, write_manifest
 from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.storage.store import Store
@@ -77,6 +79,8 @@ def unpacking(path: Path) -> Iterator[Path]:
 
     Raises DataError where the file is damaged or contains a name outside its folder.
     """
+    if not path.exists():
+        raise DataError(f"{path}: there is no such archive")
     suffix = _packed_suffix(path)
     if suffix is None or path.is_dir():
         yield path
@@ -156,7 +160,8 @@ def import_sweep(
 ) -> "ImportCount":
     """Import an archive's results, files first; jobs that are done here keep their results.
 
-    Raises DataError where the archive or a file in it differs from its manifest.
+    Raises DataError, and has changed nothing, where the archive or a file in it differs from its
+    manifest, an identity from its job's spec, or a result from the sealed files.
     """
     from xsweep.db.transfer import StoredResult, import_results
 
@@ -174,6 +179,12 @@ def import_sweep(
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(f"{archive}: not an archive of xsweep ({problem})") from problem
     by_identity = {job.identity: job for job in jobs}
+    if by_identity.keys() != {line.get("identity") for line in lines}:
+        raise DataError(f"{archive}: its jobs and its results are not the same")
+    for job in jobs:
+        _check_job(job, archive)
+    for line in lines:
+        _check_result(line, archive / "files" / by_identity[line["identity"]].kind)
     seal = checksum(archive / MANIFEST)[:12]
     results: dict[str, StoredResult] = {}
     for line in lines:
@@ -186,6 +197,48 @@ def import_sweep(
         results[job.identity] = StoredResult(**{**line, "folder": folder})
     owner = f"import of {archive.name} ({seal})"
     return import_results(engine, name=title, grid=grid, jobs=jobs, results=results, owner=owner)
+
+
+def _check_job(job: NewJob, archive: Path) -> None:
+    """Raise DataError unless a job's identity follows from its spec and parents."""
+    from xsweep.evaluator.jobs import SPECS
+    from xsweep.evaluator.specs import Spec
+    from xsweep.orchestrator.plan.identity import canonical, identity_of, significant
+    from xsweep.trainer.specs import SearchSpec, TrainSpec
+
+    texts = [job.name, *map(str, job.labels.values())]
+    if not all(text.isprintable() for text in texts):
+        raise DataError(f"{archive}: a job's name has characters that cannot be printed: {texts}")
+    models: dict[str, type[Spec]] = {"train": TrainSpec, "search": SearchSpec}
+    try:
+        spec = (
+            models[job.kind].model_validate(job.spec)
+            if job.kind in models
+            else SPECS[job.kind].validate_python(job.spec)
+        )
+        found = identity_of(job.kind, canonical(significant(spec)), job.parents)
+    except (KeyError, ValueError) as problem:
+        raise DataError(f"{archive}: {job.name}: wrong spec: {first_line(problem)}") from problem
+    if found != job.identity:
+        raise DataError(
+            f"{archive}: {job.name} has the identity {job.identity[:12]}, by its spec it is "
+            f"{found[:12]}: the archive was changed"
+        )
+
+
+def _check_result(line: dict[str, Any], folder: Path) -> None:
+    """Raise DataError where a result's figures differ from its sealed files or from each other."""
+    given = line["summary"], line["scores"]
+    if line["files"]:
+        source = folder / line["identity"]
+        names = ("summary.json", "per_query.json")
+        sealed = [source / name for name in names]
+        found = tuple(json.loads(p.read_text()) if p.is_file() else {} for p in sealed)
+        if found != given:
+            raise DataError(f"{source}: other figures than in results.jsonl.gz: it was changed")
+    for name, mean in given[0].get("means", {}).items():
+        if not isclose(mean, fmean(given[1].get(name, {"": nan}).values()), abs_tol=1e-9):
+            raise DataError(f"{folder}: {line['identity'][:12]}: {name} is not its scores' mean")
 
 
 def _exported_jobs(stored: "StoredSweep", only_job: str | None) -> list[NewJob]:

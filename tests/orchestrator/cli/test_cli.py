@@ -307,7 +307,7 @@ def test_shell_completion_offers_the_commands() -> None:
         text=True,
         cwd=PROJECT,
     )
-    assert done.stdout.split() == ["status"]
+    assert done.stdout.split() == ["status", "store"]
 
 
 def test_a_model_is_evaluated_beside_its_first_stage(home: Path, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """The environment of a worker: its GPUs and its peers."""
 
 import os
+import shutil
 import socket
 
 import psutil
 import pytest
+from tiny import write_collection
 
+from xsweep.evaluator.jobs import run_job
 from xsweep.orchestrator.runtime.worker import Worker, interface_of, set_rank
 
 
@@ -53,3 +56,28 @@ def test_the_interface_of_an_address_is_the_one_that_has_it():
     ]
     assert interface_of("127.0.0.1") == loopback[0]
     assert interface_of("192.0.2.250") is None
+
+
+def test_an_input_that_differs_from_its_manifest_fails_the_attempt(environment, tmp_path):
+    root = tmp_path / "store"
+    collection = write_collection(tmp_path / "own")
+    intact, damaged = (root / f"jobs/prepare/aa/aa/attempt-{number}" for number in (1, 2))
+    intact.mkdir(parents=True)
+    spec = {"type": "candidates", "collection": collection, "depth": 5}
+    run_job("prepare", spec, {}, intact)
+    shutil.copytree(intact, damaged)
+    content = bytearray((damaged / "candidates.run.gz").read_bytes())
+    content[-1] ^= 1
+    (damaged / "candidates.run.gz").write_bytes(content)
+
+    def evaluate(candidates, token):
+        out = root / f"jobs/evaluate/bb/bb/attempt-{token}"
+        task = {"job_id": 1, "token": token, "kind": "evaluate", "name": "evaluate"}
+        task |= {"spec": {"collection": collection}, "inputs": {"candidates": str(candidates)}}
+        task |= {"out": str(out), "log": f"{out}.log", "previous": [], "root": str(root)}
+        return Worker(0).run(task | {"remote": None})
+
+    assert evaluate(intact, 1)["state"] == "finished"
+    outcome = evaluate(damaged, 2)
+    assert (outcome["state"], outcome["failure"]) == ("failed", "DATA")
+    assert outcome["reason"].startswith(f"{damaged / 'candidates.run.gz'}: damaged")

@@ -6,6 +6,7 @@ import json
 import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from pyarrow import parquet
 from reports import report_text
 from sqlalchemy import Engine
 from tiny import GRID, write_collection
+from typer.testing import CliRunner
 
 from xsweep.db import jobs
 from xsweep.db.check import check
@@ -23,6 +25,7 @@ from xsweep.db.results import load_cells
 from xsweep.db.status import list_jobs, summary
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.files import write_manifest
+from xsweep.orchestrator.cli import app
 from xsweep.orchestrator.plan import plan_grid
 from xsweep.orchestrator.settings import Settings
 from xsweep.orchestrator.storage.archive import export_sweep, import_sweep, packing, unpacking
@@ -297,3 +300,99 @@ def test_parquet_files_equal_the_csv_and_the_database(
     last = cells[-1]
     mine = {row["query_id"]: row["score"] for row in scores if row["identity"] == last.identity}
     assert mine == dict(zip(last.query_ids, last.scores["nDCG@10"].tolist(), strict=True))
+
+
+def _change(archive: Path, change: Callable[[dict, list[dict]], None]) -> None:
+    """Change an archive's jobs and results and seal it again."""
+    content = json.loads((archive / "sweep.json").read_text())
+    with gzip.open(archive / "results.jsonl.gz", "rt") as file:
+        lines = [json.loads(line) for line in file]
+    change(content, lines)
+    (archive / "sweep.json").write_text(json.dumps(content))
+    with gzip.open(archive / "results.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    write_manifest(archive)
+
+
+def _better(content: dict, lines: list[dict]) -> None:
+    line = next(line for line in lines if line["scores"])
+    line["scores"]["nDCG@10"]["q0"] = 1.0
+
+
+def _faster(content: dict, lines: list[dict]) -> None:
+    lines[0]["summary"]["pairs"] = 8
+
+
+def _another_setting(content: dict, lines: list[dict]) -> None:
+    next(job for job in content["jobs"] if job["kind"] == "train")["spec"]["optimisation"]["lr"] = (
+        0.5
+    )
+
+
+def _without_result(content: dict, lines: list[dict]) -> None:
+    lines.pop()
+
+
+def _escape(content: dict, lines: list[dict]) -> None:
+    content["jobs"][0]["name"] += "\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_better, "other figures than in results"),
+        (_faster, "other figures than in results"),
+        (_another_setting, "by its spec it is"),
+        (_without_result, "its jobs and its results are not the same"),
+        (_escape, "characters that cannot be printed"),
+    ],
+)
+def test_an_archive_that_contradicts_itself_is_refused_whole(
+    change: Callable, message: str, done: Engine, store: Path, tmp_path: Path, elsewhere: tuple
+) -> None:
+    export_sweep(done, Store(store), "small", tmp_path / "out")
+    _change(tmp_path / "out", change)
+    there, other_store = elsewhere
+    with pytest.raises(DataError, match=message):
+        import_sweep(there, Store(other_store), tmp_path / "out")
+    assert summary(there).sweeps == []
+    assert list(other_store.iterdir()) == []
+
+
+def test_scores_without_files_must_have_the_means_of_their_summary(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple
+) -> None:
+    def invent(content: dict, lines: list[dict]) -> None:
+        next(line for line in lines if line["scores"])["summary"]["means"] = {"nDCG@10": 0.99}
+
+    export_sweep(done, Store(store), "small", tmp_path / "out", models=False, runs=False)
+    _change(tmp_path / "out", invent)
+    with pytest.raises(DataError, match="nDCG@10 is not its scores' mean"):
+        import_sweep(elsewhere[0], Store(elsewhere[1]), tmp_path / "out")
+
+
+def test_the_check_of_the_store_names_every_damaged_result(
+    done: Engine, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path / "study" / ".xsweep"))
+    monkeypatch.setenv("XSWEEP_STORE", str(store))
+    runner = CliRunner()
+    fine = runner.invoke(app, ["store", "check"])
+    assert (fine.exit_code, fine.stdout) == (0, "19 results are as they were accepted.\n")
+    cell = load_cells(done, "small", kind="train")[0]
+    weights = store / cell.folder / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[3] ^= 1
+    weights.write_bytes(content)
+    found = runner.invoke(app, ["store", "check"])
+    assert found.exit_code == 1
+    assert found.stdout.startswith(f"{cell.name}: {weights}: damaged")
+
+
+def test_an_archive_that_is_not_there_makes_no_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path / ".xsweep"))
+    result = CliRunner().invoke(app, ["import", str(tmp_path / "nope.tar.gz")])
+    assert isinstance(result.exception, DataError) or result.exit_code == 2
+    assert not (tmp_path / ".xsweep" / "xsweep.db").exists()
