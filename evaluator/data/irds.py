@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 from filelock import FileLock
@@ -175,27 +176,65 @@ class Source(NamedTuple):
     """Its address, or how to get it if there is none."""
 
 
-_SHARED = {
-    "msmarco-passage": {"collectionandqueries"},
-    "msmarco-passage-v2": {"passages"},
-    "disks45": {"docs", "robust04-queries", "robust04-qrels"},
-}
-"""Files outside folders that all data sets of a family need; in other families: all of them."""
-_IN_SHARED = {"msmarco-passage/dev/small"}
-"""Data sets whose queries and qrels are in the shared archive."""
-_NOT_NEEDED = {"scoreddocs", "docpairs"}
-
-
 def sources(spec: IrdsSpec) -> list[Source]:
-    """The files of a data set. Raises DataError for a family that ir_datasets does not list."""
-    family, _, rest = spec.id.partition("/")
-    if family not in _downloads():
+    """The files of a data set; needs no network.
+
+    Raises DataError for one that is unknown, or whose files ir_datasets does not list.
+    """
+    home, family = home_of(spec), spec.id.partition("/")[0]
+    found: dict[tuple[str, str], Source] = {}
+    for download in _downloads_of(spec.id):
+        # the data set's own family first: some files are listed in several
+        for name in sorted(_downloads(), key=lambda name: name != family):
+            entries = dict(_flat(_downloads()[name])).items()
+            listed = [entry for entry in entries if _is_entry_of(download, *entry)]
+            if listed:
+                place, entry = listed[0]
+                found[name, place] = _source(home / name, place, entry)
+                break
+    if not found:
         raise DataError(f"ir_datasets lists no files of {spec.id!r}")
-    entries = dict(_flat(_downloads()[family]))
-    folder = home_of(spec) / family
-    return sorted(
-        _source(folder, name, entries[name]) for name in _needed(family, rest, list(entries))
-    )
+    return [found[key] for key in sorted(found, key=lambda key: (key[0] != family, key))]
+
+
+def _downloads_of(dataset_id: str) -> list[Any]:
+    """The downloads that ir_datasets' handlers of documents, queries and qrels would make."""
+    package = sys.modules.get("ir_datasets") or importlib.import_module("ir_datasets")
+    try:
+        dataset = package.load(dataset_id)
+    except KeyError:
+        return []
+    kinds = [kind for kind in ("docs", "queries", "qrels") if getattr(dataset, f"has_{kind}")()]
+    todo = [getattr(dataset, f"{kind}_handler")() for kind in kinds]
+    seen, found = set[int](), list[Any]()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen or isinstance(each, package.Dataset):
+            continue
+        seen.add(id(each))
+        if isinstance(each, package.util.Download):
+            found.append(each)
+        elif isinstance(each, dict):
+            # other data sets in a table are not needed by this one
+            todo += (
+                [] if any(isinstance(v, package.Dataset) for v in each.values()) else each.values()
+            )
+        elif isinstance(each, list | tuple | set):
+            todo += each
+        elif isinstance(each, FunctionType):
+            todo += [cell.cell_contents for cell in each.__closure__ or ()]
+        elif isinstance(each, MethodType):
+            todo.append(each.__self__)
+        elif type(each).__module__.startswith("ir_datasets"):
+            todo += getattr(each, "__dict__", {}).values()
+    return found
+
+
+def _is_entry_of(download: Any, name: str, entry: Mapping[str, Any]) -> bool:
+    if md5 := entry.get("expected_md5"):
+        return download.expected_md5 == md5
+    cached = entry.get("cache_path", name)
+    return download.expected_md5 is None and str(download._cache_path).endswith(f"/{cached}")
 
 
 def home_of(spec: IrdsSpec) -> Path:
@@ -214,24 +253,6 @@ def _flat(listed: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Map
             yield above + name, entry
         else:
             yield from _flat(entry, f"{above}{name}/")
-
-
-def _needed(family: str, rest: str, names: list[str]) -> Iterator[str]:
-    """The files of a family that the data set `family/rest` needs."""
-    whole = [name for name in names if rest == name or rest.startswith(f"{name}/")]
-    if whole:  # one archive per data set, such as BEIR's
-        yield max(whole, key=len)
-        return
-    for name in names:
-        folder, _, last = name.rpartition("/")
-        if last in _NOT_NEEDED:
-            continue
-        if folder:
-            needed = f"{rest}/".startswith(f"{folder}/") and f"{family}/{rest}" not in _IN_SHARED
-        else:
-            needed = last in _SHARED.get(family, {last})
-        if needed:
-            yield name
 
 
 def _source(folder: Path, name: str, entry: Mapping[str, Any]) -> Source:

@@ -1,7 +1,9 @@
 """`data`: list, check and fetch the collections and files of a grid."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
@@ -28,12 +30,17 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
     Example:
       xsweep data list trec_dl --data-home ~/data
     """
+    from xsweep.errors import DataError
     from xsweep.evaluator.data.irds import home_of, sources
     from xsweep.evaluator.data.suites import licence
 
-    datasets, files = _inputs(ctx, grid)
+    datasets, files, folders = _inputs(ctx, grid)
     for spec in datasets:
-        found = sources(spec)
+        try:
+            found = sources(spec)
+        except DataError as problem:
+            typer.echo(f"{spec.id}  unknown: {problem}")
+            continue
         missing = [source for source in found if not source.present]
         state = "missing" if missing else "here"
         size = data_size(sum(source.size_bytes or 0 for source in found))
@@ -53,6 +60,11 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
         size = data_size(path.stat().st_size) if path.exists() else "missing"
         declared = f"md5:{file.md5}" if file.md5 else f"sha256:{file.sha256}"
         typer.echo(f"{size:>13}  {declared:71}  {path}")
+    for folder in folders:
+        parts = [path for path in folder.files if path.is_file()]
+        size = data_size(sum(path.stat().st_size for path in parts))
+        size = size if parts and len(parts) == len(folder.files) else "missing"
+        typer.echo(f"{size:>13}  {f'sha256:{folder.sha256}':71}  {folder.path}")
 
 
 @data.command()
@@ -68,10 +80,16 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
     """
     from xsweep.errors import DataError
     from xsweep.evaluator.data.files import checked, checksum
-    from xsweep.evaluator.data.irds import sources
+    from xsweep.evaluator.data.irds import Source, sources
 
-    (datasets, files), wrong = _inputs(ctx, grid), 0
-    for path, source in {each.path: each for spec in datasets for each in sources(spec)}.items():
+    (datasets, files, folders), wrong = _inputs(ctx, grid), 0
+    known: dict[Path, Source] = {}
+    for spec in datasets:
+        try:
+            known |= {each.path: each for each in sources(spec)}
+        except DataError as problem:
+            typer.echo(f"unknown  {problem}")
+    for path, source in known.items():
         if not source.present:
             wrong += 1
             typer.echo(f"MISSING  {path}: get it with xsweep data fetch {grid}")
@@ -84,6 +102,14 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
     for file in files:
         try:
             typer.echo(f"ok       {checked(file)}")
+        except DataError as problem:
+            wrong += 1
+            typer.echo(f"WRONG    {problem}")
+    for folder in folders:
+        try:
+            if (found := folder.compute()) != folder.sha256:
+                raise DataError(f"{folder.path}: sha256 is {found}, declared is {folder.sha256}")
+            typer.echo(f"ok       {folder.path}")
         except DataError as problem:
             wrong += 1
             typer.echo(f"WRONG    {problem}")
@@ -102,7 +128,7 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
     from xsweep.evaluator.data import irds
 
     failed = 0
-    for spec in _inputs(ctx, grid)[0]:
+    for spec in _inputs(ctx, grid).datasets:
         if all(source.present for source in irds.sources(spec)):
             typer.echo(f"here     {spec.id}")
             continue
@@ -115,15 +141,47 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
     raise typer.Exit(DataError.exit_code if failed else 0)
 
 
-def _inputs(ctx: typer.Context, grid: Path) -> tuple[list["IrdsSpec"], list["FileSpec"]]:
-    """Return the ir_datasets collections and the files that the jobs read, each once."""
+class _Folder(NamedTuple):
+    """A folder that jobs read: a collection or a model."""
+
+    path: Path
+    sha256: str
+    files: list[Path]
+    compute: Callable[[], str]
+
+
+class _Inputs(NamedTuple):
+    """The inputs of a grid's jobs, each once."""
+
+    datasets: list["IrdsSpec"]
+    files: list["FileSpec"]
+    folders: list[_Folder]
+
+
+def _inputs(ctx: typer.Context, grid: Path) -> _Inputs:
+    from xsweep.evaluator.data.collection import folder_files, folder_sha256
+    from xsweep.evaluator.data.files import tree_sha256
     from xsweep.evaluator.specs import FileSpec, IrdsSpec
     from xsweep.orchestrator.forecast.catalog import mappings_in
     from xsweep.orchestrator.plan import plan_grid
 
+    datasets, files, folders = {}, {}, {}
     plan = plan_grid(grid, settings_of(ctx))
-    blocks = [block for job in plan.jobs for block in mappings_in(job.spec)]
-    datasets = {each["id"]: IrdsSpec(**each) for each in blocks if each.get("source") == "irds"}
-    is_file = FileSpec.model_fields.keys()
-    files = {each["path"]: FileSpec(**each) for each in blocks if each.keys() == is_file}
-    return [datasets[id_] for id_ in sorted(datasets)], [files[path] for path in sorted(files)]
+    for block in (block for job in plan.jobs for block in mappings_in(job.spec)):
+        if block.get("source") == "irds":
+            datasets[block["id"]] = IrdsSpec(**block)
+        elif block.get("source") == "folder":
+            path, split = Path(block["path"]), block["split"]
+            parts, compute = folder_files(path, split), partial(folder_sha256, path, split)
+            folders[path, split] = _Folder(path, block["sha256"], list(parts), compute)
+        elif block.get("folder") and "layers" in block:
+            path = Path(block["folder"])
+            tree = [each for each in path.rglob("*") if each.is_file()]
+            folders[path, ""] = _Folder(path, block["sha256"], tree, partial(tree_sha256, path))
+        elif block.keys() == FileSpec.model_fields.keys():
+            files[block["path"]] = FileSpec(**block)
+    return _Inputs(
+        [datasets[id_] for id_ in sorted(datasets)],
+        [files[path] for path in sorted(files)],
+        [folders[key] for key in sorted(folders)],
+    )

@@ -133,6 +133,26 @@ def _spec(dataset: str, home: Path | None = None) -> IrdsSpec:
             ["passages", "trec-dl-2022/qrels", "trec-dl-2022/queries"],
         ),
         ("vaswani", ["main"]),
+        (
+            "msmarco-passage/trec-dl-hard",
+            [
+                *("collectionandqueries", "trec-dl-2019/queries", "trec-dl-2020/queries"),
+                "trec-dl-hard/qrels",
+            ],
+        ),
+        (
+            "clinicaltrials/2021/trec-ct-2021",
+            [f"docs/2021/{part}" for part in range(1, 6)]
+            + ["trec-ct-2021/qrels", "trec-ct-2021/queries"],
+        ),
+        (
+            "cord19/trec-covid",
+            ["docs/2020-07-16/metadata", "trec-covid/qrels", "trec-covid/queries"],
+        ),
+        (
+            "clinicaltrials/2017/trec-pm-2017",
+            ["docs/2017", "trec-pm-2017/qrels", "trec-pm-2017/queries"],
+        ),
     ],
 )
 def test_a_data_set_needs_its_documents_queries_and_qrels(dataset: str, names: list[str]) -> None:

@@ -145,3 +145,30 @@ def test_a_bi_encoder_may_be_the_first_stage(tmp_path: Path, model: Path) -> Non
         "evaluate", str(model), "--collection", str(folder), "--first-stage", "dense:x", code=2
     )
     assert "unknown first stage 'dense:x'" in wrong.stderr
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A grid over a folder of one's own and a data set without listed files."""
+    folder = tmp_path / "own"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_text('{"_id": "d", "text": "a fox"}\n')
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "fox"}\n')
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td\t1\n")
+    collections = (
+        "collections: {own: {folder: own}, other: {irds: natural-questions/dev}}\nbackbones:"
+    )
+    return write_grid(tmp_path, ("[apidocs/test]", "[own, other]"), ("backbones:", collections))
+
+
+def test_folders_are_listed_and_checked_and_no_data_set_is_said_to_be_here_unseen(
+    own: Path, tmp_path: Path
+) -> None:
+    listed = xsweep("data", "list", str(own)).stdout
+    assert (
+        "natural-questions/dev  unknown: ir_datasets lists no files of 'natural-questions/dev'"
+        in listed
+    )
+    (line,) = [line for line in listed.splitlines() if line.endswith(str(tmp_path / "own"))]
+    assert "sha256:" in line
+    assert f"ok       {tmp_path / 'own'}" in xsweep("data", "check", str(own)).stdout
