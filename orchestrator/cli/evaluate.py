@@ -205,6 +205,8 @@ def _row(first: "Evaluation", model: "Evaluation") -> Row:
     ((measure, value),) = before["recall"].items()
     means = {name: (before["means"][name], mean) for name, mean in after["means"].items()}
     about = f"{after['queries']} queries, first stage {measure} {value:.4f}"
+    if after["scores_are_constant"]:
+        about += "; WARNING: every candidate has the same score"
     return Row(model.spec.collection.name, about, means)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
-from xsweep.errors import ConfigError, DataError
+from xsweep.errors import ConfigError, DataError, DivergenceError
 from xsweep.evaluator.first_stage import prepare_candidates, read_candidates
 from xsweep.evaluator.models.splade import encode, load_splade
 from xsweep.evaluator.specs import CandidatesSpec, ModelSpec
@@ -148,3 +148,11 @@ def test_a_dense_first_stage_equals_sentence_transformers(
         expected = dict(zip(DOCUMENTS, scores.tolist(), strict=True))
         assert run[query] == pytest.approx(expected, abs=1e-4)
         assert list(run[query]) == sorted(expected, key=lambda name: -expected[name])
+
+
+def test_word_weights_that_are_not_finite_are_an_error(masked_model: Path) -> None:
+    splade = load_splade(ModelSpec(folder=str(masked_model)))
+    with torch.no_grad():
+        splade.model.get_output_embeddings().bias.fill_(float("nan"))
+    with pytest.raises(DivergenceError, match="no finite value to 2 of 2 texts"):
+        encode(splade, ["a fox", "a cow"], 8)

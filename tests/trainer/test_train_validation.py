@@ -5,7 +5,7 @@ import ir_measures
 import pytest
 import torch
 
-from xsweep.errors import ConfigError
+from xsweep.errors import ConfigError, DivergenceError
 from xsweep.evaluator.data.readers import read_texts
 from xsweep.evaluator.data.trec import read_qrels, read_run
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
@@ -61,3 +61,13 @@ def test_the_value_over_two_collections_is_the_mean_of_their_values(world, tmp_p
     }
     value = prepare_validation(spec.model_copy(update={"validation": both}), inputs, tokenizer)
     assert value(model) == pytest.approx((first + second) / 2, abs=1e-12)
+
+
+def test_a_model_whose_scores_are_not_finite_has_no_validation_value(world):
+    spec = TrainSpec.model_validate(world.spec())
+    model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
+    with torch.no_grad():
+        model.classifier.bias.fill_(float("nan"))
+    validate = prepare_validation(spec, world.inputs, tokenizer)
+    with pytest.raises(DivergenceError, match="no finite value"):
+        validate(model)

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from xsweep.errors import ConfigError
+from xsweep.errors import ConfigError, DivergenceError
 from xsweep.evaluator.models import bi_encoder
 from xsweep.evaluator.models.tokenizer import locate, tokenize
 from xsweep.evaluator.specs import ModelSpec, ScoringSpec
@@ -90,3 +91,12 @@ def test_unsupported_modules_are_config_errors(
     spec = _with_modules(make_model_folder("bert"), tmp_path, pooling, *more)
     with pytest.raises(ConfigError, match=message):
         bi_encoder.pooling(spec)
+
+
+def test_an_embedding_that_is_not_finite_is_an_error(make_model_folder: Callable) -> None:
+    encoder = bi_encoder.load_bi_encoder(ModelSpec(folder=str(make_model_folder("bert"))))
+    with torch.no_grad():
+        encoder.model.embeddings.word_embeddings.weight.fill_(float("nan"))
+    ids = tokenize(encoder.tokenizer, ["a fox"], 8)
+    with pytest.raises(DivergenceError, match="no finite value to 1 of 1 texts"):
+        bi_encoder.embed(encoder, ids, 64)
