@@ -60,13 +60,16 @@ class Pool:
             self._nodes = self._preflight.admit(found) if self._preflight else found
             self._listed_s = time.monotonic()
             for placement in self._idle():
-                if self.is_draining(placement):
+                if self._is_draining(placement):
                     self.kill(placement)
         return self._nodes
 
     def is_draining(self, placement: Placement) -> bool:
         """Return whether a node of the placement will be removed."""
         self.nodes()
+        return self._is_draining(placement)
+
+    def _is_draining(self, placement: Placement) -> bool:
         return any(node.id in placement.nodes for node in self._draining)
 
     def infeasible_reason(self, request: ResourceRequest) -> str | None:
@@ -120,7 +123,7 @@ class Pool:
 
     def give_back(self, placement: Placement, *, reusable: bool) -> None:
         """Keep the worker of an ended job warm, or free its resources."""
-        if reusable and not self.is_draining(placement):
+        if reusable and not self._is_draining(placement):
             placement.idle_since_s = time.monotonic()
         else:
             self.kill(placement)
