@@ -7,10 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xsweep.errors import ConfigError
-from xsweep.evaluator.specs import Layout
 from xsweep.evaluator.varlen.attention import Packing
-from xsweep.evaluator.varlen.encoders import build_scorer, has_unpadded
+from xsweep.evaluator.varlen.encoders import build_scorer
 from xsweep.trainer.cpu_kernels import TrainingKernels
 
 Inputs = dict[str, Tensor] | Packing
@@ -75,21 +73,6 @@ class Scorer(nn.Module):
 def slots(inputs: Inputs) -> int:
     """Token slots of a forward pass, padding included."""
     return (inputs.ids_T if isinstance(inputs, Packing) else inputs["input_ids"]).numel()
-
-
-def runs_packed(model: PreTrainedModel, layout: Layout) -> bool:
-    """True if a training runs without padding; `auto` does so on a CPU if the family supports it.
-
-    On a GPU `auto` means padded: packed passes have not been measured there. Raises ConfigError
-    for `unpadded` with a family that does not support it.
-    """
-    if layout == "unpadded" and not has_unpadded(model):
-        raise ConfigError(
-            f"{model.config.model_type} models are trained padded only: remove layout"
-        )
-    return layout == "unpadded" or (
-        layout == "auto" and model.device.type == "cpu" and has_unpadded(model)
-    )
 
 
 @contextmanager

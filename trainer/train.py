@@ -22,10 +22,10 @@ from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.provenance import collect, now
 from xsweep.evaluator.scoring import score_pairs
 from xsweep.evaluator.specs import IdenticalIds, ModelSpec, ScoringSpec
+from xsweep.evaluator.varlen.encoders import runs_unpadded
 from xsweep.trainer.batching import Assembler
 from xsweep.trainer.cpu_kernels import keep_freed_memory
 from xsweep.trainer.export import export_model
-from xsweep.trainer.forward import runs_packed
 from xsweep.trainer.loop import Progress, Report, Validate, train_model
 from xsweep.trainer.result import read_json, write_result
 from xsweep.trainer.search import (
@@ -102,7 +102,7 @@ def train(
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     if model.device.type == "cpu":
         keep_freed_memory()
-    packed = runs_packed(model, spec.optimisation.layout)
+    packed = runs_unpadded(model, spec.optimisation.layout)
     query_ids = tokenize(tokenizer, list(teacher.queries.values()), spec.query_tokens)
     queries = dict(zip(teacher.queries, query_ids, strict=True))
     encoder = PairEncoder(tokenizer)

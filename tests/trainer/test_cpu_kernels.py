@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from xsweep.errors import ConfigError
 from xsweep.evaluator.pairs import PairIds
 from xsweep.evaluator.varlen.attention import pack
-from xsweep.evaluator.varlen.encoders import has_unpadded
+from xsweep.evaluator.varlen.encoders import has_unpadded, runs_unpadded
 from xsweep.trainer.cpu_kernels import (
     DropAndAdd,
     TrainingKernels,
@@ -25,7 +25,7 @@ from xsweep.trainer.cpu_kernels import (
     random_bits,
     scale,
 )
-from xsweep.trainer.forward import Scorer, attention, runs_packed
+from xsweep.trainer.forward import Scorer, attention
 
 PACKED = ("bert", "electra", "roberta", "modernbert")
 
@@ -228,11 +228,11 @@ def test_a_rate_of_zero_is_no_dropout():
 def test_families_without_a_packed_pass_are_trained_padded_and_refuse_unpadded():
     deberta, bert = build("deberta-v3"), build("bert")
     assert not has_unpadded(deberta)
-    assert not runs_packed(deberta, "auto")
-    assert runs_packed(bert, "auto")
-    assert not runs_packed(bert, "padded")
-    with pytest.raises(ConfigError, match="deberta-v2 models are trained padded only"):
-        runs_packed(deberta, "unpadded")
+    assert not runs_unpadded(deberta, "auto")
+    assert runs_unpadded(bert, "auto")
+    assert not runs_unpadded(bert, "padded")
+    with pytest.raises(ConfigError, match="deberta-v2 models run padded only"):
+        runs_unpadded(deberta, "unpadded")
 
 
 KEEP_FREED_MEMORY = """
