@@ -16,6 +16,12 @@ from xsweep.errors import ConfigError
 NO_LIMIT = 2**31
 """Tokenizers without a longest input declare 10**30, which no array can hold."""
 
+PROBES = [
+    ("where", "here"),
+    ("where is the river that flows north", "the Nile flows north to the sea"),
+]
+"""Pairs of unequal length, on which every model's passes are compared when it is loaded."""
+
 
 class PairIds(NamedTuple):
     """One encoded pair: int64[tokens], and segment ids if the model takes them."""
@@ -46,6 +52,8 @@ class PairEncoder:
         """The model's longest input; the document is cut further if a pair would exceed it."""
         self.pad_id: int = tokenizer.pad_token_id or 0
         self.pad_segment: int = tokenizer.pad_token_type_id
+        cut = [tokenizer(list(pair), add_special_tokens=False)["input_ids"] for pair in PROBES]
+        self.probes = [self.encode(np.array(q), np.array(d), 8, 16) for q, d in cut]
 
     def lengths(
         self,

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from xsweep.evaluator.varlen.attention import Packing
+from xsweep.errors import ConfigError
+from xsweep.evaluator.models.cross_encoder import quiet_loading, same_scores
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.varlen.attention import Packing, pack
 from xsweep.evaluator.varlen.encoders import build_scorer
 from xsweep.trainer.cpu_kernels import TrainingKernels
 
@@ -23,12 +26,14 @@ class Scorer(nn.Module):
     gradient of the whole vocabulary, which on a CPU costs a small backbone more than a layer.
     """
 
-    def __init__(self, model: PreTrainedModel, bf16: bool, recompute: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, bf16: bool, recompute: bool = False, by_ids: bool = False
+    ) -> None:
         """`recompute` is gradient checkpointing of packed passes; the model has its own for padded
-        ones."""
+        ones. `by_ids` gives padded passes token ids: decoders, for one, find the last token so."""
         super().__init__()
         self.model = model
-        self.bf16, self.recompute = bf16, recompute
+        self.bf16, self.recompute, self.by_ids = bf16, recompute, by_ids
 
     def forward(self, forwards: Sequence[Inputs]) -> Tensor:
         """The logits of all pairs, fp32, in the order of the passes."""
@@ -55,6 +60,9 @@ class Scorer(nn.Module):
         )
 
     def _padded(self, forwards: Sequence[dict[str, Tensor]]) -> Tensor:
+        if self.by_ids:
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+                return torch.cat([self.model(**inputs).logits[:, 0].float() for inputs in forwards])
         ids_T = torch.cat([inputs["input_ids"].flatten() for inputs in forwards])
         distinct_V, rows_T = ids_T.unique(return_inverse=True)
         embedded_VE = self.model.get_input_embeddings()(distinct_V)
@@ -68,6 +76,30 @@ class Scorer(nn.Module):
                 output = self.model(inputs_embeds=embedded_PLE, **others)
                 logits.append(output.logits[:, 0].float())
         return torch.cat(logits)
+
+
+def needs_ids(model: PreTrainedModel, encoder: PairEncoder, packed: bool) -> bool:
+    """True if padded passes over word embeddings do not give the model's own logits.
+
+    Raises ConfigError if packed passes do not give them.
+    """
+    probes, device = encoder.probes, model.device
+    inputs = {name: tensor.to(device) for name, tensor in encoder.collate(probes).items()}
+    forwards = [pack(probes).each(lambda part: part.to(device)) if packed else inputs]
+    with quiet_loading(), torch.no_grad():
+        expected = model(**inputs).logits[:, 0]
+        try:
+            fits = same_scores(Scorer(model, bf16=False)(forwards), expected)
+        except Exception:  # a family says in its own ways that it does not take embeddings
+            if packed:
+                raise
+            fits = False
+    if packed and not fits:
+        raise ConfigError(
+            f"this {model.config.model_type} model trains on other scores without padding: "
+            "set layout to padded"
+        )
+    return not fits
 
 
 def slots(inputs: Inputs) -> int:

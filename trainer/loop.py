@@ -18,7 +18,7 @@ from xsweep.trainer.batching import Assembler, draw_samples
 from xsweep.trainer.checkpoint import Checkpoint, Weights, load_newest, save_checkpoint
 from xsweep.trainer.distributed import check_same_step, sum_over_ranks
 from xsweep.trainer.engines import open_engine
-from xsweep.trainer.forward import Scorer, attention
+from xsweep.trainer.forward import Scorer, attention, needs_ids
 from xsweep.trainer.gradients import Budgets, Gradients, Prepared
 from xsweep.trainer.logging import MetricsLog, read_metrics
 from xsweep.trainer.optimizer import learning_rate, write_weights
@@ -94,10 +94,12 @@ def train_model(
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     found = load_newest(folder / "checkpoints" for folder in resume_from)
+    by_ids = needs_ids(model.eval(), assembler.encoder, assembler.packed)
     scorer = Scorer(
         model.train(settings.dropout),
         bf16=settings.precision == "bf16",
         recompute=settings.gradient_checkpointing,
+        by_ids=by_ids,
     )
     scoring_attention = model.config._attn_implementation
     # For padded passes. The CPU's fused attention has no dropout, and its backward pass in bf16 is

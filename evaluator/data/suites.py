@@ -111,10 +111,10 @@ LICENCES = {
 }
 """Prefix of ir_datasets ids to a note on the texts' licence; the longest prefix counts."""
 
-QUERIES_ARE_DOCUMENTS = {
-    **dict.fromkeys(("beir/arguana", "beir/quora", "beir/cqadupstack"), True),
-    **dict.fromkeys(("nano-beir/arguana", "nano-beir/quora"), True),
-}
+QUERIES_ARE_DOCUMENTS = (
+    *("beir/arguana", "beir/quora", "beir/cqadupstack"),
+    *("nano-beir/arguana", "nano-beir/quora"),
+)
 """Prefixes of ir_datasets ids whose queries are documents of their corpus, under the same ids.
 
 BEIR, Anserini and MTEB leave a query's own document out of its results."""
@@ -137,10 +137,9 @@ def dataset(
     identical_ids: IdenticalIds | None = None,
 ) -> IrdsSpec:
     """A data set of ir_datasets; identical ids are treated as its community does by default."""
-    usual: IdenticalIds = "drop" if _longest_prefix(QUERIES_ARE_DOCUMENTS, irds_id) else "keep"
-    return IrdsSpec(
-        name=name or irds_id, id=irds_id, home=home, identical_ids=identical_ids or usual
-    )
+    if identical_ids is None:
+        identical_ids = "drop" if irds_id.startswith(QUERIES_ARE_DOCUMENTS) else "keep"
+    return IrdsSpec(name=name or irds_id, id=irds_id, home=home, identical_ids=identical_ids)
 
 
 def averaged_as(collection: str) -> str:

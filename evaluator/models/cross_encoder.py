@@ -1,7 +1,8 @@
 """Cross-encoders: a backbone with one logit, loaded as fp32 with an explicit attention."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,13 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from xsweep.errors import ConfigError, DataError
-from xsweep.evaluator.models.tokenizer import load_tokenizer, locate
+from xsweep.errors import ConfigError, DataError, first_line
+from xsweep.evaluator.models.tokenizer import cannot_load, load_tokenizer, locate
+from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.specs import ModelSpec
+from xsweep.evaluator.varlen.attention import pack
+from xsweep.evaluator.varlen.encoders import build_scorer, has_unpadded
+from xsweep.evaluator.varlen.layers import Kernels
 
 
 def load_cross_encoder(
@@ -27,7 +32,9 @@ def load_cross_encoder(
 
     With a seed, weights that the files lack (a new head) are drawn under it and nothing else
     changes the caller's random state; without one, a missing weight is a DataError. The
-    tokenizer's `model_max_length` becomes the longest input that the model has positions for.
+    tokenizer's `model_max_length` becomes the longest input that the model has positions for, and
+    the model's padding token becomes the tokenizer's. Raises ConfigError for a model whose scores
+    depend on the batch, or that cannot score pairs of texts.
     """
     spec = model if isinstance(model, ModelSpec) else ModelSpec(folder=str(model))
     with torch.random.fork_rng(devices=[]):
@@ -36,15 +43,76 @@ def load_cross_encoder(
             AutoModelForSequenceClassification,
             spec,
             num_labels=1,
-            ignore_mismatched_sizes=seed is not None,
+            ignore_mismatched_sizes=True,
         )
-    if seed is None and missing:
-        raise DataError(
-            f"{locate(spec)}: no trained cross-encoder with one output, it lacks {missing[0]}: "
-            "name a model with a head, or train one"
-        )
-    _keep_head_in_fp32(loaded)
+        if seed is None and missing:
+            lacks = f"it lacks {missing[0]}"
+            if not isinstance(missing[0], str):  # name, shape in the files, shape in the model
+                name, found, wanted = missing[0]
+                lacks = f"its {name} is {list(found)}, one output has {list(wanted)}"
+            raise DataError(
+                f"{locate(spec)}: no trained cross-encoder with one output, {lacks}: "
+                "name a model with a head of one output, or train one"
+            )
+        _keep_head_in_fp32(loaded)
+        with quiet_loading(), torch.no_grad():
+            _probe(loaded, tokenizer, is_trained=seed is None)
     return loaded, tokenizer
+
+
+def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, is_trained: bool) -> None:
+    """Sets one padding token for both, and raises ConfigError unless every pass agrees.
+
+    Two pairs of unequal length must score the same alone and in one batch, padded and packed.
+    """
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    taken = signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+    encoder, this = PairEncoder(tokenizer), f"{model.name_or_path}: this {model.config.model_type}"
+
+    def score(pairs: Sequence[PairIds]) -> torch.Tensor:
+        return model(**encoder.collate(pairs)).logits[:, 0]
+
+    try:
+        # A decoder's score is that of the last token that is no padding: a trained head keeps the
+        # token that it was trained on, a new one gets the tokenizer's.
+        if not is_trained:
+            _set_padding(model, encoder.pad_id)
+        alone = torch.cat([score([pair]) for pair in encoder.probes])
+        _set_padding(model, encoder.pad_id)
+        passes = [score(encoder.probes)]
+        if has_unpadded(model):
+            passes.append(build_scorer(model, Kernels(torch.float32))(pack(encoder.probes)))
+    except Exception as error:  # a family says in its own ways that it needs other inputs
+        raise ConfigError(
+            f"{this} model cannot score pairs of texts "
+            f"({first_line(error).rstrip('.')}): name another backbone"
+        ) from error
+    if not is_trained and torch.equal(*alone):
+        raise ConfigError(
+            f"{this} model gives different pairs the same score here, "
+            f"{alone[0]:.4g}: name another backbone"
+        )
+    for together in passes:
+        if not same_scores(together, alone):
+            worst = (together - alone).abs().argmax()
+            raise ConfigError(
+                f"{this} model gives a pair {alone[worst]:.4g} alone and "
+                f"{together[worst]:.4g} beside a longer or shorter one, so its scores depend on "
+                "the batch: name another backbone"
+            )
+
+
+def same_scores(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    """True if logits differ by rounding only, as those of other passes in fp32 do."""
+    return torch.allclose(logits, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _set_padding(model: PreTrainedModel, pad_id: int) -> None:
+    """Sets the padding token by which a decoder finds the last token of an input."""
+    model.config.pad_token_id = pad_id
+    model.config.get_text_config().pad_token_id = pad_id
 
 
 _cached: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
@@ -97,12 +165,15 @@ def load_model(
     where, revision = locate(spec), spec.revision or "main"
     labels = {"num_labels": settings.pop("num_labels")} if "num_labels" in settings else {}
     with quiet_loading(), _data_error(where):
-        config = AutoConfig.from_pretrained(where, revision=revision, **labels)
+        config = AutoConfig.from_pretrained(
+            where, revision=revision, trust_remote_code=False, **labels
+        )
         if spec.layers is not None:
             _cut_layers(config, spec.layers)
         model, info = kind.from_pretrained(
             where,
             revision=revision,
+            trust_remote_code=False,
             config=config,
             dtype=torch.float32,
             attn_implementation=_attention(kind, config, spec.attention),
@@ -134,6 +205,10 @@ def _max_positions(model: PreTrainedModel) -> int:
 
 def _attention(kind: Any, config: Any, wanted: str) -> str:
     """`wanted`, or eager for families (DeBERTa-v2) that have no scaled-dot-product attention."""
+    if type(config) not in kind._model_mapping:
+        raise ConfigError(
+            f"{config.model_type} models have no {kind.__name__}: name another backbone"
+        )
     supported = kind._model_mapping[type(config)]._supports_sdpa
     return wanted if supported else "eager"
 
@@ -144,10 +219,8 @@ def _data_error(where: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise DataError(
-            f"model {where!r} cannot be loaded: {error}. Offline, name a folder or a cached id"
-        ) from error
+    except (ImportError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise cannot_load(f"model {where!r} cannot be loaded", error) from error
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from xsweep.errors import ConfigError, DataError
+from xsweep.errors import ConfigError, DataError, XsweepError
 from xsweep.evaluator.data.files import tree_sha256
 from xsweep.evaluator.specs import ModelSpec
 
@@ -51,14 +51,24 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
     """The fast tokenizer of a model. Raises DataError if it cannot be loaded."""
     where = locate(spec)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, revision=spec.revision or "main")
+        tokenizer = AutoTokenizer.from_pretrained(
+            where, revision=spec.revision or "main", trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"no tokenizer for {where!r}: {error}. Offline, name a folder or a cached id"
-        ) from error
+        raise cannot_load(f"no tokenizer for {where!r}", error) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer of {where!r} has no fast (Rust) version")
     return repair_case(cast(PreTrainedTokenizerFast, tokenizer))
+
+
+def cannot_load(message: str, error: Exception) -> XsweepError:
+    """The error for files that transformers cannot load; without its advice to trust their code."""
+    if "trust_remote_code" in str(error):
+        return ConfigError(
+            f"{message}: it needs code of its own, and only code of installed packages is run. "
+            "Name a model of an architecture that transformers has"
+        )
+    return DataError(f"{message}: {error}. Offline, name a folder or a cached id")
 
 
 def repair_case(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:

@@ -201,6 +201,8 @@ def import_sweep(
 
 def _check_job(job: NewJob, archive: Path) -> None:
     """Raise DataError unless a job's identity follows from its spec and parents."""
+    from pydantic import TypeAdapter
+
     from xsweep.evaluator.jobs import SPECS
     from xsweep.evaluator.specs import Spec
     from xsweep.orchestrator.plan.identity import canonical, identity_of, significant
@@ -211,11 +213,8 @@ def _check_job(job: NewJob, archive: Path) -> None:
         raise DataError(f"{archive}: a job's name has characters that cannot be printed: {texts}")
     models: dict[str, type[Spec]] = {"train": TrainSpec, "search": SearchSpec}
     try:
-        spec = (
-            models[job.kind].model_validate(job.spec)
-            if job.kind in models
-            else SPECS[job.kind].validate_python(job.spec)
-        )
+        adapter = TypeAdapter(models[job.kind]) if job.kind in models else SPECS[job.kind]
+        spec = adapter.validate_python(job.spec)
         found = identity_of(job.kind, canonical(significant(spec)), job.parents)
     except (KeyError, ValueError) as problem:
         raise DataError(f"{archive}: {job.name}: wrong spec: {first_line(problem)}") from problem

@@ -17,7 +17,7 @@ from gridtext import write_grid
 
 from xsweep.errors import ConfigError
 from xsweep.orchestrator.plan import plan_grid
-from xsweep.orchestrator.plan.identity import identity
+from xsweep.orchestrator.plan.identity import canonical, significant
 from xsweep.orchestrator.settings import Settings
 from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import LossSpec
@@ -259,10 +259,10 @@ def test_the_package_its_version_and_the_source_of_a_loss_are_its_identity(offer
     one, two = LossSpec(name="squares_one"), LossSpec(name="squares_two")
     assert (one.package.name, one.package.version) == ("lab-one", "1.0")
     assert one.package.sha256 == two.package.sha256, "the same text"
-    found = {identity("train", one, {})}
+    found = {canonical(significant(one))}
     for change in ({"version": "1.1"}, {"sha256": "0" * 64}, {"name": "lab-three"}):
         other = one.model_copy(update={"package": one.package.model_copy(update=change)})
-        found.add(identity("train", other, {}))
+        found.add(canonical(significant(other)))
     assert len(found) == 4
 
 
