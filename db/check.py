@@ -87,6 +87,8 @@ def _replay(past: _Replay, event: Any) -> Iterator[Violation]:
     if event.kind == "submitted":
         past.new_jobs += event.detail["new"]
         past.submitted[event.sweep_id or 0] += event.detail["added"]
+    elif event.kind == "removed":
+        past.submitted[event.sweep_id or 0] -= event.detail["jobs"]
     if event.job_id is None:
         return
     job, token = event.job_id, event.token or 0

@@ -1,16 +1,28 @@
-"""Requests of users about sweeps and jobs: cancel, pause, resume, retry."""
+"""Requests of users about sweeps and jobs: cancel, pause, resume, retry, drop."""
 
 from collections.abc import Collection
+from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, case, delete, func, insert, select, text, update
 
 from xsweep.db.breaker import stopped_jobs
 from xsweep.db.complete import end_attempts
 from xsweep.db.dependencies import ancestors, lock, move, needed_by_sweep, reopen, skip_descendants
 from xsweep.db.events import record
 from xsweep.db.explain import find_job, find_sweep
-from xsweep.db.schema import BROKEN, OPEN, Attempt, Job, State, Sweep, SweepJob, now_s
-from xsweep.db.transaction import among, transact
+from xsweep.db.schema import (
+    BROKEN,
+    OPEN,
+    Attempt,
+    Definition,
+    Job,
+    State,
+    Sweep,
+    SweepJob,
+    Tally,
+    now_s,
+)
+from xsweep.db.transaction import among, reading, transact
 from xsweep.errors import ConfigError
 
 
@@ -83,6 +95,66 @@ def retry(
         return len(reopened)
 
     return transact(engine, work)
+
+
+class Dropped(NamedTuple):
+    """The jobs that leave a sweep which is dropped."""
+
+    total: int
+    shared: int
+    """Those that another sweep has, too."""
+    done: int
+    cancelled: int
+    """Unfinished ones that no other sweep needs."""
+
+
+def drop(engine: Engine, sweep: str | int, *, dry_run: bool = False) -> Dropped:
+    """Remove a sweep; its results, grid texts and history stay, and jobs of other sweeps continue.
+
+    Submitting the grid again finds the results. Raises ConfigError for an unknown sweep.
+    """
+    with reading(engine) as connection:
+        id_ = find_sweep(connection, sweep)
+        members = select(SweepJob.job_id).where(SweepJob.sweep_id == id_)
+        other = SweepJob.__table__.alias("other").c
+        elsewhere = select(other.job_id).where(other.sweep_id != id_)
+        unneeded = Job.state.in_(OPEN) & ~needed_by_sweep(Job.id, besides=id_)
+        conditions = (Job.id.in_(elsewhere), Job.state == State.DONE, unneeded)
+        counts = (func.count(case((condition, 1))) for condition in conditions)
+        found = select(func.count(), *counts).where(Job.id.in_(members))
+        dropped = Dropped._make(connection.execute(found).one())
+
+    def work(connection: Connection) -> None:
+        lock_sweeps(connection)
+        remove_members(connection, id_, connection.scalars(members).all())
+        _set_state(connection, id_, "cancelled")
+
+    if not dry_run:
+        transact(engine, work)
+    return dropped
+
+
+def lock_sweeps(connection: Connection) -> None:
+    """Change which jobs sweeps contain in one transaction at a time; SQLite's are always so."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('xsweep_submit'))"))
+
+
+def remove_members(connection: Connection, sweep_id: int, job_ids: Collection[int]) -> None:
+    """Remove jobs from a sweep, and cancel the unfinished ones that no other sweep needs."""
+    if not job_ids:
+        return
+    lock(connection, job_ids)  # a job that moves meanwhile would be counted in two states
+    leaving = (SweepJob.sweep_id == sweep_id) & among(connection, SweepJob.job_id, job_ids)
+    key = (SweepJob.sweep_id, Job.kind, Job.state)
+    counts = select(*key, -func.count(), -func.sum(Definition.cost_s)).join_from(SweepJob, Job)
+    counts = counts.join(Definition, Definition.job_id == Job.id).where(leaving).group_by(*key)
+    columns = ["sweep_id", "kind", "state", "jobs", "cost_s"]
+    connection.execute(insert(Tally).from_select(columns, counts))
+    connection.execute(delete(SweepJob).where(leaving))
+    record(connection, "removed", {"sweep_id": sweep_id, "jobs": len(job_ids)})
+    unneeded = select(Job.id).where(among(connection, Job.id, job_ids), ~needed_by_sweep(Job.id))
+    _cancel(connection, connection.scalars(unneeded).all())
 
 
 def _cancel(connection: Connection, ids: Collection[int]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, exists, select
 
 from xsweep.db.schema import Attempt, Definition, Edge, Job, Result, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import reading
@@ -19,7 +19,8 @@ COMPARED = 2_000
 
 def find_sweep(connection: Connection, sweep: str | int) -> int:
     """The id of the sweep of that name or id. Raises ConfigError with the nearest names."""
-    rows = connection.execute(select(Sweep.id, Sweep.name).order_by(Sweep.id)).all()
+    kept = select(Sweep.id, Sweep.name).where(exists().where(SweepJob.sweep_id == Sweep.id))
+    rows = connection.execute(kept.order_by(Sweep.id)).all()
     for id_, name in rows:
         if sweep == name or str(sweep) == str(id_):
             return id_
@@ -195,7 +196,7 @@ def _why(
 def _why_unclaimed(row: Any, sweeps: dict[str, str]) -> str:
     if "active" not in sweeps.values():
         states = ", ".join(f"{name} is {state}" for name, state in sweeps.items())
-        return f"ready, but its sweeps are not active: {states}"
+        return f"ready, but its sweeps are not active: {states or 'it is in none'}"
     if row.retry_at is not None and row.retry_at > row.now:
         return f"tries again in {row.retry_at - row.now:.0f} s"
     return "ready to be claimed; jobs with longer chains behind them go first"
@@ -224,23 +225,26 @@ def _nearest_done(
         .order_by(Job.id.desc())
         .limit(COMPARED)
     )
-    settings = _leaves(row.spec)
+    settings = leaves(row.spec)
     differing = (
-        (_differences(settings, _leaves(other.spec)), other) for other in connection.execute(done)
+        (compare_settings(settings, leaves(other.spec)), other)
+        for other in connection.execute(done)
     )
     differences, closest = min(differing, key=lambda pair: len(pair[0]), default=({}, None))
     if closest is None:
         return None
     # equal settings on other inputs make another job, too
     inputs = {f"inputs.{each.role}": each.identity for each in parents}
-    others = _parents(connection, closest.id)
-    differences |= _differences(inputs, {f"inputs.{each.role}": each.identity for each in others})
+    parents = _parents(connection, closest.id)
+    others = {f"inputs.{each.role}": each.identity for each in parents}
+    differences |= compare_settings(inputs, others)
     return ClosestJob(
         job_id=closest.id, identity=closest.identity, name=closest.name, differences=differences
     )
 
 
-def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def compare_settings(here: dict[str, Any], there: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The differing ones of two jobs' `leaves`, as pairs; a missing one counts as None."""
     return {
         key: (here.get(key), there.get(key))
         for key in sorted(here.keys() | there.keys())
@@ -248,11 +252,11 @@ def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, tuple
     }
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:
+def leaves(value: Any, path: str = "") -> dict[str, Any]:
     """Every value that is not a dict, by its dotted path; lists are compared as a whole."""
     if not isinstance(value, dict):
         return {path: value}
     found: dict[str, Any] = {}
     for key, item in value.items():
-        found |= _leaves(item, f"{path}.{key}" if path else str(key))
+        found |= leaves(item, f"{path}.{key}" if path else str(key))
     return found

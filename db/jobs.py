@@ -2,13 +2,14 @@
 
 from xsweep.db.claim import Claim, Lease, Place, claim, mark_started, renew
 from xsweep.db.complete import NewResult, fail, finish, release
-from xsweep.db.control import cancel, pause, resume, retry
+from xsweep.db.control import Dropped, cancel, drop, pause, resume, retry
 from xsweep.db.explain import Explanation, explain
 from xsweep.db.recover import adopt, expired, requeue_expired, running
 from xsweep.db.submit import NewJob, Submission, add_sweep, preview
 
 __all__ = [
     "Claim",
+    "Dropped",
     "Explanation",
     "Lease",
     "NewJob",
@@ -19,6 +20,7 @@ __all__ = [
     "adopt",
     "cancel",
     "claim",
+    "drop",
     "expired",
     "explain",
     "fail",

@@ -204,6 +204,7 @@ def _sweeps(connection: Connection, only: int | None) -> list[SweepStatus]:
             total=sum(sum(kind.values()) for kind in counts[row["id"]].values()),
         )
         for row in connection.execute(listed).mappings()
+        if row["id"] in counts  # a dropped one has no jobs
     ]
 
 

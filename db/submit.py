@@ -1,13 +1,18 @@
 """Submit a sweep: its jobs and edges in one transaction, each job once however often submitted."""
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine, Row, Text, cast, func, insert, select, text, update
 
+from xsweep.db.control import lock_sweeps, remove_members
+from xsweep.db.dependencies import reopen
 from xsweep.db.events import record
+from xsweep.db.explain import LISTED, compare_settings, leaves
 from xsweep.db.schema import BROKEN, Definition, Edge, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.status import fold_tally
 from xsweep.db.transaction import among, insert_rows, reading, to_json, transact
@@ -15,6 +20,9 @@ from xsweep.errors import ConfigError
 
 ANALYSED = 500
 """New jobs from which on the database's statistics are updated at once."""
+
+CELL = ("system", "backbone", "objective", "teacher", "collection")
+"""Labels that distinguish the cells of a report; seeds of one cell are averaged."""
 
 JOB_COLUMNS = (
     *("identity", "kind", "name", "state", "missing_parents", "priority", "critical_s"),
@@ -52,31 +60,51 @@ class Submission:
     done: int
     """Jobs that have a result already."""
     total: int
+    removed: int = 0
+    """Jobs that leave the sweep: replaced, or computed again with more measures."""
+    refusal: str = ""
+    """The reason why the submission is refused without `replace`."""
 
 
-def add_sweep(engine: Engine, *, name: str, grid: str, jobs: Sequence[NewJob]) -> Submission:
+def add_sweep(
+    engine: Engine, *, name: str, grid: str, jobs: Sequence[NewJob], replace: bool = False
+) -> Submission:
     """Add the jobs, and the sweep if its name is new; existing ones are not changed.
 
     Submitting again writes nothing; a larger grid adds its new cells to the sweep of that name.
-    Parents must be in `jobs` or in the database. Raises ConfigError for a duplicate identity, an
-    unknown parent, or a circle of parents.
+    With `replace` all other jobs leave the sweep; their results stay. Parents must be in `jobs` or
+    in the database. Raises ConfigError for a duplicate identity, an unknown parent, a circle of
+    parents, or cells whose settings differ from the sweep's, unless `replace` is given.
     """
     ordered = parents_first(jobs)
-    return transact(engine, lambda connection: insert_sweep(connection, name, grid, ordered))
+    return transact(
+        engine, lambda connection: insert_sweep(connection, name, grid, ordered, replace)
+    )
 
 
-def preview(engine: Engine, *, name: str, jobs: Sequence[NewJob]) -> Submission:
-    """The outcome that `add_sweep` would have; writes nothing."""
+def preview(
+    engine: Engine, *, name: str, jobs: Sequence[NewJob], replace: bool = False
+) -> Submission:
+    """The outcome that `add_sweep` would have; writes nothing. A refusal is not raised."""
     with reading(engine) as connection:
         sweep = connection.scalar(select(Sweep.id).where(Sweep.name == name))
-        return _submission(connection, sweep, jobs, _known(connection, jobs))
+        known = _known(connection, jobs)
+        changes = _compare(connection, sweep, name, jobs, known, replace)
+        return _submission(connection, sweep, jobs, known, changes)
 
 
-def insert_sweep(connection: Connection, name: str, grid: str, jobs: list[NewJob]) -> Submission:
+def insert_sweep(
+    connection: Connection, name: str, grid: str, jobs: list[NewJob], replace: bool = False
+) -> Submission:
     """`add_sweep` within a transaction, with the jobs in the order of `parents_first`."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('xsweep_submit'))"))
+    lock_sweeps(connection)
     known = _known(connection, jobs)
+    old = connection.scalar(select(Sweep.id).where(Sweep.name == name))
+    changes = _compare(connection, old, name, jobs, known, replace)
+    if changes.refusal:
+        raise ConfigError(changes.refusal)
+    remove_members(connection, old or 0, changes.removed)
+    _reopen_removed(connection, known)
     new = [job for job in jobs if job.identity not in known]
     if new:
         _insert_jobs(connection, jobs, new, known)
@@ -98,7 +126,153 @@ def insert_sweep(connection: Connection, name: str, grid: str, jobs: list[NewJob
     if len(new) > ANALYSED and connection.dialect.name == "postgresql":
         # the planner would believe the tables to be empty, and sort all ready jobs at each claim
         connection.execute(text("ANALYZE job, sweep_job, sweep, edge, definition"))
-    return _submission(connection, sweep, jobs, known)
+    return _submission(connection, sweep, jobs, known, changes)
+
+
+class _Changes(NamedTuple):
+    """The effect of a submission on the present jobs of its sweep."""
+
+    removed: list[int]
+    refusal: str = ""
+
+
+def _compare(
+    connection: Connection,
+    sweep: int | None,
+    name: str,
+    jobs: Sequence[NewJob],
+    known: dict[str, Row],
+    replace: bool,
+) -> _Changes:
+    """Compare the sweep's jobs that the grid lacks with the grid's new ones of the same cells.
+
+    The grid may lack cells and seeds that the sweep has, since a sweep is extended; one with more
+    measures takes the place of the evaluation with fewer.
+    """
+    members = set(connection.scalars(select(SweepJob.job_id).where(SweepJob.sweep_id == sweep)))
+    absent = sorted(members - {row.id for row in known.values()})
+    if replace or not absent:
+        return _Changes(absent)
+    stored = _load_members(connection, sweep, absent)
+    fresh: dict[tuple, dict[Any, NewJob]] = defaultdict(dict)
+    kept: set[tuple] = set()
+    for job in jobs:
+        if cell := _cell(job):
+            if job.identity in known and known[job.identity].id in members:
+                kept.add(cell)
+            else:
+                fresh[cell][job.labels.get("seed")] = job
+    seeds = defaultdict(set)
+    for old in stored.values():
+        seeds[_cell(old)].add(old.labels.get("seed"))
+    jobs_by_identity = {job.identity: job for job in (*stored.values(), *jobs)}
+
+    @cache
+    def differences(here: str, there: str) -> dict[str, tuple[Any, Any]]:
+        """Settings that differ between two jobs, or between what they are computed from."""
+        if here == there or not {here, there} <= jobs_by_identity.keys():
+            return {}
+        old, new = jobs_by_identity[here], jobs_by_identity[there]
+        found: dict[str, tuple[Any, Any]] = {}
+        for role in old.parents.keys() & new.parents.keys():
+            found |= differences(old.parents[role], new.parents[role])
+        return found | _compare_specs(old.spec, new.spec)
+
+    removed, changed = [], defaultdict[str, dict[str, None]](dict)
+    for id_, old in stored.items():
+        cell, seed = _cell(old), old.labels.get("seed")
+        if cell is None or cell not in fresh:
+            continue
+        if seed in fresh[cell]:
+            new, same_seed = fresh[cell][seed], True
+        elif cell in kept or seeds[cell] & fresh[cell].keys():
+            continue  # these other seeds say how the grid computes the cell
+        else:
+            new, same_seed = next(iter(fresh[cell].values())), False
+        found = dict(differences(old.identity, new.identity))
+        if not same_seed:
+            found.pop("seed", None)
+        if found.keys() == {"measures"} and set(found["measures"][0]) < set(found["measures"][1]):
+            removed += [id_] if same_seed else []
+        elif found or same_seed:
+            changed[_show(found)][_cell_name(old.labels)] = None
+    return _Changes([], _refusal(name, changed)) if changed else _Changes(removed)
+
+
+def _load_members(connection: Connection, sweep: int | None, ids: list[int]) -> dict[int, NewJob]:
+    """Jobs of a sweep as they were submitted, without resources and costs, by id."""
+    parents: dict[int, dict[str, str]] = defaultdict(dict)
+    edges = select(Edge.child_id, Edge.role, Job.identity).join(Job, Job.id == Edge.parent_id)
+    edges = edges.where(among(connection, Edge.child_id, ids))
+    for child_id, role, parent in connection.execute(edges):
+        parents[child_id][role] = parent
+    columns = (Job.id, Job.identity, Job.kind, Job.name, SweepJob.labels, Definition.spec)
+    rows = select(*columns).join_from(SweepJob, Job)
+    rows = rows.join(Definition, Definition.job_id == Job.id)
+    rows = rows.where(SweepJob.sweep_id == sweep, among(connection, Job.id, ids))
+    found = connection.execute(rows.order_by(Job.id)).mappings()
+    names = ("identity", "kind", "name", "labels", "spec")
+    return {
+        row["id"]: NewJob(**{name: row[name] for name in names}, parents=parents[row["id"]])
+        for row in found
+    }
+
+
+def _cell(job: NewJob) -> tuple | None:
+    """The cell of a training or an evaluation; trials and shared jobs have none."""
+    if job.kind not in ("train", "evaluate") or "trial" in job.labels:
+        return None
+    values = [job.labels.get(label) for label in CELL]
+    return (job.kind, *values) if any(values) else None
+
+
+def _cell_name(labels: Mapping[str, Any]) -> str:
+    system = labels.get("system", "run")
+    names = ("backbone", "objective", "teacher") if system == "run" else (system,)
+    parts = [str(labels[name]) for name in names if labels.get(name)] or [labels["collection"]]
+    return " ".join(parts + ([f"s{labels['seed']}"] if "seed" in labels else []))
+
+
+def _compare_specs(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, without places of files that a checksum identifies."""
+    here = leaves(old)
+    return {
+        key: values
+        for key, values in compare_settings(here, leaves(new)).items()
+        if not key.endswith(("path", "folder"))
+        or not any(here.get(key.rpartition(".")[0] + sum_) for sum_ in (".sha256", ".md5"))
+    }
+
+
+def _show(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """`lr (3e-05 before, 5e-05 now)`: the settings by their keys in a grid file."""
+    shown = [
+        f"{key.removeprefix('optimisation.')} ({old!r:.60} before, {new!r:.60} now)"
+        for key, (old, new) in sorted(differences.items())
+    ]
+    more = f" and {len(shown) - LISTED} more settings" if len(shown) > LISTED else ""
+    return ", ".join(shown[:LISTED]) + more or "inputs"
+
+
+def _refusal(name: str, changed: Mapping[str, Mapping[str, None]]) -> str:
+    parts = []
+    for settings, cells in changed.items():
+        more = f" and {len(cells) - LISTED} more" if len(cells) > LISTED else ""
+        count = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
+        parts.append(f"{settings} in {count}: {', '.join([*cells][:LISTED])}{more}")
+    more = f"; and {len(parts) - LISTED} more changes" if len(parts) > LISTED else ""
+    return (
+        f"sweep {name!r} has cells that this grid changes: {'; '.join(parts[:LISTED])}{more}. Give "
+        "the grid another name to keep both, or submit it with --replace: jobs that are not in "
+        "this grid leave the sweep, their results stay stored"
+    )
+
+
+def _reopen_removed(connection: Connection, known: dict[str, Row]) -> None:
+    """Reopen jobs that were cancelled when they left their last sweep, and now join one again."""
+    cancelled = [row.id for row in known.values() if row.state == State.CANCELLED]
+    member = select(SweepJob.job_id).where(among(connection, SweepJob.job_id, cancelled))
+    reopen(connection, set(cancelled) - set(connection.scalars(member)))
 
 
 def _insert_jobs(
@@ -173,12 +347,17 @@ def _insert_members(
         connection.execute(cancelled.values(state="active"))
     if added or renamed or grid != sweep.grid:
         counts = {"new": new, "added": len(added), "renamed": len(renamed)}
-        record(connection, "submitted", {"sweep_id": sweep.id, **counts})
+        replaced = {} if grid == sweep.grid else {"replaced_grid": sweep.grid}  # no text is lost
+        record(connection, "submitted", {"sweep_id": sweep.id, **counts, **replaced})
     return sweep.id
 
 
 def _submission(
-    connection: Connection, sweep: int | None, jobs: Sequence[NewJob], known: dict[str, Row]
+    connection: Connection,
+    sweep: int | None,
+    jobs: Sequence[NewJob],
+    known: dict[str, Row],
+    changes: _Changes,
 ) -> Submission:
     old = [known[job.identity] for job in jobs if job.identity in known]
     shared = select(func.count(SweepJob.job_id.distinct())).where(
@@ -191,6 +370,8 @@ def _submission(
         shared=connection.scalar(shared) or 0,
         done=sum(row.state == State.DONE for row in old),
         total=len(jobs),
+        removed=len(changes.removed),
+        refusal=changes.refusal,
     )
 
 

@@ -37,8 +37,8 @@ GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
 ORDER = (
     *("submit", "plan", "run", "status", "report", "compare", "explain", "logs"),
-    *("serve", "metrics", "cancel", "pause", "resume", "retry", "evaluate", "data"),
-    *("export", "import", "gc", "db", "doctor", "version"),
+    *("serve", "metrics", "cancel", "pause", "resume", "retry", "drop", "evaluate"),
+    *("data", "export", "import", "gc", "db", "doctor", "version"),
 )
 """Commands in `--help`, in the order in which a newcomer needs them; others follow."""
 

@@ -1,4 +1,4 @@
-"""`explain`, `logs`, `cancel`, `pause`, `resume`, `retry`: inspect and control jobs."""
+"""`explain`, `logs`, `cancel`, `pause`, `resume`, `retry`, `drop`: inspect and control jobs."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +35,7 @@ def explain(ctx: typer.Context, job: JobName) -> None:
     typer.echo(f"{found.name} (job {found.job_id}, {found.identity[:12]}): {found.state}")
     for sentence in found.why:
         typer.echo(f"  {sentence}")
-    typer.echo(f"  in {', '.join(found.sweeps)}")
+    typer.echo(f"  in {', '.join(found.sweeps) or 'no sweep'}")
     for parent in () if found.state == "waiting" else found.parents:
         typer.echo(f"  {parent.role}: {parent.name} (job {parent.job_id}): {parent.state}")
     if found.nearest_done:
@@ -170,6 +170,31 @@ def retry(
     chosen = {"job": name} if job else {"sweep": name}
     count = jobs.retry(open_database(ctx), failures=failure, **chosen)
     _print_next(ctx, f"{count} jobs will be retried.")
+
+
+@app.command()
+def drop(
+    ctx: typer.Context,
+    sweep: SweepName,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove the sweep.")] = False,
+) -> None:
+    """Show what removing a sweep would do, or remove it with --yes; results stay stored.
+
+    \b
+    Examples:
+      xsweep drop quickstart
+      xsweep drop quickstart --yes
+    """
+    from xsweep.db import jobs
+
+    found = jobs.drop(open_database(ctx, read_only=not yes), sweep, dry_run=not yes)
+    typer.echo(
+        f"{'Removed' if yes else 'Would remove'} sweep {sweep} of {found.total} jobs: "
+        f"{found.done} done, whose results stay stored; {found.shared} shared with other sweeps, "
+        f"which stay; {found.cancelled} cancelled, since no other sweep needs them."
+    )
+    if not yes:
+        typer.echo(f"Nothing was changed. To remove it: xsweep drop {sweep} --yes")
 
 
 def _print_next(ctx: typer.Context, done: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from xsweep.errors import ConfigError, DataError
 from xsweep.orchestrator.cli.app import GridFile, app, open_database, settings_of
 from xsweep.orchestrator.formatting import data_size, duration
 
@@ -42,11 +43,14 @@ def plan(
 
     settings = settings_of(ctx)
     planned = plan_grid(grid, settings)
-    show_plan(planned, preview(settings, planned))
+    submission = preview(settings, planned)
+    show_plan(planned, submission)
     show_forecast(settings, planned, gpus, gpu_type)
+    if submission.refusal:
+        raise ConfigError(submission.refusal)
 
 
-def preview(settings: "Settings", planned: "Plan") -> "Submission":
+def preview(settings: "Settings", planned: "Plan", replace: bool = False) -> "Submission":
     """Count the jobs that a submission would add; never create a database."""
     from xsweep.db import jobs
 
@@ -54,7 +58,7 @@ def preview(settings: "Settings", planned: "Plan") -> "Submission":
     if engine is None:
         total = len(planned.jobs)
         return jobs.Submission(sweep_id=None, new=total, shared=0, done=0, total=total)
-    return jobs.preview(engine, name=planned.name, jobs=planned.jobs)
+    return jobs.preview(engine, name=planned.name, jobs=planned.jobs, replace=replace)
 
 
 def _existing_table(settings: "Settings") -> "Engine | None":
@@ -72,6 +76,8 @@ def show_plan(planned: "Plan", submission: "Submission") -> None:
         f"{submission.new} new, {submission.total - submission.new - submission.done} known, "
         f"{submission.done} done"
     )
+    if submission.removed:
+        typer.echo(f"{submission.removed} jobs leave the sweep; their results stay stored.")
     grouped: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for cell, reason in planned.skipped:
         grouped[cell.objective, cell.teacher, reason].append(f"{cell.backbone.name} s{cell.seed}")
@@ -90,7 +96,6 @@ def show_forecast(
         typer.echo("Rehearsal: models and data are tiny and generated; there is no forecast.")
         return
     from xsweep.db.results import done_identities, load_durations
-    from xsweep.errors import ConfigError
     from xsweep.orchestrator.forecast.cost import forecast
     from xsweep.orchestrator.forecast.cost_model import GPUS, this_core
     from xsweep.orchestrator.grid.yaml import nearest
@@ -192,6 +197,9 @@ def submit(
     ] = False,
     start: Annotated[bool, typer.Option(help="Start a controller if none runs.")] = True,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the sweep until it ends.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Let jobs that are not in this grid leave the sweep.")
+    ] = False,
 ) -> None:
     """Store a grid's jobs and start a controller; finished jobs never run again.
 
@@ -200,17 +208,20 @@ def submit(
       xsweep submit quickstart --dry-run
       xsweep submit quickstart --watch
       xsweep submit trec_dl --data-home ~/data --no-start
+      xsweep submit changed.yaml --replace
     """
     from xsweep.db import jobs
-    from xsweep.errors import DataError
     from xsweep.orchestrator.plan import plan_grid
     from xsweep.orchestrator.runtime import process
 
     settings = settings_of(ctx)
     planned = plan_grid(grid, settings)
     if dry_run:
-        show_plan(planned, preview(settings, planned))
+        submission = preview(settings, planned, replace)
+        show_plan(planned, submission)
         show_forecast(settings, planned)
+        if submission.refusal:
+            raise ConfigError(submission.refusal)
         typer.echo("Dry run: nothing was stored.")
         return
 
@@ -221,7 +232,9 @@ def submit(
             f"{what}. Add them and submit again; `xsweep plan` lists them all"
         )
     engine = open_database(ctx, create=True)
-    submission = jobs.add_sweep(engine, name=planned.name, grid=planned.grid, jobs=planned.jobs)
+    submission = jobs.add_sweep(
+        engine, name=planned.name, grid=planned.grid, jobs=planned.jobs, replace=replace
+    )
     show_plan(planned, submission)
     if submission.done == submission.total:
         typer.echo("All jobs are done already. Next: xsweep report")

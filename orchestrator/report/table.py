@@ -242,8 +242,9 @@ def _current(one: Cell, other: Cell) -> Cell:
     if len(live) == 2:
         raise ConfigError(
             f"two different jobs have the labels of {one.name!r}, {one.identity[:12]} and "
-            f"{other.identity[:12]}: the grid changed under one sweep name. Submit the grid under "
-            "a new name and report that: finished jobs are shared, nothing is computed twice"
+            f"{other.identity[:12]}: an older version accepted a changed grid under one name. "
+            "Submit the grid again with --replace: finished jobs are shared, nothing is computed "
+            "twice"
         )
     return min(live or (one, other), key=lambda cell: cell.identity)
 

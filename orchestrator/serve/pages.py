@@ -167,8 +167,10 @@ def heat_map(found: Sequence[OverviewRow], measure: str | None = None) -> HeatMa
     columns = dict.fromkeys(column for _, column in groups)
     values: dict[str, dict[Row, float]] = {column: {} for column in columns}
     for (row, column), group in groups.items():
-        if means := [job.means[chosen] for job in group if chosen in job.means]:
-            values[column][row] = fmean(means)
+        scored = [job for job in group if chosen and chosen in job.means]
+        # two results of one seed have different settings, which no mean may mix
+        if scored and len({job.labels.get("seed") for job in scored}) == len(scored):
+            values[column][row] = fmean(job.means[str(chosen)] for job in scored)
     return HeatMap(
         measure=chosen,
         measures=measures,

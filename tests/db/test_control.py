@@ -14,6 +14,7 @@ from job_table import (
 
 from xsweep.db import jobs
 from xsweep.db.check import check
+from xsweep.db.status import summary
 from xsweep.errors import ConfigError
 
 
@@ -149,3 +150,46 @@ def test_an_unknown_name_raises_an_error_with_the_nearest_name(engine, verb):
         verb(engine, job="trian s1")
     with pytest.raises(ConfigError, match="name a sweep or a job"):
         verb(engine)
+
+
+def test_dropping_a_sweep_keeps_results_and_the_jobs_of_other_sweeps(engine):
+    submit(engine, study(seeds=[1]), name="one")
+    submit(engine, study(seeds=[1, 2]), name="two")
+    run_next = [take(engine) for _ in range(2)]
+    for claim in run_next:
+        finish(engine, claim)
+    # `two` has 8 jobs: 2 done, 5 shared with `one`, and 3 of its own, which are not done
+    expected = jobs.Dropped(total=8, shared=5, done=2, cancelled=3)
+    assert jobs.drop(engine, "two", dry_run=True) == expected
+    assert counts(engine, "two") == {"done": 2, "ready": 2, "waiting": 4}
+    assert jobs.drop(engine, "two") == expected
+    assert [sweep.name for sweep in summary(engine).sweeps] == ["one"]
+    with pytest.raises(ConfigError, match="no sweep 'two'"):
+        counts(engine, "two")
+    assert counts(engine, "one") == {"done": 2, "ready": 1, "waiting": 2}
+    assert check(engine) == []
+    assert len(run_all(engine)) == 3
+    assert check(engine) == []
+
+
+def test_a_dropped_sweep_submitted_again_finds_its_results_and_runs_the_rest(engine):
+    submit(engine, study(seeds=[1]))
+    jobs.pause(engine, "study")
+    jobs.resume(engine, "study")
+    finish(engine, take(engine))
+    running = take(engine)
+    jobs.drop(engine, "study")
+    assert not finish(engine, running)
+    assert jobs.claim(engine, owner="alice", limit=9, lease_s=60) == []
+    again = submit(engine, study(seeds=[1]))
+    assert (again.new, again.done) == (0, 1)
+    assert len(run_all(engine)) == 4
+    assert check(engine) == []
+
+
+def test_a_paused_sweep_that_was_dropped_is_active_when_submitted_again(engine):
+    submit(engine, study(seeds=[1]))
+    jobs.pause(engine, "study")
+    jobs.drop(engine, "study")
+    submit(engine, study(seeds=[1]))
+    assert len(run_all(engine)) == 5

@@ -243,7 +243,7 @@ def test_a_role_with_the_documented_rights_can_do_everything(postgresql_url, mon
     grants = (
         "CREATE ROLE worker LOGIN",
         "GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO worker",
-        "GRANT DELETE ON controller, tally TO worker",
+        "GRANT DELETE ON controller, sweep_job, tally TO worker",
         "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO worker",
     )
     for grant in grants:
@@ -254,6 +254,7 @@ def test_a_role_with_the_documented_rights_can_do_everything(postgresql_url, mon
         jobs.cancel(engine, job="train s1")
         jobs.retry(engine, sweep="study")
         assert len(run_all(engine)) == 8
+        jobs.drop(engine, "study")
         controllers.register(engine, owner="alice", host="h", pid=1)
         monkeypatch.setattr(xsweep.db.status, "FOLD_ROWS", 1)
         assert controllers.heartbeat(engine, "alice")

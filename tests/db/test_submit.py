@@ -1,8 +1,14 @@
+import re
+from dataclasses import replace
+
 import pytest
 from job_table import counts, fail, finish, identity, new_job, run_all, states, study, submit, take
 from sqlalchemy import Engine, func, select
 
 from xsweep.db import jobs
+from xsweep.db.check import check
+from xsweep.db.events import history
+from xsweep.db.results import load_cells
 from xsweep.db.schema import Base, Job
 from xsweep.db.submit import Submission
 from xsweep.errors import ConfigError
@@ -100,8 +106,6 @@ def test_the_longest_chain_behind_a_job_is_the_sum_of_its_costs(engine):
 
 
 def test_labels_follow_the_newest_grid(engine):
-    from xsweep.db.results import load_cells
-
     submit(engine, [new_job("test", kind="evaluate", labels={"backbone": "L6"})])
     submit(engine, [new_job("test", kind="evaluate", labels={"backbone": "MiniLM-L6"})])
     (cell,) = load_cells(engine, "study")
@@ -154,3 +158,107 @@ def test_bulk_submission_of_a_few_thousand_cells(engine):
     assert submit(engine, grid).new == 0
     assert rows(engine) == before
     assert before["edge"] == 1500 + 2 * 2 * 1500
+
+
+def trained(lr: float = 3e-5, seeds=(1, 2), measures=("AP",), objective: str = "bce"):
+    """A training and an evaluation per seed; names of jobs, as of real ones, hold no settings."""
+    cell = {"backbone": "L3", "objective": objective, "teacher": "bm25"}
+    grid = [new_job("tokens", kind="prepare")]
+    for seed in seeds:
+        run = new_job(f"{objective} s{seed} {lr}", "tokens", labels=cell | {"seed": seed})
+        spec = {"optimisation": {"lr": lr}, "seed": seed}
+        grid.append(replace(run, name=f"train s{seed}", spec=spec))
+        labels = cell | {"system": "run", "collection": "news", "seed": seed}
+        test = new_job(f"{run.identity} {measures}", kind="evaluate", labels=labels)
+        spec, parents = {"measures": list(measures)}, {"run": run.identity}
+        grid.append(replace(test, name=f"evaluate s{seed}", spec=spec, parents=parents))
+    return grid
+
+
+CHANGED = (
+    r"sweep 'study' has cells that this grid changes: lr \(3e-05 before, 5e-05 now\) in 2 cells: "
+    r"L3 bce bm25 s1, L3 bce bm25 s2\..*--replace"
+)
+
+
+def test_a_changed_setting_under_one_name_is_refused_and_writes_nothing(engine):
+    submit(engine, trained())
+    before = rows(engine)
+    with pytest.raises(ConfigError, match=CHANGED):
+        submit(engine, trained(lr=5e-5))
+    assert rows(engine) == before
+    foreseen = jobs.preview(engine, name="study", jobs=trained(lr=5e-5))
+    assert re.match(CHANGED, foreseen.refusal)
+    assert (foreseen.new, foreseen.removed) == (4, 0)
+    assert submit(engine, trained(lr=5e-5), name="other").new == 4
+
+
+def test_other_seeds_of_a_cell_with_other_settings_are_refused_but_not_with_the_same(engine):
+    submit(engine, trained(seeds=[1]))
+    with pytest.raises(
+        ConfigError, match=r"lr \(3e-05 before, 5e-05 now\) in 1 cell: L3 bce bm25 s1"
+    ):
+        submit(engine, trained(lr=5e-5, seeds=[2, 3]))
+    assert submit(engine, trained(seeds=[2, 3])).new == 4
+    assert {cell.labels["seed"] for cell in load_cells(engine, "study")} == {1, 2, 3}
+
+
+def test_cells_seeds_and_a_part_of_the_grid_are_no_change(engine):
+    submit(engine, trained())
+    assert submit(engine, trained(seeds=[1, 2, 3])).new == 2
+    assert submit(engine, trained() + trained(objective="hinge")[1:]).new == 4
+    before = rows(engine)["sweep_job"]
+    assert submit(engine, trained(seeds=[2])).removed == 0
+    assert rows(engine)["sweep_job"] == before == 11
+    assert check(engine) == []
+
+
+def test_an_evaluation_with_more_measures_takes_the_place_of_the_old_one(engine):
+    submit(engine, trained(seeds=[1]))
+    assert len(run_all(engine)) == 3
+    more = submit(engine, trained(seeds=[1], measures=["AP", "RR"]))
+    assert (more.new, more.done, more.removed) == (1, 2, 1)
+    (cell,) = load_cells(engine, "study")
+    assert cell.state == "ready"
+    assert rows(engine)["result"] == 3
+    with pytest.raises(ConfigError, match=r"measures \(\['AP', 'RR'\] before, \['RR'\] now\)"):
+        submit(engine, trained(seeds=[1], measures=["RR"]))
+    assert check(engine) == []
+
+
+def test_replace_makes_the_sweep_the_new_grid_and_keeps_results_and_grid_texts(engine):
+    first = jobs.add_sweep(engine, name="study", grid="lr: 3e-5", jobs=trained(seeds=[1, 2, 3]))
+    claims = jobs.claim(engine, owner="alice", limit=1, lease_s=60)
+    finish(engine, claims[0])
+    finish(engine, take(engine))
+    running = take(engine)
+    new = trained(lr=5e-5, seeds=[1, 2])
+    replaced = jobs.add_sweep(engine, name="study", grid="lr: 5e-5", jobs=new, replace=True)
+    # of 7 jobs the tokens stay; the sweep is the 5 jobs of the new grid
+    assert (replaced.sweep_id, replaced.new, replaced.removed) == (first.sweep_id, 4, 6)
+    assert counts(engine) == {"done": 1, "ready": 2, "waiting": 2}
+    assert not finish(engine, running)
+    assert rows(engine)["result"] == 2
+    events = history(engine, sweep_id=first.sweep_id)
+    assert [each.detail.get("replaced_grid") for each in events] == [None, None, "lr: 3e-5"]
+    assert check(engine) == []
+
+
+def test_a_replaced_grid_that_comes_back_finds_its_results_and_runs_the_rest(engine):
+    submit(engine, trained())
+    finish(engine, take(engine))
+    finish(engine, take(engine))
+    for lr in (5e-5, 3e-5):
+        jobs.add_sweep(engine, name="study", grid="", jobs=trained(lr=lr), replace=True)
+    assert counts(engine) == {"done": 2, "ready": 2, "waiting": 1}
+    assert len(run_all(engine)) == 3
+    assert check(engine) == []
+
+
+def test_jobs_of_another_sweep_stay_when_one_replaces_them(engine):
+    submit(engine, trained(), name="other")
+    submit(engine, trained())
+    jobs.add_sweep(engine, name="study", grid="", jobs=trained(lr=5e-5), replace=True)
+    assert counts(engine, "other") == {"ready": 1, "waiting": 4}
+    assert len(run_all(engine)) == 9
+    assert check(engine) == []

@@ -67,6 +67,54 @@ def test_submitting_again_adds_nothing_and_a_larger_grid_its_new_cells(
     assert "6 new, 19 known" in xsweep("submit", str(larger), "--no-start").stdout
 
 
+def test_a_changed_setting_is_refused_by_submit_and_plan_and_replaced_on_request(
+    submitted: Path, tmp_path: Path
+) -> None:
+    changed = str(write_grid(tmp_path, ("lr: 3e-5", "lr: 5e-5")))
+    refusal = (
+        "error: sweep 'small' has cells that this grid changes: lr (3e-05 before, 5e-05 now) in 4 "
+        "cells: L3 infonce bm25 s1, L3 infonce bm25 s2, L3 margin_mse minilm s1, L3 margin_mse "
+        "minilm s2. Give the grid another name to keep both, or submit it with --replace: jobs "
+        "that are not in this grid leave the sweep, their results stay stored\n"
+    )
+    refused = xsweep("submit", changed, "--no-start", code=2)
+    assert (refused.stdout, refused.stderr) == ("", refusal)
+    for preview in (["plan"], ["submit", "--dry-run"]):
+        shown = xsweep(*preview, changed, code=2)
+        assert "8 new, 11 known, 0 done" in shown.stdout
+        assert shown.stderr == refusal
+    # 4 trainings and their 4 evaluations change
+    replaced = xsweep("submit", changed, "--replace", "--no-start").stdout
+    assert "8 new, 11 known, 0 done\n8 jobs leave the sweep; their results stay stored." in replaced
+    assert "small: 0 of 19 jobs done" in xsweep("status").stdout
+    assert "All invariants hold" in xsweep("db", "check").stdout
+
+
+def test_more_measures_need_no_flag(submitted: Path, tmp_path: Path) -> None:
+    more = str(write_grid(tmp_path, ("[nDCG@10]", "[nDCG@10, AP]")))
+    assert "8 jobs leave the sweep" in xsweep("submit", more, "--no-start").stdout
+    fewer = xsweep("submit", str(write_grid(tmp_path)), "--no-start", code=2).stderr
+    assert "measures (['nDCG@10', 'AP'] before, ['nDCG@10'] now) in 8 cells" in fewer
+
+
+def test_a_sweep_is_dropped_only_with_yes(submitted: Path, tmp_path: Path) -> None:
+    counts = (
+        "sweep small of 19 jobs: 0 done, whose results stay stored; 0 shared with other sweeps, "
+        "which stay; 19 cancelled, since no other sweep needs them."
+    )
+    shown = xsweep("drop", "small").stdout
+    assert shown == (
+        f"Would remove {counts}\nNothing was changed. To remove it: xsweep drop small --yes\n"
+    )
+    assert "small: 0 of 19" in xsweep("status").stdout
+    assert xsweep("drop", "small", "--yes").stdout == f"Removed {counts}\n"
+    assert "No sweep has been submitted yet" in xsweep("status").stdout
+    assert "no sweep 'small'" in xsweep("drop", "small", code=2).stderr
+    again = xsweep("submit", str(write_grid(tmp_path)), "--no-start").stdout
+    assert "0 new, 19 known" in again
+    assert "All invariants hold" in xsweep("db", "check").stdout
+
+
 def test_a_wrong_grid_is_one_message_exit_code_2_and_no_change(home: Path, tmp_path: Path) -> None:
     path = write_grid(tmp_path, ("seeds:", "seed:"))
     result = xsweep("submit", str(path), code=2)

@@ -166,7 +166,7 @@ def test_a_cancelled_job_yields_to_another_with_the_same_labels(make_cell):
 
 def test_two_live_jobs_with_the_same_labels_are_an_error_not_averaged(make_cell):
     cells = [make_cell(0, nDCG_at_10=[0.2]), make_cell(1, nDCG_at_10=[0.4])]
-    with pytest.raises(ConfigError, match="Submit the grid under a new name"):
+    with pytest.raises(ConfigError, match="Submit the grid again with --replace"):
         build_table(cells, NDCG)
 
 

@@ -42,6 +42,15 @@ def test_a_tile_is_the_mean_of_its_done_seeds_and_has_the_worst_state() -> None:
     assert (hinge.level, infonce.level, bce.level) == (0, 4, LEVELS - 1)
 
 
+def test_two_results_of_one_seed_are_not_averaged() -> None:
+    twins = [place(1, means={"AP": 0.25}), place(2, labels={"seed": 1}, means={"AP": 0.75})]
+    (tile,) = heat_map(twins).tiles.values()
+    assert (tile.value, tile.level, len(tile.seeds)) == (None, None, 2)
+    twins[1] = place(2, state="cancelled", labels={"seed": 1})
+    (tile,) = heat_map(twins).tiles.values()
+    assert tile.value == 0.25
+
+
 def test_the_heat_map_shows_the_chosen_measure_or_else_the_first() -> None:
     places = [place(1, means={"nDCG@10": 0.5, "AP": 0.25})]
     assert heat_map(places).measure == "nDCG@10"
