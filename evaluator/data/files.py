@@ -55,7 +55,7 @@ def columns_of(line: str) -> list[str]:
     """
     if "\t" in line:
         return [column.strip(" \r\n") for column in line.split("\t")]
-    return [column.decode() for column in line.encode().split()]
+    return line.split() if line.isascii() else [part.decode() for part in line.encode().split()]
 
 
 def decode(field: bytes, place: str) -> str:

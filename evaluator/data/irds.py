@@ -186,11 +186,9 @@ def sources(spec: IrdsSpec) -> list[Source]:
     for download in _downloads_of(spec.id):
         # the data set's own family first: some files are listed in several
         for name in sorted(_downloads(), key=lambda name: name != family):
-            entries = dict(_flat(_downloads()[name])).items()
-            listed = [entry for entry in entries if _is_entry_of(download, *entry)]
-            if listed:
-                place, entry = listed[0]
-                found[name, place] = _source(home / name, place, entry)
+            listed = (each for each in _flat(_downloads()[name]) if _is_entry_of(download, *each))
+            if entry := next(listed, None):
+                found[name, entry[0]] = _source(home / name, *entry)
                 break
     if not found:
         raise DataError(f"ir_datasets lists no files of {spec.id!r}")
@@ -216,9 +214,8 @@ def _downloads_of(dataset_id: str) -> list[Any]:
             found.append(each)
         elif isinstance(each, dict):
             # other data sets in a table are not needed by this one
-            todo += (
-                [] if any(isinstance(v, package.Dataset) for v in each.values()) else each.values()
-            )
+            others = any(isinstance(value, package.Dataset) for value in each.values())
+            todo += [] if others else each.values()
         elif isinstance(each, list | tuple | set):
             todo += each
         elif isinstance(each, FunctionType):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 from xsweep.errors import DataError
@@ -75,9 +76,7 @@ def _parse_json(line: str) -> tuple[str, str]:
     record = json.loads(line)
     id_key = next((key for key in ("_id", "id", "doc_id", "query_id") if key in record), "_id")
     text_id, title, text = record[id_key], record.get("title"), record["text"]
-    if isinstance(text_id, bool) or not isinstance(text_id, str | int):
-        raise TypeError
-    if not all(part is None or isinstance(part, str) for part in (title, text)):
+    if type(text_id) not in (str, int) or not {type(title), type(text)} <= {str, NoneType}:
         raise TypeError
     joined = f"{title or ''} {text or ''}".strip()
     f"{text_id}{joined}".encode()  # raises for half of a surrogate pair, which UTF-8 cannot hold
@@ -127,7 +126,8 @@ def _elements(path: Path) -> Iterator[tuple[int, str]]:
     """(line, text) of the stretches that end in `</DOC>` or `</top>`, and of the rest of a file."""
     start, element = 0, ""
     for number, line in enumerate(files.read_lines(path), 1):
-        for part in _AFTER_END.split(files.decode(line, f"{path}:{number}")):
+        text = files.decode(line, f"{path}:{number}")
+        for part in _AFTER_END.split(text) if _END.search(text) else (text,):
             if not element:
                 start, part = number, part.lstrip()
                 if not part or part.startswith(("<?", "<!")):

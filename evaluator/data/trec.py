@@ -76,7 +76,9 @@ def run_lines(
     place = 3 if order == "rank" else 4
     found = False
     for number, line in enumerate(read_lines(path), 1):
-        fields = line.split(b"\t") if line.count(b"\t") == 5 else line.split()
+        fields = line.split()
+        if len(fields) > 6 and line.count(b"\t") == 5:  # an id with a blank
+            fields = [field.strip() for field in line.split(b"\t")]
         if not fields or fields[0] == b"#":
             continue
         # words after the tag are accepted, an id with a blank in it is not
@@ -177,7 +179,8 @@ def write_qrels(path: Path | str, qrels: Mapping[str, Mapping[str, int]]) -> Non
     with write_text(Path(path)) as write:
         for query_id, grades in qrels.items():
             for doc_id, grade in grades.items():
-                write(f"{query_id} 0 {doc_id} {grade}\n")
+                tab = "\t" if " " in query_id or " " in doc_id else " "
+                write(tab.join((query_id, "0", doc_id, f"{grade}\n")))
 
 
 _HEADERS = (

@@ -129,10 +129,10 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
 
     failed = 0
     for spec in _inputs(ctx, grid).datasets:
-        if all(source.present for source in irds.sources(spec)):
-            typer.echo(f"here     {spec.id}")
-            continue
         try:
+            if all(source.present for source in irds.sources(spec)):
+                typer.echo(f"here     {spec.id}")
+                continue
             documents = irds.fetch(spec)
             typer.echo(f"fetched  {spec.id}: {documents:,} documents")
         except DataError as problem:

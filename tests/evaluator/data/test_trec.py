@@ -225,3 +225,17 @@ def test_a_file_packed_otherwise_is_refused(tmp_path: Path, ending: str) -> None
     path.write_bytes(b"BZh9")
     with pytest.raises(DataError, match=r"only \.gz is read packed"):
         read_qrels(path)
+
+
+def test_a_tab_separated_run_keeps_blanks_inside_its_columns_and_none_around_them(
+    tmp_path: Path,
+) -> None:
+    content = "q\tQ0\tmy doc\t1\t2.5\ta tag\nq \tQ0\td \t2\t 1.5\tt\n"
+    assert read_run(_write(tmp_path, content)) == {"q": {"my doc": 2.5, "d": 1.5}}
+
+
+def test_qrels_with_blanks_in_ids_survive_writing(tmp_path: Path) -> None:
+    qrels = {"q": {"my doc": 1, "d\u00a01": 2, "d": 0}}
+    write_qrels(tmp_path / "qrels.txt", qrels)
+    assert read_qrels(tmp_path / "qrels.txt") == qrels
+    assert (tmp_path / "qrels.txt").read_text().splitlines()[2] == "q 0 d 0"

@@ -172,3 +172,8 @@ def test_folders_are_listed_and_checked_and_no_data_set_is_said_to_be_here_unsee
     (line,) = [line for line in listed.splitlines() if line.endswith(str(tmp_path / "own"))]
     assert "sha256:" in line
     assert f"ok       {tmp_path / 'own'}" in xsweep("data", "check", str(own)).stdout
+
+
+def test_fetching_reports_a_data_set_without_listed_files_and_goes_on(own: Path) -> None:
+    output = xsweep("data", "fetch", str(own), code=2).stdout
+    assert "FAILED   ir_datasets lists no files of 'natural-questions/dev'" in output
