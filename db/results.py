@@ -265,6 +265,8 @@ class AttemptFolder:
     live: bool
     accepted: bool
     job_done: bool
+    manifest_sha256: str | None
+    """Checksum of the manifest that was accepted for the job, whichever attempt's it is."""
 
 
 def load_folders(engine: Engine) -> list[AttemptFolder]:
@@ -272,7 +274,7 @@ def load_folders(engine: Engine) -> list[AttemptFolder]:
     query = (
         select(Job.identity, Job.name, Attempt.folder, Attempt.outcome.is_(None).label("live"))
         .add_columns(func.coalesce(Result.token == Attempt.token, False).label("accepted"))
-        .add_columns(Result.token.is_not(None).label("job_done"))
+        .add_columns(Result.token.is_not(None).label("job_done"), Result.manifest_sha256)
         .join_from(Attempt, Job)
         .outerjoin(Result, Result.job_id == Job.id)
         .where(Attempt.folder.is_not(None))

@@ -187,3 +187,11 @@ def test_docstrings_and_comments_begin_with_a_noun_or_a_verb():
                 riddles.append(f"{name}:{number}: {comment}")
             previous = comment
     assert riddles == []
+
+
+def test_the_top_level_holds_what_the_readme_names():
+    listed = subprocess.run(["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True)
+    tracked = listed.stdout.splitlines() or [f"{path.parent.name}/" for path in modules().values()]
+    folders = {name.split("/")[0] for name in tracked if "/" in name} - {".ci"}
+    named = {"benchmarks", "docker", "docs", "sweeps", "tests", "xsweep", *LAYERS}
+    assert folders <= named

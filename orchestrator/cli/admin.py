@@ -169,11 +169,14 @@ app.add_typer(stored, name="store")
 def check_store(ctx: typer.Context) -> None:
     """Compare every accepted result with its checksums; exit code 1 where one differs.
 
+    Of an object store, sizes are compared, and checksums of the files that a report needs.
+
     \b
     Example:
       xsweep store check
     """
     from xsweep.db.results import load_folders
+    from xsweep.evaluator.data.files import MANIFEST, checksum
     from xsweep.orchestrator.storage.store import open_store
 
     store = open_store(settings_of(ctx).store)
@@ -185,7 +188,9 @@ def check_store(ctx: typer.Context) -> None:
                 absent += 1  # of an archive without models or runs
                 continue
             try:
-                store.fetch_results(attempt.folder)
+                manifest = store.fetch_results(attempt.folder) / MANIFEST
+                if checksum(manifest) != attempt.manifest_sha256:
+                    raise DataError(f"{manifest}: not the manifest that was accepted")
             except (DataError, SetupError) as problem:
                 damaged += 1
                 typer.echo(f"{attempt.name}: {problem}")

@@ -38,7 +38,7 @@ INTERRUPTED = 130
 ORDER = (
     *("submit", "plan", "run", "status", "report", "compare", "explain", "logs"),
     *("serve", "metrics", "cancel", "pause", "resume", "retry", "drop", "evaluate"),
-    *("data", "export", "import", "gc", "db", "doctor", "version"),
+    *("data", "export", "import", "gc", "db", "store", "doctor", "version"),
 )
 """Commands in `--help`, in the order in which a newcomer needs them; others follow."""
 

@@ -387,6 +387,12 @@ def test_the_check_of_the_store_names_every_damaged_result(
     found = runner.invoke(app, ["store", "check"])
     assert found.exit_code == 1
     assert found.stdout.startswith(f"{cell.name}: {weights}: damaged")
+    # sealed again, the folder agrees with itself, but not with what the job table accepted
+    write_manifest(store / cell.folder)
+    found = runner.invoke(app, ["store", "check"])
+    assert found.exit_code == 1
+    manifest = store / cell.folder / "manifest.json"
+    assert found.stdout == f"{cell.name}: {manifest}: not the manifest that was accepted\n"
 
 
 def test_an_archive_that_is_not_there_makes_no_database(
