@@ -28,7 +28,7 @@ from xsweep.db.status import read_tally
 from xsweep.db.transaction import reading
 
 INVARIANTS = {
-    "I1": "a job has at most one accepted result, the one that was accepted first",
+    "I1": "a job has at most one accepted result, the first one since it was last redone",
     "I2": "a job has at most one live attempt at a time",
     "I3": "the tokens of a job's attempts only grow",
     "I4": "no job runs before all of its parents have results",
@@ -112,6 +112,10 @@ def _replay(past: _Replay, event: Any) -> Iterator[Violation]:
         checksums = (event.detail["manifest_sha256"], event.detail["scores_sha256"])
         past.accepted.setdefault(job, (token, *checksums))
         past.held.pop(job, None)
+    elif event.kind == "redone":
+        if past.accepted.pop(job, (None,))[0] != token:
+            yield Violation("I1", job, f"{at}: redone, though attempt {token} had no result")
+        _forgive(past, job)
     elif event.kind in ("failed", "expired"):
         failure, allowed = event.detail["failure"], event.detail["allowed"]
         past.failures[job, failure] += 1
@@ -126,8 +130,12 @@ def _replay(past: _Replay, event: Any) -> Iterator[Violation]:
         past.stopped.add(job)
     elif event.kind == "retried":
         past.stopped.discard(job)
-        for key in [key for key in past.failures if key[0] == job]:
-            del past.failures[key]
+        _forgive(past, job)
+
+
+def _forgive(past: _Replay, job: int) -> None:
+    for key in [key for key in past.failures if key[0] == job]:
+        del past.failures[key]
 
 
 def _compare_results(connection: Connection, past: _Replay) -> Iterator[Violation]:

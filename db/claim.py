@@ -167,9 +167,13 @@ def _claim_columns(job: Any, postgresql: bool) -> sa.Select[Any]:
         .join(Result, Result.job_id == Edge.parent_id)
         .where(Edge.child_id == job.id)
     )
-    before = Attempt.__table__.alias("before").c
+    before, later = Attempt.__table__.alias("before").c, Attempt.__table__.alias("later").c
+    # a job that is redone starts from nothing
+    redone = sa.exists().where(
+        later.job_id == job.id, later.token >= before.token, later.outcome == "done"
+    )
     earlier = sa.select(gather(sa.cast(before.token, sa.Text), before.folder, type_=sa.JSON)).where(
-        before.job_id == job.id, before.token < job.token, before.folder.is_not(None)
+        before.job_id == job.id, before.token < job.token, before.folder.is_not(None), ~redone
     )
     return sa.select(
         *(job[name].label("job_id") if name == "id" else job[name] for name in _JOB),

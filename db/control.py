@@ -1,4 +1,4 @@
-"""Requests of users about sweeps and jobs: cancel, pause, resume, retry, drop."""
+"""Requests of users about sweeps and jobs: cancel, pause, resume, retry, redo, drop."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -7,7 +7,17 @@ from sqlalchemy import Connection, Engine, case, delete, func, insert, select, t
 
 from xsweep.db.breaker import stopped_jobs
 from xsweep.db.complete import end_attempts
-from xsweep.db.dependencies import ancestors, lock, move, needed_by_sweep, reopen, skip_descendants
+from xsweep.db.dependencies import (
+    ancestors,
+    await_again,
+    children,
+    done_descendants,
+    lock,
+    move,
+    needed_by_sweep,
+    reopen,
+    skip_descendants,
+)
 from xsweep.db.events import record
 from xsweep.db.explain import find_job, find_sweep
 from xsweep.db.schema import (
@@ -16,6 +26,8 @@ from xsweep.db.schema import (
     Attempt,
     Definition,
     Job,
+    Result,
+    Score,
     State,
     Sweep,
     SweepJob,
@@ -95,6 +107,57 @@ def retry(
         return len(reopened)
 
     return transact(engine, work)
+
+
+class Redone(NamedTuple):
+    """The jobs whose results a redo retires, and the time that these took."""
+
+    names: list[str]
+    """Names of the job and of the done jobs that depend on it, parents first."""
+    seconds: float
+
+
+def redo(engine: Engine, job: str | int, *, dry_run: bool = False) -> Redone:
+    """Retire the result of a done job, and all that were computed from it, to compute them again.
+
+    Running jobs that read such a result end. Retired results stay in the history and in the store.
+    Raises ConfigError for a job that is unknown or not done.
+    """
+
+    def work(connection: Connection) -> Redone:
+        id_ = find_job(connection, job)
+        name, state = connection.execute(select(Job.name, Job.state).filter_by(id=id_)).one()
+        if state != State.DONE:
+            hint = f": `xsweep retry --job {id_}` runs it again" if state in BROKEN else ""
+            raise ConfigError(f"job {name!r} is {state}, only a done one can be redone{hint}")
+        done = done_descendants(connection, id_, locked=not dry_run)
+        took_s = Attempt.ended_at - func.coalesce(Attempt.started_at, Attempt.claimed_at)
+        retired = select(Job.name, *RETIRED, took_s.label("took_s")).join_from(Result, Attempt)
+        retired = retired.join(Job).where(among(connection, Job.id, done)).order_by(Job.id)
+        rows = connection.execute(retired).mappings().all()
+        if not dry_run:
+            record(connection, "redone", *({c.key: row[c.key] for c in RETIRED} for row in rows))
+            _retire(connection, done)
+        return Redone([row["name"] for row in rows], sum(row["took_s"] for row in rows))
+
+    if dry_run:
+        with reading(engine) as connection:
+            return work(connection)
+    return transact(engine, work)
+
+
+RETIRED = (Result.job_id, Result.token, Result.folder, Result.manifest_sha256)
+
+
+def _retire(connection: Connection, done: Collection[int]) -> None:
+    for table in (Score, Result):
+        connection.execute(delete(table).where(among(connection, table.job_id, done)))
+    reading_them = among(connection, Attempt.job_id, children(connection, done))
+    ended = end_attempts(connection, reading_them & Attempt.outcome.is_(None), "released")
+    record(connection, "released", *(lease._asdict() for lease in ended))
+    move(connection, done, State.READY, forgiven_token=Job.token, ended_at=None)
+    await_again(connection, done)
+    _reactivate_sweeps(connection, done)
 
 
 class Dropped(NamedTuple):

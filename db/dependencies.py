@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from xsweep.db.events import record
-from xsweep.db.schema import BROKEN, Edge, Job, State, Sweep, SweepJob, now_s
+from xsweep.db.schema import BROKEN, Edge, Id, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import among
 
 IN_ACTIVE_SWEEP = sa.exists().where(
@@ -28,9 +28,12 @@ def move(connection: sa.Connection, job_ids: Collection[int], state: State, **va
     connection.execute(jobs.values(state=state, **values))
 
 
-def children(connection: sa.Connection, job_ids: Collection[int], state: State) -> set[int]:
-    """The ids of the jobs in a state that need one of these."""
-    needing = sa.select(Job.id).join(Edge, Edge.child_id == Job.id).where(Job.state == state)
+def children(
+    connection: sa.Connection, job_ids: Collection[int], states: Iterable[State] = tuple(State)
+) -> set[int]:
+    """The ids of the jobs in these states that need one of these."""
+    needing = sa.select(Job.id).join(Edge, Edge.child_id == Job.id)
+    needing = needing.where(Job.state.in_(tuple(states)))
     return set(connection.scalars(needing.where(among(connection, Edge.parent_id, job_ids))))
 
 
@@ -40,6 +43,31 @@ def ancestors(connection: sa.Connection, job_id: int, states: Iterable[State]) -
     tree = tree.union(sa.select(Edge.parent_id).where(Edge.child_id == tree.c.parent_id))
     found = sa.select(Job.id).where(Job.id.in_(sa.select(tree.c.parent_id)))
     return set(connection.scalars(found.where(Job.state.in_(tuple(states)))))
+
+
+def done_descendants(connection: sa.Connection, job_id: int, *, locked: bool) -> set[int]:
+    """The id of a done job and those of all done jobs that depend on it."""
+    tree = sa.select(sa.literal(job_id, Id).label("id")).cte("tree", recursive=True)
+    child = sa.select(Edge.child_id).join(Job, Job.id == Edge.child_id)
+    tree = tree.union(child.where(Edge.parent_id == tree.c.id, Job.state == State.DONE))
+    found = set[int]()
+    # children may end, or be added, until their parents are locked
+    while found != (latest := set(connection.scalars(sa.select(tree.c.id)))):
+        found = latest
+        if locked:
+            lock(connection, found | children(connection, found))
+    return found
+
+
+def await_again(connection: sa.Connection, job_ids: Collection[int]) -> None:
+    """Let the children of jobs whose results were retired wait for new ones."""
+    counts = sa.select(Edge.child_id.label("id"), sa.func.count().label("edges"))
+    counts = counts.where(among(connection, Edge.parent_id, job_ids)).group_by(Edge.child_id)
+    fed = counts.subquery("fed")
+    state = sa.case((Job.state.in_((State.READY, State.RUNNING)), State.WAITING), else_=Job.state)
+    missing = Job.missing_parents + fed.c.edges
+    waiting = sa.update(Job).where(Job.id == fed.c.id)
+    connection.execute(waiting.values(missing_parents=missing, state=state))
 
 
 def needed_by_sweep(job_id: Any, besides: int | None = None) -> sa.ColumnElement[bool]:
@@ -89,8 +117,8 @@ def skip_descendants(connection: sa.Connection, job_ids: Collection[int], reason
     """
     parents = set(job_ids)
     while parents:
-        lock(connection, children(connection, parents, State.WAITING))
-        skipped = children(connection, parents, State.WAITING)
+        lock(connection, children(connection, parents, [State.WAITING]))
+        skipped = children(connection, parents, [State.WAITING])
         move(connection, skipped, State.SKIPPED, reason=reason, ended_at=now_s())
         record(connection, "skipped", *({"job_id": id_, "reason": reason} for id_ in skipped))
         parents = skipped
@@ -110,7 +138,7 @@ def reopen(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:
         connection.execute(broken.values(state=ready, forgiven_token=Job.token, **cleared))
         record(connection, "retried", *({"job_id": id_} for id_ in sorted(able)))
         reopened |= able
-        todo = (todo - able) | children(connection, able, State.SKIPPED)
+        todo = (todo - able) | children(connection, able, [State.SKIPPED])
     return reopened
 
 

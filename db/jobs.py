@@ -2,7 +2,7 @@
 
 from xsweep.db.claim import Claim, Lease, Place, claim, mark_started, renew
 from xsweep.db.complete import NewResult, fail, finish, release
-from xsweep.db.control import Dropped, cancel, drop, pause, resume, retry
+from xsweep.db.control import Dropped, Redone, cancel, drop, pause, redo, resume, retry
 from xsweep.db.explain import Explanation, explain
 from xsweep.db.recover import adopt, expired, requeue_expired, running
 from xsweep.db.submit import NewJob, Submission, add_sweep, preview
@@ -15,6 +15,7 @@ __all__ = [
     "NewJob",
     "NewResult",
     "Place",
+    "Redone",
     "Submission",
     "add_sweep",
     "adopt",
@@ -28,6 +29,7 @@ __all__ = [
     "mark_started",
     "pause",
     "preview",
+    "redo",
     "release",
     "renew",
     "requeue_expired",

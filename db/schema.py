@@ -41,12 +41,12 @@ def _postgresql(element: now_s, compiler: Any, **_: Any) -> str:
 
 
 class State(StrEnum):
-    """The state of a job. Done, failed, skipped and cancelled are final."""
+    """The state of a job; done, failed, skipped and cancelled are final until a user reopens it."""
 
     WAITING = "waiting"  # for parents whose results are missing
     READY = "ready"  # may be claimed (from `retry_at` on)
     RUNNING = "running"  # held by the one live attempt
-    DONE = "done"  # has an accepted result, for ever
+    DONE = "done"  # has an accepted result
     FAILED = "failed"  # the retries of its failure class are used up
     SKIPPED = "skipped"  # an ancestor failed or was cancelled, or its column of the grid is stopped
     CANCELLED = "cancelled"  # by a user
@@ -92,7 +92,7 @@ def backoff_s(failure: str, failures: int) -> float:
     return wait * random.uniform(0.5, 1.0)  # noqa: S311  (spreads load, guards nothing)
 
 
-REVISION = "0002"
+REVISION = "0003"
 """The migration that makes the tables below; revisions are consecutive numbers."""
 
 VERSION_TABLE = "xsweep_schema"
@@ -271,7 +271,7 @@ class Attempt(Base):
 
 
 class Result(Base):
-    """The accepted result of a job: one, for ever (key and trigger enforce it)."""
+    """The accepted result of a job: one, until `xsweep.db.control.redo` retires it."""
 
     __tablename__ = "result"
     __table_args__ = (

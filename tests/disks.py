@@ -25,7 +25,7 @@ def fill():
 """What every program has at hand: `disk`, and `fill` that leaves no byte of it."""
 
 
-def run_on_a_small_disk(program: str, at: Path, size: str = "2m") -> str:
+def run_on_a_small_disk(program: str, at: Path, *arguments: str, size: str = "2m") -> str:
     """Run a program with a disk of its own mounted at a folder; what it prints.
 
     Skips where the kernel lets users make no mounts of their own.
@@ -45,6 +45,7 @@ def run_on_a_small_disk(program: str, at: Path, size: str = "2m") -> str:
         "-c",
         FILL + program,
         str(at),
+        *arguments,
     ]
     done = subprocess.run([*namespace, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Runs the steps on the connection that `xsweep.db.engine.upgrade` hands over, in its transaction.
+"""Runs the migrations in `versions` on the connection that `xsweep.db.engine.upgrade` gives.
 
 No target metadata: its naming convention would rename the constraints that the steps name in full.
 """

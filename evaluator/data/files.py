@@ -165,7 +165,10 @@ def is_finished(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-_AGAIN = ": restore it from a backup (`xsweep store check` lists all such files)"
+_AGAIN = (
+    ": restore it from a backup (`xsweep store check` lists all such files), or compute the result "
+    "and those that depend on it again: xsweep redo JOB"
+)
 
 
 def read_manifest(folder: Path) -> dict:

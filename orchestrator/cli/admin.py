@@ -195,7 +195,10 @@ def check_store(ctx: typer.Context) -> None:
                 damaged += 1
                 typer.echo(f"{attempt.name}: {problem}")
     if damaged:
-        raise XsweepError(f"{damaged} of {len(accepted)} results are missing or damaged")
+        raise XsweepError(
+            f"{damaged} of {len(accepted)} results are missing or damaged: restore them from a "
+            "backup, or compute each again with what depends on it: xsweep redo JOB"
+        )
     typer.echo(f"{len(accepted) - absent} results are as they were accepted.")
     if absent:
         typer.echo(f"{absent} were imported without their files.")

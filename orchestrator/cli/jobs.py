@@ -1,4 +1,4 @@
-"""`explain`, `logs`, `cancel`, `pause`, `resume`, `retry`, `drop`: inspect and control jobs."""
+"""`explain`, `logs`, `cancel`, `pause`, `resume`, `retry`, `redo`, `drop`: inspect, steer jobs."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -170,6 +170,36 @@ def retry(
     chosen = {"job": name} if job else {"sweep": name}
     count = jobs.retry(open_database(ctx), failures=failure, **chosen)
     _print_next(ctx, f"{count} jobs will be retried.")
+
+
+@app.command()
+def redo(
+    ctx: typer.Context,
+    job: JobName,
+    yes: Annotated[bool, typer.Option("--yes", help="Retire the results.")] = False,
+) -> None:
+    """Show what computing a finished job again would repeat, or start it with --yes.
+
+    All finished jobs that depend on it are computed again, too. Their present results leave the
+    reports; the files stay until `xsweep gc`.
+
+    \b
+    Examples:
+      xsweep redo "train MiniLM-L6 infonce bm25_lists s1"
+      xsweep redo 17 --yes
+    """
+    from xsweep.db import jobs
+    from xsweep.orchestrator.formatting import duration
+
+    found = jobs.redo(open_database(ctx, read_only=not yes), job, dry_run=not yes)
+    count = f"{len(found.names)} result{'s' * (len(found.names) > 1)}"
+    typer.echo(f"{'Retired' if yes else 'Would retire'} {count} ({duration(found.seconds)}):")
+    for name in found.names:
+        typer.echo(f"  {name}")
+    if yes:
+        _print_next(ctx, "They will be computed again.")
+    else:
+        typer.echo(f'Nothing was changed. To compute them again: xsweep redo "{job}" --yes')
 
 
 @app.command()

@@ -18,15 +18,17 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import accumulate
 from math import isclose, nan
 from pathlib import Path, PurePath
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from xsweep.db.jobs import NewJob
-from xsweep.errors import ConfigError, DataError, first_line
+from xsweep.errors import ConfigError, DataError, SetupError, first_line
 from xsweep.evaluator.data.files import MANIFEST, checksum, read_manifest, write_manifest
 from xsweep.evaluator.provenance import without_places
+from xsweep.orchestrator.formatting import data_size
 from xsweep.orchestrator.storage.store import Store
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from xsweep.db.transfer import ImportCount, StoredSweep
 
 SCHEMA = "xsweep.archive/1"
+MOST_SHRUNK = 100
 PACKED = {".tar.gz": "gztar", ".tgz": "gztar", ".zip": "zip"}
 """Suffixes of packed archives, and shutil's names of their formats."""
 REPORTS = {"text": "report.txt", "csv": "results.csv", "latex": "table.tex", "html": "report.html"}
@@ -88,14 +91,31 @@ def unpacking(path: Path) -> Iterator[Path]:
     kind = PACKED[suffix]
     with tempfile.TemporaryDirectory(prefix="xsweep-import-") as work:
         try:
-            # shutil skips such names in zip files itself
-            shutil.unpack_archive(path, work, kind, filter=None if kind == "zip" else "data")
+            if kind == "zip":  # shutil skips names outside the folder itself
+                with zipfile.ZipFile(path) as packed:
+                    _check_space(path, sum(each.file_size for each in packed.infolist()), work)
+                shutil.unpack_archive(path, work, kind)
+            else:
+                with tarfile.open(path) as packed:
+                    for size_bytes in accumulate(each.size for each in packed):
+                        _check_space(path, size_bytes, work)
+                    packed.extractall(work, filter="data")
         except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"{path}: cannot be unpacked ({error}): copy it again") from error
         folders = [each for each in Path(work).iterdir() if each.is_dir()]
         if len(folders) != 1:
             raise DataError(f"{path}: not an archive of xsweep: it holds {len(folders)} folders")
         yield folders[0]
+
+
+def _check_space(path: Path, unpacked_bytes: int, folder: str) -> None:
+    if unpacked_bytes > _largest_bytes(path):
+        raise DataError(f"{path}: {data_size(unpacked_bytes)} when unpacked: not packed by xsweep")
+    if unpacked_bytes > (free_bytes := shutil.disk_usage(folder).free):
+        raise SetupError(
+            f"{path}: {data_size(unpacked_bytes)} when unpacked, {Path(folder).parent} has "
+            f"{data_size(free_bytes)} free: set TMPDIR to a folder on a larger disk"
+        )
 
 
 def _packed_suffix(path: Path) -> str | None:
@@ -173,8 +193,7 @@ def import_sweep(
         for job in content["jobs"]:
             job.pop("priority", None)  # archives of older versions give all jobs the same
         jobs = [NewJob(**job) for job in content["jobs"]]
-        with gzip.open(archive / "results.jsonl.gz", "rt", encoding="utf-8") as file:
-            lines = [json.loads(line) for line in file]
+        lines = list(_read_results(archive / "results.jsonl.gz", len(jobs)))
         grid, title = content["grid"], name or content["name"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
         raise DataError(f"{archive}: not an archive of xsweep ({problem})") from problem
@@ -197,6 +216,27 @@ def import_sweep(
         results[job.identity] = StoredResult(**{**line, "folder": folder})
     owner = f"import of {archive.name} ({seal})"
     return import_results(engine, name=title, grid=grid, jobs=jobs, results=results, owner=owner)
+
+
+def _read_results(path: Path, jobs: int) -> Iterator[dict[str, Any]]:
+    """Yield a packed file's lines, one per job; refuse one that would fill the memory."""
+    left_bytes = _largest_bytes(path)
+    with gzip.open(path, "rb") as file:
+        for number in range(1, jobs + 2):
+            line = file.readline(left_bytes + 1)
+            left_bytes -= len(line)
+            if not line:
+                return
+            if number > jobs or left_bytes < 0:
+                raise DataError(
+                    f"{path}:{number}: more results, or larger ones, than {jobs} jobs have"
+                )
+            yield json.loads(line)
+
+
+def _largest_bytes(path: Path) -> int:
+    """Return the size to which a packed file may unpack: figures and weights shrink far less."""
+    return MOST_SHRUNK * path.stat().st_size + (1 << 20)
 
 
 def _check_job(job: NewJob, archive: Path) -> None:

@@ -1,9 +1,11 @@
 import pytest
 from job_table import (
+    begin,
     counts,
     expire,
     fail,
     finish,
+    identity,
     new_job,
     run_all,
     states,
@@ -14,6 +16,8 @@ from job_table import (
 
 from xsweep.db import jobs
 from xsweep.db.check import check
+from xsweep.db.events import history
+from xsweep.db.results import load_cells
 from xsweep.db.status import summary
 from xsweep.errors import ConfigError
 
@@ -193,3 +197,80 @@ def test_a_paused_sweep_that_was_dropped_is_active_when_submitted_again(engine):
     jobs.drop(engine, "study")
     submit(engine, study(seeds=[1]))
     assert len(run_all(engine)) == 5
+
+
+def test_a_redone_job_is_computed_again_with_all_that_depends_on_it(engine):
+    submit(engine, study())
+    run_all(engine)
+    foreseen = jobs.redo(engine, "train s1", dry_run=True)
+    assert foreseen.names == ["train s1", "evaluate s1 dl19", "evaluate s1 dl20"]
+    assert counts(engine) == {"done": 8}
+    assert jobs.redo(engine, "train s1") == foreseen
+    assert counts(engine) == {"done": 5, "ready": 1, "waiting": 2}
+    cells = load_cells(engine, "study")
+    assert {cell.labels["seed"] for cell in cells if cell.state == "done"} == {2}
+    assert check(engine) == []
+    assert run_all(engine) == foreseen.names
+    again = jobs.explain(engine, "evaluate s1 dl19")
+    assert [attempt.outcome for attempt in again.attempts] == ["done", "done"]
+    assert again.folder == "store/evaluate s1 dl19/2"
+    assert check(engine) == []
+
+
+def test_the_history_keeps_what_was_retired(engine):
+    submit(engine, [new_job("first"), new_job("second", "first")])
+    run_all(engine)
+    jobs.redo(engine, "first")
+    retired = [event for event in history(engine) if event.kind == "redone"]
+    assert [(event.job_id, event.token) for event in retired] == [(1, 1), (2, 1)]
+    assert retired[0].detail == {
+        "folder": "store/first/1",
+        "manifest_sha256": identity("first"),
+    }
+
+
+def test_a_running_job_ends_when_its_input_is_redone_and_a_late_result_is_refused(engine):
+    submit(engine, [new_job("first"), new_job("second", "first")])
+    finish(engine, take(engine))
+    running = take(engine)
+    assert begin(engine, running)
+    jobs.redo(engine, "first")
+    assert states(engine) == {"first": "ready", "second": "waiting"}
+    assert jobs.renew(engine, [running.lease], lease_s=60) == set()
+    assert not finish(engine, running)
+    assert run_all(engine) == ["first", "second"]
+    assert check(engine) == []
+
+
+def test_a_redone_job_starts_from_no_earlier_attempt(engine):
+    submit(engine, [new_job("train")])
+    broken = take(engine)
+    begin(engine, broken, folder="checkpoints/1")
+    fail(engine, broken)
+    resumed = take(engine)
+    assert resumed.previous == ("checkpoints/1",)
+    begin(engine, resumed, folder="checkpoints/2")
+    finish(engine, resumed)
+    jobs.redo(engine, "train")
+    fresh = take(engine)
+    assert fresh.previous == ()
+    begin(engine, fresh, folder="checkpoints/3")
+    assert [fail(engine, fresh), fail(engine, take(engine))] == ["ready", "ready"]
+    assert take(engine).previous == ("checkpoints/3",)
+
+
+def test_only_done_jobs_can_be_redone(engine):
+    submit(engine, [new_job("first"), new_job("second", "first")])
+    with pytest.raises(ConfigError, match="job 'second' is waiting, only a done one can be redone"):
+        jobs.redo(engine, "second")
+    fail(engine, take(engine), "CONFIG")
+    with pytest.raises(ConfigError, match=r"'first' is failed.*: `xsweep retry --job 1` runs it"):
+        jobs.redo(engine, "first", dry_run=True)
+
+
+def test_a_job_of_a_cancelled_sweep_can_be_redone(engine):
+    submit(engine, study(seeds=[1]))
+    run_all(engine)
+    jobs.cancel(engine, sweep="study")
+    jobs.redo(engine, "train s1")
+    assert len(run_all(engine)) == 3

@@ -22,6 +22,7 @@ from xsweep.db import jobs
 from xsweep.db.check import check
 from xsweep.db.jobs import Claim
 from xsweep.db.schema import RETRIES
+from xsweep.errors import ConfigError
 
 GRID = {
     "tokens": (),
@@ -109,6 +110,19 @@ class Model:
                 }
                 count += 1
         return count
+
+    def redo(self, name: str) -> set[str]:
+        retired = {name}
+        for child, parents in GRID.items():
+            if retired & set(parents) and self.state.get(child) == "done":
+                retired.add(child)
+        for each in retired:
+            self.state[each] = "ready"
+        for child, parents in GRID.items():
+            if retired & set(parents) and self.state.get(child) in ("ready", "running"):
+                self.state[child] = "waiting"
+        self.failures -= Counter({k: v for k, v in self.failures.items() if k[0] in retired})
+        return retired
 
     def ancestors(self, name: str) -> set[str]:
         return set(GRID[name]).union(*(self.ancestors(parent) for parent in GRID[name]))
@@ -243,11 +257,24 @@ class JobTable(RuleBasedStateMachine):
             assert jobs.retry(self.engine, job=name) == count
             self.revive({n for n in before if before[n] != self.model.state[n]})
 
+    @rule(name=names)
+    def redoes_a_job(self, name: str) -> None:
+        if self.model.state.get(name) == "done":
+            retired = self.model.redo(name)
+            foreseen = jobs.redo(self.engine, name, dry_run=True)
+            assert jobs.redo(self.engine, name) == foreseen
+            assert set(foreseen.names) == retired
+            self.revive(retired)
+        elif name in self.model.state:
+            with pytest.raises(ConfigError, match="only a done one can be redone"):
+                jobs.redo(self.engine, name)
+
     def revive(self, reopened: set[str] | None = None) -> None:
         """Reopen the cancelled sweeps of reopened jobs that no other sweep has."""
+        before = dict(self.model.sweeps)
         for name in reopened or ():
-            mine = [sweep for sweep in self.model.sweeps if name in SWEEPS[sweep]]
-            if all(self.model.sweeps[sweep] == "cancelled" for sweep in mine):
+            mine = [sweep for sweep in before if name in SWEEPS[sweep]]
+            if all(before[sweep] == "cancelled" for sweep in mine):
                 self.model.sweeps.update(dict.fromkeys(mine, "active"))
 
     @invariant()

@@ -31,6 +31,9 @@ MOVES = {
     (State.RUNNING, State.FAILED),
     (State.WAITING, State.SKIPPED),  # a parent is broken
     (State.READY, State.SKIPPED),  # its column of the grid is stopped
+    (State.DONE, State.READY),  # redone
+    (State.READY, State.WAITING),  # a parent is redone
+    (State.RUNNING, State.WAITING),
     *((state, State.CANCELLED) for state in OPEN),
     *((old, new) for old in BROKEN for new in (State.WAITING, State.READY)),  # retried
 }
@@ -162,3 +165,10 @@ def test_event_ids_are_never_reused(engine):
             connection.execute(text("DROP TRIGGER event_append_only ON event"))
         connection.execute(text("DELETE FROM event"))
         assert connection.scalar(made) > first
+
+
+def test_a_job_with_a_result_stays_done(engine):
+    submit(engine, [new_job("test")])
+    finish(engine, take(engine))
+    with pytest.raises(DBAPIError, match="illegal move"), engine.begin() as connection:
+        connection.execute(text("UPDATE job SET state = 'ready'"))

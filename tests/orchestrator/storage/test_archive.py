@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import random
 import tarfile
 import zipfile
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from disks import run_on_a_small_disk
 from finished import OWNER, copy_of, finish_one, run_all, submit_small
 from gridtext import write_grid
 from pyarrow import parquet
@@ -387,12 +389,25 @@ def test_the_check_of_the_store_names_every_damaged_result(
     found = runner.invoke(app, ["store", "check"])
     assert found.exit_code == 1
     assert found.stdout.startswith(f"{cell.name}: {weights}: damaged")
+    assert "compute each again with what depends on it: xsweep redo JOB" in found.output
     # sealed again, the folder agrees with itself, but not with what the job table accepted
     write_manifest(store / cell.folder)
     found = runner.invoke(app, ["store", "check"])
     assert found.exit_code == 1
     manifest = store / cell.folder / "manifest.json"
     assert found.stdout == f"{cell.name}: {manifest}: not the manifest that was accepted\n"
+    # computed again, both the training and its evaluation are as they were accepted
+    preview = runner.invoke(app, ["redo", cell.name])
+    results = f"2 results (0 s):\n  {cell.name}\n  {cell.name.replace('train', 'evaluate')}"
+    assert preview.stdout.startswith(f"Would retire {results}")
+    assert preview.stdout.endswith(f'To compute them again: xsweep redo "{cell.name}" --yes\n')
+    redone = runner.invoke(app, ["redo", cell.identity[:12], "--yes"])
+    assert redone.stdout.startswith(f"Retired {results}")
+    assert redone.stdout.endswith("They will be computed again. Next: xsweep run\n")
+    assert run_all(done, store) == 2
+    fine = runner.invoke(app, ["store", "check"])
+    assert (fine.exit_code, fine.stdout) == (0, "19 results are as they were accepted.\n")
+    assert check(done) == []
 
 
 def test_an_archive_that_is_not_there_makes_no_database(
@@ -402,3 +417,60 @@ def test_an_archive_that_is_not_there_makes_no_database(
     result = CliRunner().invoke(app, ["import", str(tmp_path / "nope.tar.gz")])
     assert isinstance(result.exception, DataError) or result.exit_code == 2
     assert not (tmp_path / ".xsweep" / "xsweep.db").exists()
+
+
+def test_a_packed_archive_that_shrank_more_than_figures_do_is_not_unpacked(tmp_path: Path) -> None:
+    large = tarfile.TarInfo("study/large")
+    large.size = 1 << 40
+    (tmp_path / "zeros.tar.gz").write_bytes(gzip.compress(large.tobuf()))
+    with (
+        zipfile.ZipFile(tmp_path / "zeros.zip", "w", zipfile.ZIP_DEFLATED) as packed,
+        packed.open("study/large", "w") as file,
+    ):
+        file.write(bytes(4 << 20))
+    for name, size in (("zeros.tar.gz", "1.1 TB"), ("zeros.zip", "4.2 MB")):
+        with (
+            pytest.raises(DataError, match=f"{name}: {size} when unpacked: not packed by xsweep"),
+            unpacking(tmp_path / name),
+        ):
+            pass
+
+
+ON_A_SMALL_DISK = """
+import tempfile
+from xsweep.errors import SetupError
+from xsweep.orchestrator.storage.archive import unpacking
+
+tempfile.tempdir = str(disk)
+try:
+    with unpacking(Path(sys.argv[2])):
+        pass
+except SetupError as error:
+    print(error)
+print([path.name for path in disk.iterdir()])
+"""
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".zip"])
+def test_an_archive_larger_than_the_free_disk_is_not_unpacked(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"large{suffix}"
+    with packing(path) as folder:
+        folder.mkdir()
+        (folder / "weights").write_bytes(random.Random(1).randbytes(3_000_000))
+    printed = run_on_a_small_disk(ON_A_SMALL_DISK, tmp_path / "disk", str(path))
+    assert printed.splitlines() == [
+        f"{path}: 3.0 MB when unpacked, {tmp_path / 'disk'} has 2.1 MB free: "
+        "set TMPDIR to a folder on a larger disk",
+        "[]",
+    ]
+
+
+def test_results_that_would_fill_the_memory_are_refused(
+    done: Engine, store: Path, tmp_path: Path, elsewhere: tuple
+) -> None:
+    export_sweep(done, Store(store), "small", tmp_path / "out")
+    path = tmp_path / "out" / "results.jsonl.gz"
+    path.write_bytes(gzip.compress(b" " * (8 << 20) + gzip.decompress(path.read_bytes())))
+    write_manifest(tmp_path / "out")
+    with pytest.raises(DataError, match=r"results\.jsonl\.gz:1: .* larger ones, than 18 jobs have"):
+        import_sweep(elsewhere[0], Store(elsewhere[1]), tmp_path / "out")

@@ -62,18 +62,18 @@ def old_url(request, dump: Path, tmp_path: Path) -> str:
 
 def copy_rows(old: sqlite3.Connection, engine: Engine) -> None:
     old.row_factory = sqlite3.Row
-    tables = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+    query = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+    tables = {name for (name,) in old.execute(query)} - {VERSION_TABLE}
     with engine.begin() as connection:
         # triggers and keys see nothing, as in a restored backup
         connection.execute(text("SET LOCAL session_replication_role = replica"))
-        for (table,) in old.execute(tables).fetchall():
+        for table in tables:
             for row in old.execute(f"SELECT * FROM {table}"):
-                if table != VERSION_TABLE:
-                    columns = ", ".join(row.keys())
-                    values = ", ".join(f":{column}" for column in row.keys())  # noqa: SIM118
-                    insert = text(f"INSERT INTO {table} ({columns}) VALUES ({values})")
-                    connection.execute(insert, dict(row))
-        for table in ("sweep", "job", "query_set", "event"):
+                columns = ", ".join(row.keys())
+                values = ", ".join(f":{column}" for column in row.keys())  # noqa: SIM118
+                insert = text(f"INSERT INTO {table} ({columns}) VALUES ({values})")
+                connection.execute(insert, dict(row))
+        for table in tables & {"sweep", "job", "query_set", "event", "tally"}:
             last = f"setval('{table}_id_seq', (SELECT max(id) FROM {table}))"
             connection.execute(text(f"SELECT {last}"))
 

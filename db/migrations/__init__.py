@@ -1,1 +1,0 @@
-"""The history of the schema, one numbered step per file in `versions`."""
