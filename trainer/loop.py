@@ -92,6 +92,11 @@ def train_model(
     """
     settings = spec.optimisation
     if settings.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"{model.config.model_type} models have no gradient checkpointing: set "
+                "gradient_checkpointing to false"
+            )
         model.gradient_checkpointing_enable({"use_reentrant": False})
     found = load_newest(folder / "checkpoints" for folder in resume_from)
     by_ids = needs_ids(model.eval(), assembler.encoder, assembler.packed)

@@ -170,6 +170,13 @@ def load_model(
         )
         if spec.layers is not None:
             _cut_layers(config, spec.layers)
+        if "lsh" in (getattr(config, "attn_layers", None) or ()):
+            raise ConfigError(
+                f"{where}: {config.model_type} models hash long inputs at random, so no score "
+                "comes out twice: name another backbone"
+            )
+        if hasattr(config, "attention_type"):  # BigBird's sparse one depends on the batch's length
+            config.attention_type = "original_full"
         model, info = kind.from_pretrained(
             where,
             revision=revision,

@@ -5,11 +5,12 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 
 from xsweep.errors import ConfigError, DataError, XsweepError
 from xsweep.evaluator.data.files import tree_sha256
@@ -58,6 +59,10 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
         raise cannot_load(f"no tokenizer for {where!r}", error) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer of {where!r} has no fast (Rust) version")
+    with suppress(OSError):  # a tokenizer without a model has no configuration
+        config, _ = PreTrainedConfig.get_config_dict(where, revision=spec.revision or "main")
+        # encoder-decoders find the end of their input by `</s>`, which a text may contain
+        tokenizer.split_special_tokens = config.get("is_encoder_decoder", False)
     return repair_case(cast(PreTrainedTokenizerFast, tokenizer))
 
 

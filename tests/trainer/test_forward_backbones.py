@@ -22,6 +22,7 @@ from transformers.models.auto.modeling_auto import (
 
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder, quiet_loading
+from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import score_pairs
 from xsweep.evaluator.specs import ScoringSpec
@@ -94,8 +95,8 @@ starcoder2 zamba zamba2
 HOLD = f"{ENCODERS} {ENCODER_DECODERS} {DECODERS}"
 DEPEND_ON_THE_BATCH = "canine convbert fnet funnel nystromformer perceiver t5gemma xlnet yoso"
 UNTESTED = "gemma3 layoutlmv2 layoutlmv3 modernvbert qwen3_5 reformer t5gemma2 ultravbert"
-"""Models of images too, whose configurations do not get tiny, and Reformer, whose hashing is
-random. Loading probes them as all others."""
+"""Models of images too, whose configurations do not get tiny, and Reformer, which is refused.
+Loading probes the others as well."""
 
 
 def make_tokenizer(template: str | None, pad: bool = True) -> PreTrainedTokenizerFast:
@@ -198,6 +199,43 @@ def test_a_family_that_scores_nothing_on_this_machine_is_refused(save):
 
 def test_every_family_of_this_transformers_is_in_the_table():
     assert {*f"{HOLD} {DEPEND_ON_THE_BATCH} mra {UNTESTED}".split()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS.split())
+def test_an_end_of_input_within_a_text_is_text(family, save):
+    folder = save(make_config(family), make_tokenizer("<s> $A </s> $B </s>"))
+    model, tokenizer = load_cross_encoder(folder)
+    texts = ["the </s> river", "the river"]
+    query_ids, *documents = tokenize(tokenizer, ["where", *texts], 32)
+    assert EOS not in documents[0]
+    assert tokenizer.decode(documents[0]) == texts[0]
+    settings = ScoringSpec(query_tokens=8, document_tokens=32, precision="fp32")
+    sides = [(query_ids, document_ids) for document_ids in documents]
+    scores = score_pairs(model, PairEncoder(tokenizer), sides, settings).scores
+    assert scores[0] != scores[1]
+
+
+def test_big_bird_attends_to_the_whole_input_beside_any_other(save):
+    config = make_config("big_bird")
+    config.block_size, config.num_random_blocks, config.max_position_embeddings = 4, 1, 300
+    assert config.attention_type == "block_sparse"
+    model, tokenizer = load_cross_encoder(save(config, make_tokenizer("<s> $A </s> $B </s>")))
+    encoder, random = PairEncoder(tokenizer), np.random.default_rng(1)
+    sides = [(random.integers(5, 250, 3), random.integers(5, 250, n)) for n in (200, 60)]
+    pairs = [encoder.encode(*side, 8, 256) for side in sides]
+    with torch.no_grad():
+        together = model(**encoder.collate(pairs)).logits
+        alone = torch.cat([model(**encoder.collate([pair])).logits for pair in pairs])
+    torch.testing.assert_close(together, alone)
+    assert model.config.attention_type == "original_full"
+
+
+def test_reformers_random_hashing_is_refused(save):
+    folder = save(make_config("bert"), make_tokenizer("<s> $A </s> $B </s>"))
+    config = {"model_type": "reformer", "attn_layers": ["local", "lsh"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="reformer models hash long inputs at random"):
+        load_cross_encoder(folder, seed=1)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])

@@ -6,6 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from curves import ENGINES, curve, digest
+from transformers import BertForSequenceClassification
 
 from xsweep.errors import ConfigError, DivergenceError, Stopped
 from xsweep.evaluator.data.files import write_manifest
@@ -171,6 +172,12 @@ def test_gradient_checkpointing_changes_no_number(world, tmp_path, layout):
         for recompute in (False, True)
     ]
     assert curve(outs[1]) == pytest.approx(curve(outs[0]), rel=1e-5)
+
+
+def test_gradient_checkpointing_of_a_family_without_it_is_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    with pytest.raises(ConfigError, match="bert models have no gradient checkpointing: set grad"):
+        train(world, tmp_path, gradient_checkpointing=True)
 
 
 @pytest.mark.parametrize("objective", ["bce", "hinge", "margin_mse", "distill_ranknet", "adr_mse"])
