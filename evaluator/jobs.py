@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from xsweep.errors import ConfigError
+from xsweep.errors import ConfigError, field_errors
 from xsweep.evaluator import provenance
 from xsweep.evaluator.data import load_collection
 from xsweep.evaluator.data.files import write_manifest, write_text
@@ -66,10 +66,8 @@ def run_job(
     try:
         checked = SPECS[kind].validate_python(spec)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc'])) or 'spec'}: {each['msg']}" for each in error.errors()
-        )
-        raise ConfigError(f"the spec of this {kind} job is wrong: {problems}") from error
+        problem = f"the spec of this {kind} job is wrong: {field_errors(error)}"
+        raise ConfigError(problem) from error
     folders = {role: Path(folder) for role, folder in inputs.items()}
     if kind != "prepare" and "candidates" not in folders:
         raise ConfigError(f'a {kind} job needs the input "candidates": a folder that prepare wrote')

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from xsweep.errors import ConfigError, DataError, DivergenceError
+from xsweep.errors import ConfigError, DataError, DivergenceError, field_errors
 from xsweep.evaluator.provenance import collect, now
 from xsweep.trainer.result import read_json, write_json, write_result, writing
 from xsweep.trainer.specs import SearchSpec, TrainSpec
@@ -33,7 +33,7 @@ def run_job(kind: str, spec: dict, inputs: Mapping[str, Path], out: Path) -> Non
     try:
         search = SearchSpec.model_validate(spec)
     except ValidationError as error:
-        raise ConfigError(f"search specification: {error.errors()[0]['msg']}") from None
+        raise ConfigError(f"search specification: {field_errors(error)}") from None
     provenance = collect(spec)
     trials = [_read_trial(role, Path(inputs[role]), search) for role in sorted(inputs)]
     validated = [trial for trial in trials if trial["validation"] is not None]
@@ -110,7 +110,7 @@ def apply_winner(spec: TrainSpec, winner: Winner) -> TrainSpec:
         return TrainSpec.model_validate(given)
     except ValidationError as error:
         raise ConfigError(
-            f"the search's winner {chosen} does not fit this run: {error.errors()[0]['msg']}"
+            f"the search's winner {chosen} does not fit this run: {field_errors(error)}"
         ) from None
 
 

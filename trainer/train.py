@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from xsweep.errors import ConfigError, DivergenceError
+from xsweep.errors import ConfigError, DivergenceError, field_errors
 from xsweep.evaluator.data import load_collection
 from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.data.trec import Run
@@ -65,8 +65,7 @@ def run_job(
     try:
         settings = TrainSpec.model_validate(spec)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ConfigError(f"training specification: {'; '.join(wrong)}") from None
+        raise ConfigError(f"training specification: {field_errors(error)}") from None
     folders = {role: Path(folder) for role, folder in inputs.items()}
     if settings.searched:
         winner = read_winner(folders)

@@ -1,6 +1,7 @@
 """Errors that every package raises, and the wording that their messages share."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class XsweepError(Exception):
@@ -65,6 +66,12 @@ def unknown_name(message: str, name: str, known: Sequence[str]) -> ConfigError:
     hint = did_you_mean(name, known, most=3)
     listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return ConfigError(f"{message}{f'; {hint}' if hint else '.'} There are: {listed}")
+
+
+def field_errors(error: Any) -> str:
+    """The wrong fields of a pydantic ValidationError: `optimisation.lr: Input should be ...`."""
+    found = ((".".join(map(str, each["loc"])) or "spec", each["msg"]) for each in error.errors())
+    return "; ".join(f"{name}: {message}" for name, message in found)
 
 
 def first_line(error: BaseException) -> str:

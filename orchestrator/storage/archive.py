@@ -19,13 +19,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import accumulate
-from math import isclose, nan
+from math import inf, isclose, nan
 from pathlib import Path, PurePath
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from xsweep.db.jobs import NewJob
-from xsweep.errors import ConfigError, DataError, SetupError, first_line
+from xsweep.errors import ConfigError, DataError, SetupError, field_errors
 from xsweep.evaluator.data.files import MANIFEST, checksum, read_manifest, write_manifest
 from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.formatting import data_size
@@ -183,6 +183,8 @@ def import_sweep(
     Raises DataError, and has changed nothing, where the archive or a file in it differs from its
     manifest, an identity from its job's spec, or a result from the sealed files.
     """
+    from pydantic import TypeAdapter
+
     from xsweep.db.transfer import StoredResult, import_results
 
     read_manifest(archive)
@@ -192,7 +194,7 @@ def import_sweep(
             raise DataError(f"{archive}: schema {content['schema']}, this version reads {SCHEMA}")
         for job in content["jobs"]:
             job.pop("priority", None)  # archives of older versions give all jobs the same
-        jobs = [NewJob(**job) for job in content["jobs"]]
+        jobs = TypeAdapter(list[NewJob]).validate_python(content["jobs"])
         lines = list(_read_results(archive / "results.jsonl.gz", len(jobs)))
         grid, title = content["grid"], name or content["name"]
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -241,23 +243,28 @@ def _largest_bytes(path: Path) -> int:
 
 def _check_job(job: NewJob, archive: Path) -> None:
     """Raise DataError unless a job's identity follows from its spec and parents."""
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
     from xsweep.evaluator.jobs import SPECS
-    from xsweep.evaluator.specs import Spec
+    from xsweep.orchestrator.grid.schema import Need
     from xsweep.orchestrator.plan.identity import canonical, identity_of, significant
     from xsweep.trainer.specs import SearchSpec, TrainSpec
 
     texts = [job.name, *map(str, job.labels.values())]
     if not all(text.isprintable() for text in texts):
         raise DataError(f"{archive}: a job's name has characters that cannot be printed: {texts}")
-    models: dict[str, type[Spec]] = {"train": TrainSpec, "search": SearchSpec}
+    models = {**SPECS, "train": TypeAdapter(TrainSpec), "search": TypeAdapter(SearchSpec)}
+    if job.kind not in models or not 0 <= job.cost < inf:
+        raise DataError(f"{archive}: {job.name}: kind {job.kind!r} at a cost of {job.cost} s")
     try:
-        adapter = TypeAdapter(models[job.kind]) if job.kind in models else SPECS[job.kind]
-        spec = adapter.validate_python(job.spec)
+        spec = models[job.kind].validate_python(job.spec)
         found = identity_of(job.kind, canonical(significant(spec)), job.parents)
-    except (KeyError, ValueError) as problem:
-        raise DataError(f"{archive}: {job.name}: wrong spec: {first_line(problem)}") from problem
+        Need.model_validate(
+            {key.removesuffix("_bytes"): need for key, need in job.resources.items()}
+        )
+    except ValidationError as error:
+        problem = f"wrong spec or resources: {field_errors(error)}"
+        raise DataError(f"{archive}: {job.name}: {problem}") from error
     if found != job.identity:
         raise DataError(
             f"{archive}: {job.name} has the identity {job.identity[:12]}, by its spec it is "

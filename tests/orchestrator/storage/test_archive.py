@@ -339,9 +339,24 @@ def _escape(content: dict, lines: list[dict]) -> None:
     content["jobs"][0]["name"] += "\x1b[2J"
 
 
+def _greedy(content: dict, lines: list[dict]) -> None:
+    content["jobs"][0]["resources"] = {"cpus": -1}
+
+
+def _endless(content: dict, lines: list[dict]) -> None:
+    content["jobs"][0]["cost"] = float("inf")
+
+
+def _typeless(content: dict, lines: list[dict]) -> None:
+    content["jobs"][0]["resources"] = [1]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (_greedy, "wrong spec or resources: cpus: Input should be greater than or equal to 0"),
+        (_endless, "kind 'prepare' at a cost of inf s"),
+        (_typeless, "not an archive of xsweep"),
         (_better, "other figures than in results"),
         (_faster, "other figures than in results"),
         (_another_setting, "by its spec it is"),
