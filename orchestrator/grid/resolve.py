@@ -130,16 +130,11 @@ class References:
             return FolderSpec(
                 name=name, path=str(path), split=entry.split, identical_ids=identical_ids
             )
-        assert entry.documents
-        assert entry.queries
-        assert entry.qrels
-        return FilesSpec(
-            name=name,
-            documents=self.file((*where, "documents"), entry.documents),
-            queries=self.file((*where, "queries"), entry.queries),
-            qrels=self.file((*where, "qrels"), entry.qrels),
-            identical_ids=identical_ids,
-        )
+        files = {
+            key: self.file((*where, key), getattr(entry, key))
+            for key in ("documents", "queries", "qrels")
+        }
+        return self.build(where, FilesSpec, name=name, identical_ids=identical_ids, **files)
 
     def _irds(
         self, where: Where, irds_id: str, name: str = "", identical_ids: IdenticalIds | None = None

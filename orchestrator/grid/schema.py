@@ -341,12 +341,6 @@ class Evaluation(Spec):
     """Scored windows of a long document; the best one counts."""
     passage_overlap_tokens: int = Field(0, ge=0)
 
-    @property
-    def passages(self) -> dict[str, int]:
-        """The windows of long documents, as arguments of an EvaluateSpec."""
-        names = ("max_passages", "passage_overlap_tokens")
-        return {name: getattr(self, name) for name in names}
-
 
 class Need(Spec):
     """Resources that Ray reserves for one job, or for each of its ranks."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from xsweep.db.jobs import NewJob
 from xsweep.orchestrator.grid.cells import Cell, Layers, SkippedCell, check_names, select_cells
@@ -14,8 +14,8 @@ from xsweep.orchestrator.grid.schema import TrainingSettings
 from xsweep.orchestrator.plan.context import PlanContext
 from xsweep.orchestrator.plan.identity import ChecksumCache
 from xsweep.orchestrator.plan.jobs import (
+    add_evaluations,
     add_references,
-    add_run,
     check_no_test_leakage,
     resolve_teacher,
     test_sets,
@@ -94,13 +94,13 @@ def _plan(context: PlanContext) -> Plan:
     add_references(context)
     trained: dict[str, Cell] = {}
     for cell, steps in trainings.items():
-        run = _add_run_training(context, cell, steps, searches.get(cell))
+        run = _add_run(context, cell, steps, searches.get(cell))
         first = trained.setdefault(run, cell)
         if first is not cell:
             skipped.append(SkippedCell(cell, f"it is the same training as {first.name}"))
             continue
         _, tokenizer = context.backbones[cell.backbone.name]
-        add_run(context, cell, run, steps[-1][1], tokenizer)
+        add_evaluations(context, cell, run, steps[-1][1], tokenizer)
     return Plan(
         name=grid.name,
         grid=refs.source.text,
@@ -120,64 +120,57 @@ def _settings(context: PlanContext, settings: TrainingSettings) -> TrainingSetti
     return shortened(settings)
 
 
-class _Training(NamedTuple):
-    """A training that is not in the plan yet."""
-
-    spec: TrainSpec
-    parents: dict[str, str]
-    cache_parents: dict[str, str]
-
-
-def _add_run_training(
+def _add_run(
     context: PlanContext,
     cell: Cell,
     steps: list[tuple[Step, TrainingSettings]],
     search: PlannedSearch | None,
 ) -> str:
     """Add a cell's training after those of its preceding stages, and return its identity."""
-    run = ""
+    changes: dict[str, Any] = {"searched": search.spec.settings} if search else {}
+    parents = {"search": _add_search(context, search)} if search else {}
     for place, (step, settings) in enumerate(steps):
         # A stage is named after itself, since cells may share it.
         named = cell
         if place < len(steps) - 1:
             named = cell._replace(objective=step.objective, teacher=step.teacher)
-        training = _training(context, cell, step, settings)
-        changes: dict[str, Any] = {}
-        if run:
-            training.parents["start"] = run
-            changes["continues"] = True
-        if search:
-            training.parents["search"] = _add_search(context, search)
-            changes["searched"] = search.spec.settings
-        run = _add(context, f"train {named.name}", training, changes, named.labels)
+        name, labels = f"train {named.name}", named.labels
+        run = _add_training(context, name, labels, cell, step, settings, parents, **changes)
+        parents, changes = {**parents, "start": run}, {**changes, "continues": True}
     return run
 
 
 def _add_search(context: PlanContext, search: PlannedSearch) -> str:
     """Add a search's trials and the job that picks the winner, and return its identity."""
-    cell = search.cell
+    cell, step = search.cell, search.step
     trials = {}
     for place, (drawn, settings) in enumerate(search.trials):
-        training = _training(context, cell, search.step, _settings(context, settings))
         values = " ".join(f"{name} {value}" for name, value in drawn.items())
         name, labels = f"trial {cell.name} {values}", {**cell.labels, "trial": drawn}
-        changes = {"trial": search.trial}
-        trials[f"trial-{place + 1:03}"] = _add(context, name, training, changes, labels)
+        settings = _settings(context, settings)
+        trials[f"trial-{place + 1:03}"] = _add_training(
+            context, name, labels, cell, step, settings, trial=search.trial
+        )
     labels = {key: cell.labels[key] for key in ("backbone", "objective", "teacher")}
     name = " ".join(("search", *labels.values(), *search.spec.settings))
     return context.add("search", name, search.spec, parents=trials, labels=labels)
 
 
-def _training(
-    context: PlanContext, cell: Cell, step: Step, settings: TrainingSettings
-) -> _Training:
+def _add_training(
+    context: PlanContext,
+    name: str,
+    labels: Mapping[str, Any],
+    cell: Cell,
+    step: Step,
+    settings: TrainingSettings,
+    parents: Mapping[str, str] = {},
+    **changes: Any,
+) -> str:
     teacher, validation = context.teachers[step.teacher], context.validation
     backbone, tokenizer = context.backbones[cell.backbone.name]
     length = settings.document_tokens
-    parents = dict(teacher.parents)
     cache_parents = {"tokens": context.tokens(teacher.collection, tokenizer, length)}
     if validation:
-        parents |= validation.parents
         cache_parents |= validation_tokens(context, validation, tokenizer, length)
     spec = TrainSpec(
         backbone=backbone,
@@ -189,22 +182,13 @@ def _training(
         query_tokens=settings.query_tokens,
         document_tokens=length,
         validation=validation and validation.spec,
+        **changes,
     )
-    return _Training(spec, parents, cache_parents)
-
-
-def _add(
-    context: PlanContext,
-    name: str,
-    training: _Training,
-    changes: Mapping[str, Any],
-    labels: Mapping[str, Any],
-) -> str:
     return context.add(
         "train",
         name,
-        training.spec.model_copy(update=dict(changes)),
-        parents=training.parents,
-        cache_parents=training.cache_parents,
+        spec,
+        parents={**teacher.parents, **(validation.parents if validation else {}), **parents},
+        cache_parents=cache_parents,
         labels={**labels, "order": len(context.jobs)},
     )

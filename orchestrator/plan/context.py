@@ -170,14 +170,8 @@ class PlanContext:
         """Settings by which evaluations and teachers score; lengths as in `training` by default."""
         names = ("query_tokens", "document_tokens")
         general = {name: self.grid.training[name] for name in names if name in self.grid.training}
-        evaluation = self.grid.evaluation
-        return {
-            **general,
-            **lengths,
-            "precision": evaluation.precision,
-            "batch_tokens": evaluation.batch_tokens,
-            "layout": evaluation.layout,
-        }
+        own = self.grid.evaluation.model_dump(include={"precision", "batch_tokens", "layout"})
+        return {**general, **lengths, **own}
 
 
 def documents_of(collection: CollectionSpec) -> CollectionSpec:

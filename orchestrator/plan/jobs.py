@@ -139,8 +139,7 @@ def add_references(context: PlanContext) -> None:
     """Add the evaluations that runs are compared with: first stages and teachers' models."""
     for test in context.tests:
         name = context.refs.first_stage_label(test.collection.name)
-        spec = _evaluate_spec(context, test, FirstStageScorer())
-        _evaluate(context, test, name, spec, {"system": "first_stage"})
+        _evaluate(context, test, name, FirstStageScorer(), {"system": "first_stage"})
     models: dict[str, tuple[str, ModelScorer]] = {}
     for teacher in context.teachers.values():
         if teacher.model:
@@ -148,64 +147,60 @@ def add_references(context: PlanContext) -> None:
             models.setdefault(teacher.model.model_dump_json(), (teacher.label, scorer))
     for label, scorer in models.values():
         for test in context.tests:
-            spec = _evaluate_spec(context, test, scorer, **context.scoring())
-            _evaluate(context, test, label, spec, {"system": "teacher", "teacher": label})
+            labels = {"system": "teacher", "teacher": label}
+            _evaluate(context, test, label, scorer, labels, context.scoring())
 
 
-def add_run(
+def add_evaluations(
     context: PlanContext, cell: Cell, run: str, settings: TrainingSettings, tokenizer: ModelSpec
 ) -> None:
     """Add the evaluations of a cell's training, whose identity is `run`, on every collection."""
     scoring = context.scoring(
         query_tokens=settings.query_tokens, document_tokens=settings.document_tokens
     )
+    labels = {"system": "run", **cell.labels}
     for test in context.tests:
-        spec = _evaluate_spec(context, test, RunScorer(), **scoring)
-        tokens = context.tokens(test.collection, tokenizer, spec.read_tokens)
-        labels = {"system": "run", **cell.labels}
-        _evaluate(context, test, cell.name, spec, labels, {"run": run}, {"tokens": tokens})
-
-
-def _evaluate_spec(
-    context: PlanContext, test: TestSet, scorer: ScorerSpec, **scoring: Any
-) -> EvaluateSpec:
-    """The spec, one object for all runs that read a collection alike."""
-    key = test.collection.name, scorer.model_dump_json(), repr(scoring)
-    if key not in context.evaluate_specs:
-        settings = context.grid.evaluation
-        context.evaluate_specs[key] = context.refs.build(
-            ("evaluation",),
-            EvaluateSpec,
-            collection=test.collection,
-            scorer=scorer,
-            depth=settings.depth,
-            measures=settings.measures,
-            **scoring,
-            **(settings.passages if scoring else {}),
-        )
-    return context.evaluate_specs[key]
+        _evaluate(context, test, cell.name, RunScorer(), labels, scoring, {"run": run}, tokenizer)
 
 
 def _evaluate(
     context: PlanContext,
     test: TestSet,
     name: str,
-    spec: EvaluateSpec,
+    scorer: ScorerSpec,
     labels: Mapping[str, Any],
+    scoring: Mapping[str, Any] = {},
     parents: Mapping[str, str] = {},
-    cache_parents: Mapping[str, str] = {},
+    tokenizer: ModelSpec | None = None,
 ) -> None:
+    collection, settings = test.collection, context.grid.evaluation
+    # one object for all runs that read a collection alike
+    key = collection.name, scorer.model_dump_json(), repr(scoring)
+    if key not in context.evaluate_specs:
+        windows = {"max_passages", "passage_overlap_tokens"} if scoring else set()
+        context.evaluate_specs[key] = context.refs.build(
+            ("evaluation",),
+            EvaluateSpec,
+            collection=collection,
+            scorer=scorer,
+            depth=settings.depth,
+            measures=settings.measures,
+            **scoring,
+            **settings.model_dump(include=windows),
+        )
+    spec = context.evaluate_specs[key]
+    tokens = tokenizer and context.tokens(collection, tokenizer, spec.read_tokens)
     place = {
-        "collection": test.collection.name,
-        "first_stage": context.refs.first_stage_label(test.collection.name),
-        "depth": context.grid.evaluation.depth,
+        "collection": collection.name,
+        "first_stage": context.refs.first_stage_label(collection.name),
+        "depth": settings.depth,
         "order": len(context.jobs),
     }
     context.add(
         "evaluate",
-        f"evaluate {name} [{test.collection.name}]",
+        f"evaluate {name} [{collection.name}]",
         spec,
         parents={"candidates": test.candidates, **parents},
-        cache_parents=cache_parents,
+        cache_parents={"tokens": tokens} if tokens else {},
         labels={**labels, **place},
     )
