@@ -3,9 +3,10 @@
 import os
 import shutil
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -103,20 +104,13 @@ def report(
     if len(names) > 1:
         raise ConfigError(f"one sweep at a time: {' and '.join(names)} were given")
     options = ReportOptions(
-        measures=measure or ReportOptions.measures,
-        by=by,
-        best=best,
-        digits=digits,
-        percent=percent,
-        where=_conditions(conditions, seeds),
-        baselines=[] if baseline == ["none"] else baseline or ReportOptions.baselines,
-        pairs=pairs,
-        test=test,
-        correction=correction,
-        alpha=alpha,
-        effects=effects,
-        cost=cost,
-        compare_to=compare_to or (),
+        **_same_named(ctx, ReportOptions)
+        | {
+            "measures": measure or ReportOptions.measures,
+            "where": _conditions(conditions, seeds),
+            "baselines": [] if baseline == ["none"] else baseline or ReportOptions.baselines,
+            "compare_to": compare_to or (),
+        }
     )
     engine = open_database(ctx, read_only=True)
     found = load_report(engine, only_sweep(engine, names[0] if names else None), options)
@@ -129,14 +123,7 @@ def report(
     width = Layout.width
     if output is None and sys.stdout.isatty():  # files and pipes always get the same text
         width = max(shutil.get_terminal_size((width, 24)).columns, MIN_WIDTH)
-    layout = Layout(
-        width=width,
-        standalone=standalone,
-        wide=wide,
-        landscape=landscape,
-        max_columns=max_columns,
-        figures=tuple(drawn),
-    )
+    layout = Layout(**_same_named(ctx, Layout) | {"width": width, "figures": tuple(drawn)})
     _write(render(found, format, layout), output)
 
 
@@ -184,6 +171,11 @@ def compare(
     )
     text = render_differences(name, (one, other), found, format=format, top=top, digits=digits)
     _write(text, output)
+
+
+def _same_named(ctx: typer.Context, options: type) -> dict[str, Any]:
+    """The command's parameters that are fields of a dataclass."""
+    return {each.name: ctx.params[each.name] for each in fields(options) if each.name in ctx.params}
 
 
 def _conditions(where: list[str], seeds: str | None) -> dict[str, list[str]]:

@@ -24,6 +24,7 @@ from xsweep.db.events import FailedAttempt, failures_since, history, last_event,
 from xsweep.db.status import SweepStatus, sweeps
 from xsweep.errors import SetupError
 from xsweep.orchestrator.forecast.eta import OPEN, count
+from xsweep.orchestrator.formatting import counted
 
 log = logging.getLogger("xsweep")
 
@@ -224,12 +225,11 @@ def failed_message(failed: list[FailedAttempt]) -> dict[str, Any]:
         for each in failed[:MOST_JOBS]
     ]
     lines = "; ".join(f"{job['name']}: {job['failure']}: {job['reason']}" for job in jobs[:3])
-    many = "1 job" if len(failed) == 1 else f"{len(failed)} jobs"
     more = "; …" if len(failed) > 3 else ""
     return {
         "schema": SCHEMA,
         "event": "failed",
         "jobs": jobs,
         "more": len(failed) - len(jobs),
-        "text": f"{many} failed: {lines}{more}",
+        "text": f"{counted(len(failed), 'job')} failed: {lines}{more}",
     }

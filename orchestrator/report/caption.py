@@ -4,13 +4,13 @@ Plain text with the signs ± ▲ ▼ < in it; each format escapes it as needed.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from xsweep.db.results import Cell
 from xsweep.evaluator.significance import CORRECTIONS
-from xsweep.orchestrator.formatting import listed, p_value
+from xsweep.orchestrator.formatting import counted, listed, p_value
 from xsweep.orchestrator.report.report import TESTS, Comparison, Report
 from xsweep.orchestrator.report.table import ACCEPTED, count_states, natural_key
 
@@ -103,9 +103,9 @@ def _values(report: Report) -> str:
             "No suite is complete in this sweep; its collections are shown individually."
         )
     done = [cell for cell in report.cells if cell.state == ACCEPTED]
-    sentences += [*_queries(done), *_left_out(done), *_candidates(done), *_recall(done)]
-    sentences += _input_lengths(done)
-    sentences += [*_teachers(report), *_checkpoints(done)]
+    sentences += [*_queries(done), *_left_out(done), *_facts("Candidates", done, _candidates)]
+    sentences += [*_recall(done), *_facts("Input limits", done, _input_lengths)]
+    sentences += [*_teachers(report), *_facts("Checkpoint", done, _checkpoint)]
     if where := sorted(report.options.where.items()):
         chosen = [f"{label} {' or '.join(values)}" for label, values in where]
         sentences.append(f"Restricted to {listed(chosen)}.")
@@ -160,15 +160,12 @@ def _left_out(done: Iterable[Cell]) -> list[str]:
     return [f"{subject}: {', '.join(found)}." for subject, found in subjects.items() if found]
 
 
-def _candidates(done: Iterable[Cell]) -> list[str]:
+def _candidates(cell: Cell) -> tuple[str, str]:
     """First stage, its settings and program, and the depth of re-ranking."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for cell in done:
-        stage = cell.labels["first_stage"]
-        if details := _first_stage(cell.parents_summary["candidates"].provenance):
-            stage += f" ({', '.join(details)})"
-        found[f"{stage}, top {cell.labels['depth']}"].add(cell.labels["collection"])
-    return _sentences("Candidates", found)
+    stage = cell.labels["first_stage"]
+    if details := _first_stage(cell.parents_summary["candidates"].provenance):
+        stage += f" ({', '.join(details)})"
+    return f"{stage}, top {cell.labels['depth']}", cell.labels["collection"]
 
 
 def _first_stage(provenance: Mapping[str, Any]) -> list[str]:
@@ -213,17 +210,15 @@ def _recall(done: Iterable[Cell]) -> list[str]:
     return [f"Recall of the candidates: {text}."]
 
 
-def _input_lengths(done: Iterable[Cell]) -> list[str]:
+def _input_lengths(cell: Cell) -> tuple[str, str] | None:
     """Tokens of a query and of a document that the runs read."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for cell in done:
-        spec = _spec(cell.provenance)
-        if cell.labels["system"] == "run" and "document_tokens" in spec:
-            passages = spec.get("max_passages", 1)
-            best = f", best of up to {passages} such passages" if passages > 1 else ""
-            limits = f"query {spec['query_tokens']}, document {spec['document_tokens']} tokens"
-            found[limits + best].add(cell.labels["backbone"])
-    return _sentences("Input limits", found)
+    spec = _spec(cell.provenance)
+    if cell.labels["system"] != "run" or "document_tokens" not in spec:
+        return None
+    passages = spec.get("max_passages", 1)
+    best = f", best of up to {passages} such passages" if passages > 1 else ""
+    limits = f"query {spec['query_tokens']}, document {spec['document_tokens']} tokens"
+    return limits + best, cell.labels["backbone"]
 
 
 def _teachers(report: Report) -> list[str]:
@@ -237,28 +232,33 @@ def _teachers(report: Report) -> list[str]:
     return [f"Teachers: {', '.join(each)}."] if each else []
 
 
-def _checkpoints(done: Iterable[Cell]) -> list[str]:
-    """Measure and collections that selected the runs' checkpoints."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for cell in done:
-        if "run" in cell.parents_summary:
-            validation = _spec(cell.parents_summary["run"].provenance).get("validation")
-            choice = "last step, no validation"
-            if validation:
-                further = validation.get("further", ())
-                names = [str(each["name"]) for each in (validation["collection"], *further)]
-                mean = f" (unweighted mean of {len(names)})" if further else ""
-                choice = f"best {validation['measure']} on {', '.join(names)}{mean}"
-            found[choice].add(f"{cell.labels['backbone']} {cell.labels['objective']}")
-    return _sentences("Checkpoint", found)
+def _checkpoint(cell: Cell) -> tuple[str, str] | None:
+    """Measure and collections that selected a run's checkpoint."""
+    if "run" not in cell.parents_summary:
+        return None
+    choice = "last step, no validation"
+    if validation := _spec(cell.parents_summary["run"].provenance).get("validation"):
+        further = validation.get("further", ())
+        names = [str(each["name"]) for each in (validation["collection"], *further)]
+        mean = f" (unweighted mean of {len(names)})" if further else ""
+        choice = f"best {validation['measure']} on {', '.join(names)}{mean}"
+    return choice, f"{cell.labels['backbone']} {cell.labels['objective']}"
 
 
 def _spec(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     return provenance.get("spec", {})
 
 
-def _sentences(subject: str, found: Mapping[str, set[str]]) -> list[str]:
-    """One sentence if all agree, else one for each value with the names that it applies to."""
+def _facts(
+    subject: str, done: Iterable[Cell], fact: Callable[[Cell], tuple[str, str] | None]
+) -> list[str]:
+    """One sentence if all agree, else one for each value with the names that it applies to.
+
+    `fact` returns the value of a cell, and the name that it applies to.
+    """
+    found: dict[str, set[str]] = defaultdict(set)
+    for value, name in filter(None, map(fact, done)):
+        found[value].add(name)
     if len(found) == 1:
         return [f"{subject}: {next(iter(found))}."]
     return [
@@ -321,7 +321,7 @@ def _significance(report: Report, style: Style) -> str:
     return (
         f"{text[0].upper()}{text[1:]}. Test: two-sided {TESTS[options.test]} on per-query scores "
         f"averaged over seeds, p < {options.alpha:g} {CORRECTIONS[options.correction][1]} over the "
-        f"table's {_count(len(report.comparisons), 'comparison')}.{suites}"
+        f"table's {counted(len(report.comparisons), 'comparison')}.{suites}"
     )
 
 
@@ -330,7 +330,7 @@ def _missing(report: Report) -> str:
     entries = report.table.entries
     sentences = []
     if pending:
-        planned = _count(len(report.cells), "evaluation")
+        planned = counted(len(report.cells), "evaluation")
         sentences.append(f"Missing: {len(pending)} of {planned} ({count_states(pending)}).")
     if any(entry.means and entry.unfinished for entry in entries.values()):
         sentences.append("n/m: n of m seeds accepted so far.")
@@ -363,7 +363,3 @@ def _with_counts(report: Report, comparisons: Sequence[Comparison]) -> Found:
         name: (tuple(f"{words} {found[verdict]}" for verdict, words in VERDICTS.items()),)
         for name, found in counts.items()
     }
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

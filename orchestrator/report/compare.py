@@ -1,7 +1,5 @@
 """Two systems of a sweep query by query: wins, losses, and the largest changes."""
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill, shorten
@@ -30,15 +28,11 @@ class QueryChange(NamedTuple):
     """One query's values under both systems, means over seeds."""
 
     query_id: str
-    text: str
-    """Empty if the store does not have it."""
     a: float
     b: float
-
-    @property
-    def difference(self) -> float:
-        """A's value minus B's."""
-        return self.a - self.b
+    difference: float
+    text: str
+    """Empty if the store does not have it."""
 
 
 class Differences(NamedTuple):
@@ -126,8 +120,8 @@ def _differences(
         tested = paired_t([(a_Q - b_Q)[None]])
         effect, p = float(tested.effect[0]), float(tested.p[0])
     queries = [
-        QueryChange(id_, texts.get(id_, ""), float(a), float(b))
-        for id_, a, b in zip(sorted(query_ids), a_Q, b_Q, strict=True)
+        QueryChange(id_, a, b, a - b, texts.get(id_, ""))
+        for id_, a, b in zip(sorted(query_ids), a_Q.tolist(), b_Q.tolist(), strict=True)
     ]
     queries.sort(key=lambda each: (-round(each.difference, 12), each.query_id))
     return Differences(
@@ -226,14 +220,14 @@ def _short(text: str) -> str:
 
 
 def _csv(found: Sequence[Differences]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["measure", "collection", "query_id", "a", "b", "difference", "text"])
-    for each in found:
-        for query in each.queries:
-            numbers = map(repr, (query.a, query.b, query.difference))
-            writer.writerow([each.measure, each.collection, query.query_id, *numbers, query.text])
-    return out.getvalue()
+    import pandas as pd
+
+    lines = [
+        {"measure": each.measure, "collection": each.collection, **query._asdict()}
+        for each in found
+        for query in each.queries
+    ]
+    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 
 def _document(sweep: str, rows: tuple[Row, Row], found: Sequence[Differences]) -> dict[str, Any]:
@@ -257,9 +251,7 @@ def _document(sweep: str, rows: tuple[Row, Row], found: Sequence[Differences]) -
                 "p_corrected": each.p_corrected,
                 "wins": each.wins,
                 "losses": each.losses,
-                "queries": [
-                    query._asdict() | {"difference": query.difference} for query in each.queries
-                ],
+                "queries": [query._asdict() for query in each.queries],
             }
             for each in found
         ],

@@ -63,18 +63,16 @@ class CompleteRuns:
     columns: tuple[Column, ...]
     excluded: int
     """Number of runs without results on some collection."""
-
-    @cached_property
-    def factors(self) -> Factors:
-        """The choices in which the runs differ, without confounded ones."""
-        return factors_of(self.rows)[0]
+    factors: Factors
+    """The choices in which the runs differ, without confounded ones."""
+    confounded: list[str]
 
     @property
     def note(self) -> str:
         """Sentences on confounded choices and excluded runs."""
         note = ""
-        if confounded := factors_of(self.rows)[1]:
-            note += f" Confounded with these factors and left out: {listed(confounded)}."
+        if self.confounded:
+            note += f" Confounded with these factors and left out: {listed(self.confounded)}."
         if self.excluded:
             total = len(self.rows) + self.excluded
             note += f" {self.excluded} of {total} systems lack results and are excluded."
@@ -134,7 +132,8 @@ def complete_runs(report: Report) -> list[CompleteRuns]:
         columns = tuple(column for column in table.columns if column.measure == measure)
         rows = tuple(row for row in runs if all(testable(table, row, column) for column in columns))
         if len(rows) > 1:
-            found.append(CompleteRuns(measure, table, rows, columns, len(runs) - len(rows)))
+            excluded = len(runs) - len(rows)
+            found.append(CompleteRuns(measure, table, rows, columns, excluded, *factors_of(rows)))
     return found
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import ray
 
 from xsweep.db.status import PendingDemand
+from xsweep.orchestrator.formatting import counted
 from xsweep.orchestrator.runtime.placement import Node, ResourceRequest, request_of
 
 MOST_PROCESSES = 1000
@@ -66,8 +67,7 @@ class Demand:
         if not self._unmet:
             return None
         first = min(self._unmet.values(), key=lambda unmet: unmet.since_s)
-        jobs = f"{len(self._unmet)} job{'s' if len(self._unmet) > 1 else ''}"
-        return f"for a node, with {jobs}: one {first.reason}"
+        return f"for a node, with {counted(len(self._unmet), 'job')}: one {first.reason}"
 
     @property
     def age_s(self) -> float:

@@ -19,6 +19,7 @@ from xsweep.db.engine import connect, redacted
 from xsweep.db.status import Outlook, outlook, summary
 from xsweep.errors import SetupError, first_line
 from xsweep.orchestrator.forecast import eta
+from xsweep.orchestrator.formatting import counted
 from xsweep.orchestrator.runtime import ray_cluster
 from xsweep.orchestrator.runtime.import_path import child_environment
 from xsweep.orchestrator.settings import Settings
@@ -184,7 +185,7 @@ def _loop(
             log.info("waiting %s%s", reason, age)
             waiting, waiting_logged_s = reason, time.monotonic()
     if received:
-        log.info("stopping: waiting for %s to checkpoint", _jobs(len(controller.attempts)))
+        log.info("stopping: waiting for %s to checkpoint", counted(len(controller.attempts), "job"))
         controller.drain(GRACE_S, hurry=lambda: len(received) > 1)
     return outlook(controller.engine).failed > 0
 
@@ -198,14 +199,10 @@ def _log_progress(engine: Engine) -> None:
 
 def _waits_for(left: Outlook) -> str:
     if left.running:
-        return f"for {_jobs(left.running)} of another controller"
+        return f"for {counted(left.running, 'job')} of another controller"
     if left.resting:
-        return f"for the retry of {_jobs(left.resting)}"
+        return f"for the retry of {counted(left.resting, 'job')}"
     return "for new jobs"
-
-
-def _jobs(count: int) -> str:
-    return f"{count} job{'' if count == 1 else 's'}"
 
 
 def _record_signals() -> list[int]:
