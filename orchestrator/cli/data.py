@@ -11,7 +11,7 @@ from xsweep.orchestrator.cli.app import GridFile, app, settings_of
 from xsweep.orchestrator.formatting import data_size
 
 if TYPE_CHECKING:
-    from xsweep.evaluator.specs import FileSpec, IrdsSpec
+    from xsweep.evaluator.specs import IrdsSpec
 
 
 data = typer.Typer(
@@ -34,7 +34,7 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
     from xsweep.evaluator.data.irds import home_of, sources
     from xsweep.evaluator.data.suites import licence
 
-    datasets, files, folders = _inputs(ctx, grid)
+    datasets, local = _inputs(ctx, grid)
     for spec in datasets:
         try:
             found = sources(spec)
@@ -55,16 +55,11 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
                 typer.echo(f"             from {source.how}")
         if missing:
             typer.echo(f"    get it:  xsweep data fetch {grid}  (on a machine with network access)")
-    for file in files:
-        path = Path(file.path)
-        size = data_size(path.stat().st_size) if path.exists() else "missing"
-        declared = f"md5:{file.md5}" if file.md5 else f"sha256:{file.sha256}"
-        typer.echo(f"{size:>13}  {declared:71}  {path}")
-    for folder in folders:
-        parts = [path for path in folder.files if path.is_file()]
-        size = data_size(sum(path.stat().st_size for path in parts))
-        size = size if parts and len(parts) == len(folder.files) else "missing"
-        typer.echo(f"{size:>13}  {f'sha256:{folder.sha256}':71}  {folder.path}")
+    for each in local:
+        size = "missing"
+        if each.files and all(path.is_file() for path in each.files):
+            size = data_size(sum(path.stat().st_size for path in each.files))
+        typer.echo(f"{size:>13}  {each.declared:71}  {each.path}")
 
 
 @data.command()
@@ -79,10 +74,10 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
       xsweep data check trec_dl --data-home ~/data
     """
     from xsweep.errors import DataError
-    from xsweep.evaluator.data.files import checked, checksum
+    from xsweep.evaluator.data.files import checksum
     from xsweep.evaluator.data.irds import Source, sources
 
-    (datasets, files, folders), wrong = _inputs(ctx, grid), 0
+    (datasets, local), wrong = _inputs(ctx, grid), 0
     known: dict[Path, Source] = {}
     for spec in datasets:
         try:
@@ -99,17 +94,9 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
             typer.echo(f"ok       {path}")
         else:
             typer.echo(f"other    {path}: md5 is {found}, published is {source.md5}")
-    for file in files:
+    for each in local:
         try:
-            typer.echo(f"ok       {checked(file)}")
-        except DataError as problem:
-            wrong += 1
-            typer.echo(f"WRONG    {problem}")
-    for folder in folders:
-        try:
-            if (found := folder.compute()) != folder.sha256:
-                raise DataError(f"{folder.path}: sha256 is {found}, declared is {folder.sha256}")
-            typer.echo(f"ok       {folder.path}")
+            typer.echo(f"ok       {each.verify()}")
         except DataError as problem:
             wrong += 1
             typer.echo(f"WRONG    {problem}")
@@ -141,47 +128,60 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
     raise typer.Exit(DataError.exit_code if failed else 0)
 
 
-class _Folder(NamedTuple):
-    """A folder that jobs read: a collection or a model."""
+class _Local(NamedTuple):
+    """A file, or the folder of a collection or a model, that jobs read."""
 
     path: Path
-    sha256: str
+    declared: str
     files: list[Path]
-    compute: Callable[[], str]
+    verify: Callable[[], Path]
+    """Returns the path. Raises DataError where the content differs from its declaration."""
 
 
 class _Inputs(NamedTuple):
-    """The inputs of a grid's jobs, each once."""
+    """The inputs of a grid's jobs, each once: data sets of ir_datasets, and local ones."""
 
     datasets: list["IrdsSpec"]
-    files: list["FileSpec"]
-    folders: list[_Folder]
+    local: list[_Local]
 
 
 def _inputs(ctx: typer.Context, grid: Path) -> _Inputs:
     from xsweep.evaluator.data.collection import folder_files, folder_sha256
-    from xsweep.evaluator.data.files import tree_sha256
+    from xsweep.evaluator.data.files import checked, tree_sha256
     from xsweep.evaluator.specs import FileSpec, IrdsSpec
     from xsweep.orchestrator.forecast.catalog import mappings_in
     from xsweep.orchestrator.plan import plan_grid
 
-    datasets, files, folders = {}, {}, {}
+    datasets: dict[str, IrdsSpec] = {}
+    files: dict[str, _Local] = {}
+    folders: dict[tuple[Path, str], _Local] = {}
     plan = plan_grid(grid, settings_of(ctx))
     for block in (block for job in plan.jobs for block in mappings_in(job.spec)):
         if block.get("source") == "irds":
             datasets[block["id"]] = IrdsSpec(**block)
         elif block.get("source") == "folder":
             path, split = Path(block["path"]), block["split"]
-            parts, compute = folder_files(path, split), partial(folder_sha256, path, split)
-            folders[path, split] = _Folder(path, block["sha256"], list(parts), compute)
+            parts, compute = [*folder_files(path, split)], partial(folder_sha256, path, split)
+            folders[path, split] = _folder(path, block["sha256"], parts, compute)
         elif block.get("folder") and "layers" in block:
             path = Path(block["folder"])
-            tree = [each for each in path.rglob("*") if each.is_file()]
-            folders[path, ""] = _Folder(path, block["sha256"], tree, partial(tree_sha256, path))
+            parts = [each for each in path.rglob("*") if each.is_file()]
+            folders[path, ""] = _folder(path, block["sha256"], parts, partial(tree_sha256, path))
         elif block.keys() == FileSpec.model_fields.keys():
-            files[block["path"]] = FileSpec(**block)
-    return _Inputs(
-        [datasets[id_] for id_ in sorted(datasets)],
-        [files[path] for path in sorted(files)],
-        [folders[key] for key in sorted(folders)],
-    )
+            file = FileSpec(**block)
+            declared = f"md5:{file.md5}" if file.md5 else f"sha256:{file.sha256}"
+            path = Path(file.path)
+            files[str(path)] = _Local(path, declared, [path], partial(checked, file))
+    local = [files[key] for key in sorted(files)] + [folders[key] for key in sorted(folders)]
+    return _Inputs([datasets[id_] for id_ in sorted(datasets)], local)
+
+
+def _folder(path: Path, sha256: str, files: list[Path], compute: Callable[[], str]) -> _Local:
+    from xsweep.errors import DataError
+
+    def verify() -> Path:
+        if (found := compute()) != sha256:
+            raise DataError(f"{path}: sha256 is {found}, declared is {sha256}")
+        return path
+
+    return _Local(path, f"sha256:{sha256}", files, verify)

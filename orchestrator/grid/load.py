@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from xsweep.errors import ConfigError, did_you_mean
+from xsweep.errors import ConfigError, unknown_name
 from xsweep.orchestrator.grid.schema import FirstStage, Grid, Need, Teacher, TrainingSettings
 from xsweep.orchestrator.grid.yaml import Where, YamlFile, nearest, read_yaml
 
@@ -29,11 +29,8 @@ def find_grid(path: Path) -> Path:
         return path
     known = {grid.stem: grid for grid in sorted(SHIPPED.glob("*.yaml"))}
     if path.name not in known:
-        hint = did_you_mean(path.name, known)
-        raise ConfigError(
-            f"no grid file {path}: give a path, or the name of a shipped grid "
-            f"({', '.join(known)})" + (f"; {hint}" if hint else "")
-        )
+        message = f"no grid file {path}: give a path, or the name of a shipped grid"
+        raise unknown_name(message, path.name, [*known])
     return known[path.name]
 
 

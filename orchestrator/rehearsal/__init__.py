@@ -106,14 +106,11 @@ def _first_stage(stage: FirstStage, folder: Path) -> FirstStage:
     if stage.run or stage.runs or stage.scoreddocs:
         # The run ranks the real documents; BM25 replaces it under its label.
         return FirstStage(bm25=Bm25Spec(), label=stage.label or "first stage")
-    if stage.dense:
-        tiny = stage.dense.model_copy(update={"model": _tiny(stage.dense.model, folder, "none")})
-        return stage.model_copy(update={"dense": tiny})
-    if stage.splade:
-        masked = _tiny(stage.splade.model, folder, "masked")
-        splade = stage.splade.model_copy(update={"model": masked})
-        return stage.model_copy(update={"splade": splade})
-    return stage
+    learned = stage.dense or stage.splade
+    if learned is None:
+        return stage
+    model = _tiny(learned.model, folder, "masked" if stage.splade else "none")
+    return stage.model_copy(update={learned.type: learned.model_copy(update={"model": model})})
 
 
 def _teacher(grid: Grid, entry: Teacher, folder: Path) -> Teacher:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from xsweep.errors import ConfigError, DataError, did_you_mean
+from xsweep.errors import ConfigError, DataError, unknown_name
 from xsweep.evaluator.data.suites import SUITES
 from xsweep.orchestrator.report.report import Report, Section
 from xsweep.orchestrator.report.table import (
@@ -52,11 +52,7 @@ def find_reference(name: str) -> Path:
         return known[name]
     if Path(name).is_file():
         return Path(name)
-    hint = did_you_mean(name, known)
-    raise ConfigError(
-        f"no reference {name!r}: use a CSV file, or one of {', '.join(known) or 'none'}"
-        + (f"; {hint}" if hint else "")
-    )
+    raise unknown_name(f"no reference {name!r}: use a CSV file, or a shipped one", name, [*known])
 
 
 def read_reference(path: Path) -> tuple[str, list[Published]]:

@@ -33,9 +33,8 @@ ANSWER_S = 90.0
 class NodeReport(TypedDict):
     """The versions, store access and clock of a node."""
 
-    python: str
-    xsweep: str | None
-    packages: dict[str, str | None]
+    versions: dict[str, str | None]
+    """Of Python, xsweep and `PACKAGES`; None where a package is missing."""
     sees_probe: bool
     write_error: str | None
     """None where the store can be written."""
@@ -129,18 +128,12 @@ def find_problem(
 
     `asked_between_s` are the times of the question and of the answer by this host's clock.
     """
-    if node["xsweep"] is None:
-        return f"{name} has no xsweep: install {here['xsweep']} there, as it is here"
-    if node["xsweep"] != here["xsweep"]:
-        return f"{name} has xsweep {node['xsweep']}, here it is {here['xsweep']}: install the same"
-    for package, ours in here["packages"].items():
-        theirs = node["packages"].get(package)
+    for package, ours in here["versions"].items():
+        theirs = node["versions"].get(package)
         if ours and theirs is None:
             return f"{name} lacks {package}: pip install {package}=={ours} there"
         if ours and theirs != ours:
             return f"{name} has {package} {theirs}, here it is {ours}: install the same everywhere"
-    if node["python"] != here["python"]:
-        return f"{name} has Python {node['python']}, here it is {here['python']}: use the same"
     if not node["sees_probe"]:
         return (
             f"{name} does not see the store: a file written here is not there"
@@ -171,6 +164,7 @@ def _reporter() -> Callable[[Sequence[str], str | None], NodeReport]:
         import sys
         import time
         import uuid
+        from contextlib import suppress
         from importlib import metadata
 
         def installed(package: str) -> str | None:
@@ -179,12 +173,11 @@ def _reporter() -> Callable[[Sequence[str], str | None], NodeReport]:
             except metadata.PackageNotFoundError:
                 return None
 
-        try:
+        versions = {"xsweep": None, **{name: installed(name) for name in packages}}
+        with suppress(ImportError):
             import xsweep
 
-            ours = xsweep.__version__
-        except ImportError:
-            ours = None
+            versions["xsweep"] = xsweep.__version__
         seen, write_error = probe is None, None
         if probe is not None:
             try:
@@ -203,9 +196,7 @@ def _reporter() -> Callable[[Sequence[str], str | None], NodeReport]:
             except Exception as error:  # every object store has errors of its own
                 write_error = getattr(error, "strerror", None) or str(error)
         return {
-            "python": "{}.{}".format(*sys.version_info),
-            "xsweep": ours,
-            "packages": {name: installed(name) for name in packages},
+            "versions": {**versions, "Python": "{}.{}".format(*sys.version_info)},
             "sees_probe": seen,
             "write_error": write_error,
             "clock_s": time.time(),

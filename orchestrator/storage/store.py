@@ -125,10 +125,7 @@ class Store:
 
     def is_published(self, folder: str) -> bool:
         """Return whether a finished folder is in the store."""
-        manifest = f"{folder}/{MANIFEST}"
-        if self.url is None:
-            return self.resolve(manifest).is_file()
-        with self._remote(manifest) as (files, place):
+        with self._remote(f"{folder}/{MANIFEST}") as (files, place):
             return bool(files.exists(place))
 
     def publish(self, folder: str) -> None:
@@ -138,13 +135,6 @@ class Store:
 
     def listing(self, folder: str) -> dict[str, tuple[int, float]]:
         """List the files below a folder: {name: (bytes, seconds since the epoch)}."""
-        path = self.resolve(folder)
-        if self.url is None:
-            stats = ((each, each.stat()) for each in path.rglob("*") if each.is_file())
-            return {
-                each.relative_to(path).as_posix(): (stat.st_size, stat.st_mtime)
-                for each, stat in stats
-            }
         with self._remote(folder) as (files, place):
             found = _entries(files, place)
         return {
@@ -194,16 +184,16 @@ class Store:
 
     @contextmanager
     def _remote(self, name: str) -> Iterator[tuple["AbstractFileSystem", str]]:
-        """Give the object store's file system and the place of a name in it."""
-        assert self.url is not None
+        """Give the store's file system and the place of a name in it."""
+        self.resolve(name)
         try:
-            files, base = open_remote(self.url)
+            files, base = open_remote(self.url or str(self.root))
             yield files, f"{base}/{name}"
         except XsweepError:
             raise
         except Exception as error:  # every object store has errors of its own
             raise SetupError(
-                f"{self.url}/{name}: the store does not answer ({first_line(error)})"
+                f"{self.url or self.root}/{name}: the store does not answer ({first_line(error)})"
             ) from error
 
 

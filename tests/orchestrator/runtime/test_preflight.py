@@ -15,8 +15,8 @@ def report(**changes):
     return {**own_report(), "clock_s": NOW_S, **changes}
 
 
-def packages(**changes):
-    return {**own_report()["packages"], **changes}
+def versions(**changes):
+    return {"versions": {**own_report()["versions"], **changes}}
 
 
 def problem(node, asked_between_s=(NOW_S - 1, NOW_S + 1)):
@@ -30,11 +30,11 @@ def test_a_node_like_this_one_is_fit():
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        (report(xsweep=None), "east has no xsweep"),
-        (report(xsweep="0.0.1"), r"east has xsweep 0\.0\.1, here it is"),
-        (report(packages=packages(torch=None)), "east lacks torch: pip install torch=="),
-        (report(packages=packages(ray="2.1.0")), r"east has ray 2\.1\.0, here it is"),
-        (report(python="3.9"), r"east has Python 3\.9"),
+        (report(**versions(xsweep=None)), "east lacks xsweep: pip install xsweep=="),
+        (report(**versions(xsweep="0.0.1")), r"east has xsweep 0\.0\.1, here it is"),
+        (report(**versions(torch=None)), "east lacks torch: pip install torch=="),
+        (report(**versions(ray="2.1.0")), r"east has ray 2\.1\.0, here it is"),
+        (report(**versions(Python="3.9")), r"east has Python 3\.9"),
         (report(sees_probe=False), "east does not see the store"),
         (report(write_error="Read-only file system"), r"cannot write the store \(Read-only"),
         (report(clock_s=NOW_S - 600), "east's clock is .* behind"),
