@@ -6,7 +6,7 @@ behaviour. Measures have ir_measures' names: nDCG@10, RR(rel=2)@10, AP, R@100, .
 """
 
 import re
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
@@ -31,6 +31,10 @@ class Measure(NamedTuple):
         return f"{self.family}{relevant}{f'@{self.cutoff}' if self.cutoff else ''}"
 
 
+ALIASES = {"mrr": "RR", "map": "AP", "recall": "R", "precision": "P"}
+"""Names of measures in other programs, with ours."""
+
+
 def parse_measure(name: str) -> Measure:
     """Parses a measure's name: `RR(rel=2)@10` is ("RR", 10, 2).
 
@@ -39,6 +43,9 @@ def parse_measure(name: str) -> Measure:
     found = _NAME.fullmatch(name.strip())
     by_lower_name = {family.lower(): family for family in NEEDS_CUTOFF}
     family = by_lower_name.get(found["family"].lower()) if found else None
+    if found and family is None and (alias := ALIASES.get(found["family"].lower())):
+        renamed = name.replace(found["family"], alias)
+        raise ConfigError(f"unknown measure {name!r}: it is called {renamed} here")
     if not found or family is None:
         raise ConfigError(
             f"unknown measure {name!r}: use one of {', '.join(NEEDS_CUTOFF)} with a cutoff and, "
@@ -188,6 +195,14 @@ class ModelSpec(Spec):
     """Keep only the first n encoder layers."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Families without this attention use eager."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """A text is an id, or a folder if it begins with `/` or `.`."""
+        if isinstance(value, str):
+            return {"folder" if value.startswith(("/", ".", "~")) else "id": value}
+        return value
 
     @model_validator(mode="after")
     def _exactly_one_source(self) -> "ModelSpec":

@@ -119,6 +119,9 @@ def folder_files(folder: Path, split: str) -> FolderFiles:
         plain_or_gz(folder / "qrels" / f"{split}.tsv"),
     )
     if beir.documents.exists() or (folder / "qrels").is_dir():
+        known = sorted({path.name.split(".")[0] for path in (folder / "qrels").glob("*.tsv*")})
+        if known and not beir.qrels.exists():
+            raise DataError(f"{folder} has no split {split!r}: there is {', '.join(known)}")
         return beir
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")

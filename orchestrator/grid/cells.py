@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from xsweep.orchestrator.grid.load import located
 from xsweep.orchestrator.grid.resolve import References, Step, check_objectives, mismatch, steps_of
-from xsweep.orchestrator.grid.schema import Backbone, Match, Objective, Stage, TrainingSettings
+from xsweep.orchestrator.grid.schema import Backbone, Match, TrainingSettings
 from xsweep.orchestrator.grid.yaml import Where
 
 
@@ -44,27 +44,33 @@ class SkippedCell(NamedTuple):
 
 
 def check_names(refs: References) -> None:
-    """Check that every name in the grid is known and every label unique."""
+    """Check that every name in the grid is known and every label unique; reports all that are not.
+
+    No data is read.
+    """
     grid, file = refs.grid, refs.source
     labels: dict[str, int] = {}
     for place, backbone in enumerate(grid.backbones):
-        first = labels.setdefault(backbone.name, place)
-        if first != place:
-            line, _ = file.position(("backbones", first))
-            raise file.error(
-                ("backbones", place),
-                f"two backbones are called {backbone.name!r} (first in line {line}): "
-                "set a different `label`",
-            )
-        refs.model(("backbones", place), backbone)
+        with file.collecting():
+            refs.model(("backbones", place), backbone)
+            first = labels.setdefault(backbone.name, place)
+            if first != place:
+                line, _ = file.position(("backbones", first))
+                raise file.error(
+                    ("backbones", place),
+                    f"two backbones are called {backbone.name!r} (first in line {line}): "
+                    "set a different `label`",
+                )
     check_objectives(refs)
     for place, seed in enumerate(grid.seeds):
-        if seed in grid.seeds[:place]:
-            raise file.error(("seeds", place), f"the seed {seed} is given twice")
+        with file.collecting():
+            if seed in grid.seeds[:place]:
+                raise file.error(("seeds", place), f"the seed {seed} is given twice")
     for name in grid.teachers:
-        refs.teacher(name)
-        refs.training_collection(name)
-        refs.training_candidates(name)
+        for check in (refs.teacher, refs.training_collection, refs.training_candidates):
+            with file.collecting():
+                check(name)
+    _check_collections(refs)
     rules: list[tuple[Where, Match | None]] = [
         *((("exclude", place), match) for place, match in enumerate(grid.exclude)),
         *((("include", place), match) for place, match in enumerate(grid.include)),
@@ -73,8 +79,27 @@ def check_names(refs: References) -> None:
         *((("search", place, "apply"), search.apply) for place, search in enumerate(grid.search)),
     ]
     for where, match in rules:
-        if match:
-            _check_match(refs, where, match)
+        with file.collecting():
+            if match:
+                _check_match(refs, where, match)
+    file.raise_errors()
+
+
+def _check_collections(refs: References) -> None:
+    evaluation, validation = refs.grid.evaluation, refs.grid.validation
+    for place, name in enumerate(evaluation.collections):
+        with refs.source.collecting():
+            refs.collection(("evaluation", "collections", place), name)
+            refs.first_stage(name, "evaluation")
+    for place, name in enumerate(evaluation.suites):
+        with refs.source.collecting():
+            refs.suite(("evaluation", "suites", place), name)
+    with refs.source.collecting():
+        if validation and validation.collection:
+            refs.collection(("validation", "collection"), validation.collection)
+            refs.first_stage(validation.collection, "validation")
+        elif validation:
+            refs.suite(("validation", "suite"), validation.suite or "")
 
 
 def _check_match(refs: References, where: Where, match: Match) -> None:
@@ -147,22 +172,9 @@ class Layers:
             where: Where = ("objectives", name)
             if not objective.stages:
                 rules.append((where, Match(objective=(name,)), objective.training))
-            for place, stage in enumerate(objective.stages):
-                self._check_keys((*where, "stages", place), stage.training)
         rules.sort(key=lambda rule: len(rule[1].model_fields_set))
         self.layers = [(("training",), Match(), general), *rules]
-        for where, _, values in self.layers:
-            self._check_keys(where, values)
         self._merged: dict[str, TrainingSettings] = {}
-
-    def _check_keys(self, where: Where, values: dict[str, Any]) -> None:
-        known = set(TrainingSettings.model_fields)
-        known |= {"collection"} if where == ("training",) else set()
-        if where[0] == "objectives":
-            known |= set((Stage if "stages" in where else Objective).model_fields)
-        for key in values:
-            if key not in known:
-                raise self.source.unknown((*where, key), "key", key, known, at_key=True)
 
     def settings(
         self, cell: Cell, step: Step, *further: tuple[Where, dict[str, Any]]

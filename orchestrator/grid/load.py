@@ -1,14 +1,24 @@
 """Read and validate grid files; every error names file, line, column and a remedy."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from xsweep.errors import ConfigError, unknown_name
-from xsweep.orchestrator.grid.schema import FirstStage, Grid, Need, Teacher, TrainingSettings
-from xsweep.orchestrator.grid.yaml import Where, YamlFile, nearest, read_yaml
+from xsweep.evaluator.specs import Spec
+from xsweep.orchestrator.grid.schema import (
+    FirstStage,
+    Grid,
+    Need,
+    Objective,
+    Stage,
+    Teacher,
+    TrainingSettings,
+)
+from xsweep.orchestrator.grid.yaml import PlacedError, Where, YamlFile, nearest, read_yaml
 
 SHIPPED = Path(__file__).resolve().parents[2] / "sweeps"
 _SWITCHES = {
@@ -18,6 +28,38 @@ _SWITCHES = {
     if field.annotation is bool
 }
 """Keys with boolean values."""
+
+_OPTIONAL: dict[str, Any] = {
+    name: (field.annotation, FieldInfo.merge_field_infos(field, default=None))
+    for name, field in TrainingSettings.model_fields.items()
+}
+_GIVEN: Any = create_model("_GIVEN", __base__=Spec, **_OPTIONAL)
+"""Training settings of which none is required."""
+
+SYNONYMS = {
+    **dict.fromkeys(
+        ("epochs", "num_epochs", "num_train_epochs"),
+        "this file counts `steps`, each of `batch_queries` queries",
+    ),
+    **dict.fromkeys(("max_steps", "train_steps"), "it is called `steps`"),
+    "learning_rate": "it is called `lr`",
+    **dict.fromkeys(
+        ("batch_size", "train_batch_size", "per_device_train_batch_size"),
+        "it is called `batch_queries`: queries per step, each with its teacher's documents",
+    ),
+    **dict.fromkeys(("max_length", "max_seq_length"), "give `query_tokens` and `document_tokens`"),
+    **dict.fromkeys(("fp16", "bf16", "amp"), "it is called `precision`: `bf16` or `fp32`"),
+    **dict.fromkeys(("warmup_ratio", "warmup"), "it is called `warmup_steps`, a number of steps"),
+    **dict.fromkeys(
+        ("model", "models"),
+        "models to train are `backbones:`, each with `id`, `package` or `folder`",
+    ),
+    **dict.fromkeys(
+        ("dataset", "datasets"), "it is called `collection` to train on, `collections` to test on"
+    ),
+    **dict.fromkeys(("metric", "metrics"), "it is called `measures`, in `validation` `measure`"),
+}
+"""Keys of other programs, with what a grid file has in their place."""
 
 
 def find_grid(path: Path) -> Path:
@@ -38,17 +80,23 @@ def read_grid(path: Path, data_home: Path | None = None) -> tuple[Grid, YamlFile
     """Read a grid file and check its form; `${data_home}` stands for the given folder.
 
     A file that `extends` another one inherits the top-level keys that it lacks. Raises ConfigError
-    with `file:line:column` for the first error.
+    with `file:line:column` for each error.
     """
     file = _read_with_base(path, {"data_home": str(data_home) if data_home else None}, ())
-    for where in _booleans(file.data, ()):
-        if where[-1] not in _SWITCHES:
-            # pydantic would read true as the number 1
-            raise file.error(where, f"{'.'.join(map(str, where))} does not accept a boolean")
-    try:
-        return Grid.model_validate(file.data), file
-    except ValidationError as problem:
-        raise located(problem, file) from problem
+    file.errors.extend(
+        # pydantic would read true as the number 1
+        file.error(where, f"{'.'.join(map(str, where))} does not accept a boolean")
+        for where in _booleans(file.data, ())
+        if where[-1] not in _SWITCHES
+    )
+    _check_training(file)
+    with file.collecting():
+        try:
+            grid = Grid.model_validate(file.data)
+        except ValidationError as problem:
+            raise located(problem, file) from problem
+    file.raise_errors()
+    return grid, file
 
 
 def _read_with_base(
@@ -71,46 +119,95 @@ def _read_with_base(
 
 
 def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> ConfigError:
-    """The first of pydantic's errors as a ConfigError at its position in the file.
+    """All of pydantic's errors as one ConfigError, a line for each position in the file.
 
     `where` is the path of the block that was validated.
     """
-    first = min(
-        problem.errors(),
-        # A misspelt key is also missing under its right name, and a list of wrong entries is also
-        # too short: the more specific error comes first.
-        key=lambda error: (
-            error["type"] in ("missing", "too_short"),
-            file.position((*where, *error["loc"])),
-        ),
-    )
-    loc, value = first["loc"], first["input"]
+    errors = problem.errors()
+    misspelt = {each["loc"][:-1] for each in errors if each["type"] == "extra_forbidden"}
+    inner = {each["loc"][:-1] for each in errors}
+    # A misspelt key is also missing under its right name, and a list of wrong entries too short.
+    found = [
+        _located(each, file, where)
+        for each in errors
+        if not (each["type"] == "missing" and each["loc"][:-1] in misspelt)
+        and not (each["type"] == "too_short" and each["loc"] in inner)
+    ]
+    found.sort(key=lambda error: error.place)
+    first = found[0]
+    first.args = ("\n".join(dict.fromkeys(map(str, found))),)
+    return first
+
+
+def _located(error: Any, file: YamlFile, where: Where) -> PlacedError:
+    loc, value = error["loc"], error["input"]
     name = ".".join(map(str, (*where, *loc))) or "the grid"
-    match first["type"]:
+    match error["type"]:
         case "extra_forbidden":
-            known = _known_keys((*where, *loc[:-1]))
-            return file.unknown((*where, *loc), "key", str(loc[-1]), known, at_key=True)
+            return unknown_key(file, (*where, *loc), _known_keys((*where, *loc[:-1])))
         case "missing":
             return file.error((*where, *loc), f"the key {name!r} is missing")
         case "too_short":
             return file.error((*where, *loc), f"{name} is empty: it needs at least one entry")
         case "value_error":
-            return file.error((*where, *loc), f"{name}: {first['ctx']['error']}")
-    message = first["msg"].removeprefix("Input ")
-    hint = ": write it in quotes" if first["type"] == "string_type" and value is not None else ""
+            return file.error((*where, *loc), f"{name}: {error['ctx']['error']}")
+        case "tuple_type":
+            return file.error((*where, *loc), f"{name} is a list: write [{value}]")
+    message = error["msg"].removeprefix("Input ")
+    hint = ": write it in quotes" if error["type"] == "string_type" and value is not None else ""
     found = repr(value)
     found = found if len(found) < 60 else f"{found[:57]}..."
     message = f"{name} {message[:1].lower()}{message[1:]}, not {found}{hint}"
     return file.error((*where, *loc), message)
 
 
+def unknown_key(file: YamlFile, where: Where, known: Collection[str]) -> PlacedError:
+    """An error for a key, with what other programs' name for it is here, or the nearest key."""
+    name = str(where[-1])
+    if hint := SYNONYMS.get(name.lower()):
+        return file.error(where, f"unknown key {name!r}: {hint}", at_key=True)
+    return file.unknown(where, "key", name, known, at_key=True)
+
+
+def _check_training(file: YamlFile) -> None:
+    """Collect the errors of all training settings, key by key, wherever the file gives some."""
+    for where, block, others in _training_blocks(file.data):
+        known = [*TrainingSettings.model_fields, *others]
+        given = block if isinstance(block, dict) else {}
+        unknown = given.keys() - set(known)
+        file.errors.extend(unknown_key(file, (*where, key), known) for key in unknown)
+        settings = {key: given[key] for key in given.keys() & TrainingSettings.model_fields.keys()}
+        with file.collecting():
+            try:
+                _GIVEN.model_validate(settings)
+            except ValidationError as problem:
+                raise located(problem, file, where) from problem
+
+
+def _training_blocks(grid: Mapping[str, Any]) -> Iterator[tuple[Where, Any, Collection[str]]]:
+    """Blocks of training settings, of any form, with the other keys that they may have."""
+    yield ("training",), grid.get("training"), ["collection"]
+    for name in ("overrides", "search"):
+        for place, rule in _items(grid.get(name)):
+            yield (name, place, "training"), dict(_items(rule)).get("training"), ()
+    for name, entry in _items(grid.get("objectives")):
+        yield ("objectives", name), entry, Objective.model_fields
+        for place, stage in _items(dict(_items(entry)).get("stages")):
+            yield ("objectives", name, "stages", place), stage, Stage.model_fields
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """Keys and values of a mapping, places and items of a list, nothing of anything else."""
+    if isinstance(value, list):
+        return enumerate(value)
+    return value.items() if isinstance(value, dict) else ()
+
+
 def _booleans(value: Any, where: Where) -> Iterator[Where]:
     if isinstance(value, bool):
         yield where
-    elif isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for step, item in items:
-            yield from _booleans(item, (*where, step))
+    for step, item in _items(value):
+        yield from _booleans(item, (*where, step))
 
 
 def _known_keys(where: Where) -> list[str]:

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from xsweep.errors import DataError
+from xsweep.evaluator.data.collection import folder_files
 from xsweep.evaluator.data.suites import SUITES, dataset, suite
 from xsweep.evaluator.specs import (
     ApidocsSpec,
@@ -127,6 +129,10 @@ class References:
         identical_ids = entry.identical_ids or "keep"
         if entry.folder:
             path = self.path((*where, "folder"), entry.folder)
+            try:
+                folder_files(path, entry.split)
+            except DataError as problem:
+                raise self.source.error((*where, "split"), str(problem)) from problem
             return FolderSpec(
                 name=name, path=str(path), split=entry.split, identical_ids=identical_ids
             )
@@ -144,7 +150,11 @@ class References:
         try:
             ir_datasets.registry[irds_id]  # also creates data sets known by a pattern
         except KeyError as problem:
-            hint = nearest(irds_id, list(ir_datasets.registry))
+            known, parent = list(ir_datasets.registry), irds_id.rpartition("/")[0]
+            splits = [each for each in known if each.startswith(f"{parent}/")]
+            hint = nearest(irds_id, known)
+            if "/" in parent and splits:
+                hint = f"{parent} has {', '.join(splits)}"
             raise self.source.error(
                 where, f"ir_datasets has no data set {irds_id!r}: {hint}"
             ) from problem
@@ -285,23 +295,28 @@ def check_objectives(refs: References) -> None:
     """Check every entry of `objectives:`: losses, parameters, teachers and stages."""
     list(OBJECTIVES)  # raises if two installed packages register one name
     for name, entry in refs.grid.objectives.items():
-        others = sorted(entry.model_fields_set - {"stages"}) + sorted(entry.training)
-        if entry.stages and others:
-            other = others[0]
-            message = f"{other!r} belongs in a stage: an objective with stages has no other keys"
-            raise refs.source.error(("objectives", name, other), message, at_key=True)
-        blocks: Sequence[Objective | Stage] = entry.stages or (entry,)
-        steps = steps_of(refs, name, "")
-        for step, block in zip(steps, blocks, strict=True):
-            where, teachers = (*step.where, "teachers"), block.teachers or ()
-            refs.names(where, teachers, refs.grid.teachers)
-            if step is steps[-1]:
-                continue
-            if len(teachers) > 1:
-                message = "a stage before the last has one teacher: list several in the last one"
-                raise refs.source.error(where, message)
-            if reason := mismatch(refs, step.objective, step.spec.signals, step.teacher):
-                raise refs.source.error(where, reason)
+        with refs.source.collecting():
+            _check_objective(refs, name, entry)
+
+
+def _check_objective(refs: References, name: str, entry: Objective) -> None:
+    others = sorted(entry.model_fields_set - {"stages"}) + sorted(entry.training)
+    if entry.stages and others:
+        other = others[0]
+        message = f"{other!r} belongs in a stage: an objective with stages has no other keys"
+        raise refs.source.error(("objectives", name, other), message, at_key=True)
+    blocks: Sequence[Objective | Stage] = entry.stages or (entry,)
+    steps = steps_of(refs, name, "")
+    for step, block in zip(steps, blocks, strict=True):
+        where, teachers = (*step.where, "teachers"), block.teachers or ()
+        refs.names(where, teachers, refs.grid.teachers)
+        if step is steps[-1]:
+            continue
+        if len(teachers) > 1:
+            message = "a stage before the last has one teacher: list several in the last one"
+            raise refs.source.error(where, message)
+        if reason := mismatch(refs, step.objective, step.spec.signals, step.teacher):
+            raise refs.source.error(where, reason)
 
 
 def mismatch(

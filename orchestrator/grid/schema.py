@@ -12,6 +12,7 @@ from pydantic import (
     create_model,
     model_validator,
 )
+from pydantic.json_schema import GenerateJsonSchema
 
 from xsweep.evaluator.specs import (
     BATCH_TOKENS,
@@ -31,7 +32,27 @@ from xsweep.trainer.objectives import Signal
 from xsweep.trainer.specs import AshaSpec, OptimisationSpec
 from xsweep.trainer.teachers.formats import FILE_KEYS
 
-Listed = BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _as_file(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_first_stage(value: Any) -> Any:
+    return {value: {} if value == "bm25" else True} if isinstance(value, str) else value
+
+
+def _as_collection(value: Any) -> Any:
+    """A data set of ir_datasets, `irds:beir/scifact/test`, or a folder."""
+    if not isinstance(value, str):
+        return value
+    return {"irds": value[5:]} if value.startswith("irds:") else {"folder": value}
+
+
+Listed = BeforeValidator(_as_list)
 """One value may be written without a list."""
 
 Names = Annotated[tuple[str, ...], Listed]
@@ -40,9 +61,7 @@ Measure = Annotated[str, AfterValidator(lambda name: str(parse_measure(name)))]
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-File = Annotated[
-    FileSpec, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)
-]
+File = Annotated[FileSpec, BeforeValidator(_as_file)]
 """A path, or `{path: …, md5: …}`; relative paths start at the grid file's folder."""
 
 
@@ -81,10 +100,6 @@ class FirstStage(Spec):
         return self
 
 
-def _as_first_stage(value: Any) -> Any:
-    return {value: {} if value == "bm25" else True} if isinstance(value, str) else value
-
-
 FirstStageEntry = Annotated[FirstStage, BeforeValidator(_as_first_stage)]
 
 
@@ -111,6 +126,9 @@ class Collection(Spec):
         if self.documents and not (self.queries and self.qrels):
             raise ValueError("documents, queries and qrels belong together")
         return self
+
+
+CollectionEntry = Annotated[Collection, BeforeValidator(_as_collection)]
 
 
 def model_name(model: ModelSpec) -> str:
@@ -191,9 +209,11 @@ class Term(Spec):
     parameters: dict[str, float] = Field(default={})
 
 
-TermEntry = Annotated[
-    Term, BeforeValidator(lambda value: value if isinstance(value, dict) else {"weight": value})
-]
+def _as_term(value: Any) -> Any:
+    return value if isinstance(value, dict) else {"weight": value}
+
+
+TermEntry = Annotated[Term, BeforeValidator(_as_term)]
 
 
 class Stage(Spec):
@@ -234,7 +254,11 @@ class Objective(Spec):
         return self.model_extra or {}
 
 
-ObjectiveEntry = Annotated[Objective, BeforeValidator(lambda value: {} if value is None else value)]
+def _as_objective(value: Any) -> Any:
+    return {} if value is None else value
+
+
+ObjectiveEntry = Annotated[Objective, BeforeValidator(_as_objective)]
 
 
 class Range(Spec):
@@ -379,7 +403,7 @@ class Grid(Spec):
     rehearsal: bool = False
     """Run every job with a tiny random model on small generated data, to test the whole pipeline;
     such results are marked in name, identity and reports, and never mix with real ones."""
-    collections: dict[str, Collection] = Field(default={})
+    collections: dict[str, CollectionEntry] = Field(default={})
     """Own collections, by name."""
     ir_datasets_home: str | None = None
     """A folder laid out as IR_DATASETS_HOME; None: the default of ir_datasets."""
@@ -407,3 +431,48 @@ class Grid(Spec):
             if need.ranks > 1 and kind != "train":
                 raise ValueError(f"resources.{kind}.ranks: only a training can have several")
         return self
+
+
+SHORT_FORMS: dict[Any, str] = {
+    _as_file: "string",
+    _as_first_stage: "string",
+    _as_collection: "string",
+    _as_term: "number",
+    _as_objective: "null",
+}
+"""The JSON type that each of these converters accepts in place of a block."""
+
+
+class _JsonSchema(GenerateJsonSchema):
+    """Pydantic's JSON Schema with the short forms that converters accept."""
+
+    def function_before_schema(self, schema: Any) -> dict[str, Any]:
+        inner, function = super().function_before_schema(schema), schema["function"]["function"]
+        if function is _as_list:
+            return {"anyOf": [inner["items"], inner]}
+        if kind := SHORT_FORMS.get(function):
+            return {"anyOf": [{"type": kind}, inner]}
+        return inner
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a grid file, by which editors complete and check it."""
+    schema = Grid.model_json_schema(schema_generator=_JsonSchema)
+    blocks = schema["$defs"]
+    settings = TrainingSettings.model_json_schema(schema_generator=_JsonSchema)
+    blocks |= settings.pop("$defs", {})
+    settings = settings["properties"]
+    for name in ("Objective", "Stage"):
+        blocks[name]["properties"] |= settings
+        blocks[name]["additionalProperties"] = False
+    training = {"type": "object", "properties": settings, "additionalProperties": False}
+    for name in ("Override", "Search"):
+        blocks[name]["properties"]["training"] = training
+    collection = {"collection": {"type": "string"}}
+    schema["properties"]["training"] = {**training, "properties": {**settings, **collection}}
+    for name in ("ModelSpec", "Backbone"):
+        blocks[name] = {"anyOf": [{"type": "string"}, blocks[name]]}
+    blocks["Need"]["properties"]["memory"] = {"type": ["string", "integer", "null"]}
+    # a file that extends another inherits what it lacks
+    schema["anyOf"] = [{"required": schema.pop("required")}, {"required": ["extends", "name"]}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}

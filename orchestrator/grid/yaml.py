@@ -6,7 +6,8 @@ tags, duplicate keys, merge keys or NaN; size, depth and aliases are bounded.
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f"known are {', '.join(names[:LISTED])}{more}"
 
 
+class PlacedError(ConfigError):
+    """An error at a line and column of a file."""
+
+    def __init__(self, path: Path, line: int, column: int, message: str) -> None:
+        super().__init__(f"{path}:{line}:{column}: {message}")
+        self.place = str(path), line, column
+
+
 @dataclass(frozen=True)
 class YamlFile:
     """A parsed file: its text, its data and the positions of its values."""
@@ -51,6 +60,22 @@ class YamlFile:
     """ruamel's nodes of the key (None for a list's item) and of the value."""
     base: "YamlFile | None" = None
     """The file that this one extends."""
+    errors: list[ConfigError] = field(default_factory=list, compare=False)
+    """Errors found so far, see `collecting`."""
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Collect an error of the block, so that those after it are reported together with it."""
+        try:
+            yield
+        except ConfigError as error:
+            self.errors.append(error)
+
+    def raise_errors(self) -> None:
+        """Raise the collected errors as one, a line each, in the order of the file."""
+        self.errors.sort(key=lambda error: getattr(error, "place", ("",)))
+        if self.errors:
+            raise ConfigError("\n".join(dict.fromkeys(map(str, self.errors))))
 
     def over(self, base: "YamlFile") -> "YamlFile":
         """This file with those top-level keys of another one that it lacks."""
@@ -75,15 +100,14 @@ class YamlFile:
         mark = (key if at_key and key else value).start_mark
         return mark.line + 1, mark.column + 1
 
-    def error(self, where: Where, message: str, *, at_key: bool = False) -> ConfigError:
-        """A ConfigError that begins with `file:line:column`, see `position`."""
-        line, column = self.position(where, at_key=at_key)
-        return ConfigError(f"{self._owner(where).path}:{line}:{column}: {message}")
+    def error(self, where: Where, message: str, *, at_key: bool = False) -> PlacedError:
+        """An error that begins with `file:line:column`, see `position`."""
+        return PlacedError(self._owner(where).path, *self.position(where, at_key=at_key), message)
 
     def unknown(
         self, where: Where, kind: str, name: str, known: Collection[str], *, at_key: bool = False
-    ) -> ConfigError:
-        """A ConfigError for an unknown name, with the nearest known one."""
+    ) -> PlacedError:
+        """An error for an unknown name, with the nearest known one."""
         return self.error(where, f"unknown {kind} {name!r}: {nearest(name, known)}", at_key=at_key)
 
     def _owner(self, where: Where) -> "YamlFile":

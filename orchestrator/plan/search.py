@@ -73,10 +73,6 @@ def _check_space(refs: References, where: Where, rule: Search) -> None:
         if rule.samples is None and values.choice is None:
             message = "a range has no end of values: give `samples`, or a `choice`"
             raise source.error(here, message)
-    for name in rule.training:
-        if name not in TrainingSettings.model_fields:
-            here = (*where, "training", name)
-            raise source.unknown(here, "key", name, TrainingSettings.model_fields, at_key=True)
 
 
 def _only_step(refs: References, where: Where, cell: Cell) -> Step:
