@@ -24,6 +24,10 @@ def _find_grid(path: Path) -> Path:
     return find_grid(path)
 
 
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A value in place of the file's; repeatable."),
+]
 GridFile = Annotated[
     Path,
     typer.Argument(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xsweep.errors import ConfigError, DataError
-from xsweep.orchestrator.cli.app import GridFile, app, open_database, settings_of
+from xsweep.orchestrator.cli.app import Changes, GridFile, app, open_database, settings_of
 from xsweep.orchestrator.formatting import data_size, duration
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ SHOWN = 12
 def plan(
     ctx: typer.Context,
     grid: GridFile,
+    changes: Changes = None,
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs to forecast for.")] = None,
     gpu_type: Annotated[
         str, typer.Option(help="GPU type: H200, H100, A100, L40S, A10G, L4, RTX4090, RTX3090.")
@@ -38,11 +39,12 @@ def plan(
     Examples:
       xsweep plan quickstart
       xsweep plan full_grid --data-home ~/data --gpus 8 --gpu-type H100
+      xsweep plan quickstart --set training.lr=2e-4 --set seeds=[1,2]
     """
     from xsweep.orchestrator.plan import plan_grid
 
     settings = settings_of(ctx)
-    planned = plan_grid(grid, settings)
+    planned = plan_grid(grid, settings, changes or ())
     submission = preview(settings, planned)
     show_plan(planned, submission)
     show_forecast(settings, planned, gpus, gpu_type)
@@ -192,6 +194,7 @@ def _show_time(found: "Forecast") -> None:
 def submit(
     ctx: typer.Context,
     grid: GridFile,
+    changes: Changes = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan; store nothing.")
     ] = False,
@@ -215,7 +218,7 @@ def submit(
     from xsweep.orchestrator.runtime import process
 
     settings = settings_of(ctx)
-    planned = plan_grid(grid, settings)
+    planned = plan_grid(grid, settings, changes or ())
     if dry_run:
         submission = preview(settings, planned, replace)
         show_plan(planned, submission)
@@ -285,3 +288,18 @@ def run(
     raise typer.Exit(
         process.run(settings_of(ctx), until_idle=until_idle, metrics_port=metrics_port)
     )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of grid files, by which editors complete and check them.
+
+    \b
+    Example:
+      xsweep schema > grid.schema.json
+    """
+    import json
+
+    from xsweep.orchestrator.grid.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=1))

@@ -18,7 +18,14 @@ from xsweep.orchestrator.grid.schema import (
     Teacher,
     TrainingSettings,
 )
-from xsweep.orchestrator.grid.yaml import PlacedError, Where, YamlFile, nearest, read_yaml
+from xsweep.orchestrator.grid.yaml import (
+    PlacedError,
+    PlacedErrors,
+    Where,
+    YamlFile,
+    nearest,
+    read_yaml,
+)
 
 SHIPPED = Path(__file__).resolve().parents[2] / "sweeps"
 _SWITCHES = {
@@ -76,13 +83,19 @@ def find_grid(path: Path) -> Path:
     return known[path.name]
 
 
-def read_grid(path: Path, data_home: Path | None = None) -> tuple[Grid, YamlFile]:
+def read_grid(
+    path: Path, data_home: Path | None = None, changes: Iterable[str] = ()
+) -> tuple[Grid, YamlFile]:
     """Read a grid file and check its form; `${data_home}` stands for the given folder.
+
+    `changes` replace or add values: `training.lr=5e-5`, `backbones.0.layers=2`.
 
     A file that `extends` another one inherits the top-level keys that it lacks. Raises ConfigError
     with `file:line:column` for each error.
     """
     file = _read_with_base(path, {"data_home": str(data_home) if data_home else None}, ())
+    for change in changes:
+        file = file.changed(change)
     file.errors.extend(
         # pydantic would read true as the number 1
         file.error(where, f"{'.'.join(map(str, where))} does not accept a boolean")
@@ -118,8 +131,8 @@ def _read_with_base(
     return file.over(_read_with_base(base, variables, (path, *above)))
 
 
-def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> ConfigError:
-    """All of pydantic's errors as one ConfigError, a line for each position in the file.
+def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> PlacedErrors:
+    """All of pydantic's errors, at their places in the file.
 
     `where` is the path of the block that was validated.
     """
@@ -127,16 +140,12 @@ def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> Conf
     misspelt = {each["loc"][:-1] for each in errors if each["type"] == "extra_forbidden"}
     inner = {each["loc"][:-1] for each in errors}
     # A misspelt key is also missing under its right name, and a list of wrong entries too short.
-    found = [
+    return PlacedErrors(
         _located(each, file, where)
         for each in errors
         if not (each["type"] == "missing" and each["loc"][:-1] in misspelt)
         and not (each["type"] == "too_short" and each["loc"] in inner)
-    ]
-    found.sort(key=lambda error: error.place)
-    first = found[0]
-    first.args = ("\n".join(dict.fromkeys(map(str, found))),)
-    return first
+    )
 
 
 def _located(error: Any, file: YamlFile, where: Where) -> PlacedError:

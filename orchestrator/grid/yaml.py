@@ -6,8 +6,9 @@ tags, duplicate keys, merge keys or NaN; size, depth and aliases are bounded.
 
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,19 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 class PlacedError(ConfigError):
-    """An error at a line and column of a file."""
+    """An error at a place: file, line and column."""
 
-    def __init__(self, path: Path, line: int, column: int, message: str) -> None:
-        super().__init__(f"{path}:{line}:{column}: {message}")
-        self.place = str(path), line, column
+    def __init__(self, message: str, place: tuple[str, int, int]) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+class PlacedErrors(ConfigError):
+    """Errors of a file as one, a line each, in the file's order."""
+
+    def __init__(self, errors: Iterable[ConfigError]) -> None:
+        self.errors = sorted(errors, key=lambda error: getattr(error, "place", ("",)))
+        super().__init__("\n".join(dict.fromkeys(map(str, self.errors))))
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class YamlFile:
     """ruamel's nodes of the key (None for a list's item) and of the value."""
     base: "YamlFile | None" = None
     """The file that this one extends."""
+    changes: Mapping[Where, str] = field(default_factory=dict)
+    """Settings given in place of the file's, see `changed`."""
     errors: list[ConfigError] = field(default_factory=list, compare=False)
     """Errors found so far, see `collecting`."""
 
@@ -69,13 +80,12 @@ class YamlFile:
         try:
             yield
         except ConfigError as error:
-            self.errors.append(error)
+            self.errors.extend(error.errors if isinstance(error, PlacedErrors) else [error])
 
     def raise_errors(self) -> None:
-        """Raise the collected errors as one, a line each, in the order of the file."""
-        self.errors.sort(key=lambda error: getattr(error, "place", ("",)))
+        """Raise the collected errors as one."""
         if self.errors:
-            raise ConfigError("\n".join(dict.fromkeys(map(str, self.errors))))
+            raise PlacedErrors(self.errors)
 
     def over(self, base: "YamlFile") -> "YamlFile":
         """This file with those top-level keys of another one that it lacks."""
@@ -85,6 +95,34 @@ class YamlFile:
             data={**base.data, **self.data},
             base=base,
         )
+
+    def changed(self, change: str) -> "YamlFile":
+        """This file with one value replaced or added, such as `training.lr=5e-5`.
+
+        Its text records the change as a comment.
+        """
+        name, equals, text = change.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {change}: write KEY=VALUE, such as training.lr=5e-5")
+        data = deepcopy(self.data)
+        block: Any = data
+        *above, last = name.split(".")
+        where: Where = ()
+        for part in (*above, last):
+            step = int(part) if isinstance(block, list) and part.isdigit() else part
+            if not (
+                isinstance(block, dict) or (isinstance(block, list) and step in range(len(block)))
+            ):
+                path = ".".join(map(str, where))
+                raise ConfigError(f"--set {change}: {path} has no entry {part!r}")
+            where = *where, step
+            if len(where) <= len(above):
+                if isinstance(block, dict) and block.get(part) is None:
+                    block[part] = {}
+                block = block[step]
+        block[where[-1]] = parse(text, Path(f"--set {name}"))
+        recorded = f"{self.text.rstrip()}\n# --set {change}\n"
+        return replace(self, text=recorded, data=data, changes={**self.changes, where: change})
 
     def position(self, where: Where, *, at_key: bool = False) -> tuple[int, int]:
         """Line and column, from 1, of a value or of its key.
@@ -102,7 +140,11 @@ class YamlFile:
 
     def error(self, where: Where, message: str, *, at_key: bool = False) -> PlacedError:
         """An error that begins with `file:line:column`, see `position`."""
-        return PlacedError(self._owner(where).path, *self.position(where, at_key=at_key), message)
+        for given, change in self.changes.items():
+            if where[: len(given)] == given:
+                return PlacedError(f"--set {change}: {message}", ("", 0, 0))
+        place = str(self._owner(where).path), *self.position(where, at_key=at_key)
+        return PlacedError(f"{':'.join(map(str, place))}: {message}", place)
 
     def unknown(
         self, where: Where, kind: str, name: str, known: Collection[str], *, at_key: bool = False
@@ -123,13 +165,31 @@ def read_yaml(path: Path, variables: Mapping[str, str | None]) -> YamlFile:
     Raises ConfigError with `file:line:column` for anything but plain YAML, and for a variable that
     is unknown or not set (None).
     """
+    text = _read_text(path)
+    root, constructor = _compose(text, path)
+    if root is None or root.id != "mapping":
+        raise ConfigError(
+            f"{path}:1:1: a grid file is a mapping of keys such as `name:` and "
+            "`backbones:`; see sweeps/quickstart.yaml"
+        )
+    reader = _Reader(path, variables, constructor)
+    return YamlFile(path, text, reader.value((), None, root), reader.places)
+
+
+def parse(text: str, path: Path) -> Any:
+    """The plain value of a text, under the rules of `read_yaml`."""
+    root, constructor = _compose(text, path)
+    return None if root is None else _Reader(path, {}, constructor).value((), None, root)
+
+
+def _compose(text: str, path: Path) -> tuple[Any, Any]:
+    """The root of ruamel's nodes and the constructor of their values."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-    text = _read_text(path)
     yaml = YAML(typ="safe", pure=True)
     try:
-        root = yaml.compose(text)
+        return yaml.compose(text), yaml.constructor
     except MarkedYAMLError as problem:
         raise _error(path, problem.problem_mark, f"not valid YAML: {problem.problem}") from problem
     except YAMLError as problem:  # a character that YAML does not allow
@@ -137,13 +197,6 @@ def read_yaml(path: Path, variables: Mapping[str, str | None]) -> YamlFile:
         raise ConfigError(f"{path}:{place}: not valid YAML: {first_line(problem)}") from problem
     except RecursionError as problem:
         raise ConfigError(f"{path}: nested far too deep") from problem
-    if root is None or root.id != "mapping":
-        raise ConfigError(
-            f"{path}:1:1: a grid file is a mapping of keys such as `name:` and "
-            "`backbones:`; see sweeps/quickstart.yaml"
-        )
-    reader = _Reader(path, variables, yaml.constructor)
-    return YamlFile(path, text, reader.value((), None, root), reader.places)
 
 
 def _read_text(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Plan a grid: one training per cell, one evaluation per training and test collection."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,13 @@ class Plan:
         return dict(Counter(job.kind for job in self.jobs))
 
 
-def plan_grid(path: Path, settings: Settings) -> Plan:
+def plan_grid(path: Path, settings: Settings, changes: Iterable[str] = ()) -> Plan:
     """Read and plan a grid file; nothing is written but checksums, below `home`.
 
     Raises ConfigError with `file:line:column` for an error in the file, DataError for a data file
     that cannot be read.
     """
-    grid, file = read_grid(path, settings.data_home)
+    grid, file = read_grid(path, settings.data_home, changes)
     own_folders = []
     if grid.rehearsal:
         from xsweep.orchestrator.rehearsal import rehearsal_of
