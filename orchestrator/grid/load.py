@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from xsweep.errors import ConfigError, unknown_name
+from xsweep.errors import unknown_name
 from xsweep.evaluator.specs import Spec
 from xsweep.orchestrator.grid.schema import (
     FirstStage,

@@ -34,7 +34,7 @@ class NodeReport(TypedDict):
     """The versions, store access and clock of a node."""
 
     versions: dict[str, str | None]
-    """Of Python, xsweep and `PACKAGES`; None where a package is missing."""
+    """Versions of Python, xsweep and `PACKAGES`; None where a package is missing."""
     sees_probe: bool
     write_error: str | None
     """None where the store can be written."""
