@@ -139,10 +139,13 @@ def corrected(p_values: np.ndarray, correction: str) -> np.ndarray:
 
     (0.01, 0.04, 0.03) gives (0.03, 0.06, 0.06) under holm and (0.03, 0.04, 0.04) under bh.
     """
+    method, _ = CORRECTIONS[correction]
+    if method is None or len(p_values) < 2:
+        return p_values
+    # imports pandas and scipy.stats: half of the time of a small report
     from statsmodels.stats.multitest import multipletests
 
-    method, _ = CORRECTIONS[correction]
-    return multipletests(p_values, method=method)[1] if method else p_values
+    return multipletests(p_values, method=method)[1]
 
 
 def _shares(collections: Sequence[np.ndarray], weights: Sequence[float] | None) -> Sequence[float]:

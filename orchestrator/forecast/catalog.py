@@ -176,7 +176,11 @@ def mappings_in(value: Any) -> Iterator[dict[str, Any]]:
 
 def _missing(block: Mapping[str, Any]) -> Iterator[Download]:
     if block.get("source") == "irds":
-        yield from _missing_sources(IrdsSpec(**block))
+        try:
+            missing = [each for each in sources(IrdsSpec(**block)) if not each.present]
+            yield from (Download(str(each.path), each.size_bytes, each.how) for each in missing)
+        except DataError as problem:
+            yield Download(block["id"], None, str(problem))
     elif block.get("type") == "docpairs":
         yield Download(f"docpairs of {block['id']}", 1.84e9, "fetched by ir_datasets")
     elif block.keys() == FileSpec.model_fields.keys() and not Path(block["path"]).exists():
@@ -186,15 +190,6 @@ def _missing(block: Mapping[str, Any]) -> Iterator[Download]:
         shape, known = shape_of(block)
         size_bytes = 4.0 * shape.parameters if known else None
         yield Download(block["id"], size_bytes, "fetched from huggingface.co")
-
-
-def _missing_sources(spec: IrdsSpec) -> Iterator[Download]:
-    try:
-        for source in sources(spec):
-            if not source.present:
-                yield Download(str(source.path), source.size_bytes, source.how)
-    except DataError as problem:
-        yield Download(spec.id, None, str(problem))
 
 
 def _in_hub_cache(model: str) -> bool:

@@ -1,5 +1,6 @@
 """Cells of a grid: the cross product without excluded cells, and the settings of each training."""
 
+from collections.abc import Collection
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -62,10 +63,8 @@ def check_names(refs: References) -> None:
                     "set a different `label`",
                 )
     check_objectives(refs)
-    for place, seed in enumerate(grid.seeds):
-        with file.collecting():
-            if seed in grid.seeds[:place]:
-                raise file.error(("seeds", place), f"the seed {seed} is given twice")
+    with file.collecting():
+        refs.names(("seeds",), grid.seeds, grid.seeds)
     for name in grid.teachers:
         for check in (refs.teacher, refs.training_collection, refs.training_candidates):
             with file.collecting():
@@ -104,13 +103,13 @@ def _check_collections(refs: References) -> None:
 
 def _check_match(refs: References, where: Where, match: Match) -> None:
     grid = refs.grid
-    refs.names((*where, "backbone"), match.backbone, {b.name: b for b in grid.backbones})
-    refs.names((*where, "group"), match.group, {b.group: b for b in grid.backbones if b.group})
-    refs.names((*where, "objective"), match.objective, grid.objectives)
-    refs.names((*where, "teacher"), match.teacher, grid.teachers)
-    for place, seed in enumerate(match.seed):
-        if seed not in grid.seeds:
-            raise refs.source.error((*where, "seed", place), f"the grid has no seed {seed}")
+    known: dict[str, Collection[str | int]] = {
+        "backbone": [backbone.name for backbone in grid.backbones],
+        "group": [backbone.group for backbone in grid.backbones if backbone.group],
+        **{"objective": grid.objectives, "teacher": grid.teachers, "seed": grid.seeds},
+    }
+    for key, names in known.items():
+        refs.names((*where, key), getattr(match, key), names)
     if not any(match.model_dump().values()):
         raise refs.source.error(where, "this rule matches every cell: name some of them")
 

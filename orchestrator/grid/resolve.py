@@ -1,7 +1,7 @@
 """Resolve the names and paths of a grid file to specs; no data is read."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -264,12 +264,12 @@ class References:
         declared = FileSpec(path=getattr(entry, key), md5=entry.md5, sha256=entry.sha256)
         return self.file(("teachers", name, key), declared)
 
-    def names(self, where: Where, given: tuple[str, ...], known: Mapping[str, object]) -> None:
-        """Check that all names are known and none is repeated."""
+    def names(self, where: Where, given: Sequence[str | int], known: Iterable[str | int]) -> None:
+        """Check that all names or seeds are known and none is repeated."""
         for place, name in enumerate(given):
             if name not in known:
                 kind = str(where[-1]).rstrip("s")
-                raise self.source.unknown((*where, place), kind, name, known.keys())
+                raise self.source.unknown((*where, place), kind, str(name), [*map(str, known)])
             if name in given[:place]:
                 raise self.source.error((*where, place), f"{name!r} is named twice")
 

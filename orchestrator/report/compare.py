@@ -11,7 +11,7 @@ from xsweep.db.results import Cell
 from xsweep.errors import ConfigError
 from xsweep.evaluator.significance import corrected, paired_t
 from xsweep.orchestrator.formatting import listed, p_value, signed
-from xsweep.orchestrator.report.render_data import dump_json, finite, row_fields
+from xsweep.orchestrator.report.render_data import dump_csv, dump_json, finite, row_fields
 from xsweep.orchestrator.report.render_text import escape_markdown
 from xsweep.orchestrator.report.significance import CONFIDENCE, mean_and_width, rows_named
 from xsweep.orchestrator.report.table import Column, Entry, Row, build_table
@@ -153,7 +153,13 @@ def render_differences(
     query, JSON has everything at full precision under schema `xsweep.compare/1`.
     """
     if format == "csv":
-        return _csv(found)
+        return dump_csv(
+            [
+                {"measure": each.measure, "collection": each.collection, **query._asdict()}
+                for each in found
+                for query in each.queries
+            ]
+        )
     if format == "json":
         return dump_json(_document(sweep, rows, found))
     markdown = format == "markdown"
@@ -217,17 +223,6 @@ def _short(text: str) -> str:
     # a control character in a text must not reach the terminal
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
     return shorten(plain, MAX_QUERY_LETTERS, placeholder=" …")
-
-
-def _csv(found: Sequence[Differences]) -> str:
-    import pandas as pd
-
-    lines = [
-        {"measure": each.measure, "collection": each.collection, **query._asdict()}
-        for each in found
-        for query in each.queries
-    ]
-    return pd.DataFrame(lines).to_csv(index=False, lineterminator="\n")
 
 
 def _document(sweep: str, rows: tuple[Row, Row], found: Sequence[Differences]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from xsweep.orchestrator.report.caption import Style, caption
@@ -40,8 +41,6 @@ def render_json(report: Report, layout: Layout = PLAIN) -> str:
 
 def render_csv(report: Report, layout: Layout = PLAIN) -> str:
     """Tidy lines: one per row, column and baseline, or one without comparisons."""
-    import pandas as pd
-
     lines = []
     for row, place, compared in _places(report):
         flat = ({"rehearsal": True} if report.rehearsal else {}) | row_fields(row) | place
@@ -52,6 +51,13 @@ def render_csv(report: Report, layout: Layout = PLAIN) -> str:
         )
         flat["unfinished"] = " ".join(f"{n} {state}" for state, n in place["unfinished"].items())
         lines += [flat | each for each in compared or [{}]]
+    return dump_csv(lines)
+
+
+def dump_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """CSV with a head; a key that a line lacks is an empty field."""
+    import pandas as pd
+
     # dtype object: integers stay integers in a column with gaps
     return pd.DataFrame(lines, dtype=object).to_csv(index=False, lineterminator="\n")
 

@@ -219,8 +219,7 @@ def infeasible_reason(request: ResourceRequest, nodes: Sequence[Node]) -> str | 
         key: max(each.resources.get(key, 0.0) for each in labelled) for key in request.resources
     }
     has = ", ".join(f"{amount:g} {key}" for key, amount in sorted(largest.items()))
-    count = f", and there are {len(labelled)}" if request.ranks > 1 else ""
-    has += count
+    has += f", and there are {len(labelled)}" if request.ranks > 1 else ""
     return f"asks for {request}; the largest node has {has}: change `resources:` or add a node"
 
 

@@ -113,7 +113,8 @@ class Pool:
             for placement in sorted(warm, key=lambda each: each.model != model):
                 placement.idle_since_s, placement.model = None, model
                 return placement
-        nodes = self._choose_nodes(request, excluded) or self._make_room(request, excluded)
+        nodes = choose_nodes(request, self.nodes(), self._free(), excluded)
+        nodes = nodes or self._make_room(request, excluded)
         if nodes is None:
             return None
         new = self._start(name if alone else f"{SHARED}{uuid.uuid4().hex[:8]}", request, nodes)
@@ -209,21 +210,16 @@ class Pool:
         )
         return free_resources(self.nodes(), held)
 
-    def _choose_nodes(
-        self, request: ResourceRequest, excluded: Collection[str], *, idle: bool = False
-    ) -> list[Node] | None:
-        return choose_nodes(request, self.nodes(), self._free(idle=idle), excluded)
-
     def _make_room(self, request: ResourceRequest, excluded: Collection[str]) -> list[Node] | None:
         """Kill idle workers, the longest idle first, until the job fits; none in vain."""
-        room = self._choose_nodes(request, excluded, idle=True)
+        room = choose_nodes(request, self.nodes(), self._free(idle=True), excluded)
         if room is None:
             return None
         chosen = {None, *(node.id for node in room)}
         for placement in sorted(self._idle(), key=lambda each: each.idle_since_s or 0.0):
             if chosen.intersection(placement.nodes):
                 self.kill(placement)
-                if nodes := self._choose_nodes(request, excluded):
+                if nodes := choose_nodes(request, self.nodes(), self._free(), excluded):
                     return nodes
         return None
 

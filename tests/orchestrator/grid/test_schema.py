@@ -62,9 +62,9 @@ WRONG_CONTENT = [
     ("backbone: L6", "backbone: L7", "L7", "unknown backbone 'L7': known are L3, L6"),
     ("group: small}, t", "group: smal}, t", "smal}, t", "unknown group 'smal': did you mean"),
     ("objective: margin_mse", "objective: [bce]", "bce", "unknown objective 'bce'"),
-    ("{backbone: L6, objective: margin_mse}", "{seed: 9}", "9}", "has no seed 9"),
+    ("{backbone: L6, objective: margin_mse}", "{seed: 9}", "9}", "unknown seed '9': known are"),
     ("{backbone: L6, objective: margin_mse}", "{}", "{}", "this rule matches every cell"),
-    ("[1, 2]", "[1, 1]", "1]", "the seed 1 is given twice"),
+    ("[1, 2]", "[1, 1]", "1]", "1 is named twice"),
     ("apidocs/train", "apidocs/trian", "apidocs/trian", "did you mean 'apidocs/train'?"),
     ("apidocs/train", "irds:beir/scifct", "irds:", "did you mean 'beir/scifact'?"),
     ("collection: apidocs/train, ", "", "{steps", "training.collection must name"),
@@ -345,7 +345,7 @@ def test_a_changed_value_plans_as_the_changed_file_does(tmp_path: Path, settings
         ("name.x=1", "--set name.x=1: name has no entry 'x'"),
         ("training.lr={", "--set training.lr:1:2: not valid YAML"),
         ("validation.depth=0", "--set validation.depth=0: validation.depth should be greater"),
-        ("seeds=[1, 1]", "--set seeds=[1, 1]: the seed 1 is given twice"),
+        ("seeds=[1, 1]", "--set seeds=[1, 1]: 1 is named twice"),
     ],
 )
 def test_a_wrong_change_is_reported_as_such(
