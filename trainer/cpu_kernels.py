@@ -62,20 +62,15 @@ class TrainingKernels(Kernels):
         return project
 
     def attend(
-        self, sides_T3ND: Tensor, packing: Packing, window_tokens: int | None, rate: float
-    ) -> Tensor:
-        return attend_with_gradients(None, sides_T3ND, packing, window_tokens, self._rate(rate))
-
-    def attend_from_first(
         self,
-        query_SND: Tensor,
-        sides_T2ND: Tensor,
+        query_SND: Tensor | None,
+        sides_TKND: Tensor,
         packing: Packing,
         window_tokens: int | None,
         rate: float,
     ) -> Tensor:
         return attend_with_gradients(
-            query_SND, sides_T2ND, packing, window_tokens, self._rate(rate)
+            query_SND, sides_TKND, packing, window_tokens, self._rate(rate)
         )
 
     def rotate(self, sides_TKND: Tensor, rotation: tuple[Tensor, Tensor], count: int) -> Tensor:
@@ -232,16 +227,11 @@ def attend_with_gradients(
     window_tokens: int | None,
     rate: float,
 ) -> Tensor:
-    """Attention of every token, or with `query_SND` of each sequence's first one, [Q, N * D].
-
-    The sides are query, key and value, or the last two. With a window a token attends to those at
-    most `window_tokens` away.
-    """
+    """`varlen.attention.attend` with gradients and dropout."""
     if not sides_TKND.is_cuda:
         return _Attention.apply(query_SND, sides_TKND, packing.lengths, window_tokens, rate)
     if query_SND is None and not rate and sides_TKND.dtype != torch.float32:
-        query_TND, key_TND, value_TND = sides_TKND.unbind(1)
-        return attend(query_TND, key_TND, value_TND, packing, window_tokens)
+        return attend(None, sides_TKND, packing, window_tokens)
     return attend_padded(query_SND, sides_TKND, packing, window_tokens, rate)
 
 

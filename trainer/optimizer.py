@@ -63,29 +63,3 @@ def write_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[name])
-
-
-def read_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments by parameter name; parameters that never had a gradient have none."""
-    return {
-        f"{moment}.{name}": optimizer.state[parameter][moment]
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-        for moment in MOMENTS
-    }
-
-
-def restore(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    weights: dict[str, Tensor],
-    moments: dict[str, Tensor],
-    steps: int,
-) -> None:
-    """Restores the weights and moments that `steps` updates have made."""
-    write_weights(model, weights)
-    for name, parameter in model.named_parameters():
-        if f"{MOMENTS[0]}.{name}" in moments:
-            state = {m: moments[f"{m}.{name}"].to(parameter.device).clone() for m in MOMENTS}
-            step = torch.tensor(float(steps), device=parameter.device)
-            optimizer.state[parameter] = {"step": step, **state}

@@ -1,9 +1,10 @@
 """Sequences packed end to end without padding, and attention within each of them.
 
-Shapes: T tokens of all sequences, S sequences, N heads, D width of a head.
+Shapes: T tokens of all sequences, S sequences, Q queries (T of them, or S first tokens), K sides,
+N heads, D width of a head.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -60,67 +61,39 @@ def pack(sequences: Sequence[PairIds]) -> Packing:
 
 
 def attend(
-    query_TND: torch.Tensor,
-    key_TND: torch.Tensor,
-    value_TND: torch.Tensor,
+    query_SND: torch.Tensor | None,
+    sides_TKND: torch.Tensor,
     packing: Packing,
     window_tokens: int | None = None,
 ) -> torch.Tensor:
-    """Every token's attention to the tokens of its own sequence, [T, N * D].
+    """Attention of every token, or with `query_SND` of each sequence's first one, [Q, N * D].
 
-    With a window, to those at most `window_tokens` away. A GPU in half precision runs PyTorch's
-    varlen kernel; elsewhere neighbours of equal length share a call, so sort sequences by length.
+    The sides are query, key and value, or the last two. With a window a token attends to those at
+    most `window_tokens` away. A GPU in half precision runs PyTorch's varlen kernel; elsewhere
+    neighbours of equal length share a call, so sort sequences by length.
     """
-    if query_TND.is_cuda and query_TND.dtype != torch.float32:
-        return _attend_varlen(query_TND, key_TND, value_TND, packing, window_tokens)
-    mixed_TND = torch.empty_like(query_TND, memory_format=torch.contiguous_format)
-    for rows, shape in _groups(packing.lengths):
-        length = shape[1]
-        sides = (side[rows].unflatten(0, shape) for side in (query_TND, key_TND, value_TND))
-        mask = None
-        if window_tokens is not None and length > window_tokens + 1:
-            places = torch.arange(length, device=query_TND.device)
-            mask = (places[:, None] - places).abs() <= window_tokens
-        query, key, value = (side.transpose(1, 2) for side in sides)
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        mixed_TND[rows] = mixed.transpose(1, 2).flatten(0, 1)
-    return mixed_TND.flatten(1)
-
-
-def attend_from_first(
-    query_SND: torch.Tensor,
-    key_TND: torch.Tensor,
-    value_TND: torch.Tensor,
-    packing: Packing,
-    window_tokens: int | None = None,
-) -> torch.Tensor:
-    """The attention of each sequence's first token alone, [S, N * D].
-
-    A last layer needs no more for a head that reads the first token.
-    """
-    mixed_SND = torch.empty_like(query_SND, memory_format=torch.contiguous_format)
-    sequence = 0
-    for rows, (count, length) in _groups(packing.lengths):
-        seen = length if window_tokens is None else min(length, window_tokens + 1)
+    query_QND = sides_TKND[:, 0] if query_SND is None else query_SND
+    key_TND, value_TND = sides_TKND[:, -2], sides_TKND[:, -1]
+    if query_SND is None and query_QND.is_cuda and query_QND.dtype != torch.float32:
+        return _attend_varlen(query_QND, key_TND, value_TND, packing, window_tokens)
+    mixed_QND = torch.empty_like(query_QND, memory_format=torch.contiguous_format)
+    start = start_query = 0
+    for length, same in groupby(packing.lengths):
+        count, queries = len(list(same)), length if query_SND is None else 1
+        rows = slice(start_query, start_query + count * queries)
+        query = query_QND[rows].unflatten(0, (count, queries)).transpose(1, 2)
         key, value = (
-            side[rows].unflatten(0, (count, length))[:, :seen].transpose(1, 2)
+            side[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2)
             for side in (key_TND, value_TND)
         )
-        places = slice(sequence, sequence + count)
-        mixed_SND[places] = scaled_dot_product_attention(
-            query_SND[places].unsqueeze(2), key, value
-        ).squeeze(2)
-        sequence += count
-    return mixed_SND.flatten(1)
-
-
-def _groups(lengths: Sequence[int]) -> Iterator[tuple[slice, tuple[int, int]]]:
-    """Token rows of neighbours of equal length, with (sequences, length)."""
-    start = 0
-    for length, same in groupby(lengths):
-        count = len(list(same))
-        yield slice(start, start + count * length), (count, length)
-        start += count * length
+        mask = None
+        if window_tokens is not None and length > window_tokens + 1:
+            places = torch.arange(length, device=query.device)
+            mask = (places[:queries, None] - places).abs() <= window_tokens
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed_QND[rows] = mixed.transpose(1, 2).flatten(0, 1)
+        start, start_query = start + count * length, rows.stop
+    return mixed_QND.flatten(1)
 
 
 def _attend_varlen(

@@ -150,19 +150,18 @@ def _attention(
     def attend(
         inputs_TH: torch.Tensor, packing: Packing, first_only: bool, rotation: Rotation | None
     ) -> torch.Tensor:
+        project, count = (to_key_value, 2) if first_only else (to_all, 3)
+        sides_TKND = project(inputs_TH).unflatten(-1, (count, heads, -1))
+        if rotation:
+            sides_TKND = kernels.rotate(sides_TKND, rotation, count - 1)
         if not first_only:
-            sides_T3ND = to_all(inputs_TH).unflatten(-1, (3, heads, -1))
-            if rotation:
-                sides_T3ND = kernels.rotate(sides_T3ND, rotation, 2)
-            return kernels.attend(sides_T3ND, packing, window_tokens, rate)
-        sides_T2ND = to_key_value(inputs_TH).unflatten(-1, (2, heads, -1))
+            return kernels.attend(None, sides_TKND, packing, window_tokens, rate)
         first_S = packing.starts_S
         query_S1ND = to_query(inputs_TH[first_S]).unflatten(-1, (1, heads, -1))
         if rotation:
             cosines_TD, sines_TD = rotation
-            sides_T2ND = kernels.rotate(sides_T2ND, rotation, 1)
             query_S1ND = kernels.rotate(query_S1ND, (cosines_TD[first_S], sines_TD[first_S]), 1)
-        return kernels.attend_from_first(query_S1ND[:, 0], sides_T2ND, packing, window_tokens, rate)
+        return kernels.attend(query_S1ND[:, 0], sides_TKND, packing, window_tokens, rate)
 
     return attend
 

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 from torch.nn.functional import gelu, linear
 
-from xsweep.evaluator.varlen.attention import Packing, attend, attend_from_first
+from xsweep.evaluator.varlen.attention import Packing, attend
 
 Projection = Callable[[torch.Tensor], torch.Tensor]
 Layer = Callable[..., torch.Tensor]
@@ -107,23 +107,15 @@ class Kernels:
         return project
 
     def attend(
-        self, sides_T3ND: torch.Tensor, packing: Packing, window_tokens: int | None, rate: float
-    ) -> torch.Tensor:
-        """Attention of every token (see `varlen.attention`); `rate` is its dropout in training."""
-        query_TND, key_TND, value_TND = sides_T3ND.unbind(1)
-        return attend(query_TND, key_TND, value_TND, packing, window_tokens)
-
-    def attend_from_first(
         self,
-        query_SND: torch.Tensor,
-        sides_T2ND: torch.Tensor,
+        query_SND: torch.Tensor | None,
+        sides_TKND: torch.Tensor,
         packing: Packing,
         window_tokens: int | None,
         rate: float,
     ) -> torch.Tensor:
-        """Attention of each sequence's first token alone."""
-        key_TND, value_TND = sides_T2ND.unbind(1)
-        return attend_from_first(query_SND, key_TND, value_TND, packing, window_tokens)
+        """Attention as `varlen.attention.attend` defines it; `rate` is its dropout in training."""
+        return attend(query_SND, sides_TKND, packing, window_tokens)
 
     def rotate(
         self, sides_TKND: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor], count: int

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, distributed
 
 from xsweep.trainer.forward import Inputs, Scorer
-from xsweep.trainer.optimizer import build_adamw, clip, read_moments, restore, set_lr
+from xsweep.trainer.optimizer import MOMENTS, build_adamw, clip, set_lr, write_weights
 from xsweep.trainer.specs import OptimisationSpec
 
 
@@ -53,10 +54,21 @@ class PlainEngine:
     def moments(self) -> dict[str, Tensor]:
         """AdamW's state as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, fp32, unsharded.
 
-        The same in every engine, so that a training can resume under another one.
+        The same in every engine, so that a training can resume under another one. Parameters that
+        never had a gradient have none.
         """
-        return read_moments(self.model, self.adamw)
+        return {
+            f"{moment}.{name}": self.adamw.state[parameter][moment]
+            for name, parameter in self.model.named_parameters()
+            if parameter in self.adamw.state
+            for moment in MOMENTS
+        }
 
     def restore(self, weights: dict[str, Tensor], moments: dict[str, Tensor], steps: int) -> None:
         """Restores the weights and moments that `steps` updates have made."""
-        restore(self.model, self.adamw, weights, moments, steps)
+        write_weights(self.model, weights)
+        for name, parameter in self.model.named_parameters():
+            if f"{MOMENTS[0]}.{name}" in moments:
+                state = {m: moments[f"{m}.{name}"].to(parameter.device).clone() for m in MOMENTS}
+                step = torch.tensor(float(steps), device=parameter.device)
+                self.adamw.state[parameter] = {"step": step, **state}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xsweep.evaluator.pairs import PairIds
-from xsweep.evaluator.varlen.attention import _attend_varlen, attend, attend_from_first, pack
+from xsweep.evaluator.varlen.attention import _attend_varlen, attend, pack
 
 
 def _packed(lengths: list[int]):
@@ -39,8 +39,9 @@ def test_tokens_see_their_own_sequence_and_window_only(
     sides = torch.randn(3, sum(lengths), 2, 4)
     packing = _packed(lengths)
     expected = _plain_attention(sides, lengths, window)
-    torch.testing.assert_close(attend(*sides, packing, window), expected)
-    first = attend_from_first(sides[0][packing.starts_S], *sides[1:], packing, window)
+    sides_TKND = sides.transpose(0, 1)
+    torch.testing.assert_close(attend(None, sides_TKND, packing, window), expected)
+    first = attend(sides[0][packing.starts_S], sides_TKND[:, 1:], packing, window)
     torch.testing.assert_close(first, expected[packing.starts_S])
 
 
