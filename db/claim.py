@@ -170,7 +170,7 @@ def _claim_columns(job: Any, postgresql: bool) -> sa.Select[Any]:
     before, later = Attempt.__table__.alias("before").c, Attempt.__table__.alias("later").c
     # a job that is redone starts from nothing
     redone = sa.exists().where(
-        later.job_id == job.id, later.token >= before.token, later.outcome == "done"
+        later.job_id == before.job_id, later.token >= before.token, later.outcome == "done"
     )
     earlier = sa.select(gather(sa.cast(before.token, sa.Text), before.folder, type_=sa.JSON)).where(
         before.job_id == job.id, before.token < job.token, before.folder.is_not(None), ~redone
