@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     AnySource = Source
 else:
     AnySource = Annotated[
-        Union[tuple(form.source for form in FORMATS.values())],  # noqa: UP007 - of a tuple
+        Union[tuple(FORMATS.values())],  # noqa: UP007 - of a tuple
         Field(discriminator="type"),
     ]
 
@@ -100,13 +100,12 @@ class TeacherSpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         kind = self.source.type
-        form = FORMATS[kind]
-        if self.signal not in form.signals:
-            given = " or ".join(sorted(form.signals))
+        if self.signal not in self.source.signals:
+            given = " or ".join(sorted(self.source.signals))
             raise ValueError(f"a {kind!r} source gives {given}, not {self.signal}")
         if self.negatives and self.list_size:
             raise ValueError("give negatives (positive first) or list_size (any), not both")
-        if form.pairs:
+        if self.source.pairs:
             if self.negatives not in (None, 1) or self.list_size or self.depth:
                 raise ValueError(f"a {kind!r} source holds finished pairs: remove the sampling")
         elif self.signal == "labels" and self.negatives is None:

@@ -37,7 +37,6 @@ from xsweep.trainer.search import (
 )
 from xsweep.trainer.specs import TeacherSpec, TrainSpec, validation_roles
 from xsweep.trainer.teachers import Teacher
-from xsweep.trainer.teachers.formats import FORMATS
 from xsweep.trainer.teachers.lists import ListTeacher, read_lists
 from xsweep.trainer.teachers.pairs import open_pairs
 
@@ -143,7 +142,7 @@ def open_teacher(
     Raises DataError if a file is missing, malformed or not the declared one, if a document is
     unknown, or if nothing remains to train on.
     """
-    if FORMATS[spec.source.type].pairs:
+    if spec.source.pairs:
         return open_pairs(spec.source, collection, documents)
     lists = read_lists(spec, inputs)
     return ListTeacher(

@@ -256,7 +256,7 @@ class References:
             source = self._irds(("teachers", name, "source"), entry.source.removeprefix("irds:"))
             return {"type": "docpairs", "id": source.id}
         key = next(key for key in FILE_KEYS if getattr(entry, key))
-        options = set(FORMATS[key].source.model_fields) - {"type", "file"}
+        options = set(FORMATS[key].model_fields) - {"type", "file"}
         file = self._teacher_file(name, entry, key)
         return {"type": key, "file": file, **entry.model_dump(include=options)}
 

@@ -1,8 +1,8 @@
 """Formats of a teacher's signal: the source that a specification names, and its reader.
 
-A format is a `Source` class with its own `type`, and a reader under `@teacher_format`. The reader
-gives a ranked list for each query (`ListFile`) or finished pairs (`PairFile`). If the source is a
-file, its type is also the key for that file in a grid.
+A format is a `Source` class with its own `type`. It reads a ranked list for each query (`ListFile`)
+or finished pairs (`PairFile`). If the source is a file, its type is also the key for that file in a
+grid.
 
 Planning a grid imports this module, so it imports no NumPy; `lists` and `pairs` draw the samples.
 """
@@ -13,7 +13,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.files import checked, columns_of, decode, read_lines
@@ -21,20 +21,6 @@ from xsweep.evaluator.data.readers import read_records
 from xsweep.evaluator.data.trec import run_lines
 from xsweep.evaluator.specs import FileSpec, Spec
 from xsweep.trainer.objectives import Signal
-
-Reader = TypeVar("Reader", bound=Callable[..., "ListFile | PairFile"])
-
-
-class Source(Spec):
-    """Base class of all sources."""
-
-    type: str
-
-
-class FileSource(Source):
-    """Base class of sources that are one file."""
-
-    file: FileSpec
 
 
 class Entry(NamedTuple):
@@ -78,37 +64,38 @@ class PairFile(NamedTuple):
     """The parts of a line in error messages."""
 
 
-class Format(NamedTuple):
-    """One format of a teacher's signal."""
-
-    source: type[Source]
-    signals: frozenset[Signal]
-    """Signals that the format can give."""
-    pairs: bool
-    """True for finished pairs, which leave nothing to sample."""
-    read: Callable[..., Any]
-    """`read(source) -> PairFile`, or `read(source, signal, inputs) -> ListFile`."""
-
-
-FORMATS: dict[str, Format] = {}
+FORMATS: dict[str, type[Source]] = {}
 """Formats by the `type` of their sources."""
 FILE_KEYS: dict[str, str] = {}
 """Grid keys of the formats that are files, with the first paragraph of the source's docstring."""
 
 
-def teacher_format(
-    source: type[Source], *, signals: tuple[Signal, ...], pairs: bool = False
-) -> Callable[[Reader], Reader]:
-    """Declares a function as the reader of a source that can give these signals."""
+class Source(Spec):
+    """Base class of all sources."""
 
-    def declare(read: Reader) -> Reader:
-        name = source.model_fields["type"].default
-        FORMATS[name] = Format(source, frozenset(signals), pairs, read)
-        if issubclass(source, FileSource):
-            FILE_KEYS[name] = inspect.cleandoc(source.__doc__ or "").split("\n\n")[0]
-        return read
+    type: str
+    signals: ClassVar[tuple[Signal, ...]] = ()
+    """Signals that the format can give."""
+    pairs: ClassVar[bool] = False
+    """True for finished pairs, which leave nothing to sample."""
 
-    return declare
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if cls.signals:
+            name = cls.model_fields["type"].default
+            FORMATS[name] = cls
+            if issubclass(cls, FileSource):
+                FILE_KEYS[name] = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0]
+
+    def read(self, *_: Any, **__: Any) -> Any:
+        """`read() -> PairFile` for finished pairs, else `read(signal, inputs) -> ListFile`."""
+        raise NotImplementedError
+
+
+class FileSource(Source):
+    """Base class of sources that are one file."""
+
+    file: FileSpec
 
 
 def _input(inputs: Mapping[str, Path], role: str) -> Path:
@@ -126,24 +113,20 @@ class CandidatesSource(Source):
     """Labels over the `candidates` input: positives from the qrels, negatives from the ranking."""
 
     type: Literal["candidates"] = "candidates"
+    signals = ("labels",)
 
-
-@teacher_format(CandidatesSource, signals=("labels",))
-def read_candidates(source: Source, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-    """Candidates of a `prepare` job."""
-    return _trec(_input(inputs, "candidates") / "candidates.run.gz")
+    def read(self, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+        return _trec(_input(inputs, "candidates") / "candidates.run.gz")
 
 
 class TeachSource(Source):
     """Scores of a `teach` job, whose folder is the input `teacher`."""
 
     type: Literal["teach"] = "teach"
+    signals = ("scores", "ranking")
 
-
-@teacher_format(TeachSource, signals=("scores", "ranking"))
-def read_teach(source: Source, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-    """Scores of a `teach` job."""
-    return _trec(_input(inputs, "teacher") / "scores.run.gz")
+    def read(self, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+        return _trec(_input(inputs, "teacher") / "scores.run.gz")
 
 
 class RunSource(FileSource):
@@ -152,25 +135,21 @@ class RunSource(FileSource):
     type: Literal["run"] = "run"
     order: Literal["rank", "score"] = "score"
     """The column that orders a list: in some published runs the other one has ties or differs."""
+    signals = ("labels", "scores", "ranking")
 
-
-@teacher_format(RunSource, signals=("labels", "scores", "ranking"))
-def read_run(source: RunSource, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-    """A TREC run in the order of its scores or its ranks."""
-    return _trec(checked(source.file), source.order)
+    def read(self, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+        return _trec(checked(self.file), self.order)
 
 
 class ScoresSource(FileSource):
     """Lines `query id <TAB> document id <TAB> score`."""
 
     type: Literal["scores"] = "scores"
+    signals = ("scores", "ranking")
 
-
-@teacher_format(ScoresSource, signals=("scores", "ranking"))
-def read_scores(source: ScoresSource, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-    """Scores, best first."""
-    path = checked(source.file)
-    return ListFile(path, _score_lines(path))
+    def read(self, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+        path = checked(self.file)
+        return ListFile(path, _score_lines(path))
 
 
 def _score_lines(path: Path) -> Iterator[Entry]:
@@ -192,13 +171,12 @@ class TriplesSource(FileSource):
     """Lines `query id <TAB> positive id <TAB> negative id` (MS MARCO's triples)."""
 
     type: Literal["triples"] = "triples"
+    signals = ("labels",)
+    pairs = True
 
-
-@teacher_format(TriplesSource, signals=("labels",), pairs=True)
-def read_triples(source: TriplesSource) -> PairFile:
-    """Pairs of ids."""
-    path = checked(source.file)
-    return PairFile(str(path), path, _triple, TRIPLE)
+    def read(self) -> PairFile:
+        path = checked(self.file)
+        return PairFile(str(path), path, _triple, TRIPLE)
 
 
 TRIPLE = "query, positive and negative id"
@@ -214,23 +192,23 @@ class DocpairsSource(Source):
 
     type: Literal["docpairs"] = "docpairs"
     id: str
+    signals = ("labels",)
+    pairs = True
 
+    def read(self) -> PairFile:
+        """The docpairs, read from their file if it has one in a known format."""
+        import ir_datasets
+        from ir_datasets.formats import TsvDocPairs
 
-@teacher_format(DocpairsSource, signals=("labels",), pairs=True)
-def read_docpairs(source: DocpairsSource) -> PairFile:
-    """The docpairs, read from their file if it has one in a known format."""
-    import ir_datasets
-    from ir_datasets.formats import TsvDocPairs
-
-    try:
-        pairs = ir_datasets.load(source.id).docpairs_handler()
-        # MS MARCO's 270 million take an hour line by line, a minute as one file.
-        path = Path(pairs.docpairs_path()) if type(pairs) is TsvDocPairs else None
-    except Exception as error:  # its loaders and the network raise any type
-        raise _no_docpairs(source.id, error) from error
-    is_plain = path and path.suffix in (".gz", ".tsv")
-    lines = path if path and is_plain else _docpair_lines(source.id, pairs)
-    return PairFile(source.id, lines, _triple, TRIPLE)
+        try:
+            pairs = ir_datasets.load(self.id).docpairs_handler()
+            # MS MARCO's 270 million take an hour line by line, a minute as one file.
+            path = Path(pairs.docpairs_path()) if type(pairs) is TsvDocPairs else None
+        except Exception as error:  # its loaders and the network raise any type
+            raise _no_docpairs(self.id, error) from error
+        is_plain = path and path.suffix in (".gz", ".tsv")
+        lines = path if path and is_plain else _docpair_lines(self.id, pairs)
+        return PairFile(self.id, lines, _triple, TRIPLE)
 
 
 def _docpair_lines(dataset_id: str, pairs: Any) -> Iterator[bytes]:
@@ -252,13 +230,12 @@ class ScoreTriplesSource(FileSource):
     """
 
     type: Literal["score_triples"] = "score_triples"
+    signals = ("scores",)
+    pairs = True
 
-
-@teacher_format(ScoreTriplesSource, signals=("scores",), pairs=True)
-def read_score_triples(source: ScoreTriplesSource) -> PairFile:
-    """Pairs of ids with a teacher's scores."""
-    path = checked(source.file)
-    return PairFile(str(path), path, _scored_triple, f"two scores, then {TRIPLE}")
+    def read(self) -> PairFile:
+        path = checked(self.file)
+        return PairFile(str(path), path, _scored_triple, f"two scores, then {TRIPLE}")
 
 
 def _scored_triple(line: str) -> Pair:
@@ -273,13 +250,12 @@ class JsonlSource(FileSource):
     """
 
     type: Literal["jsonl"] = "jsonl"
+    signals = ("labels", "scores", "ranking")
 
-
-@teacher_format(JsonlSource, signals=("labels", "scores", "ranking"))
-def read_jsonl(source: JsonlSource, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-    """Passages in the teacher's order; for labels, which need no scores, in the file's order."""
-    path = checked(source.file)
-    return ListFile(path, _passages(path, scored=signal != "labels"))
+    def read(self, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
+        """Passages in the teacher's order; for labels, which need no scores, in the file's."""
+        path = checked(self.file)
+        return ListFile(path, _passages(path, scored=signal != "labels"))
 
 
 def _passages(path: Path, scored: bool) -> Iterator[Entry]:

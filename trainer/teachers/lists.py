@@ -27,14 +27,14 @@ from xsweep.evaluator.data.trec import (
 )
 from xsweep.trainer.specs import TeacherSpec
 from xsweep.trainer.teachers import Sample
-from xsweep.trainer.teachers.formats import FORMATS, Entry
+from xsweep.trainer.teachers.formats import Entry
 
 _HEAD = struct.Struct("<II")
 
 
 def read_lists(spec: TeacherSpec, inputs: Mapping[str, Path]) -> "RankedLists":
     """Each query's documents, best first, with their scores."""
-    file = FORMATS[spec.source.type].read(spec.source, spec.signal, inputs)
+    file = spec.source.read(spec.signal, inputs)
     return RankedLists(file.path, file.entries, by_rank=file.by_rank)
 
 

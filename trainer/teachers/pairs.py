@@ -18,7 +18,7 @@ from xsweep.errors import DataError
 from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.data.files import refuse_packed
 from xsweep.trainer.teachers import Sample
-from xsweep.trainer.teachers.formats import FORMATS, PairFile, Source
+from xsweep.trainer.teachers.formats import PairFile, Source
 
 LARGEST = float(np.finfo(np.float32).max)
 LABELS = np.array((1, 0), dtype=np.float32)
@@ -93,7 +93,7 @@ def _temporary_file(parts: Iterable[bytes]) -> IO[bytes]:
 
 def open_pairs(source: Source, collection: Collection, documents: Container[str]) -> "PairTeacher":
     """Opens the teacher over a file of pairs. Raises DataError if the file cannot be read."""
-    return PairTeacher(FORMATS[source.type].read(source), collection.queries, documents)
+    return PairTeacher(source.read(), collection.queries, documents)
 
 
 class PairTeacher:
