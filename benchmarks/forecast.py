@@ -17,7 +17,6 @@ from xsweep.orchestrator.forecast.cost import group_of, paces
 from xsweep.orchestrator.forecast.cost_model import (
     GPUS,
     Device,
-    Planned,
     seconds,
     this_core,
     work_of,
@@ -59,8 +58,7 @@ def device_of(done: Duration) -> Device:
 
 def model_s(done: Duration, device: Device) -> float:
     """What the stated model expects."""
-    parents = {role: Planned(*parent) for role, parent in done.parents.items()}
-    work = work_of(done.kind, done.spec, parents)
+    work = work_of(done.kind, done.spec, done.parents)
     return seconds(work, device, float(done.resources.get("cpus", 1)))
 
 

@@ -210,8 +210,8 @@ class Duration:
 
     kind: str
     spec: dict[str, Any]
-    parents: dict[str, tuple[str, dict[str, Any]]]
-    """Kind and spec of the parents, by role."""
+    parents: dict[str, dict[str, Any]]
+    """Specs of the parents, by role."""
     resources: dict[str, Any]
     hardware: dict[str, Any]
     """The hardware in the result's provenance; may be empty."""
@@ -233,15 +233,14 @@ def load_durations(engine: Engine) -> list[Duration]:
     )
     with reading(engine) as connection:
         rows = connection.execute(newest).all()
-        parents: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {row.id: {} for row in rows}
+        parents: dict[int, dict[str, dict[str, Any]]] = {row.id: {} for row in rows}
         edges = (
-            select(Edge.child_id, Edge.role, Job.kind, Definition.spec)
-            .join_from(Edge, Job, Edge.parent_id == Job.id)
-            .join(Definition, Definition.job_id == Job.id)
+            select(Edge.child_id, Edge.role, Definition.spec)
+            .join_from(Edge, Definition, Edge.parent_id == Definition.job_id)
             .where(among(connection, Edge.child_id, parents))
         )
-        for child_id, role, kind, spec in connection.execute(edges):
-            parents[child_id][role] = (kind, spec)
+        for child_id, role, spec in connection.execute(edges):
+            parents[child_id][role] = spec
     return [
         Duration(
             kind=row.kind,

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -212,19 +211,19 @@ def _row(first: "Evaluation", model: "Evaluation") -> Row:
 
 def _suite_row(name: str, rows: list[Row]) -> Row:
     """Average a suite over its data sets without weights; CQADupStack's parts count as one."""
-    from xsweep.evaluator.data.suites import averaged_as
-    from xsweep.evaluator.data.suites import suite as collections_of
+    from xsweep.evaluator.data.suites import averaged_as, suite
+    from xsweep.orchestrator.report.table import Column
 
-    names = {collection.name for collection in collections_of(name)}
+    names = {collection.name for collection in suite(name)}
     members = [row for row in rows if row.name in names]
-    parts = Counter(averaged_as(row.name) for row in members)
-    weights = [1 / parts[averaged_as(row.name)] for row in members]
+    weights = Column("", name, tuple(row.name for row in members)).weights
 
     def mean(measure: str, side: int) -> float:
         return fmean((row.means[measure][side] for row in members), weights)
 
     means = {measure: (mean(measure, 0), mean(measure, 1)) for measure in rows[0].means}
-    return Row(name, f"mean of {len(parts)} data sets", means)
+    data_sets = {averaged_as(row.name) for row in members}
+    return Row(name, f"mean of {len(data_sets)} data sets", means)
 
 
 def _progress(done: int, total: int, **figures: float) -> None:

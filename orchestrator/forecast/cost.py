@@ -9,7 +9,7 @@ from typing import Any
 
 from xsweep.db.jobs import NewJob
 from xsweep.db.results import Duration
-from xsweep.orchestrator.forecast.cost_model import CPU_CORE, Device, Planned, seconds, work_of
+from xsweep.orchestrator.forecast.cost_model import CPU_CORE, Device, seconds, work_of
 
 ASSUMED_FACTOR = 2.0
 """Assumed error of the cost model where nothing was measured: half to twice as long."""
@@ -70,9 +70,8 @@ def paces(durations: Iterable[Duration], device: Device) -> dict[str, Pace]:
         # Rehearsals have other sizes than the collections that they name.
         if done.spec.get("rehearsal") or not _ran_on(device, done):
             continue
-        parents = {role: Planned(*parent) for role, parent in done.parents.items()}
         cpus = float(done.resources.get("cpus", 1))
-        expected_s = seconds(work_of(done.kind, done.spec, parents), device, cpus)
+        expected_s = seconds(work_of(done.kind, done.spec, done.parents), device, cpus)
         found[group_of(done.kind, done.spec)].append((done.seconds, expected_s))
     return {group: _pace(pairs) for group, pairs in found.items()}
 
@@ -112,7 +111,7 @@ def forecast(
     """
     durations = list(durations)
     on_device, on_cpu = paces(durations, device), paces(durations, CPU_CORE)
-    known = {job.identity: Planned(job.kind, job.spec) for job in jobs}
+    known = {job.identity: job.spec for job in jobs}
     by_kind: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     used: dict[str, Pace | None] = {}

@@ -96,11 +96,8 @@ def this_core() -> Device:
     return CPU_CORE._replace(flops_per_s=rate, bf16_speedup=2.0 if bf16_units() else 1.0)
 
 
-class Planned(NamedTuple):
-    """A parent of a job: its kind and its spec."""
-
-    kind: str
-    spec: Mapping[str, Any]
+Parents = Mapping[str, Mapping[str, Any]]
+"""The specs of a job's parents, by role."""
 
 
 class Work(NamedTuple):
@@ -118,7 +115,7 @@ class Work(NamedTuple):
     """A CPU may compute it in bf16 where that is faster."""
 
 
-def work_of(kind: str, spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work:
+def work_of(kind: str, spec: Mapping[str, Any], parents: Parents) -> Work:
     """The work of a job by its spec; an evaluation's model is that of its `run` parent."""
     match kind:
         case "train":
@@ -175,7 +172,7 @@ def validation_collections(spec: Mapping[str, Any]) -> tuple[Mapping[str, Any], 
     return (validation["collection"], *validation.get("further", ())) if validation else ()
 
 
-def _evaluation(spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work:
+def _evaluation(spec: Mapping[str, Any], parents: Parents) -> Work:
     scorer = spec["scorer"]
     if scorer["type"] == "first_stage":
         return Work(cpu_s=1)
@@ -183,7 +180,7 @@ def _evaluation(spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> Work
     pairs = size.queries * min(spec["depth"] or _depth(parents, 1000), size.documents)
     model = scorer.get("model")
     if scorer["type"] == "run":
-        model = {"type": "cross_encoder", "models": [parents["run"].spec["backbone"]]}
+        model = {"type": "cross_encoder", "models": [parents["run"]["backbone"]]}
     return _scoring(model, pairs * spec.get("max_passages", 1), size, spec, WARM_S)
 
 
@@ -226,8 +223,8 @@ def _pair_flops(shape: Shape, size: Size, spec: Mapping[str, Any]) -> float:
     return tokens * shape.token_flops(round(tokens))
 
 
-def _depth(parents: Mapping[str, Planned], default: int) -> int:
-    return int(parents["candidates"].spec["depth"]) if "candidates" in parents else default
+def _depth(parents: Parents, default: int) -> int:
+    return int(parents["candidates"]["depth"]) if "candidates" in parents else default
 
 
 def seconds(work: Work, device: Device, cpus: float) -> float:
@@ -259,7 +256,7 @@ PLANNED_SCORING = 1 / 3
 """Rule of thumb: time to score a pair relative to training on it."""
 
 
-def planned_s(kind: str, spec: Mapping[str, Any], parents: Mapping[str, Planned]) -> float:
+def planned_s(kind: str, spec: Mapping[str, Any], parents: Parents) -> float:
     """Seconds that a plan assumes for a job; only their proportions matter.
 
     200 queries at depth 100, scored by six layers: 200 x 100 / 3 / 20 = 333 s.
@@ -275,7 +272,7 @@ def planned_s(kind: str, spec: Mapping[str, Any], parents: Mapping[str, Planned]
         case "evaluate" if spec["scorer"]["type"] == "first_stage":
             return 5.0
         case "evaluate":
-            layers = _relative_layers(parents["run"].spec["backbone"]) if "run" in parents else 1.0
+            layers = _relative_layers(parents["run"]["backbone"]) if "run" in parents else 1.0
             pairs = PLANNED_QUERIES * spec["depth"]
             return pairs * PLANNED_SCORING / PLANNED_PAIRS_PER_S * layers
         case "search":

@@ -360,7 +360,8 @@ def _loss(refs: References, name: str) -> ObjectiveSpec:
             raise refs.source.unknown(here, "loss", other, OBJECTIVES, at_key=True)
         values = {"weight": term.weight, "parameters": _changed(other, term.parameters)}
         terms.append(refs.build((*here, "parameters"), TermSpec, name=other, **values))
-    spec = _objective_spec(refs, where, loss, entry.parameters, tuple(terms))
+    here, changed = (*where, "parameters"), _changed(loss, entry.parameters)
+    spec = refs.build(here, ObjectiveSpec, name=loss, parameters=changed, plus=tuple(terms))
     if not spec.signals:
         message = f"no teacher's signal feeds {' and '.join((loss, *sorted(entry.plus)))} together"
         raise refs.source.error((*where, "plus"), message, at_key=True)
@@ -378,19 +379,8 @@ def _stage_loss(refs: References, where: Where, stage: Stage) -> ObjectiveSpec:
     if loss not in OBJECTIVES:
         known = {**refs.grid.objectives, **OBJECTIVES}
         raise refs.source.unknown((*where, "objective"), "objective", loss, known)
-    return _objective_spec(refs, where, loss, stage.parameters)
-
-
-def _objective_spec(
-    refs: References,
-    where: Where,
-    loss: str,
-    parameters: dict[str, float],
-    plus: tuple[TermSpec, ...] = (),
-) -> ObjectiveSpec:
-    changed = _changed(loss, parameters)
-    here = (*where, "parameters")
-    return refs.build(here, ObjectiveSpec, name=loss, parameters=changed, plus=plus)
+    changed = _changed(loss, stage.parameters)
+    return refs.build((*where, "parameters"), ObjectiveSpec, name=loss, parameters=changed)
 
 
 def _changed(loss: str, given: dict[str, float]) -> dict[str, float]:

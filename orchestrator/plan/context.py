@@ -26,7 +26,7 @@ from xsweep.evaluator.specs import (
     TeacherModelSpec,
     TokensSpec,
 )
-from xsweep.orchestrator.forecast.cost_model import Planned, planned_s
+from xsweep.orchestrator.forecast.cost_model import planned_s
 from xsweep.orchestrator.grid.resolve import References
 from xsweep.orchestrator.grid.schema import Need, model_name
 from xsweep.orchestrator.grid.yaml import Where
@@ -114,8 +114,7 @@ class PlanContext:
         known = self._specs.get(id(spec)) or self._learn(spec, same_as or spec)
         key = identity_of(kind, known.significant, parents)
         if key not in self.jobs:
-            jobs = {role: self.jobs[parent] for role, parent in parents.items()}
-            inputs = {role: Planned(job.kind, job.spec) for role, job in jobs.items()}
+            inputs = {role: self.jobs[parent].spec for role, parent in parents.items()}
             self.jobs[key] = NewJob(
                 identity=key,
                 kind=kind,

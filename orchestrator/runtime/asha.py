@@ -8,7 +8,8 @@ scheduler; a rung is passed to it once. A trial continues while it is decided ab
 import json
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
@@ -30,12 +31,6 @@ DRAWS_PER_SAMPLE = 1_000
 """Attempts to draw a sample that differs from the others."""
 
 
-class _Trial(NamedTuple):
-    """The one attribute of a trial that the scheduler reads."""
-
-    trial_id: str
-
-
 class _Bracket:
     """The trials of one search."""
 
@@ -51,7 +46,7 @@ class _Bracket:
 
     def decide(self, trial: int, step: int, validation: float) -> bool:
         """Pass a trial's validation at a rung to the scheduler. True: the trial is to stop."""
-        tuned: Any = _Trial(str(trial))
+        tuned: Any = SimpleNamespace(trial_id=str(trial))  # all that the scheduler reads
         if trial not in self.passed:
             self.scheduler.on_trial_add(None, tuned)  # type: ignore[arg-type]  # reads neither
         self.passed[trial] = self._rungs_until(step)

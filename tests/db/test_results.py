@@ -43,7 +43,7 @@ def test_durations_are_of_accepted_attempts_with_their_parents_specs(engine: Eng
     found = load_durations(engine)
     assert sorted(done.kind for done in found) == ["prepare", "prepare", "train"]
     (train,) = (done for done in found if done.kind == "train")
-    assert train.parents == {"tokens": ("prepare", {"name": "tokens"})}
+    assert train.parents == {"tokens": {"name": "tokens"}}
     assert (train.hardware, train.seconds >= 0) == ({"gpus": ["X"]}, True)
 
 

@@ -14,7 +14,6 @@ from xsweep.orchestrator.forecast.cost_model import (
     CPU_CORE,
     GPUS,
     Device,
-    Planned,
     Work,
     gpu_memory_bytes,
     planned_s,
@@ -148,13 +147,13 @@ def test_planned_seconds_follow_pairs_and_layers() -> None:
     # Two validations of 200 queries x 100 documents, each a third of a pair that is trained on.
     assert planned_s("train", training, {}) == pytest.approx((320 + 2 * 20_000 / 3) / 20 / 2)
     evaluation = {"scorer": {"type": "run"}, "depth": 100}
-    run = {"run": Planned("train", {"backbone": {"layers": 3}})}
+    run = {"run": {"backbone": {"layers": 3}}}
     assert planned_s("evaluate", evaluation, run) == pytest.approx(20_000 / 3 / 20 / 2)
     assert planned_s("evaluate", evaluation, {}) == pytest.approx(20_000 / 3 / 20)
 
 
 def measured(plan: Plan, kind: str, factor: float, seconds_of) -> list[Duration]:
-    known = {job.identity: (job.kind, job.spec) for job in plan.jobs}
+    known = {job.identity: job.spec for job in plan.jobs}
     return [
         Duration(
             kind=job.kind,

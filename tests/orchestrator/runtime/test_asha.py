@@ -68,9 +68,9 @@ def test_the_worse_half_ends_at_each_rung(
 def test_decisions_are_those_of_tune_whenever_controllers_are_replaced(
     engine: Engine, claims: list[Claim], tmp_path: Path
 ) -> None:
-    from ray.tune.schedulers import AsyncHyperBandScheduler
+    from types import SimpleNamespace
 
-    from xsweep.orchestrator.runtime.asha import _Trial
+    from ray.tune.schedulers import AsyncHyperBandScheduler
 
     tune = AsyncHyperBandScheduler(
         "step", "validation", "max", max_t=80, grace_period=10, reduction_factor=2,
@@ -80,14 +80,14 @@ def test_decisions_are_those_of_tune_whenever_controllers_are_replaced(
     pruner = Pruner(engine, Store(tmp_path))
     steps = dict.fromkeys(range(TRIALS), 0)
     for number in steps:
-        tune.on_trial_add(None, _Trial(str(number)))
+        tune.on_trial_add(None, SimpleNamespace(trial_id=str(number)))
     ended: set[int] = set()
     while running := [each for each in steps if each not in ended and steps[each] < 75]:
         number = dice.choice(running)
         steps[number] += 5
         value = round(dice.random(), 3)
         result = {"step": steps[number], "validation": value}
-        decision = tune.on_trial_result(None, _Trial(str(number)), result)
+        decision = tune.on_trial_result(None, SimpleNamespace(trial_id=str(number)), result)
         if dice.random() < 0.3:
             pruner = Pruner(engine, Store(tmp_path))  # the old one was killed
         claim = claims[number]
