@@ -119,7 +119,7 @@ def folder_files(folder: Path, split: str) -> FolderFiles:
         plain_or_gz(folder / "qrels" / f"{split}.tsv"),
     )
     if beir.documents.exists() or (folder / "qrels").is_dir():
-        known = sorted({path.name.split(".")[0] for path in (folder / "qrels").glob("*.tsv*")})
+        known = folder_splits(folder)
         if known and not beir.qrels.exists():
             raise DataError(f"{folder} has no split {split!r}: there is {', '.join(known)}")
         return beir
@@ -134,6 +134,13 @@ def folder_files(folder: Path, split: str) -> FolderFiles:
         ),
         _find(folder, "qrels", ("qrels",), splits, (".txt", ".tsv", ".trec", ".qrels", "")),
     )
+
+
+def folder_splits(folder: Path) -> list[str]:
+    """The splits of a folder (see `folder_files`); `test` where its qrels are of no split."""
+    beir = {path.name.partition(".")[0] for path in (folder / "qrels").glob("*.tsv*")}
+    names = (path.name.removesuffix(".gz").split(".") for path in folder.glob("qrels*.*"))
+    return sorted(beir or {name[1] if len(name) == 3 else "test" for name in names})
 
 
 def folder_sha256(folder: Path, split: str) -> str:
