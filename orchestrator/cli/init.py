@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from xsweep.errors import ConfigError, DataError
+from xsweep.errors import ConfigError, DataError, XsweepError
 from xsweep.orchestrator.cli.app import app, settings_of
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def init(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from xsweep.orchestrator.cli.sweep import preview, show_forecast, show_plan
+    from xsweep.orchestrator.grid.load import SHIPPED
     from xsweep.orchestrator.plan import plan_grid
 
     folder = Path(source)
@@ -76,7 +77,7 @@ def init(
     values: dict[str, Any] = {
         "source": source,
         "file": path.name,
-        "schema": "grid.schema.json",
+        "schema": SHIPPED / "grid.schema.json",
         "name": title,
         "documents": f"{documents:,}",
         "parts": parts,
@@ -88,7 +89,11 @@ def init(
         "depth": min(100, max(10, PAIRS // test.queries)),
     }
     path.write_text(templates.get_template("init.yaml.j2").render(values) + "\n")
-    planned = plan_grid(path, settings_of(ctx))
+    try:
+        planned = plan_grid(path, settings_of(ctx))
+    except XsweepError:
+        path.unlink()
+        raise
     typer.echo(f"Wrote {path}")
     show_plan(planned, preview(settings_of(ctx), planned))
     show_forecast(settings_of(ctx), planned)

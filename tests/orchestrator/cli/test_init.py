@@ -1,0 +1,149 @@
+"""`xsweep init` writes a grid that plans, for the splits that there are."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from xsweep.orchestrator.cli import app
+from xsweep.orchestrator.grid.load import read_grid
+from xsweep.orchestrator.plan import plan_grid
+from xsweep.orchestrator.settings import Settings
+
+TUTORIAL = Path(__file__).parents[3] / "docs" / "tutorial.md"
+WORDS = ["where", "the", "river", "flows", "north", "to", "sea", "and", "wind", "comes", "from"]
+
+
+def write_beir(folder: Path, *splits: str, documents: int = 40) -> Path:
+    """A collection in BEIR's layout whose query i asks for words of document i."""
+    (folder / "qrels").mkdir(parents=True)
+    texts = [f"{WORDS[i % 11]} {WORDS[i % 7]} number{i}" for i in range(documents)]
+    lines = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"_id": f"q{i}", "text": texts[i]} for i in range(documents)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for place, split in enumerate(splits):
+        own = range(place, documents, len(splits))
+        rows = "".join(f"q{i}\td{i}\t1\n" for i in own)
+        (folder / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def init(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["init", *arguments])
+
+
+def planned_roles(path: Path) -> dict[str, set[str]]:
+    """Collections by their role in the planned jobs."""
+    settings = Settings(
+        home=path.parent / "h", database="", store="", ray_address=None, data_home=None
+    )
+    roles: dict[str, set[str]] = {"train": set(), "dev": set(), "test": set()}
+    for job in plan_grid(path, settings).jobs:
+        if job.kind == "train":
+            roles["train"].add(job.spec["collection"]["name"])
+            if job.spec["validation"]:
+                roles["dev"].add(job.spec["validation"]["collection"]["name"])
+        if job.kind == "evaluate":
+            roles["test"].add(job.spec["collection"]["name"])
+    return roles
+
+
+@pytest.mark.parametrize(
+    ("splits", "train", "dev", "test"),
+    [
+        (["train", "dev", "test"], "mine-train", {"mine-dev"}, "mine-test"),
+        (["train", "validation", "test"], "mine-train", {"mine-dev"}, "mine-test"),
+        (["train", "test"], "mine-train", set(), "mine-test"),
+        (["train", "dev"], "mine-train", set(), "mine-test"),
+        (["test"], "apidocs/train", set(), "mine-test"),
+    ],
+)
+def test_each_split_gets_its_role_in_a_grid_that_plans(
+    place: Path, splits: list[str], train: str, dev: set[str], test: str
+) -> None:
+    write_beir(place / "data" / "mine", *splits)
+    result = init("data/mine")
+    assert result.exit_code == 0, result.output
+    path = place / "data" / "mine.yaml"
+    assert result.output.startswith(f"Wrote {path}\nmine: 2 runs, ")
+    assert result.output.endswith(f"Next: xsweep submit {path} --watch\n")
+    assert planned_roles(path) == {"train": {train}, "dev": dev, "test": {test}}
+    text = path.read_text()
+    count = 40 // len(splits)
+    assert re.search(rf"# {count + 40 % len(splits)} queries with .* judgements\n", text)
+    assert max(map(len, text.split("\n")[1:])) <= 110
+
+
+def test_files_of_trec_are_found_with_and_without_a_split(place: Path) -> None:
+    folder = place / "cran"
+    folder.mkdir()
+    (folder / "documents.tsv").write_text("d1\tthe river\nd2\tthe wind\n")
+    (folder / "topics.txt").write_text("q1\triver\nq2\twind\n")
+    (folder / "qrels.txt").write_text("q1 0 d1 1\nq2 0 d2 1\n")
+    assert init("cran").exit_code == 0
+    assert planned_roles(place / "cran.yaml")["test"] == {"cran-test"}
+    (folder / "qrels.txt").rename(folder / "qrels.train.txt")
+    (folder / "qrels.test.txt").write_text("q2 0 d2 1\n")
+    assert init("cran", "-o", "split.yaml").exit_code == 0
+    grid, _ = read_grid(place / "split.yaml")
+    assert {name: entry.split for name, entry in grid.collections.items()} == {
+        "cran-train": "train",
+        "cran-test": "test",
+    }
+
+
+def test_judgements_of_what_is_not_there_are_counted(place: Path) -> None:
+    write_beir(place / "mine", "train", "test")
+    with (place / "mine" / "qrels" / "test.tsv").open("a") as file:
+        file.write("q1\td99\t1\nq99\td1\t1\n")
+    shown = init("mine").output
+    assert "test: 2 of 22 judgements name a query or a document that is not here" in shown
+
+
+@pytest.mark.slow(30)
+def test_the_tutorials_commands_train_on_a_folder_and_print_its_table(workplace) -> None:
+    """As they are printed in the section on one's own collection, one after the other."""
+    write_beir(workplace.folder / "mine", "train", "dev", "test")
+    section = TUTORIAL.read_text().partition("## 2.")[2]
+    block = re.search(r"```console\n(.*?)```", section, re.DOTALL)
+    assert block
+    outputs = [workplace.xsweep(*line.split()[1:]) for line in block[1].splitlines()]
+    row = r"^(BM25|MiniLM bi-encoder|MiniLM-L3 +infonce| +margin_mse)\b.* [*_ ]*[01]\.\d{3}"
+    assert len(re.findall(row, outputs[-1], re.MULTILINE)) == 4, outputs[-1]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "arguments", "message"),
+    [
+        ("", ["beir/scifat"], "did you mean 'beir/scifact'"),
+        ("mkdir", ["empty"], "empty has no split to test on, such as test or dev; found: none"),
+        ("train", ["mine"], "mine has no split to test on, such as test or dev; found: train"),
+        ("twice", ["mine"], "mine.yaml exists already: give another name with -o"),
+        ("ids", ["mine"], "none of its 20 judgements names a query and a document that are here"),
+    ],
+)
+def test_a_wrong_source_is_one_message_and_no_file(
+    place: Path, prepare: str, arguments: list[str], message: str
+) -> None:
+    (place / "empty").mkdir()
+    if prepare in ("train", "twice", "ids"):
+        write_beir(place / "mine", *(["train"] if prepare == "train" else ["train", "test"]))
+    if prepare == "twice":
+        assert init("mine").exit_code == 0
+    if prepare == "ids":
+        qrels = place / "mine" / "qrels" / "test.tsv"
+        qrels.write_text(qrels.read_text().replace("\td", "\tdoc-"))
+    before = sorted(place.glob("*.yaml"))
+    result = init(*arguments)
+    assert (result.exit_code, message in str(result.output)) == (2, True), result.output
+    assert sorted(place.glob("*.yaml")) == before
