@@ -41,7 +41,7 @@ test-fast: $(INSTALLED) ## run the tests that start no cluster, server or progra
 # About eleven minutes; each test has its own time limit.
 chaos: $(INSTALLED) ## fault tests: kill, stop and disconnect processes; report what happened
 	XSWEEP_CHAOS=1 $(BIN)/python -m pytest -q tests/db/test_claim_races.py tests/db/test_transaction_outages.py \
-	  tests/db/test_recover.py tests/db/test_jobs_state_machine.py tests/orchestrator/runtime/test_controller_recovery.py
+	  tests/db/test_controllers_recover.py tests/db/test_jobs_state_machine.py tests/orchestrator/runtime/test_controller_recovery.py
 
 rehearsal: $(INSTALLED) ## run all 4,080 jobs of the study with tiny models while killing processes
 	$(BIN)/python benchmarks/rehearsal.py

@@ -3,8 +3,8 @@
 from xsweep.db.claim import Claim, Lease, Place, claim, mark_started, renew
 from xsweep.db.complete import NewResult, fail, finish, release
 from xsweep.db.control import Dropped, Redone, cancel, drop, pause, redo, resume, retry
+from xsweep.db.controllers import adopt, expired, requeue_expired, running
 from xsweep.db.explain import Explanation, explain
-from xsweep.db.recover import adopt, expired, requeue_expired, running
 from xsweep.db.submit import NewJob, Submission, add_sweep, preview
 
 __all__ = [
