@@ -57,6 +57,8 @@ _WORD = re.compile(r"\w+(?:['’.]\w+)*")
 """Unicode's word boundaries as far as they matter in English: `don't` and `3.14` stay whole."""
 
 Report = Callable[..., object]
+Score = Callable[[Sequence[str]], np.ndarray]
+"""Scores float32[texts, queries] of some documents' texts."""
 
 
 class Candidates(NamedTuple):
@@ -129,36 +131,25 @@ def _first_stage(
             documents = list(collection.documents())
             return search(documents, judged, settings, depth), len(documents)
         case DenseSpec() as settings:
-            return _dense(collection, judged, settings, depth, report)
+            score = _dense(settings, list(judged.values()))
+            return retrieve(collection, judged, score, depth, report=report)
         case SpladeSpec() as settings:
-            return _splade(collection, judged, settings, depth, report)
+            score = _splade(settings, list(judged.values()))
+            return retrieve(collection, judged, score, depth, positive_only=True, report=report)
         case RunSpec() as given:
-            run = read_run(checked(given.file), given.order)
-            return _cut(spec, depth, collection, judged, run, given.file.path)
+            run, source = read_run(checked(given.file), given.order), given.file.path
         case ScoredDocsSpec():
             if not isinstance(spec.collection, IrdsSpec):
                 raise ConfigError(
                     "scoreddocs come with ir_datasets collections only: use BM25 or a run"
                 )
-            run = irds.scored_docs(spec.collection)
-            return _cut(spec, depth, collection, judged, run, "scoreddocs")
-
-
-def _cut(
-    spec: CandidatesSpec,
-    depth: int,
-    collection: Collection,
-    judged: Mapping[str, str],
-    run: Run,
-    source: str,
-) -> tuple[Run, int]:
-    """The best `depth` documents of a given run, after checking that the collection has them."""
-    cut = {
+            run, source = irds.scored_docs(spec.collection), "scoreddocs"
+    run = {
         query_id: dict(sort_docs(run[query_id])[:depth]) for query_id in judged if query_id in run
     }
-    if not cut:
+    if not run:
         raise DataError(f"{source}: has none of the judged queries of {collection.name!r}")
-    unknown, count = _unknown(collection, {doc for scores in cut.values() for doc in scores})
+    unknown, count = _unknown(collection, {doc for scores in run.values() for doc in scores})
     if unknown:
         doc_id = min(unknown)
         is_file = isinstance(spec.first_stage, RunSpec)
@@ -167,7 +158,7 @@ def _cut(
             f"{place}: {len(unknown)} of its documents, such as {doc_id!r}, are not in "
             f"collection {collection.name!r}: run and documents must belong together"
         )
-    return cut, count
+    return run, count
 
 
 def _unknown(collection: Collection, doc_ids: set[str]) -> tuple[set[str], int]:
@@ -248,14 +239,8 @@ def lucene_words(texts: Iterable[str]) -> list[list[str]]:
     return analysed
 
 
-def _dense(
-    collection: Collection,
-    queries: Mapping[str, str],
-    settings: DenseSpec,
-    depth: int,
-    report: Report | None,
-) -> tuple[Run, int]:
-    """The best documents by the cosine (or dot product) of embeddings."""
+def _dense(settings: DenseSpec, queries: Sequence[str]) -> Score:
+    """Scores by the cosine (or dot product) of embeddings."""
     from xsweep.evaluator.models import bi_encoder
     from xsweep.evaluator.models.tokenizer import tokenize
     from xsweep.evaluator.scoring import choose_precision, visible_devices
@@ -270,22 +255,16 @@ def _dense(
         unit = settings.similarity == "cosine"
         return bi_encoder.embed(encoder, ids, settings.batch_tokens, dtype, unit=unit)[0]
 
-    queries_QH = embed(list(queries.values()), settings.query_prefix, settings.query_tokens)
+    queries_QH = embed(queries, settings.query_prefix, settings.query_tokens)
 
     def score(texts: Sequence[str]) -> np.ndarray:
         return embed(texts, settings.document_prefix, settings.document_tokens) @ queries_QH.T
 
-    return retrieve(collection, queries, score, depth, report=report)
+    return score
 
 
-def _splade(
-    collection: Collection,
-    queries: Mapping[str, str],
-    settings: SpladeSpec,
-    depth: int,
-    report: Report | None,
-) -> tuple[Run, int]:
-    """The best documents by products of word weights; those without a common word are left out."""
+def _splade(settings: SpladeSpec, queries: Sequence[str]) -> Score:
+    """Scores by products of word weights; those of texts without a common word are 0."""
     from xsweep.evaluator.models import splade
     from xsweep.evaluator.scoring import visible_devices
 
@@ -294,19 +273,19 @@ def _splade(
     encode = partial(
         splade.encode, model, batch_tokens=settings.batch_tokens, precision=settings.precision
     )
-    queries_QV = encode(list(queries.values()), settings.query_tokens)
+    queries_QV = encode(queries, settings.query_tokens)
 
     def score(texts: Sequence[str]) -> np.ndarray:
         documents_CV = encode(texts, settings.document_tokens)
         return np.asarray((documents_CV @ queries_QV.T).toarray(), dtype=np.float32)
 
-    return retrieve(collection, queries, score, depth, positive_only=True, report=report)
+    return score
 
 
 def retrieve(
     collection: Collection,
     queries: Mapping[str, str],
-    score: Callable[[Sequence[str]], np.ndarray],
+    score: Score,
     depth: int,
     *,
     positive_only: bool = False,
@@ -314,8 +293,8 @@ def retrieve(
 ) -> tuple[Run, int]:
     """The `depth` best documents of each query, and the number of documents.
 
-    `score` gives float32[texts, queries] for some documents' texts. With `positive_only`, documents
-    that score 0 or less are left out. The collection is read twice: ids first, then texts.
+    With `positive_only`, documents that score 0 or less are left out. The collection is read twice:
+    ids first, then texts.
     """
     doc_ids = [doc_id for doc_id, _ in collection.documents()]
     if not doc_ids:
