@@ -50,23 +50,11 @@ class Differences(NamedTuple):
     p: float
     p_corrected: float
     """p after Holm correction over all collections and measures of this comparison."""
+    wins: int
+    """Number of queries on which A is better; `losses`: on which B is."""
+    losses: int
     queries: tuple[QueryChange, ...]
     """All queries from A's largest gain to its largest loss; ties by query id."""
-
-    @property
-    def difference(self) -> float:
-        """A's mean minus B's."""
-        return self.a - self.b
-
-    @property
-    def wins(self) -> int:
-        """Number of queries on which A is better."""
-        return sum(each.difference > TOLERANCE for each in self.queries)
-
-    @property
-    def losses(self) -> int:
-        """Number of queries on which B is better."""
-        return sum(each.difference < -TOLERANCE for each in self.queries)
 
 
 def compare_systems(
@@ -134,6 +122,8 @@ def _differences(
         effect=effect,
         p=p,
         p_corrected=p,
+        wins=int((a_Q - b_Q > TOLERANCE).sum()),
+        losses=int((a_Q - b_Q < -TOLERANCE).sum()),
         queries=tuple(queries),
     )
 
@@ -168,8 +158,8 @@ def render_differences(
     parts = [f"### {heading}" if markdown else heading]
     for each in found:
         parts.append(escape(_summary(each, digits)))
-        gains = [q for q in each.queries if q.difference > TOLERANCE][:top]
-        losses = [q for q in reversed(each.queries) if q.difference < -TOLERANCE][:top]
+        gains = each.queries[: min(top, each.wins)]
+        losses = each.queries[::-1][: min(top, each.losses)]
         for title, changes in (("Largest gains", gains), ("Largest losses", losses)):
             if changes:
                 render = _markdown_changes if markdown else _text_changes
@@ -193,7 +183,7 @@ def _summary(each: Differences, digits: int) -> str:
         tested = f" ({CONFIDENCE:.0%} CI: {low} to {high}), {p}, d = {d}"
     return (
         f"{each.measure} on {each.collection}: {each.a:.{digits}f} vs. {each.b:.{digits}f} "
-        f"({listed(list(dict.fromkeys(seeds)))}), difference {signed(each.difference, digits)}"
+        f"({listed(list(dict.fromkeys(seeds)))}), difference {signed(each.a - each.b, digits)}"
         f"{tested}\n"
         f"{len(each.queries)} queries: {each.wins} better, {equal} equal, {each.losses} worse"
     )
@@ -239,7 +229,7 @@ def _document(sweep: str, rows: tuple[Row, Row], found: Sequence[Differences]) -
                 "mean_b": each.b,
                 "seeds_a": each.seeds[0],
                 "seeds_b": each.seeds[1],
-                "difference": each.difference,
+                "difference": each.a - each.b,
                 "interval": [finite(end) for end in each.interval],
                 "effect_size_d": finite(each.effect),
                 "p": each.p,

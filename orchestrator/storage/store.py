@@ -187,7 +187,7 @@ class Store:
         """Give the store's file system and the place of a name in it."""
         self.resolve(name)
         try:
-            files, base = open_remote(self.url or str(self.root))
+            files, base = open_remote(self.url) if self.url else (_local_disk(), str(self.root))
             yield files, f"{base}/{name}"
         except XsweepError:
             raise
@@ -312,6 +312,12 @@ def open_store(uri: str) -> Store:
             f"store {store.url or store.root} cannot be written ({first_line(error)}): {remedy}"
         ) from error
     return store
+
+
+def _local_disk() -> "AbstractFileSystem":
+    from fsspec.implementations.local import LocalFileSystem
+
+    return LocalFileSystem()  # not by URL: a folder's name may have `::` in it
 
 
 @cache

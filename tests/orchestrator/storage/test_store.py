@@ -29,3 +29,15 @@ def test_no_stored_folder_leads_out_of_the_store(tmp_path):
     for outside in ("../elsewhere", "/etc", "jobs/../../x"):
         with pytest.raises(SetupError, match="outside the store"):
             Store(tmp_path).resolve(outside)
+
+
+def test_a_folder_of_any_name_can_hold_a_store(tmp_path):
+    store = open_store(str(tmp_path / "a::b #c%41 *"))
+    assert store.listing("jobs") == {}
+    assert not store.is_published("jobs")
+    (store.root / "jobs/x").mkdir(parents=True)
+    (store.root / "jobs/manifest.json").write_text("{}")
+    (store.root / "jobs/x/log").write_text("four")
+    assert store.is_published("jobs")
+    sizes = {name: size_bytes for name, (size_bytes, _) in store.listing("jobs").items()}
+    assert sizes == {"manifest.json": 2, "x/log": 4}
