@@ -67,16 +67,6 @@ class ResolvedTeacher(NamedTuple):
     """The model's name in reports."""
 
 
-class _KnownSpec(NamedTuple):
-    """Values derived from a spec once; jobs share a few specs."""
-
-    spec: BaseModel
-    """Kept, so that no other object gets its id."""
-    significant: str
-    """Canonical JSON of everything that decides the result."""
-    dumped: dict[str, Any]
-
-
 class PlanContext:
     """A plan in progress: the grid's names, its jobs with parents first, and shared inputs."""
 
@@ -90,7 +80,8 @@ class PlanContext:
         """Pinned backbones, each with its tokenizer: one for all numbers of layers."""
         self.jobs: dict[str, NewJob] = {}
         self.evaluate_specs: dict[tuple[str, str, str], EvaluateSpec] = {}
-        self._specs: dict[int, _KnownSpec] = {}
+        self._specs: dict[int, tuple[BaseModel, str, dict[str, Any]]] = {}
+        """By id: a spec, kept so that no other gets its id, what decides its result, its JSON."""
         self._tokens: dict[tuple[int, int, int], tuple[object, object, str]] = {}
 
     def add(
@@ -111,29 +102,29 @@ class PlanContext:
         the kind whose resources the job reserves, if not its own. `same_as` replaces the spec in
         the identity where specs differ in ways that do not matter.
         """
-        known = self._specs.get(id(spec)) or self._learn(spec, same_as or spec)
-        key = identity_of(kind, known.significant, parents)
+        _, decides, dumped = self._specs.get(id(spec)) or self._learn(spec, same_as or spec)
+        key = identity_of(kind, decides, parents)
         if key not in self.jobs:
             inputs = {role: self.jobs[parent].spec for role, parent in parents.items()}
             self.jobs[key] = NewJob(
                 identity=key,
                 kind=kind,
                 name=name,
-                spec=known.dumped,
+                spec=dumped,
                 parents={**parents, **cache_parents},
                 resources=_resources(self.grid.resources.get(needs or kind, Need())),
                 labels={**labels, "rehearsal": True} if self.grid.rehearsal else dict(labels),
-                cost=planned_s(kind, known.dumped, inputs),
+                cost=planned_s(kind, dumped, inputs),
             )
         return key
 
-    def _learn(self, spec: BaseModel, decides: BaseModel) -> _KnownSpec:
+    def _learn(self, spec: BaseModel, decides: BaseModel) -> tuple[BaseModel, str, dict[str, Any]]:
         used = spec
         if self.grid.rehearsal:
             mark = {"rehearsal": True}
             used, decides = used.model_copy(update=mark), decides.model_copy(update=mark)
         text = canonical(significant(decides))
-        self._specs[id(spec)] = _KnownSpec(spec, text, used.model_dump(mode="json"))
+        self._specs[id(spec)] = spec, text, used.model_dump(mode="json")
         return self._specs[id(spec)]
 
     def candidates(self, collection: CollectionSpec, stage: FirstStageSpec, depth: int) -> str:
