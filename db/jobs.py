@@ -6,34 +6,3 @@ from xsweep.db.control import Dropped, Redone, cancel, drop, pause, redo, resume
 from xsweep.db.controllers import adopt, expired, requeue_expired, running
 from xsweep.db.explain import Explanation, explain
 from xsweep.db.submit import NewJob, Submission, add_sweep, preview
-
-__all__ = [
-    "Claim",
-    "Dropped",
-    "Explanation",
-    "Lease",
-    "NewJob",
-    "NewResult",
-    "Place",
-    "Redone",
-    "Submission",
-    "add_sweep",
-    "adopt",
-    "cancel",
-    "claim",
-    "drop",
-    "expired",
-    "explain",
-    "fail",
-    "finish",
-    "mark_started",
-    "pause",
-    "preview",
-    "redo",
-    "release",
-    "renew",
-    "requeue_expired",
-    "resume",
-    "retry",
-    "running",
-]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Text, cast, func, insert, select, text, update
 
@@ -89,8 +89,8 @@ def preview(
     with reading(engine) as connection:
         sweep = connection.scalar(select(Sweep.id).where(Sweep.name == name))
         known = _known(connection, jobs)
-        changes = _compare(connection, sweep, name, jobs, known, replace)
-        return _submission(connection, sweep, jobs, known, changes)
+        removed, refusal = _compare(connection, sweep, name, jobs, known, replace)
+        return _submission(connection, sweep, jobs, known, removed, refusal)
 
 
 def insert_sweep(
@@ -100,10 +100,10 @@ def insert_sweep(
     lock_sweeps(connection)
     known = _known(connection, jobs)
     old = connection.scalar(select(Sweep.id).where(Sweep.name == name))
-    changes = _compare(connection, old, name, jobs, known, replace)
-    if changes.refusal:
-        raise ConfigError(changes.refusal)
-    remove_members(connection, old or 0, changes.removed)
+    removed, refusal = _compare(connection, old, name, jobs, known, replace)
+    if refusal:
+        raise ConfigError(refusal)
+    remove_members(connection, old or 0, removed)
     _reopen_removed(connection, known)
     new = [job for job in jobs if job.identity not in known]
     if new:
@@ -126,14 +126,7 @@ def insert_sweep(
     if len(new) > ANALYSED and connection.dialect.name == "postgresql":
         # the planner would believe the tables to be empty, and sort all ready jobs at each claim
         connection.execute(text("ANALYZE job, sweep_job, sweep, edge, definition"))
-    return _submission(connection, sweep, jobs, known, changes)
-
-
-class _Changes(NamedTuple):
-    """The effect of a submission on the present jobs of its sweep."""
-
-    removed: list[int]
-    refusal: str = ""
+    return _submission(connection, sweep, jobs, known, removed)
 
 
 def _compare(
@@ -143,8 +136,10 @@ def _compare(
     jobs: Sequence[NewJob],
     known: dict[str, Row],
     replace: bool,
-) -> _Changes:
-    """Compare the sweep's jobs that the grid lacks with the grid's new ones of the same cells.
+) -> tuple[list[int], str]:
+    """The ids of jobs that leave the sweep, and the reason to refuse the submission or "".
+
+    Compares the sweep's jobs that the grid lacks with the grid's new ones of the same cells.
 
     The grid may lack cells and seeds that the sweep has, since a sweep is extended; one with more
     measures takes the place of the evaluation with fewer.
@@ -152,7 +147,7 @@ def _compare(
     members = set(connection.scalars(select(SweepJob.job_id).where(SweepJob.sweep_id == sweep)))
     absent = sorted(members - {row.id for row in known.values()})
     if replace or not absent:
-        return _Changes(absent)
+        return absent, ""
     stored = _load_members(connection, sweep, absent)
     fresh: dict[tuple, dict[Any, NewJob]] = defaultdict(dict)
     kept: set[tuple] = set()
@@ -196,7 +191,7 @@ def _compare(
             removed += [id_] if same_seed else []
         elif found or same_seed:
             changed[_show(found)][_cell_name(old.labels)] = None
-    return _Changes([], _refusal(name, changed)) if changed else _Changes(removed)
+    return ([], _refusal(name, changed)) if changed else (removed, "")
 
 
 def _load_members(connection: Connection, sweep: int | None, ids: list[int]) -> dict[int, NewJob]:
@@ -357,7 +352,8 @@ def _submission(
     sweep: int | None,
     jobs: Sequence[NewJob],
     known: dict[str, Row],
-    changes: _Changes,
+    removed: list[int],
+    refusal: str = "",
 ) -> Submission:
     old = [known[job.identity] for job in jobs if job.identity in known]
     shared = select(func.count(SweepJob.job_id.distinct())).where(
@@ -370,8 +366,8 @@ def _submission(
         shared=connection.scalar(shared) or 0,
         done=sum(row.state == State.DONE for row in old),
         total=len(jobs),
-        removed=len(changes.removed),
-        refusal=changes.refusal,
+        removed=len(removed),
+        refusal=refusal,
     )
 
 

@@ -4,13 +4,12 @@ SPEC.json holds {"kind": "evaluate", "spec": {...}, "inputs": {"candidates": FOL
 job resumes from the scores that it saved in OUT.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from xsweep.errors import ConfigError, XsweepError
-from xsweep.evaluator.jobs import PARTIAL_FOLDER, run_job
+from xsweep.evaluator.jobs import PARTIAL_FOLDER, read_job, run_job
 
 USAGE = "usage: python -m xsweep.evaluator SPEC.json OUT"
 
@@ -22,11 +21,11 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     source, out = Path(arguments[0]), Path(arguments[1])
     try:
-        job = _read(source)
+        job = read_job(source)
         if out.is_dir() and {path.name for path in out.iterdir()} - {PARTIAL_FOLDER}:
             raise ConfigError(f"{out} is not empty: name a new folder")
         out.mkdir(parents=True, exist_ok=True)
-        run_job(job["kind"], job["spec"], job.get("inputs", {}), out, _print_progress)
+        run_job(job["kind"], job["spec"], job["inputs"], out, _print_progress)
     except XsweepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -34,18 +33,6 @@ def main(arguments: Sequence[str]) -> int:
         print("stopped", file=sys.stderr)
         return 130
     return 0
-
-
-def _read(source: Path) -> dict:
-    try:
-        job = json.loads(source.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{source}: not JSON: {error}") from error
-    if not isinstance(job, dict) or not {"kind", "spec"} <= job.keys():
-        raise ConfigError(f'{source}: expected an object with "kind", "spec" and "inputs"')
-    return job
 
 
 def _print_progress(done: int, total: int, **figures: float) -> None:

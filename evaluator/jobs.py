@@ -45,6 +45,22 @@ SPECS: dict[str, TypeAdapter] = {
 }
 
 
+def read_job(source: Path) -> dict[str, Any]:
+    """The job in a JSON file: its kind and spec, and its inputs by role.
+
+    Raises ConfigError if it is not one.
+    """
+    try:
+        job = json.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{source}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{source}: not JSON: {error}") from error
+    if not isinstance(job, dict) or not {"kind", "spec"} <= job.keys():
+        raise ConfigError(f'{source}: expected an object with "kind", "spec" and "inputs"')
+    return {"inputs": {}} | job
+
+
 def run_job(
     kind: str,
     spec: Mapping[str, Any],

@@ -6,14 +6,14 @@ the last checkpoint.
 """
 
 import argparse
-import json
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from xsweep.errors import ConfigError, Stopped, XsweepError
+from xsweep.errors import Stopped, XsweepError
+from xsweep.evaluator.jobs import read_job
 
 PRINT_EVERY_S = 5.0
 
@@ -28,22 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
         job = read_job(options.spec)
         from xsweep.trainer.train import run_job
 
-        run_job(**job, out=options.out, report=_reporter(), resume_from=[options.out])
+        kind, spec, inputs = job["kind"], job["spec"], job["inputs"]
+        run_job(kind, spec, inputs, options.out, _reporter(), resume_from=[options.out])
     except XsweepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
-
-
-def read_job(path: Path) -> dict:
-    """The job in a JSON file. Raises ConfigError if it is not one."""
-    try:
-        job = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(job, dict) or job.keys() != {"kind", "spec", "inputs"}:
-        raise ConfigError(f"{path}: expected an object with kind, spec and inputs")
-    return job
 
 
 def _reporter() -> Callable[..., None]:
