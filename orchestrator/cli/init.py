@@ -95,7 +95,7 @@ def init(
         path.unlink()
         raise
     typer.echo(f"Wrote {path}")
-    show_plan(planned, preview(settings_of(ctx), planned))
+    show_plan(settings_of(ctx), planned, preview(settings_of(ctx), planned))
     show_forecast(settings_of(ctx), planned)
     typer.echo(f"Next: xsweep submit {path} --watch")
 

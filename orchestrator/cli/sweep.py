@@ -2,13 +2,14 @@
 
 import os
 from collections import defaultdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from xsweep.errors import ConfigError, DataError
 from xsweep.orchestrator.cli.app import Changes, GridFile, app, open_database, settings_of
-from xsweep.orchestrator.formatting import data_size, duration
+from xsweep.orchestrator.formatting import data_size, duration, listed
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 SHOWN = 12
 """Lines of a list that are printed; the rest are counted."""
+
+DEVICES = Path("/dev")
 
 
 @app.command()
@@ -46,7 +49,7 @@ def plan(
     settings = settings_of(ctx)
     planned = plan_grid(grid, settings, changes or ())
     submission = preview(settings, planned)
-    show_plan(planned, submission)
+    show_plan(settings, planned, submission)
     show_forecast(settings, planned, gpus, gpu_type)
     if submission.refusal:
         raise ConfigError(submission.refusal)
@@ -70,8 +73,8 @@ def _existing_table(settings: "Settings") -> "Engine | None":
     return connect(settings.database, read_only=True) if has_tables(settings.database) else None
 
 
-def show_plan(planned: "Plan", submission: "Submission") -> None:
-    """Print the jobs by kind and the skipped cells with their reasons."""
+def show_plan(settings: "Settings", planned: "Plan", submission: "Submission") -> None:
+    """Print the jobs by kind, the skipped cells with their reasons, and GPUs that are not here."""
     kinds = ", ".join(f"{count} {kind}" for kind, count in planned.kinds.items())
     typer.echo(
         f"{planned.name}: {len(planned.cells)} runs, {submission.total} jobs ({kinds}): "
@@ -80,6 +83,13 @@ def show_plan(planned: "Plan", submission: "Submission") -> None:
     )
     if submission.removed:
         typer.echo(f"{submission.removed} jobs leave the sweep; their results stay stored.")
+    on_gpus = dict.fromkeys(job.kind for job in planned.jobs if job.resources.get("gpus"))
+    if on_gpus and not settings.ray_address and not _has_gpu():
+        typer.echo(
+            f"warning: {listed([*on_gpus])} jobs ask for GPUs, which this machine lacks: leave "
+            "`gpus` out of `resources`, or set RAY_ADDRESS to a cluster that has some",
+            err=True,
+        )
     grouped: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for cell, reason in planned.skipped:
         grouped[cell.objective, cell.teacher, reason].append(f"{cell.backbone.name} s{cell.seed}")
@@ -88,6 +98,11 @@ def show_plan(planned: "Plan", submission: "Submission") -> None:
     for (objective, teacher, reason), runs in grouped.items():
         named = ", ".join(runs) if len(runs) <= 4 else f"{len(runs)} cells"
         typer.echo(f"  {objective} × {teacher} ({named}): {reason}")
+
+
+def _has_gpu() -> bool:
+    """Look for the device files of NVIDIA's GPUs, also under WSL, and of AMD's."""
+    return any(path for name in ("nvidia[0-9]*", "dxg", "kfd") for path in DEVICES.glob(name))
 
 
 def show_forecast(
@@ -221,7 +236,7 @@ def submit(
     planned = plan_grid(grid, settings, changes or ())
     if dry_run:
         submission = preview(settings, planned, replace)
-        show_plan(planned, submission)
+        show_plan(settings, planned, submission)
         show_forecast(settings, planned)
         if submission.refusal:
             raise ConfigError(submission.refusal)
@@ -238,7 +253,7 @@ def submit(
     submission = jobs.add_sweep(
         engine, name=planned.name, grid=planned.grid, jobs=planned.jobs, replace=replace
     )
-    show_plan(planned, submission)
+    show_plan(settings, planned, submission)
     if submission.done == submission.total:
         typer.echo("All jobs are done already. Next: xsweep report")
         return

@@ -97,6 +97,21 @@ def test_more_measures_need_no_flag(submitted: Path, tmp_path: Path) -> None:
     assert "measures (['nDCG@10', 'AP'] before, ['nDCG@10'] now) in 8 cells" in fewer
 
 
+def test_gpus_that_this_machine_lacks_are_warned_of(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xsweep.orchestrator.cli.sweep.DEVICES", tmp_path)
+    path = str(write_grid(tmp_path, ("validation:", "resources: {train: {gpus: 1}}\nvalidation:")))
+    warning = "warning: train jobs ask for GPUs, which this machine lacks: leave `gpus` out"
+    for command in (["plan"], ["submit", "--no-start"]):
+        assert xsweep(*command, path).stderr.startswith(warning)
+    assert xsweep("plan", str(write_grid(tmp_path))).stderr == ""
+    path = str(write_grid(tmp_path, ("validation:", "resources: {train: {gpus: 1}}\nvalidation:")))
+    assert xsweep("--ray-address", "192.0.2.1:6379", "plan", path).stderr == ""
+    (tmp_path / "nvidia0").touch()
+    assert xsweep("plan", path).stderr == ""
+
+
 def test_a_sweep_is_dropped_only_with_yes(submitted: Path, tmp_path: Path) -> None:
     counts = (
         "sweep small of 19 jobs: 0 done, whose results stay stored; 0 shared with other sweeps, "
