@@ -9,8 +9,24 @@ import sqlalchemy as sa
 
 from xsweep.db.dependencies import IN_ACTIVE_SWEEP
 from xsweep.db.events import record
-from xsweep.db.schema import Attempt, Definition, Edge, Event, Job, Result, State, now_s
+from xsweep.db.schema import (
+    Attempt,
+    Definition,
+    Edge,
+    Event,
+    Job,
+    Result,
+    State,
+    Sweep,
+    Tally,
+    now_s,
+)
 from xsweep.db.transaction import pieces, transact
+
+LAST_WAVES = 1.5
+"""Trainings left per running job from which on trainings are claimed before evaluations, which then
+fill the places of trainings that end early; 1 lengthens the study by 2.8%, see
+docs/measurements.md."""
 
 MAY_START = sa.or_(Job.retry_at.is_(None), Job.retry_at <= now_s())
 
@@ -67,19 +83,27 @@ def claim(
     lease_s: float,
     kinds: Sequence[str] | None = None,
     exclude: Collection[int] = (),
+    running: int = 0,
 ) -> list[Claim]:
-    """Take up to `limit` ready jobs, those with the longest chain behind first, then the oldest.
+    """Take up to `limit` ready jobs by priority, then the longest chain behind them, then age.
 
-    Skips jobs whose sweeps are all paused and jobs whose `retry_at` is in the future. When the
-    connection breaks after the commit, `owner` holds the jobs all the same: they appear in
-    `running`, and their leases expire unless renewed.
+    Trainings come first once at most `LAST_WAVES` of them are left for each of the owner's
+    `running` jobs. Skips jobs whose sweeps are all paused and jobs whose `retry_at` is in the
+    future. When the connection breaks after the commit, `owner` holds the jobs all the same: they
+    appear in `running`, and their leases expire unless renewed.
     """
-    parameters: dict[str, Any] = {"at_most": limit, "exclude": list(exclude)}
-    if kinds is not None:
-        parameters["kinds"] = list(kinds)
     lease = {"holder": owner, "lease_s": float(lease_s)}
 
     def work(connection: sa.Connection) -> list[Claim]:
+        trains = running and (kinds is None or "train" in kinds)
+        left = (connection.scalar(_TRAININGS_LEFT) or 0) if trains else 0
+        last = 0 < left <= LAST_WAVES * running and attempt(connection, ["train"])
+        return last or attempt(connection, kinds)
+
+    def attempt(connection: sa.Connection, kinds: Sequence[str] | None) -> list[Claim]:
+        parameters: dict[str, Any] = {"at_most": limit, "exclude": list(exclude)}
+        if kinds is not None:
+            parameters["kinds"] = list(kinds)
         postgresql = connection.dialect.name == "postgresql"
         take = _take(postgresql, kinds is not None)
         if postgresql:
@@ -89,11 +113,11 @@ def claim(
             if not taken:
                 return []
             attempts = [{"job_id": id_, "token": token, "owner": owner} for id_, token in taken]
-            connection.execute(_HOLD, [attempt | lease for attempt in attempts])
+            connection.execute(_HOLD, [each | lease for each in attempts])
             record(connection, "claimed", *attempts)
             ids = {"ids": [id_ for id_, _ in taken]}
             rows = connection.execute(_TAKEN, ids).mappings().all()
-        first = sorted(rows, key=lambda row: (-row["critical_s"], row["job_id"]))
+        first = sorted(rows, key=lambda row: (-row["priority"], -row["critical_s"], row["job_id"]))
         return [_as_claim(row, owner=owner) for row in first]
 
     return transact(engine, work) if limit > 0 else []
@@ -116,7 +140,13 @@ def read_claims(connection: sa.Connection, *conditions: sa.ColumnElement[bool]) 
 # Statements are built once: building one takes longer than running it.
 _LEASE = {"claimed_at": now_s(), "lease_until": now_s() + sa.bindparam("lease_s", type_=sa.Double)}
 _HOLD = sa.insert(Attempt).values(_LEASE)
-_JOB = ("id", "identity", "kind", "name", "token", "critical_s")
+_TRAININGS_LEFT = (
+    sa.select(sa.func.sum(Tally.jobs))
+    .join_from(Tally, Sweep, Tally.sweep_id == Sweep.id)
+    .where(Sweep.state == "active", Tally.kind == "train")
+    .where(Tally.state.in_([State.WAITING, State.READY]))
+)
+_JOB = ("id", "identity", "kind", "name", "token", "priority", "critical_s")
 
 
 @cache
@@ -131,7 +161,6 @@ def _take(postgresql: bool, of_kinds: bool) -> sa.Executable:
         .where(Job.state == sa.bindparam(None, State.READY, sa.Text, literal_execute=True))
         .where(MAY_START, IN_ACTIVE_SWEEP)
         .where(Job.id.not_in(sa.bindparam("exclude", expanding=True)))
-        # every priority is 0, but the index of ready jobs begins with it
         .order_by(Job.priority.desc(), Job.critical_s.desc(), Job.id)
         .limit(sa.bindparam("at_most", type_=sa.Integer, literal_execute=True))
         .with_for_update(skip_locked=True, of=Job)

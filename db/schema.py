@@ -170,7 +170,7 @@ class Job(Base):
     """Number of parents that are not done. Stored, since two parents that finish at the same time
     do not see each other's results, but do queue for this row."""
     priority: Mapped[int]
-    """Always 0; a column of older versions."""
+    """Larger ones are claimed first, see `xsweep.db.submit`; 0 if an older version added it."""
     critical_s: Mapped[float]
     """Expected seconds of the longest chain of jobs that starts with this one."""
     token: Mapped[int]

@@ -24,6 +24,9 @@ ANALYSED = 500
 CELL = ("system", "backbone", "objective", "teacher", "collection")
 """Labels that distinguish the cells of a report; seeds of one cell are averaged."""
 
+EARLY = {"first_stage": 3, "teacher": 2}
+"""Priorities of evaluations that need no training, by their label `system`."""
+
 JOB_COLUMNS = (
     *("identity", "kind", "name", "state", "missing_parents", "priority", "critical_s"),
     *("token", "forgiven_token", "reason", "created_at", "ended_at"),
@@ -275,7 +278,7 @@ def _insert_jobs(
 ) -> None:
     """Insert the new jobs, each in the state that its parents' states require."""
     states = _parent_states(connection, new, known)
-    critical_s = _critical_s(jobs)
+    order = _claim_order(jobs)
     now = connection.scalar(select(now_s()))
 
     def rows() -> Iterable[tuple]:
@@ -288,16 +291,18 @@ def _insert_jobs(
             reason = "a parent failed or was cancelled before" if broken else None
             yield (
                 *(job.identity, job.kind, job.name, str(state), missing),
-                *(0, critical_s[job.identity], 0, 0, reason, now),
+                *(*order[job.identity], 0, 0, reason, now),
                 now if broken else None,
             )
 
     insert_rows(connection, Job, JOB_COLUMNS, rows())
-    for identity, row in known.items():
-        # a new child may lengthen the longest chain behind an existing job
-        if critical_s.get(identity, 0.0) > row.critical_s:
-            raised = update(Job).where(Job.id == row.id)
-            connection.execute(raised.values(critical_s=critical_s[identity]))
+    for identity in known.keys() & order.keys():
+        # a new child may be needed earlier, or lengthen the longest chain behind an existing job
+        old = known[identity].priority, known[identity].critical_s
+        priority, critical_s = map(max, old, order[identity])
+        if (priority, critical_s) != old:
+            raised = update(Job).where(Job.id == known[identity].id)
+            connection.execute(raised.values(priority=priority, critical_s=critical_s))
 
 
 def _parent_states(
@@ -375,7 +380,7 @@ def _known(connection: Connection, jobs: Sequence[NewJob]) -> dict[str, Row]:
     """The existing ones of the jobs and their parents, by identity."""
     submitted = {job.identity for job in jobs}
     identities = sorted(submitted.union(*(job.parents.values() for job in jobs)))
-    columns = (Job.identity, Job.id, Job.state, Job.critical_s)
+    columns = (Job.identity, Job.id, Job.state, Job.priority, Job.critical_s)
     query = select(*columns).where(among(connection, Job.identity, identities))
     rows = {row.identity: row for row in connection.execute(query)}
     for job in jobs:
@@ -418,13 +423,23 @@ def _is_ordered(jobs: Sequence[NewJob]) -> bool:
     return True
 
 
-def _critical_s(jobs: list[NewJob]) -> dict[str, float]:
-    """Seconds of the longest chain of jobs that starts with each job, by identity."""
+def _claim_order(jobs: list[NewJob]) -> dict[str, tuple[int, float]]:
+    """Priority and seconds of the longest chain of jobs that starts with each job, by identity.
+
+    Rows of the report that need no training come first, with all that they need. Trainings come
+    last, so that a trained model is evaluated before the next training starts.
+    """
     cost = {job.identity: job.cost for job in jobs}
+    priority = {
+        job.identity: 0 if job.kind == "train" else EARLY.get(job.labels.get("system", ""), 1)
+        for job in jobs
+    }
     critical_s = dict(cost)
     for job in reversed(jobs):
         for parent in job.parents.values():
             if parent in cost:
                 chain_s = cost[parent] + critical_s[job.identity]
                 critical_s[parent] = max(critical_s[parent], chain_s)
-    return critical_s
+                if priority[job.identity] > 1:
+                    priority[parent] = max(priority[parent], priority[job.identity])
+    return {identity: (priority[identity], critical_s[identity]) for identity in cost}

@@ -9,7 +9,8 @@ writes and checks a folder for each job and keeps its row, lease and history; a 
 None; a trial of Tune reports one number.
 
 `study`: 162 trainings and 3,564 evaluations that wait as long as the forecast of the study says,
-divided by `--scale`. The ideal schedule is the same queue on the same slots without any overhead.
+divided by `--scale`. The ideal schedule is the same queue on the same slots without any overhead,
+by the longest chain alone; beside it stands the order of the claims, which evaluates early.
 Exit code 1 if a bar is missed: overhead at most half of Tune's, 95% of the ideal schedule, a tenth
 of a core for the controller, memory that does not grow.
 """

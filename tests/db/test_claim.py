@@ -1,5 +1,5 @@
 import pytest
-from job_table import begin, expire, fail, finish, new_job, study, submit, take
+from job_table import begin, expire, fail, finish, new_job, run_all, study, submit, take
 from sqlalchemy import Engine, event, update
 from sqlalchemy.exc import IntegrityError
 
@@ -36,6 +36,50 @@ def test_jobs_are_claimed_by_longest_chain_then_age(engine):
     submit(engine, grid)
     claims = jobs.claim(engine, owner="alice", limit=10, lease_s=60)
     assert [claim.name for claim in claims] == ["start", "short", "old", "new"]
+
+
+def rows_of(system: str, *parents: str) -> jobs.NewJob:
+    return new_job(system, *parents, kind="evaluate", labels={"system": system})
+
+
+def test_rows_without_training_come_first_and_a_model_is_evaluated_before_the_next_training(engine):
+    grid = [
+        new_job("teach", kind="teach", cost=500),
+        new_job("candidates", kind="prepare", cost=10),
+        new_job("train s1", cost=100),
+        new_job("train s2", cost=90),
+        new_job("distill", "teach", cost=100),
+        rows_of("teacher", "candidates"),
+        rows_of("first_stage", "candidates"),
+        new_job("tokens", kind="prepare"),
+    ]
+    for run in ("train s1", "train s2", "distill"):
+        grid.append(new_job(f"test {run}", run, "candidates", "tokens", kind="evaluate"))
+    submit(engine, grid)
+    early = ["candidates", "first_stage", "teacher", "teach", "tokens"]
+    last = ["train s2", "test train s2"]
+    run = ["train s1", "test train s1", "distill", "test distill"]
+    assert run_all(engine) == early + run + last
+
+
+def test_a_row_that_a_later_sweep_adds_hurries_what_it_needs(engine):
+    submit(engine, [new_job("candidates", kind="prepare"), new_job("long", kind="teach", cost=9)])
+    submit(engine, [new_job("candidates", kind="prepare"), rows_of("first_stage", "candidates")])
+    assert run_all(engine) == ["candidates", "first_stage", "long"]
+
+
+def test_the_last_trainings_start_before_evaluations(engine):
+    submit(engine, study(seeds=(1, 2, 3, 4)))
+    finish(engine, take(engine))
+    finish(engine, take(engine))
+    first, second = take(engine), take(engine, running=1)
+    assert (first.name, second.name) == ("train s1", "train s2")
+    finish(engine, first)
+    # 2 trainings are left: more than 1.5 for one running job, but not for two
+    assert take(engine, running=1).name == "evaluate s1 dl19"
+    assert take(engine, running=2).name == "train s3"
+    assert take(engine, running=3, kinds=["evaluate"]).name == "evaluate s1 dl20"
+    assert take(engine, running=4).name == "train s4"
 
 
 def test_kinds_and_exclusions_limit_what_is_claimed(engine):

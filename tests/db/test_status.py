@@ -36,8 +36,9 @@ def test_a_summary_counts_every_sweep_by_kind_and_state(engine):
 
 def test_a_summary_lists_running_jobs_failures_and_mean_durations(engine):
     submit(engine, [new_job("a"), new_job("b"), new_job("c"), new_job("d", kind="evaluate")])
-    fail(engine, take(engine), "DATA", reason="wrong checksum")
-    done, runs = take(engine), take(engine)
+    trainings = jobs.claim(engine, owner="alice", limit=3, lease_s=60, kinds=["train"])
+    failed, done, runs = trainings
+    fail(engine, failed, "DATA", reason="wrong checksum")
     finish(engine, done)
     with engine.begin() as connection:
         change = "UPDATE attempt SET claimed_at = ended_at - 12.5 WHERE outcome = 'done'"
@@ -57,7 +58,7 @@ def test_a_summary_lists_running_jobs_failures_and_mean_durations(engine):
 
 def test_a_summary_has_planned_costs_and_their_measured_pace(engine):
     submit(engine, [new_job("a", cost=10), new_job("b", cost=30), new_job("c", kind="evaluate")])
-    finish(engine, take(engine))  # b: 30 planned seconds took 15
+    finish(engine, take(engine, kinds=["train"]))  # b: 30 planned seconds took 15
     with engine.begin() as connection:
         connection.execute(text("UPDATE attempt SET claimed_at = ended_at - 15"))
     found = summary(engine)
@@ -106,7 +107,7 @@ def test_claimable_jobs_are_counted_by_their_requested_resources(engine):
     submit(engine, grid)
     # b waits for a; c comes first by its cost, then a by the chain behind it.
     assert pending_demand(engine) == [("train", card, 2), ("train", core, 2), ("evaluate", core, 1)]
-    fail(engine, take(engine), "INFRA", retry_after_s=100)
+    fail(engine, take(engine, kinds=["train"]), "INFRA", retry_after_s=100)
     assert pending_demand(engine) == [("train", core, 2), ("train", card, 1), ("evaluate", core, 1)]
     jobs.pause(engine, "study")
     assert pending_demand(engine) == []
