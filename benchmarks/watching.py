@@ -25,7 +25,7 @@ from sqlalchemy import Engine, event
 from xsweep.db import jobs
 from xsweep.db.engine import connect
 from xsweep.db.status import summary
-from xsweep.orchestrator.cli.status import page
+from xsweep.orchestrator.monitoring.live import page
 from xsweep.orchestrator.monitoring.metrics import as_text
 from xsweep.orchestrator.serve.pages import Site
 from xsweep.orchestrator.serve.server import open_server

@@ -14,6 +14,7 @@ from xsweep.db.dependencies import IN_ACTIVE_SWEEP
 from xsweep.db.events import FailedAttempt, latest_failures
 from xsweep.db.explain import find_sweep
 from xsweep.db.schema import (
+    OPEN,
     Attempt,
     Controller,
     Definition,
@@ -70,6 +71,8 @@ class RunningJob:
     progress: dict[str, Any] | None
     since_s: float
     lease_left_s: float
+    cost_s: float = 0.0
+    """Expected seconds of the whole job, as planned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,8 +217,10 @@ def _running(connection: Connection, only: int | None) -> list[RunningJob]:
         *(Attempt.node, Attempt.log, Attempt.progress),
         (now_s() - Attempt.claimed_at).label("since_s"),
         (Attempt.lease_until - now_s()).label("lease_left_s"),
+        Definition.cost_s,
     )
     query = select(*columns).join_from(Attempt, Job).where(Attempt.outcome.is_(None))
+    query = query.join(Definition, Definition.job_id == Job.id)
     query = _of_sweep(query, only).order_by(Attempt.claimed_at, Job.id)
     return [RunningJob(**row) for row in connection.execute(query).mappings()]
 
@@ -337,6 +342,15 @@ def outlook(engine: Engine) -> Outlook:
         )
 
     return read(engine, work)
+
+
+def open_resources(engine: Engine) -> dict[str, dict[str, Any]]:
+    """The resources of one open job of each kind, by kind."""
+    query = select(Job.kind, func.min(cast(Definition.resources, Text)))
+    query = query.join(Definition, Definition.job_id == Job.id)
+    query = query.where(Job.state.in_(OPEN)).group_by(Job.kind)
+    rows = read(engine, lambda connection: connection.execute(query).all())
+    return {kind: json.loads(text) for kind, text in rows}
 
 
 class PendingDemand(NamedTuple):

@@ -286,6 +286,8 @@ def run(
 ) -> None:
     """Run the controller in the foreground: it runs every stored job that is not done.
 
+    A terminal also shows running jobs, failures and the table so far below the log.
+
     Ctrl-C checkpoints the running jobs, then exits; a second Ctrl-C exits at once.
 
     \b
@@ -295,13 +297,15 @@ def run(
     """
     import logging
 
+    from xsweep.orchestrator.monitoring.live import live_view
     from xsweep.orchestrator.runtime import process
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
+    settings = settings_of(ctx)
     raise typer.Exit(
-        process.run(settings_of(ctx), until_idle=until_idle, metrics_port=metrics_port)
+        process.run(settings, until_idle=until_idle, metrics_port=metrics_port, show=live_view)
     )
 
 

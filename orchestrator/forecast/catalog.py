@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,18 +67,20 @@ KNOWN = {
 
 def shape_of(model: Mapping[str, Any]) -> tuple[Shape, bool]:
     """The shape of a model, and whether it is known; unknown models count as BERT-Base."""
-    found = KNOWN.get(model.get("id") or "") or _installed(model)
+    found = KNOWN.get(model.get("id") or "")
+    found = found or _installed(model.get("folder"), model.get("package"))
     shape = found or BERT_BASE
     if model.get("layers"):
         shape = shape._replace(layers=min(shape.layers, model["layers"]))
     return shape, found is not None
 
 
-def _installed(model: Mapping[str, Any]) -> Shape | None:
+@cache
+def _installed(place: str | None, package: str | None) -> Shape | None:
     """The shape by the `config.json` in a model's folder or package, if there is one."""
-    folder = Path(model["folder"]) if model.get("folder") else None
-    if model.get("package"):
-        found = importlib.util.find_spec(model["package"].replace("-", "_"))
+    folder = Path(place) if place else None
+    if package:
+        found = importlib.util.find_spec(package.replace("-", "_"))
         places = list(found.submodule_search_locations or ()) if found else []
         folder = Path(places[0]) if places else None
     if folder is None:
@@ -124,6 +127,7 @@ def size_of(collection: Mapping[str, Any]) -> tuple[Size, bool]:
     return UNKNOWN, False
 
 
+@cache
 def _sampled(documents: Path, qrels: Path) -> tuple[Size, bool]:
     count = words = 0
     try:

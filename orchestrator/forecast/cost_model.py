@@ -1,12 +1,12 @@
 """Cost model: a job's arithmetic, its seconds on a device, its memory and its disk space.
 
 `work_of` and `seconds` state how long a job takes; `forecast.cost` corrects them by measured jobs.
-`planned_s` is a rule of thumb with fixed sizes, stored with each job: it orders the queue and
-weighs progress.
+`expected_s` is stored with each job: it orders the queue and begins the estimate of the time left.
 """
 
 from collections.abc import Iterable, Mapping
 from functools import cache
+from time import thread_time
 from timeit import repeat
 from typing import Any, NamedTuple
 
@@ -85,13 +85,13 @@ CPU_CORE = Device("CPU", 1.1e11, 0, is_gpu=False)
 
 @cache
 def this_core() -> Device:
-    """A core of this machine, its fp32 peak measured in about 0.1 s.
+    """A core of this machine, its fp32 peak measured in about 0.1 s, whatever else runs.
 
     bf16 instructions are taken to double it: 111 and 222 GFLOP/s measured (AMD EPYC, AVX512-BF16).
     """
     left, right = np.ones((1024, 384), np.float32), np.ones((384, 1536), np.float32)
-    with threadpool_limits(1):
-        fastest_s = min(repeat(lambda: left @ right, number=1, repeat=10))
+    with threadpool_limits(1):  # CPU time: on a busy machine the clock says up to six times as much
+        fastest_s = min(repeat(lambda: left @ right, timer=thread_time, number=1, repeat=10))
     rate = 2 * left.size * right.shape[1] / fastest_s
     return CPU_CORE._replace(flops_per_s=rate, bf16_speedup=2.0 if bf16_units() else 1.0)
 
@@ -246,47 +246,22 @@ def seconds(work: Work, device: Device, cpus: float) -> float:
     return max(training_s, launching_s) + scoring_s + work.cpu_s / cores
 
 
-PLANNED_PAIRS_PER_S = 20.0
-"""Rule of thumb: pairs a small machine trains on per second, with a backbone of six layers."""
+def expected_s(
+    kind: str, spec: Mapping[str, Any], parents: Parents, resources: Mapping[str, Any]
+) -> float:
+    """Seconds of a job on the GPU type that it asks for, else an H100, or on cores like these.
 
-PLANNED_QUERIES = 200
-"""Rule of thumb: queries of a collection."""
-
-PLANNED_SCORING = 1 / 3
-"""Rule of thumb: time to score a pair relative to training on it."""
-
-
-def planned_s(kind: str, spec: Mapping[str, Any], parents: Parents) -> float:
-    """Seconds that a plan assumes for a job; only their proportions matter.
-
-    200 queries at depth 100, scored by six layers: 200 x 100 / 3 / 20 = 333 s.
+    Sizes that a rehearsal's spec names are not those of its data: all its jobs count as a start.
     """
-    match kind:
-        case "train":
-            pairs = float(training_pairs(spec))
-            if collections := validation_collections(spec):
-                queries = PLANNED_QUERIES * len(collections)
-                depth = spec["validation"]["depth"]
-                pairs += validations(spec) * queries * depth * PLANNED_SCORING
-            return pairs / PLANNED_PAIRS_PER_S * _relative_layers(spec["backbone"])
-        case "evaluate" if spec["scorer"]["type"] == "first_stage":
-            return 5.0
-        case "evaluate":
-            layers = _relative_layers(parents["run"]["backbone"]) if "run" in parents else 1.0
-            pairs = PLANNED_QUERIES * spec["depth"]
-            return pairs * PLANNED_SCORING / PLANNED_PAIRS_PER_S * layers
-        case "search":
-            return 1.0
-        case "prepare" if "first_stage" in spec and "model" not in spec["first_stage"]:
-            return 60.0 if spec["first_stage"]["type"] == "bm25" else 10.0
-        case "prepare" if spec["type"] == "tokens":
-            return 60.0
-    return 600.0  # a model that scores or encodes a whole collection
-
-
-def _relative_layers(backbone: Mapping[str, Any]) -> float:
-    """The layers that are kept, relative to six; a whole backbone counts as six."""
-    return backbone["layers"] / 6 if backbone["layers"] else 1.0
+    if spec.get("rehearsal"):
+        return START_S
+    work = work_of(kind, spec, parents)
+    if resources.get("gpus"):
+        asked = resources.get("labels", {}).get("ray.io/accelerator-type", "")
+        device = GPUS.get(asked.upper(), GPUS["H100"])
+    else:
+        device = this_core() if work.training_flops or work.scoring_flops else CPU_CORE
+    return seconds(work, device, float(resources.get("cpus", 1)))
 
 
 def gpu_memory_bytes(spec: Mapping[str, Any]) -> float:

@@ -26,7 +26,7 @@ from xsweep.evaluator.specs import (
     TeacherModelSpec,
     TokensSpec,
 )
-from xsweep.orchestrator.forecast.cost_model import planned_s
+from xsweep.orchestrator.forecast.cost_model import expected_s
 from xsweep.orchestrator.grid.resolve import References
 from xsweep.orchestrator.grid.schema import Need, model_name
 from xsweep.orchestrator.grid.yaml import Where
@@ -106,15 +106,16 @@ class PlanContext:
         key = identity_of(kind, decides, parents)
         if key not in self.jobs:
             inputs = {role: self.jobs[parent].spec for role, parent in parents.items()}
+            resources = _resources(self.grid.resources.get(needs or kind, Need()))
             self.jobs[key] = NewJob(
                 identity=key,
                 kind=kind,
                 name=name,
                 spec=dumped,
                 parents={**parents, **cache_parents},
-                resources=_resources(self.grid.resources.get(needs or kind, Need())),
+                resources=resources,
                 labels={**labels, "rehearsal": True} if self.grid.rehearsal else dict(labels),
-                cost=planned_s(kind, dumped, inputs),
+                cost=expected_s(kind, dumped, inputs, resources),
             )
         return key
 

@@ -19,19 +19,28 @@ def render_text(report: Report, layout: Layout = PLAIN) -> str:
 
     Columns that do not fit beside the labels continue below, with the labels repeated.
     """
+    below = "\n".join(_wrap(paragraph, layout.width) for paragraph in caption(report, TEXT_STYLE))
+    found = [_conclusion(each) for each in conclusions(report)]
+    sections = [_section(each, layout.width) for each in report.sections]
+    parts = [*_tables(report, layout.width), below, *found, *sections]
+    return "\n\n".join([title(report), *parts]) + "\n"
+
+
+def render_tables(report: Report, width: int) -> list[str]:
+    """The lines of title and table alone."""
+    return "\n".join([title(report), *_tables(report, width)]).splitlines()
+
+
+def _tables(report: Report, width: int) -> list[str]:
     labels = _labels(report)
     columns = [
         _column(report, column, head)
         for column, head in zip(report.table.columns, report.heads[-1], strict=True)
     ]
-    parts = [
+    return [
         _block(report, labels, columns[start:end], [level[start:end] for level in report.heads])
-        for start, end in _stretches(columns, layout.width - len(labels[0]))
+        for start, end in _stretches(columns, width - len(labels[0]))
     ]
-    below = "\n".join(_wrap(paragraph, layout.width) for paragraph in caption(report, TEXT_STYLE))
-    found = [_conclusion(each) for each in conclusions(report)]
-    sections = [_section(each, layout.width) for each in report.sections]
-    return "\n\n".join([title(report), *parts, below, *found, *sections]) + "\n"
 
 
 def _stretches(columns: Sequence[Sequence[str]], room: int) -> Iterator[tuple[int, int]]:

@@ -21,7 +21,7 @@ import ray
 from sqlalchemy import Engine
 
 from xsweep.db import controllers, jobs
-from xsweep.db.status import LiveController, live_controllers, pending_demand
+from xsweep.db.status import LiveController, live_controllers, open_resources, pending_demand
 from xsweep.errors import DataError, SetupError
 from xsweep.evaluator.data.files import checksum
 from xsweep.orchestrator.runtime.asha import Pruner
@@ -47,6 +47,9 @@ log = logging.getLogger("xsweep")
 
 REFRESH_S = 3.0
 """Interval of status questions and lease renewals; a lease survives many that fail."""
+
+COUNT_S = 60.0
+"""Interval of counting the places that the cluster has for each kind of job."""
 
 FIRST_ANSWER_S = 120.0
 """Time for a new worker to answer its first status question; then its job is released."""
@@ -82,6 +85,9 @@ class Controller:
         self._latest: ResourceRequest | None = None
         """Request of the latest job: the next ones probably need the same."""
         self._refreshed_s = 0.0
+        self._places: dict[str, int] = {}
+        """Jobs of each kind that run at once, for the estimates of the time left."""
+        self._counted_s = -math.inf
         host, pid = socket.gethostname(), os.getpid()
         controllers.register(engine, owner=self.owner, host=host, pid=pid, dashboard_url=dashboard)
 
@@ -215,6 +221,7 @@ class Controller:
             lease_s=self.lease_s,
             kinds=kinds,
             exclude=waiting,
+            running=len(self.attempts),
         )
         return bool(self.unplaced)
 
@@ -291,6 +298,8 @@ class Controller:
         # Time in which this process itself was suspended must not count as silence.
         since_s = min(now_s - self._refreshed_s, 2 * REFRESH_S)
         self._refreshed_s = now_s
+        if now_s - self._counted_s > COUNT_S:
+            self._places, self._counted_s = self._count_places(), now_s
         progress = self._ask_workers(since_s)
         leases = [each.job.lease for each in self.attempts] + [each.lease for each in self.unplaced]
         held = jobs.renew(self.engine, leases, lease_s=self.lease_s, progress=progress)
@@ -315,7 +324,8 @@ class Controller:
             answers = statuses.get(placement.name)
             if answers and all(status["token"] == job.token for status in answers):
                 attempt.answered, attempt.silent_s = True, 0.0
-                progress[job.lease] = {**answers[0]["progress"], "node": placement.node}
+                made = {"node": placement.node, "places": self._places}
+                progress[job.lease] = {**answers[0]["progress"], **made}
                 if self.pruner.ends(job, attempt.folder):
                     for actor in placement.actors:
                         actor.halt.remote(job.token)
@@ -334,6 +344,13 @@ class Controller:
                 self._drop(attempt)
                 self._release(job, f"its worker did not start within {FIRST_ANSWER_S:.0f} s")
         return progress
+
+    def _count_places(self) -> dict[str, int]:
+        places = {
+            kind: self.pool.places(request_of(resources))
+            for kind, resources in open_resources(self.engine).items()
+        }
+        return {kind: min(count, self.limits.get(kind, count)) for kind, count in places.items()}
 
     def _running_by_kind(self) -> Counter[str]:
         return Counter(attempt.job.kind for attempt in self.attempts)

@@ -90,6 +90,10 @@ class Pool:
         fits = count_fits(request, free) if request else 0
         return fits or int(any(amounts.get("CPU", 0.0) > ROUNDING for amounts in free.values()))
 
+    def places(self, request: ResourceRequest) -> int:
+        """Estimate how many such jobs the cluster runs at once when it runs nothing else."""
+        return count_fits(request, free_resources(self.nodes(), ()))
+
     def take(
         self,
         name: str,

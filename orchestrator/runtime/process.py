@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -37,8 +37,16 @@ GRACE_S = 120.0
 """Time for jobs to save a checkpoint when the controller is stopped."""
 
 
-def run(settings: Settings, *, until_idle: bool = True, metrics_port: int | None = None) -> int:
+def run(
+    settings: Settings,
+    *,
+    until_idle: bool = True,
+    metrics_port: int | None = None,
+    show: Callable[[Engine], AbstractContextManager[None]] | None = None,
+) -> int:
     """Run jobs until none is left or, with `until_idle=False`, until a signal.
+
+    `show` accompanies the run, such as `xsweep.orchestrator.monitoring.live.live_view`.
 
     The first SIGTERM or Ctrl-C drains: running jobs save a checkpoint and become ready again,
     uncharged. The second exits at once; the next attempts resume at the last checkpoint. Returns 0;
@@ -63,6 +71,7 @@ def run(settings: Settings, *, until_idle: bool = True, metrics_port: int | None
         with (
             serving_metrics(engine, metrics_port),
             announcing(engine, settings.webhook) as announce,
+            show(engine) if show else nullcontext(),
         ):
             log.info("connecting to Ray (starting it takes some seconds)")
             dashboard = ray_cluster.connect(settings, namespace=namespace(settings))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,11 +17,9 @@ from typer.testing import CliRunner, Result
 from xsweep import __version__
 from xsweep.db import jobs
 from xsweep.db.engine import connect
-from xsweep.db.status import RunningJob, Summary, SweepStatus
 from xsweep.evaluator.data.trec import read_run
 from xsweep.orchestrator.cli import app
 from xsweep.orchestrator.cli.app import Program, _global_options_first
-from xsweep.orchestrator.forecast.eta import eta_s
 
 PROJECT = Path(__file__).resolve().parents[3]
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "numpy", "scipy", "pandas", "ir_datasets")
@@ -140,7 +139,7 @@ def test_a_wrong_grid_is_one_message_exit_code_2_and_no_change(home: Path, tmp_p
 
 def test_status_tells_what_is_left(submitted: Path) -> None:
     output = xsweep("status").stdout
-    assert "small: 0 of 19 jobs done, time left unknown" in output
+    assert re.search(r"small: 0 of 19 jobs done, about \d+ \w+ left", output)
     assert "No controller is running. Next: xsweep run" in output
     assert xsweep("status", "--jobs", "--state", "ready").stdout.count("prepare ") == 4
 
@@ -400,61 +399,3 @@ def test_a_model_is_evaluated_beside_its_first_stage(home: Path, tmp_path: Path)
         "beir  (1 queries, first stage R@100 1.0000)\n"
         f"  RR@10        {1 / rank:.4f}  (first stage 1.0000)\n"
     )
-
-
-def test_time_left_is_planned_seconds_at_the_measured_pace() -> None:
-    def sweep(counts: dict[str, int], planned_s: dict[str, float]) -> SweepStatus:
-        return SweepStatus(
-            id=1,
-            name="s",
-            state="active",
-            created_at=0,
-            counts={"train": counts},
-            total=9,
-            cost_s={"train": planned_s},
-        )
-
-    def running(since_s: float, progress: dict[str, float] | None = None) -> RunningJob:
-        return RunningJob(
-            job_id=1,
-            identity="",
-            kind="train",
-            name="t",
-            token=1,
-            owner="o",
-            node=None,
-            log=None,
-            progress=progress,
-            since_s=since_s,
-            lease_left_s=1,
-        )
-
-    def summary(pace: dict[str, float], *jobs: RunningJob) -> Summary:
-        return Summary(
-            at=0,
-            sweeps=[],
-            running=list(jobs),
-            failures=[],
-            mean_s={},
-            controllers=[],
-            oldest_ready_s=None,
-            pace=pace,
-        )
-
-    # Two of 40 planned seconds run for 30 s; at a pace of 1.5 each takes 60 s and has 30 s left.
-    two = sweep({"waiting": 2, "running": 2, "done": 1}, {"waiting": 120, "running": 80, "done": 9})
-    assert eta_s(two, summary({"train": 1.5}, running(30), running(30))) == (180 + 30 + 30) / 2
-    # The longest that runs cannot be shared out: a quarter done in 100 s leaves 300 s.
-    long = running(100, {"done": 1, "total": 4})
-    assert eta_s(two, summary({"train": 1.5}, long, running(60))) == 300.0
-    # 25 of 100 steps in 30 s: 120 s for 60 planned, so the 40 that wait take 80 s.
-    one = sweep({"waiting": 1, "running": 1}, {"waiting": 40, "running": 60})
-    halfway = running(30, {"done": 25, "total": 100})
-    assert eta_s(one, summary({}, halfway)) == 90 + 80
-    # A training that says what is left knows better: of its 30 s, 10 were its start.
-    telling = running(30, {"done": 25, "total": 100, "left_s": 60.0})
-    assert eta_s(one, summary({}, telling)) == 60 + 40 * 90 / 60
-    waiting = sweep({"waiting": 1}, {"waiting": 40})
-    assert eta_s(waiting, summary({})) is None
-    assert eta_s(waiting, summary({"evaluate": 2.0})) == 80.0
-    assert eta_s(sweep({"done": 3}, {"done": 40}), summary({})) == 0.0

@@ -6,7 +6,7 @@ from rich.console import Console, Group
 
 from xsweep.db.events import FailedAttempt
 from xsweep.db.status import JobRow, RunningJob, Summary, SweepStatus
-from xsweep.orchestrator.cli.status import page
+from xsweep.orchestrator.monitoring.live import page
 
 
 def shown(found: Summary, lines: int | None = None) -> str:
