@@ -3,10 +3,9 @@
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from threading import Event, Thread
 from typing import Any
 
 from rich import box
@@ -263,31 +262,33 @@ def results(engine: Engine, sweep: str, width: int) -> tuple[str, ...]:
 
 
 @contextmanager
-def live_view(engine: Engine) -> Iterator[None]:
-    """Show running jobs, failures and the table so far below the log, if that is on a terminal."""
+def live_view(engine: Engine) -> Iterator[Callable[[], None]]:
+    """Show running jobs, failures and the table so far below the log, if that is on a terminal.
+
+    Gives a function that draws when it is time. The thread that logs must call it: Rich may lose
+    lines that another thread prints while it draws.
+    """
     console = Console(stderr=True, highlight=False)
     if not is_screen(console):
-        yield
+        yield lambda: None
         return
-    view, ended = View(engine, console), Event()
+    view = View(engine, console)
+    due_s = 0.0
 
-    def refresh() -> None:
-        while not ended.wait(view.pause_s):
+    def draw(now: bool = False) -> None:
+        nonlocal due_s
+        if now or time.monotonic() >= due_s:
             with suppress(XsweepError):  # the controller logs it
                 view.refresh()
+            due_s = time.monotonic() + view.pause_s
 
-    follower = Thread(target=refresh, daemon=True)
     handlers = [each for each in logging.getLogger().handlers if hasattr(each, "setStream")]
     with view.live:
         for handler in handlers:
             handler.setStream(sys.stderr)  # Rich's, which prints above the view
-        follower.start()
         try:
-            yield
+            yield draw
         finally:
-            ended.set()
-            follower.join(timeout=10.0)
-            with suppress(XsweepError):
-                view.refresh()
+            draw(now=True)
     for handler in handlers:
         handler.setStream(sys.stderr)

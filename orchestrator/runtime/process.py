@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -42,11 +42,11 @@ def run(
     *,
     until_idle: bool = True,
     metrics_port: int | None = None,
-    show: Callable[[Engine], AbstractContextManager[None]] | None = None,
+    show: Callable[[Engine], AbstractContextManager[Callable[[], None]]] | None = None,
 ) -> int:
     """Run jobs until none is left or, with `until_idle=False`, until a signal.
 
-    `show` accompanies the run, such as `xsweep.orchestrator.monitoring.live.live_view`.
+    `show` gives a function to call now and then, see `xsweep.orchestrator.monitoring.live`.
 
     The first SIGTERM or Ctrl-C drains: running jobs save a checkpoint and become ready again,
     uncharged. The second exits at once; the next attempts resume at the last checkpoint. Returns 0;
@@ -71,7 +71,7 @@ def run(
         with (
             serving_metrics(engine, metrics_port),
             announcing(engine, settings.webhook) as announce,
-            show(engine) if show else nullcontext(),
+            show(engine) if show else nullcontext(lambda: None) as draw,
         ):
             log.info("connecting to Ray (starting it takes some seconds)")
             dashboard = ray_cluster.connect(settings, namespace=namespace(settings))
@@ -79,7 +79,7 @@ def run(
             received = _record_signals()
             with _controller(settings, engine, store, dashboard) as controller:
                 controller.adopt()
-                failed = _loop(controller, received, announce, until_idle=until_idle)
+                failed = _loop(controller, received, [announce, draw], until_idle=until_idle)
         if received:
             return 128 + received[0]
         return 1 if failed else 0
@@ -165,7 +165,11 @@ def _controller(
 
 
 def _loop(
-    controller: "Controller", received: list[int], announce: Callable[[], None], *, until_idle: bool
+    controller: "Controller",
+    received: list[int],
+    after_step: Sequence[Callable[[], None]],
+    *,
+    until_idle: bool,
 ) -> bool:
     """Step until idle or until a signal is received; True if some job has failed for good."""
     waiting = ""
@@ -173,7 +177,8 @@ def _loop(
     while not received:
         try:
             controller.step()
-            announce()
+            for call in after_step:
+                call()
             if time.monotonic() - logged_s > LOG_EVERY_S:
                 _log_progress(controller.engine)
                 logged_s = time.monotonic()
@@ -188,6 +193,8 @@ def _loop(
         if left.idle and until_idle:
             break
         unmet = controller.demand.summary()
+        if left.claimable and not unmet:
+            continue
         reason = unmet or _waits_for(left)
         if reason != waiting or (unmet and time.monotonic() - waiting_logged_s > LOG_EVERY_S):
             age = f" (for {controller.demand.age_s:.0f} s)" if unmet else ""
