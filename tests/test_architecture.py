@@ -18,8 +18,8 @@ MAY_IMPORT = {
     "trainer": {"evaluator"},
     "orchestrator": {"db", "evaluator", "trainer"},
 }
-MOST_LINES = 27_119
-MOST_MODULES = 150
+MOST_LINES = 27_403
+MOST_MODULES = 151
 RIDDLE = r"(What|Whether|How|Where|Which|Why|When|Of)\b"
 MOST_FLAT = 4
 """Modules directly in `orchestrator/`, its `__init__` included."""
