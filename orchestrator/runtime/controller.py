@@ -229,7 +229,7 @@ class Controller:
         return self.pool.take(
             f"{claim.name} #{claim.job_id}.{claim.token}",
             request,
-            alone=runs_alone(claim.kind, claim.spec, request),
+            alone=runs_alone(claim.kind, request),
             model=claim.inputs.get("run"),
             excluded=self.exclusions.excluded(self.pool.nodes()),
         )

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ray
@@ -255,12 +255,9 @@ class Pool:
         return placement
 
 
-def runs_alone(kind: str, spec: Mapping[str, Any], request: ResourceRequest) -> bool:
+def runs_alone(kind: str, request: ResourceRequest) -> bool:
     """Return whether a job needs new processes.
 
-    Trainings do, since they leave memory and process groups behind, except those of the plain
-    engine with one rank on a CPU.
+    Trainings on GPUs or on several ranks do, since they leave memory and process groups behind.
     """
-    plain = spec.get("optimisation", {}).get("engine") == "plain"
-    small = plain and request.ranks == 1 and not request.resources.get("GPU")
-    return kind == "train" and not small
+    return kind == "train" and (request.ranks > 1 or bool(request.resources.get("GPU")))
