@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-fast chaos cluster-test rehearsal rehearsal-postgresql lint ruff clean help
+.PHONY: demo quickstart sweep test test-fast chaos cluster-test rehearsal rehearsal-postgresql lint ruff clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -17,16 +17,22 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[test]'
 	@touch $@
 
-demo: $(INSTALLED) ## run the quick start: 8 trainings, their evaluations, the report
-	@echo "== submitting sweeps/quickstart.yaml"
-	$(BIN)/xsweep submit sweeps/quickstart.yaml --no-start
+demo: $(INSTALLED) ## run a small sweep: 4 trainings, their evaluations, the report
+	@$(MAKE) --no-print-directory sweep NAME=demo
+
+quickstart: $(INSTALLED) ## run a larger one: 8 trainings with six objectives
+	@$(MAKE) --no-print-directory sweep NAME=quickstart
+
+sweep:
+	@echo "== submitting sweeps/$(NAME).yaml"
+	$(BIN)/xsweep submit sweeps/$(NAME).yaml --no-start
 	@echo "== running the missing jobs (results stay in .xsweep/)"
 	$(BIN)/xsweep run
 	@mkdir -p reports
 	@for format in latex:tex markdown:md text:txt; do \
-	  $(BIN)/xsweep report quickstart --measure nDCG@10 --measure RR@10 \
-	    --format $${format%:*} --output reports/quickstart.$${format#*:} || exit 1; done
-	@cat reports/quickstart.txt
+	  $(BIN)/xsweep report $(NAME) --measure nDCG@10 --measure RR@10 \
+	    --format $${format%:*} --output reports/$(NAME).$${format#*:} || exit 1; done
+	@cat reports/$(NAME).txt
 
 # Many tests wait for processes: three lanes keep two cores busy. Mypy runs beside them.
 LANES := --numprocesses 3 --dist loadfile --no-loadscope-reorder

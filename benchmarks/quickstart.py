@@ -118,7 +118,7 @@ def specification(options: argparse.Namespace) -> dict:
 
 def printer(out: Path) -> Callable[..., None]:
     """Prints each validation once it stands in the metrics file."""
-    from xsweep.trainer.logging import read_metrics
+    from xsweep.trainer.result import read_metrics
 
     started_s, shown = time.process_time(), 0
 

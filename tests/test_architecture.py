@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "orchestrator": {"db", "evaluator", "trainer"},
 }
 MOST_LINES = 27_403
-MOST_MODULES = 151
+MOST_MODULES = 150
 RIDDLE = r"(What|Whether|How|Where|Which|Why|When|Of)\b"
 MOST_FLAT = 4
 """Modules directly in `orchestrator/`, its `__init__` included."""

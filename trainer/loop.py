@@ -20,8 +20,8 @@ from xsweep.trainer.distributed import check_same_step, sum_over_ranks
 from xsweep.trainer.engines import open_engine
 from xsweep.trainer.forward import Scorer, attention, needs_ids
 from xsweep.trainer.gradients import Budgets, Gradients, Prepared
-from xsweep.trainer.logging import MetricsLog, read_metrics
 from xsweep.trainer.optimizer import learning_rate, write_weights
+from xsweep.trainer.result import MetricsLog, read_metrics
 from xsweep.trainer.specs import TrainSpec
 from xsweep.trainer.teachers import Sample, Teacher
 

@@ -8,6 +8,9 @@ import sys
 
 import pytest
 
+from xsweep.orchestrator.runtime.placement import request_of
+from xsweep.orchestrator.runtime.pool import runs_alone
+
 PROGRAM = """
 import json, ray
 from xsweep.orchestrator.runtime.pool import Pool
@@ -60,3 +63,16 @@ def test_a_job_that_needs_room_kills_as_few_warm_workers_as_possible(tmp_path):
         "still warm": ["model 1"],
         "again": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "resources", "alone"),
+    [
+        ("train", {"cpus": 2}, False),
+        ("evaluate", {"gpus": 1}, False),
+        ("train", {"gpus": 0.5}, True),
+        ("train", {"cpus": 1, "ranks": 2}, True),
+    ],
+)
+def test_only_trainings_on_gpus_or_several_ranks_need_new_processes(kind, resources, alone):
+    assert runs_alone(kind, request_of(resources)) is alone

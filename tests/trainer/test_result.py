@@ -1,6 +1,6 @@
 import json
 
-from xsweep.trainer.logging import MetricsLog, read_metrics
+from xsweep.trainer.result import MetricsLog, read_metrics
 
 
 def test_an_attempt_continues_the_records_up_to_its_step(tmp_path):
