@@ -171,14 +171,20 @@ def list_jobs(
     *,
     state: str | None = None,
     kind: str | None = None,
+    match: str | None = None,
     limit: int = 1_000,
 ) -> list[JobRow]:
-    """The jobs of one sweep or of all, by id. Raises ConfigError for an unknown sweep."""
+    """The jobs of one sweep or of all, by id; `match` is a part of their names.
+
+    Raises ConfigError for an unknown sweep.
+    """
     query = select(*_JOB_ROW).order_by(Job.id).limit(limit)
     if state is not None:
         query = query.where(Job.state == state)
     if kind is not None:
         query = query.where(Job.kind == kind)
+    if match is not None:
+        query = query.where(Job.name.contains(match, autoescape=True))
     with reading(engine) as connection:
         query = _of_sweep(query, None if sweep is None else find_sweep(connection, sweep))
         return [JobRow(**row) for row in connection.execute(query).mappings()]

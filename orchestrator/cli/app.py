@@ -1,6 +1,8 @@
 """The Typer application: global options, and the one place that maps errors to exit codes."""
 
 import gc
+import io
+import os
 import sys
 import time
 import traceback
@@ -40,9 +42,9 @@ GridFile = Annotated[
 GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
 ORDER = (
-    *("submit", "plan", "run", "status", "report", "compare", "explain", "logs"),
-    *("serve", "metrics", "cancel", "pause", "resume", "retry", "drop", "evaluate"),
-    *("data", "export", "import", "gc", "db", "store", "doctor", "version"),
+    *("init", "plan", "submit", "run", "status", "report", "compare", "explain", "logs"),
+    *("serve", "metrics", "cancel", "pause", "resume", "retry", "redo", "drop", "evaluate"),
+    *("data", "schema", "export", "import", "gc", "db", "store", "doctor", "version"),
 )
 """Commands in `--help`, in the order in which a newcomer needs them; others follow."""
 
@@ -54,6 +56,23 @@ class Program(TyperGroup):
         """List the commands in the order of `--help`."""
         rank = {name: place for place, name in enumerate(ORDER)}
         return sorted(super().list_commands(ctx), key=lambda name: rank.get(name, len(ORDER)))
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Run the program; a reader that has seen enough (`| head`) is no error."""
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # marks that an encoding lacks
+        try:
+            return super().main(*args, **settings)
+        except SystemExit as end:
+            try:
+                sys.stdout.flush()
+                closed = isinstance(end.__context__, BrokenPipeError)
+            except BrokenPipeError:
+                closed = True
+            if not closed:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
 
     def invoke(self, ctx: Any) -> Any:
         """Run the named command."""

@@ -12,6 +12,7 @@ from xsweep.db.schema import OPEN, State
 from xsweep.errors import ConfigError, SetupError
 from xsweep.orchestrator.cli.app import app, open_database, settings_of
 from xsweep.orchestrator.forecast.eta import count, eta_s
+from xsweep.orchestrator.settings import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +40,12 @@ def status(
     state: Annotated[
         str | None, typer.Option(help=f"Only jobs in this state: {', '.join(State)}.")
     ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help=f"Only jobs of this kind: {', '.join(KINDS)}.")
+    ] = None,
+    match: Annotated[
+        str | None, typer.Option(help="Only jobs with this text in their name.", metavar="TEXT")
+    ] = None,
     limit: Annotated[int, typer.Option(help="Maximum number of jobs to list.", min=1)] = 1000,
 ) -> None:
     """Show totals per sweep, running jobs, recent failures and the time left.
@@ -48,15 +55,17 @@ def status(
       xsweep status
       xsweep status quickstart --watch
       xsweep status --jobs --state failed
+      xsweep status --kind train --match infonce
       xsweep status --json
     """
-    if state is not None and state not in list(State):
-        raise ConfigError(f"unknown state {state!r}: use one of {', '.join(State)}")
+    for name, given, known in (("state", state, tuple(State)), ("kind", kind, KINDS)):
+        if given is not None and given not in known:
+            raise ConfigError(f"unknown {name} {given!r}: use one of {', '.join(known)}")
     from xsweep.db.status import list_jobs, summary
 
     engine = open_database(ctx, read_only=True)
-    if jobs or state:
-        rows = list_jobs(engine, sweep, state=state, limit=limit)
+    if jobs or state or kind or match:
+        rows = list_jobs(engine, sweep, state=state, kind=kind, match=match, limit=limit)
         if as_json:
             listed = {"schema": "xsweep.jobs/1", "jobs": [asdict(row) for row in rows]}
             typer.echo(json.dumps(listed, indent=1))
@@ -76,6 +85,9 @@ def status(
     console = _console()
     for part in page(found):
         console.print(part)
+    token = settings_of(ctx).home / "ray-token"
+    if found.controllers and token.exists():
+        console.print(f"Ray's dashboard asks for the token in {token}")
 
 
 def watch_sweep(

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,39 @@ def test_status_tells_what_is_left(submitted: Path) -> None:
     assert re.search(r"small: 0 of 19 jobs done, about \d+ \w+ left", output)
     assert "No controller is running. Next: xsweep run" in output
     assert xsweep("status", "--jobs", "--state", "ready").stdout.count("prepare ") == 4
+
+
+def test_listed_jobs_are_selected_by_kind_state_and_name(submitted: Path) -> None:
+    listed = xsweep("status", "--kind", "train", "--match", "L3 infonce").stdout.splitlines()
+    assert [line[30:] for line in listed] == [
+        "train L3 infonce bm25 s1",
+        "train L3 infonce bm25 s2",
+    ]
+    assert xsweep("status", "--match", "L%").stdout == ""
+    assert (
+        "unknown kind 'training': use one of"
+        in xsweep("status", "--kind", "training", code=2).stderr
+    )
+
+
+@pytest.mark.parametrize("command", ["--help", "status", "schema", "plan quickstart"])
+def test_a_reader_that_closes_its_pipe_is_no_error(submitted: Path, command: str) -> None:
+    program = [sys.executable, "-m", "xsweep.orchestrator", *command.split()]
+    shell = f"{shlex.join(program)} | head -c 1 >/dev/null; exit ${{PIPESTATUS[0]}}"
+    found = subprocess.run(
+        ["bash", "-c", shell], capture_output=True, text=True, check=False, cwd=submitted.parent
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_marks_that_the_output_lacks_are_replaced(submitted: Path) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    program = [sys.executable, "-m", "xsweep.orchestrator", "plan", "quickstart"]
+    found = subprocess.run(program, capture_output=True, check=True, env=environment)
+    assert "bce × bm25_pairs (MiniLM-L6 s1)".encode("latin-1") in found.stdout
+    program[3:] = ["status"]
+    found = subprocess.run(program, capture_output=True, check=True, env=environment)
+    assert b"small: 0 of 19 jobs done" in found.stdout
 
 
 def test_status_as_json_has_its_documented_keys(submitted: Path) -> None:
