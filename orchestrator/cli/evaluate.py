@@ -1,7 +1,9 @@
 """`evaluate`: evaluate a trained cross-encoder on collections, without the job table."""
 
 import json
+import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -9,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from xsweep.errors import ConfigError
-from xsweep.orchestrator.cli.app import app
-from xsweep.orchestrator.settings import absolute
+from xsweep.orchestrator.cli.app import app, settings_of
+from xsweep.orchestrator.settings import Settings, absolute
 
 if TYPE_CHECKING:
     from xsweep.evaluator.jobs import Evaluation
@@ -19,17 +21,22 @@ if TYPE_CHECKING:
 
 @app.command()
 def evaluate(
+    ctx: typer.Context,
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL_DIR", help="Folder of a model or of a training.")
+        str, typer.Argument(metavar="MODEL", help="A folder, a trained run's name, or a Hub id.")
     ],
     collection: Annotated[
         list[str] | None,
         typer.Option(help="apidocs/test, irds:beir/scifact/test, or a folder."),
     ] = None,
+    split: Annotated[str, typer.Option(help="Split of collections that are folders.")] = "test",
     suite: Annotated[list[str] | None, typer.Option(help="A suite, such as beir-13.")] = None,
     run: Annotated[
         Path | None, typer.Option(help="A TREC run to re-rank instead of --first-stage.")
     ] = None,
+    order: Annotated[
+        Literal["score", "rank"], typer.Option(help="The column that orders the run.")
+    ] = "score",
     first_stage: Annotated[
         str, typer.Option(help="bm25, scoreddocs, dense:FOLDER or splade:FOLDER.")
     ] = "bm25",
@@ -50,6 +57,9 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for runs and per-query values.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one object of schema xsweep.evaluate/1.")
+    ] = False,
 ) -> None:
     """Re-rank collections with a model and print its measures beside the first stage's.
 
@@ -60,18 +70,16 @@ def evaluate(
     Examples:
       xsweep evaluate my-model --collection apidocs/test --depth 20
       xsweep evaluate my-model --collection irds:beir/scifact/test --run bm25.run.gz
-      xsweep evaluate my-model --suite beir-13 -o results/
+      xsweep evaluate cross-encoder/ms-marco-MiniLM-L6-v2 --suite beir-13 -o results/
+      xsweep evaluate "MiniLM-L6 infonce bm25_lists s1" --collection data/mine --split dev --json
     """
     import tempfile
 
     from xsweep.evaluator.specs import parse_measure
 
     measures = [str(parse_measure(name)) for name in measure or ["nDCG@10", "RR@10"]]
-    if not model.is_dir():
-        raise ConfigError(f"{model} is not a folder with a model")
-    # The folder of a training holds the model beside its logs.
-    weights = model / "model" if (model / "model").is_dir() else model
-    collections = _collections(collection or [], suite or [], identical_ids)
+    source = _model(settings_of(ctx), model)
+    collections = _collections(collection or [], split, suite or [], identical_ids)
     if run is not None and len(collections) != 1:
         raise ConfigError("--run re-ranks one collection: give exactly one --collection")
     settings = {
@@ -84,8 +92,25 @@ def evaluate(
     }
     with tempfile.TemporaryDirectory() as scratch:
         root = absolute(output or scratch)
-        rows = _evaluate(collections, weights.absolute(), _stage(first_stage, run), settings, root)
-    for row in [*rows, *(_suite_row(name, rows) for name in suite or [])]:
+        stage = _stage(first_stage, run, order)
+        rows = _evaluate(collections, source, stage, settings, root)
+    rows += [_suite_row(name, rows) for name in suite or []]
+    if as_json:
+        results = [
+            {
+                "name": row.name,
+                "about": row.about,
+                "means": {
+                    name: {"first_stage": first, "model": reranked}
+                    for name, (first, reranked) in row.means.items()
+                },
+            }
+            for row in rows
+        ]
+        document = {"schema": "xsweep.evaluate/1", "model": source, "results": results}
+        typer.echo(json.dumps(document, indent=1))
+        return
+    for row in rows:
         typer.echo(f"{row.name}  ({row.about})")
         for name, (first, reranked) in row.means.items():
             typer.echo(f"  {name:12} {reranked:.4f}  (first stage {first:.4f})")
@@ -101,10 +126,37 @@ class Row(NamedTuple):
     """Mean of each measure: first stage, model."""
 
 
-def _stage(name: str, run: Path | None) -> dict[str, object]:
+def _model(settings: "Settings", name: str) -> dict[str, str]:
+    """Return the model as a job's specification: of a folder, a trained run, or the Hub.
+
+    Raises ConfigError for a name that is none of these, DataError for a folder without a model.
+    """
+    from xsweep.db import jobs
+    from xsweep.db.engine import connect, has_tables
+    from xsweep.evaluator.data.files import tree_sha256
+    from xsweep.orchestrator.storage.store import open_store
+
+    folder = Path(name)
+    if not folder.is_dir() and has_tables(settings.database):
+        engine = connect(settings.database, read_only=True)
+        for job in (name, f"train {name}"):
+            with suppress(ConfigError):
+                found = jobs.explain(engine, job, compare=False)
+                if found.kind == "train" and found.folder:
+                    folder = open_store(settings.store).fetch(found.folder)
+    if folder.is_dir():
+        # The folder of a training holds the model beside its logs.
+        weights = (folder / "model" if (folder / "model").is_dir() else folder).absolute()
+        return {"folder": str(weights), "sha256": tree_sha256(weights)}
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return {"id": name}
+    raise ConfigError(f"{name!r} is neither a folder, nor a run that is trained, nor a Hub id")
+
+
+def _stage(name: str, run: Path | None, order: str) -> dict[str, object]:
     """Return the first stage as a job's specification. Raises ConfigError if it is unknown."""
     if run is not None:
-        return {"type": "run", "file": {"path": str(run.absolute())}}
+        return {"type": "run", "file": {"path": str(run.absolute())}, "order": order}
     kind, _, folder = name.partition(":")
     if kind in ("dense", "splade") and Path(folder).is_dir():
         return {"type": kind, "model": {"folder": str(Path(folder).absolute())}}
@@ -117,7 +169,7 @@ def _stage(name: str, run: Path | None) -> dict[str, object]:
 
 
 def _collections(
-    names: list[str], suites: list[str], identical_ids: "IdenticalIds | None"
+    names: list[str], split: str, suites: list[str], identical_ids: "IdenticalIds | None"
 ) -> "list[CollectionSpec]":
     from xsweep.evaluator.data.suites import dataset, suite
     from xsweep.evaluator.specs import ApidocsSpec, FolderSpec
@@ -130,7 +182,8 @@ def _collections(
         elif name.startswith("irds:"):
             found.append(dataset(name[5:]))
         elif Path(name).is_dir():
-            found.append(FolderSpec(name=Path(name).name, path=str(Path(name).absolute())))
+            path = Path(name).absolute()
+            found.append(FolderSpec(name=path.name, path=str(path), split=split))
         else:
             raise ConfigError(
                 f"unknown collection {name!r}: write {', '.join(APIDOCS)}, irds:<id of "
@@ -147,18 +200,16 @@ def _collections(
 
 def _evaluate(
     collections: "list[CollectionSpec]",
-    weights: Path,
+    model: dict[str, str],
     stage: dict[str, object],
     settings: dict[str, object],
     root: Path,
 ) -> list[Row]:
     """Prepare the candidates of every collection, then score all of them in one pass."""
-    from xsweep.evaluator.data.files import is_finished, tree_sha256, write_manifest
+    from xsweep.evaluator.data.files import is_finished, write_manifest
     from xsweep.evaluator.jobs import Evaluation, evaluate_together, run_job
     from xsweep.evaluator.specs import EvaluateSpec
 
-    weights_sha256 = tree_sha256(weights)
-    model = {"folder": str(weights), "sha256": weights_sha256}
     scorers = {
         "first-stage": {"type": "first_stage"},
         "model": {"type": "model", "model": {"type": "cross_encoder", "models": [model]}},

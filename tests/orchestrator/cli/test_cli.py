@@ -7,10 +7,12 @@ import resource
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import typer
+from finished import run_all, submit_small
 from gridtext import write_grid
 from tiny import write_backbone
 from typer.testing import CliRunner, Result
@@ -18,9 +20,12 @@ from typer.testing import CliRunner, Result
 from xsweep import __version__
 from xsweep.db import jobs
 from xsweep.db.engine import connect
+from xsweep.db.status import list_jobs
 from xsweep.evaluator.data.trec import read_run
 from xsweep.orchestrator.cli import app
 from xsweep.orchestrator.cli.app import Program, _global_options_first
+from xsweep.orchestrator.cli.evaluate import _model
+from xsweep.orchestrator.settings import load_settings
 
 PROJECT = Path(__file__).resolve().parents[3]
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "numpy", "scipy", "pandas", "ir_datasets")
@@ -256,7 +261,8 @@ def test_logs_are_those_of_the_last_attempt(submitted: Path) -> None:
         (["report", "--format", "pdf"], "unknown format 'pdf'"),
         (["report", "--where", "small"], "write label=value"),
         (["report"], "nothing to report"),
-        (["evaluate", "nowhere"], "is not a folder with a model"),
+        (["evaluate", "nowhere"], "nothing to evaluate on"),
+        (["evaluate", "no such run"], "neither a folder, nor a run that is trained, nor a Hub id"),
     ],
 )
 def test_wrong_names_end_with_exit_code_2_and_a_suggestion(
@@ -433,3 +439,31 @@ def test_a_model_is_evaluated_beside_its_first_stage(home: Path, tmp_path: Path)
         "beir  (1 queries, first stage R@100 1.0000)\n"
         f"  RR@10        {1 / rank:.4f}  (first stage 1.0000)\n"
     )
+    # the order of a run's ranks, another split, and one object for scripts
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
+    (tmp_path / "given.run").write_text("q Q0 d2 1 0.1 x\nq Q0 d1 2 0.9 x\n")
+    arguments = ("--split", "dev", "--run", str(tmp_path / "given.run"), "--order", "rank")
+    document = json.loads(
+        xsweep(
+            *("evaluate", str(tmp_path / "trained"), "--collection", str(folder), "-m", "RR@10"),
+            *(*arguments, "--json"),
+        ).stdout
+    )
+    assert document["schema"] == "xsweep.evaluate/1"
+    assert document["model"]["folder"] == str(tmp_path / "trained" / "model")
+    (result,) = document["results"]
+    assert result["means"]["RR@10"]["first_stage"] == 0.5
+
+
+def test_a_trained_run_is_evaluated_by_its_name(tmp_path: Path) -> None:
+    engine, store = submit_small(tmp_path), tmp_path / "store"
+    run_all(engine, store)
+    home = tmp_path / ".xsweep"
+    settings = replace(
+        load_settings(), home=home, database=f"sqlite:///{home / 'xsweep.db'}", store=str(store)
+    )
+    (training,) = list_jobs(engine, match="train L3 infonce bm25 s1")
+    folder = jobs.explain(engine, training.job_id).folder
+    for name in ("L3 infonce bm25 s1", "train L3 infonce bm25 s1", training.identity[:12]):
+        assert _model(settings, name)["folder"] == str(store / str(folder) / "model")
+    assert _model(settings, "bert-base-uncased") == {"id": "bert-base-uncased"}
