@@ -120,7 +120,7 @@ def folder_files(folder: Path, split: str) -> FolderFiles:
     )
     if beir.documents.exists() or (folder / "qrels").is_dir():
         known = folder_splits(folder)
-        if known and not beir.qrels.exists():
+        if known and (folder / "qrels").is_dir() and not beir.qrels.exists():
             raise DataError(f"{folder} has no split {split!r}: there is {', '.join(known)}")
         return beir
     if not folder.is_dir():

@@ -156,6 +156,7 @@ def test_sigterm_saves_checkpoints_releases_jobs_uncharged_and_stops_the_cluster
     controller = study.start("run")
     job, pid = training(study)
     controller.terminate()
+    assert any("stopping: waiting for" in line for line in controller.stdout)
     os.kill(pid, signal.SIGCONT)
     output, _ = controller.communicate(timeout=120)
     assert controller.returncode == 128 + signal.SIGTERM, output
