@@ -126,11 +126,11 @@ def redo(engine: Engine, job: str | int, *, dry_run: bool = False) -> Redone:
 
     def work(connection: Connection) -> Redone:
         id_ = find_job(connection, job)
-        name, state = connection.execute(select(Job.name, Job.state).filter_by(id=id_)).one()
-        if state != State.DONE:
+        done = done_descendants(connection, id_, locked=not dry_run)
+        if not done:
+            name, state = connection.execute(select(Job.name, Job.state).filter_by(id=id_)).one()
             hint = f": `xsweep retry --job {id_}` runs it again" if state in BROKEN else ""
             raise ConfigError(f"job {name!r} is {state}, only a done one can be redone{hint}")
-        done = done_descendants(connection, id_, locked=not dry_run)
         took_s = Attempt.ended_at - func.coalesce(Attempt.started_at, Attempt.claimed_at)
         retired = select(Job.name, *RETIRED, took_s.label("took_s")).join_from(Result, Attempt)
         retired = retired.join(Job).where(among(connection, Job.id, done)).order_by(Job.id)

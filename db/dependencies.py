@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from xsweep.db.events import record
-from xsweep.db.schema import BROKEN, Edge, Id, Job, State, Sweep, SweepJob, now_s
+from xsweep.db.schema import BROKEN, Edge, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import among
 
 IN_ACTIVE_SWEEP = sa.exists().where(
@@ -46,12 +46,13 @@ def ancestors(connection: sa.Connection, job_id: int, states: Iterable[State]) -
 
 
 def done_descendants(connection: sa.Connection, job_id: int, *, locked: bool) -> set[int]:
-    """The id of a done job and those of all done jobs that depend on it."""
-    tree = sa.select(sa.literal(job_id, Id).label("id")).cte("tree", recursive=True)
+    """The ids of a job and of all done jobs that depend on it; none if it is not done itself."""
+    itself = sa.select(Job.id).where(Job.id == job_id, Job.state == State.DONE)
+    tree = itself.cte("tree", recursive=True)
     child = sa.select(Edge.child_id).join(Job, Job.id == Edge.child_id)
     tree = tree.union(child.where(Edge.parent_id == tree.c.id, Job.state == State.DONE))
     found = set[int]()
-    # children may end, or be added, until their parents are locked
+    # jobs may end, be redone or be added until these are locked
     while found != (latest := set(connection.scalars(sa.select(tree.c.id)))):
         found = latest
         if locked:
