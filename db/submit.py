@@ -27,6 +27,12 @@ CELL = ("system", "backbone", "objective", "teacher", "collection")
 EARLY = {"first_stage": 3, "teacher": 2}
 """Priorities of evaluations that need no training, by their label `system`."""
 
+REMEDY = (
+    ". Give the grid another name to keep both, or submit it with --replace: jobs that are not in "
+    "this grid leave the sweep, their results stay stored"
+)
+"""End of a refusal of changed cells."""
+
 JOB_COLUMNS = (
     *("identity", "kind", "name", "state", "missing_parents", "priority", "critical_s"),
     *("token", "forgiven_token", "reason", "created_at", "ended_at"),
@@ -259,11 +265,8 @@ def _refusal(name: str, changed: Mapping[str, Mapping[str, None]]) -> str:
         count = f"{len(cells)} cell{'s' * (len(cells) > 1)}"
         parts.append(f"{settings} in {count}: {', '.join([*cells][:LISTED])}{more}")
     more = f"; and {len(parts) - LISTED} more changes" if len(parts) > LISTED else ""
-    return (
-        f"sweep {name!r} has cells that this grid changes: {'; '.join(parts[:LISTED])}{more}. Give "
-        "the grid another name to keep both, or submit it with --replace: jobs that are not in "
-        "this grid leave the sweep, their results stay stored"
-    )
+    changes = "; ".join(parts[:LISTED]) + more
+    return f"sweep {name!r} has cells that this grid changes: {changes}{REMEDY}"
 
 
 def _reopen_removed(connection: Connection, known: dict[str, Row]) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "xsweep.archive/1"
 MOST_SHRUNK = 100
+"""Largest ratio of unpacked to packed size."""
 PACKED = {".tar.gz": "gztar", ".tgz": "gztar", ".zip": "zip"}
 """Suffixes of packed archives, and shutil's names of their formats."""
 REPORTS = {"text": "report.txt", "csv": "results.csv", "latex": "table.tex", "html": "report.html"}
@@ -181,10 +182,12 @@ def import_sweep(
     """Import an archive's results, files first; jobs that are done here keep their results.
 
     Raises DataError, and has changed nothing, where the archive or a file in it differs from its
-    manifest, an identity from its job's spec, or a result from the sealed files.
+    manifest, an identity from its job's spec, or a result from the sealed files; ConfigError where
+    it changes cells of a sweep of its name.
     """
     from pydantic import TypeAdapter
 
+    from xsweep.db.submit import REMEDY, preview
     from xsweep.db.transfer import StoredResult, import_results
 
     read_manifest(archive)
@@ -206,6 +209,9 @@ def import_sweep(
         _check_job(job, archive)
     for line in lines:
         _check_result(line, archive / "files" / by_identity[line["identity"]].kind)
+    if refusal := preview(engine, name=title, jobs=jobs).refusal:
+        remedy = ": import the archive under another name with --name"
+        raise ConfigError(refusal.removesuffix(REMEDY) + remedy)
     seal = checksum(archive / MANIFEST)[:12]
     results: dict[str, StoredResult] = {}
     for line in lines:

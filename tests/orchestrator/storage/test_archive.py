@@ -376,6 +376,23 @@ def test_an_archive_that_contradicts_itself_is_refused_whole(
     assert list(other_store.iterdir()) == []
 
 
+def test_an_archive_that_changes_cells_of_its_name_is_refused_and_copies_nothing(
+    done: Engine, store: Path, tmp_path: Path
+) -> None:
+    export_sweep(done, Store(store), "small", tmp_path / "out")
+    (tmp_path / "there").mkdir()
+    there = submit_small(tmp_path / "there", ("lr: 3e-5", "lr: 5e-5"))
+    other = tmp_path / "there" / "store"
+    with pytest.raises(ConfigError) as refused:
+        import_sweep(there, Store(other), tmp_path / "out")
+    assert "changes: lr (5e-05 before, 3e-05 now) in 4 cells" in str(refused.value)
+    assert str(refused.value).endswith(": import the archive under another name with --name")
+    assert not other.exists()
+    # L6's two trainings and their evaluations are shared, and wait here for their token store
+    counts = import_sweep(there, Store(other), tmp_path / "out", name="other")
+    assert (counts.accepted, counts.refused) == (14, 4)
+
+
 def test_scores_without_files_must_have_the_means_of_their_summary(
     done: Engine, store: Path, tmp_path: Path, elsewhere: tuple
 ) -> None:
