@@ -201,7 +201,7 @@ class ModelSpec(Spec):
     def _from_text(cls, value: Any) -> Any:
         """A text is an id, or a folder if it begins with `/` or `.`."""
         if isinstance(value, str):
-            return {"folder" if value.startswith(("/", ".", "~")) else "id": value}
+            return {"folder" if value.startswith(("/", ".")) else "id": value}
         return value
 
     @model_validator(mode="after")

@@ -146,7 +146,7 @@ def _settings(
     \b
     First steps:
       xsweep doctor                check this installation
-      xsweep submit quickstart     plan, store and start the demo
+      xsweep submit demo           plan, store and start the demo
       xsweep status --watch        follow it
       xsweep report                print its table
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 SPLITS = {
     "train": ("train", "training"),
     "dev": ("dev", "validation", "valid", "val"),
-    "test": ("test", "judged", ""),
+    "test": ("test", "judged"),
 }
 """Names of splits by the role that they get."""
 
 PAIRS = 8_000
-"""Pairs that an evaluation scores, about: a minute on one core."""
+"""Pairs that an evaluation scores, about; the depth follows."""
 
 NEGATIVES = 3
 
@@ -64,7 +64,8 @@ def init(
     from xsweep.orchestrator.plan import plan_grid
 
     folder = Path(source)
-    title = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.resolve().name if folder.is_dir() else source)
+    name = folder.resolve().name if folder.is_dir() else source.removeprefix("irds:")
+    title = re.sub(r"[^A-Za-z0-9._-]+", "-", name).lstrip("._-") or "mine"
     path = output or (folder.resolve().parent if folder.is_dir() else Path.cwd()) / f"{title}.yaml"
     if path.exists():
         raise ConfigError(f"{path} exists already: give another name with -o")
@@ -122,7 +123,7 @@ def _irds_splits(source: str) -> dict[str, "IrdsSpec"]:
         raise ConfigError(
             f"{source} is neither a folder nor a data set of ir_datasets: {nearest(name, known)}"
         )
-    above = name if ir_datasets.registry[name].has_qrels() is False else name.rpartition("/")[0]
+    above = name.rpartition("/")[0] if ir_datasets.registry[name].has_qrels() else name
     splits = {each.rpartition("/")[2]: each for each in known if each.rpartition("/")[0] == above}
     if not above or not splits.keys() & {name for names in SPLITS.values() for name in names}:
         splits = {"test": name}

@@ -102,6 +102,13 @@ def test_files_of_trec_are_found_with_and_without_a_split(place: Path) -> None:
     }
 
 
+def test_a_folders_name_becomes_one_that_a_grid_may_have(place: Path) -> None:
+    write_beir(place / "_my data: 1", "train", "test")
+    assert init("_my data: 1").exit_code == 0
+    grid, _ = read_grid(place / "my-data-1.yaml")
+    assert (grid.name, grid.collections["my-data-1-test"].folder) == ("my-data-1", "_my data: 1")
+
+
 def test_judgements_of_what_is_not_there_are_counted(place: Path) -> None:
     write_beir(place / "mine", "train", "test")
     with (place / "mine" / "qrels" / "test.tsv").open("a") as file:
