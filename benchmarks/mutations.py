@@ -6,7 +6,8 @@ Each mutant changes one comparison, arithmetic operator, boolean, number or stat
 drawn with `--seed` from all product lines that have one. It is made in a temporary copy of the
 tracked files. There run the tests named after its module, the fast ones of its folder, all fast
 ones, and the slow ones of its folder, so many of these `--rounds`, until one fails. A mutant that
-no test notices survives: it is equivalent to the original, or a test is missing.
+no test notices survives: it is equivalent to the original, or a test is missing. First the fast
+tests run on the copy as it is: only if they pass there does a failure say something of a mutant.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import random
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -48,7 +51,10 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Mod: ast.Mult,
     ast.Pow: ast.Mult,
 }
+ALL_FAST = ["tests", "-m", "not slow", "-n", "2", "--dist", "loadfile"]
 TIMEOUT_S = 900.0
+PACKAGES = sysconfig.get_path("purelib")
+DATA = os.environ.get("XSWEEP_TEST_DATA", str(PROJECT.parent / "shared" / "data"))
 
 
 @dataclass(frozen=True)
@@ -156,29 +162,47 @@ def rounds(path: str, root: Path) -> Iterator[tuple[str, list[str]]]:
         yield "its own tests", [*named, "-m", "not slow"]
     if (root / folder).is_dir():
         yield "the fast tests of its folder", [str(folder), "-m", "not slow"]
-    yield "all fast tests", ["tests", "-m", "not slow", "-n", "2", "--dist", "loadfile"]
+    yield "all fast tests", ALL_FAST
     if (root / folder).is_dir():
         yield "the slow tests of its folder", [str(folder), "-m", "slow"]
 
 
+def copy_project(tracked: list[str], root: Path) -> None:
+    """Copy the tracked files, with a virtual environment that has the packages of this one."""
+    for name in tracked:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(PROJECT / name, root / name, follow_symlinks=False)
+    venv.create(root / ".venv")
+    for number, line in enumerate((str(root), f"import site; site.addsitedir({PACKAGES!r})")):
+        (next(root.glob(".venv/lib/*/site-packages")) / f"{number}.pth").write_text(line + "\n")
+
+
+def first_failure(arguments: list[str], root: Path) -> str | None:
+    """The first test that fails, or the time limit; None where all pass or none is selected."""
+    command = [str(root / ".venv/bin/python"), "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run(
+            [*command, *arguments],
+            cwd=root,
+            env=os.environ | {"XSWEEP_TEST_DATA": DATA},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return "time limit"
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode in (0, 5):  # 5: no test was selected
+        return None
+    return failed[0].split(" - ")[0].split()[-1] if failed else done.stdout[-300:]
+
+
 def killed_by(path: str, root: Path, most: int) -> str | None:
     """The first of so many rounds in which a test fails; None where the mutant survives."""
-    environment = os.environ | {"PYTHONPATH": str(root)}
     for name, arguments in islice(rounds(path, root), most):
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        try:
-            done = subprocess.run(
-                [*command, *arguments],
-                cwd=root,
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                timeout=TIMEOUT_S,
-            )
-        except subprocess.TimeoutExpired:
-            return f"{name} (time limit)"
-        if done.returncode not in (0, 5):  # 5: no test was selected
-            return name
+        if failure := first_failure(arguments, root):
+            return f"{name} ({failure})"
     return None
 
 
@@ -200,14 +224,15 @@ def main() -> int:
     }
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="xsweep-mutants-") as folder:
-        for name in tracked:
-            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(PROJECT / name, Path(folder) / name, follow_symlinks=False)
+        root = Path(folder)
+        copy_project(tracked, root)
+        if failure := first_failure(ALL_FAST, root):
+            sys.exit(f"the copy without a mutant fails already: {failure}")
         for mutant in draw(files, options.mutants, options.seed):
             source, began_s = files[mutant.path], time.monotonic()
-            changed = Path(folder) / mutant.path
+            changed = root / mutant.path
             changed.write_text(mutant.applied_to(source))
-            killer = killed_by(mutant.path, Path(folder), options.rounds)
+            killer = killed_by(mutant.path, root, options.rounds)
             changed.write_text(source)
             survivors += killer is None
             verdict = f"killed by {killer}" if killer else "SURVIVED"

@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -134,6 +135,31 @@ def test_a_run_with_unknown_documents_or_queries_is_a_data_error(tmp_path: Path)
     (tmp_path / "second").mkdir()
     with pytest.raises(DataError, match="has none of the judged queries of 'tiny'"):
         _prepare(tmp_path / "second", first_stage=stage)
+
+
+@pytest.mark.parametrize("known", [7, None])
+def test_documents_are_read_to_be_counted_only_where_their_number_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: int | None
+) -> None:
+    texts = {"d1": "one", "d2": "two", "d3": "three"}
+    reads = []
+
+    def documents() -> Iterator[tuple[str, str]]:
+        reads.append(1)
+        return iter(texts.items())
+
+    indexed = Collection(
+        **{"name": "indexed", "queries": {"q1": "one"}, "qrels": {"q1": {"d1": 1}}},
+        documents=documents,
+        lookup=lambda ids: {doc_id: texts[doc_id] for doc_id in ids & texts.keys()},
+        count=lambda: known,
+    )
+    monkeypatch.setattr(first_stage, "load_collection", lambda spec: indexed)
+    (tmp_path / "given.run").write_text("q1 Q0 d1 1 2.0 t\n")
+    stage = {"type": "run", "file": {"path": str(tmp_path / "given.run")}}
+    out = _prepare(tmp_path, first_stage=stage)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["documents"], len(reads)) == ((7, 0) if known else (3, 1))
 
 
 def test_a_first_stage_that_finds_nothing_is_a_data_error(tmp_path: Path) -> None:

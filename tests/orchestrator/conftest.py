@@ -22,6 +22,8 @@ class Workplace:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("XSWEEP_")}
         kept.pop("RAY_ADDRESS", None)
         self.environment = {**kept, "COLUMNS": "120"}
+        # One core: one worker does all, and importing torch into each is most of its work here.
+        self.environment |= {"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}
         self._started: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:

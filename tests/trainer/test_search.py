@@ -62,6 +62,9 @@ def test_a_halted_trial_ends_there_with_its_best_validation(world, spec, tmp_pat
     trial = trial_of(spec, 1e-3, asha={"grace_steps": 2})
     run_job("train", trial, world.inputs, tmp_path / "out", report)
     assert reported == [1, 2, 3, 4]
+    pick_winner("search", SEARCH, {"trial-001": tmp_path / "out"}, tmp_path / "search")
+    assert read(tmp_path / "search", "trials")[0]["ended"] == "halted"
+    assert read(tmp_path / "search")["halted"] == 1
     summary = read(tmp_path / "out")
     assert (summary["steps"], summary["halted"]) == (4, True)
     assert summary["best_validation"] == max(curve(tmp_path / "out", "validation"))
@@ -116,7 +119,7 @@ def test_the_trial_with_the_best_validation_wins(search, trials):
     assert figures["trial-001"] == read(trials["trial-001"])["best_validation"]
     winner = max(("trial-001", "trial-002"), key=lambda role: figures[role])
     assert read(search, "winner")["trial"] == winner
-    assert read(search)["diverged"] == 1
+    assert (read(search)["diverged"], read(search)["halted"]) == (1, 0)
     assert digest(search / "winner") == digest(trials[winner])
     read_manifest(search)
 

@@ -16,7 +16,7 @@ def _intervals(engine, kind: str) -> list[tuple[float, float]]:
 @pytest.mark.slow(20)
 def test_no_more_jobs_of_a_kind_run_at_once_than_its_limit(workplace):
     write_study(workplace.folder, steps=60)
-    workplace.environment["XSWEEP_LIMITS"] = "train=1"
+    workplace.environment |= {"RAY_OVERRIDE_RESOURCES": '{"CPU": 2}', "XSWEEP_LIMITS": "train=1"}
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
     workplace.xsweep("run")
     engine = connect(f"sqlite:///{workplace.home}/xsweep.db")

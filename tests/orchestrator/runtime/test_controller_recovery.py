@@ -22,8 +22,8 @@ from xsweep.orchestrator.runtime import ray_cluster
 # a calm run is made first, and on a busy machine each run takes minutes
 pytestmark = [pytest.mark.slow(30), pytest.mark.timeout(600)]
 
-STEPS = 120
-"""Six checkpoints: most of a training is left when the first one is there."""
+STEPS = 60
+"""Three checkpoints: most of a training is left when the first one is there."""
 
 
 @pytest.fixture(scope="module")
