@@ -322,15 +322,20 @@ def score_on(
 ) -> ScoredPairs:
     """`score_pairs` over all devices, with a copy of the model on each.
 
-    Padding is their mean and time their maximum. An exception on one device is raised after all
-    have ended.
+    Pairs are shared by cost: linear layers grow with a pair's tokens, attention with their square.
+    Padding is the mean over pairs and time the maximum. An exception on one device is raised after
+    all have ended.
     """
+    devices = devices[: max(1, len(pairs))]
     if len(devices) == 1:
         return score_pairs(
             model, encoder, pairs, settings, device=devices[0], progress=progress, partial=partial
         )
-    lengths = np.array([len(query) + len(document) for query, document in pairs], dtype=np.int64)
-    shares = share_out(lengths, len(devices))
+    queries, documents = np.array([[len(side) for side in pair] for pair in pairs]).T
+    lengths = encoder.lengths(queries, documents, settings.query_tokens, settings.document_tokens)
+    # A layer multiplies a token's states with weights 24 H² times, with other tokens' 4 H L times.
+    hidden = model.config.get_text_config().hidden_size
+    shares = share_out(lengths * (6 * hidden + lengths), len(devices))
     done, lock = [0] * len(devices), Lock()
 
     def score(place: int) -> ScoredPairs:

@@ -138,19 +138,21 @@ def _file_state(folder: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def _keep_head_in_fp32(model: PreTrainedModel) -> None:
-    """Computes the last layer, which gives the logit, in fp32 also under autocast.
+class HeadInFp32(torch.nn.Linear):
+    """The last layer, which gives the logit, computed in fp32 also under autocast.
 
     bf16 has 8 significant bits: in a list of 1,000 documents rounding would make many logits equal.
     """
-    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
-    linear = head[-1].forward
 
-    def forward(hidden_PH: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_PH: torch.Tensor) -> torch.Tensor:
         with torch.autocast(hidden_PH.device.type, enabled=False):
-            return linear(hidden_PH.float())
+            return super().forward(hidden_PH.float())
 
-    head[-1].forward = forward  # type: ignore[method-assign, assignment]
+
+def _keep_head_in_fp32(model: PreTrainedModel) -> None:
+    """Makes the last layer a `HeadInFp32`, by its class, so that a copy computes with its own."""
+    head = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == 1]
+    head[-1].__class__ = HeadInFp32
 
 
 def load_model(

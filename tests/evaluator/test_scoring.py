@@ -319,6 +319,26 @@ def test_several_devices_give_the_scores_of_one_and_save_a_state_each(
     assert sum(int(state["rows"]) for state in saved) == len(pairs)
 
 
+def test_devices_share_the_tokens_that_are_read(
+    make_model_folder: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "SAVE_EVERY_S", 0.0)
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    # All documents are cut to 40 tokens, so that each device gets three pairs.
+    pairs = [(np.full(5, 9), np.full(length, 9)) for length in (400, 40, 40, 40, 40, 40)]
+    settings, partial = ScoringSpec(**LENGTHS), PartialScores([tmp_path], "s", "")
+    score_on([CPU, CPU], model, PairEncoder(tokenizer), pairs, settings, partial=partial)
+    assert [len(np.load(path)["scores"]) for path in tmp_path.iterdir()] == [3, 3]
+
+
+def test_a_device_more_than_there_are_pairs_stays_idle(make_model_folder: Callable) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder("bert"))
+    encoder, settings = PairEncoder(tokenizer), ScoringSpec(**LENGTHS)
+    for count in (0, 1):
+        pairs = _pairs(tokenizer)[:count]
+        assert len(score_on([CPU] * 3, model, encoder, pairs, settings).scores) == count
+
+
 def test_a_stop_on_one_device_ends_all(make_model_folder: Callable) -> None:
     model, tokenizer = load_cross_encoder(make_model_folder("bert"))
 

