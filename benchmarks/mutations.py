@@ -3,11 +3,11 @@
     python benchmarks/mutations.py [--seed 1] [--mutants 20] [--only PATTERN] [--rounds N]
 
 Each mutant changes one comparison, arithmetic operator, boolean, number or statement of a line
-drawn with `--seed` from all product lines that have one. It is made in a temporary copy of the
-tracked files. There run the tests named after its module, the fast ones of its folder, all fast
+drawn with `--seed` from all product lines that have one. It is made in a temporary clone of the
+last commit. There run the tests named after its module, the fast ones of its folder, all fast
 ones, and the slow ones of its folder, so many of these `--rounds`, until one fails. A mutant that
 no test notices survives: it is equivalent to the original, or a test is missing. First the fast
-tests run on the copy as it is: only if they pass there does a failure say something of a mutant.
+tests run on the clone as it is: only if they pass there does a failure say something of a mutant.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import ast
 import copy
 import os
 import random
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -167,14 +166,13 @@ def rounds(path: str, root: Path) -> Iterator[tuple[str, list[str]]]:
         yield "the slow tests of its folder", [str(folder), "-m", "slow"]
 
 
-def copy_project(tracked: list[str], root: Path) -> None:
-    """Copy the tracked files, with a virtual environment that has the packages of this one."""
-    for name in tracked:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(PROJECT / name, root / name, follow_symlinks=False)
+def clone(root: Path) -> None:
+    """Clone the last commit, with a virtual environment that has the packages of this one."""
+    subprocess.run(["git", "clone", "--quiet", PROJECT, root], check=True)
     venv.create(root / ".venv")
+    (packages,) = root.glob(".venv/lib/*/site-packages")
     for number, line in enumerate((str(root), f"import site; site.addsitedir({PACKAGES!r})")):
-        (next(root.glob(".venv/lib/*/site-packages")) / f"{number}.pth").write_text(line + "\n")
+        (packages / f"{number}.pth").write_text(line + "\n")
 
 
 def first_failure(arguments: list[str], root: Path) -> str | None:
@@ -214,20 +212,18 @@ def main() -> int:
     parser.add_argument("--only", default="*", help="pattern of paths, as db/*")
     parser.add_argument("--rounds", type=int, default=4)
     options = parser.parse_args()
-    tracked = subprocess.run(
-        ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    files = {
-        name: (PROJECT / name).read_text()
-        for name in tracked
-        if name.startswith(PRODUCT) and name.endswith(".py") and fnmatch(name, options.only)
-    }
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="xsweep-mutants-") as folder:
-        root = Path(folder)
-        copy_project(tracked, root)
+        root = Path(folder) / "xsweep"
+        clone(root)
+        files = {
+            str(path.relative_to(root)): path.read_text()
+            for package in PRODUCT
+            for path in (root / package).rglob("*.py")
+            if fnmatch(str(path.relative_to(root)), options.only) and not path.is_symlink()
+        }
         if failure := first_failure(ALL_FAST, root):
-            sys.exit(f"the copy without a mutant fails already: {failure}")
+            sys.exit(f"the clone without a mutant fails already: {failure}")
         for mutant in draw(files, options.mutants, options.seed):
             source, began_s = files[mutant.path], time.monotonic()
             changed = root / mutant.path

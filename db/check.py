@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.orm import InstrumentedAttribute
 
+from xsweep.db.results import checksum_arrays, digest_query_ids
 from xsweep.db.schema import (
     BROKEN,
     Attempt,
@@ -23,7 +24,6 @@ from xsweep.db.schema import (
     Sweep,
     SweepJob,
 )
-from xsweep.db.scores import checksum_arrays, digest_query_ids
 from xsweep.db.status import read_tally
 from xsweep.db.transaction import reading
 

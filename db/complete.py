@@ -14,8 +14,8 @@ from xsweep.db.breaker import stop_columns
 from xsweep.db.claim import LEASE, Lease, live
 from xsweep.db.dependencies import lock, move, skip_descendants, wake_children
 from xsweep.db.events import record
+from xsweep.db.results import PackedScores, checksum_scores, pack_scores, store_scores
 from xsweep.db.schema import RETRIES, Attempt, Event, Job, Result, State, backoff_s, now_s
-from xsweep.db.scores import PackedScores, checksum_scores, pack_scores, store_scores
 from xsweep.db.transaction import pieces, transact
 
 REASON_CHARACTERS = 10_000

@@ -17,10 +17,23 @@ COMPARED = 2_000
 """The newest done jobs of the same kind, among which the closest one is searched."""
 
 
+_KEPT_SWEEPS = select(Sweep.id, Sweep.name).where(exists().where(SweepJob.sweep_id == Sweep.id))
+
+
+def only_sweep(engine: Engine, given: str | None) -> str:
+    """The sweep that was named, or the newest one's name. Raises ConfigError if there is none."""
+    if given:
+        return given
+    with reading(engine) as connection:
+        newest = connection.execute(_KEPT_SWEEPS.order_by(Sweep.id.desc()).limit(1)).first()
+    if newest is None:
+        raise ConfigError("no sweep has been submitted yet: run xsweep submit quickstart")
+    return newest.name
+
+
 def find_sweep(connection: Connection, sweep: str | int) -> int:
     """The id of the sweep of that name or id. Raises ConfigError with the nearest names."""
-    kept = select(Sweep.id, Sweep.name).where(exists().where(SweepJob.sweep_id == Sweep.id))
-    rows = connection.execute(kept.order_by(Sweep.id)).all()
+    rows = connection.execute(_KEPT_SWEEPS.order_by(Sweep.id)).all()
     for id_, name in rows:
         if sweep == name or str(sweep) == str(id_):
             return id_
@@ -125,6 +138,26 @@ class Explanation:
     """Folder of the accepted result."""
     nearest_done: ClosestJob | None
     spec: dict[str, Any]
+
+
+def finished_folder(engine: Engine, kind: str, job: str | int) -> str:
+    """The folder of a finished job of a kind, which its name may leave out.
+
+    Relative to the store's root. Raises ConfigError for an unknown, an unfinished or another job.
+    """
+    with reading(engine) as connection:
+        try:
+            id_ = find_job(connection, f"{kind} {job}")
+        except ConfigError:
+            id_ = find_job(connection, job)
+        columns = select(Job.kind, Job.name, Job.state, Result.folder)
+        joined = columns.join_from(Job, Result, Result.job_id == Job.id, isouter=True)
+        found = connection.execute(joined.where(Job.id == id_)).one()
+    if found.kind != kind or not found.folder:
+        raise ConfigError(
+            f"{found.name!r} ({found.kind}, {found.state}): a finished {kind} job is needed"
+        )
+    return found.folder
 
 
 def explain(engine: Engine, job: str | int, *, compare: bool = True) -> Explanation:

@@ -10,8 +10,8 @@ from xsweep.db.claim import Lease
 from xsweep.db.complete import NewResult, accept_results
 from xsweep.db.events import record
 from xsweep.db.explain import find_sweep
+from xsweep.db.results import PackedScores, pack_scores
 from xsweep.db.schema import Attempt, Definition, Edge, Job, Result, State, Sweep, SweepJob, now_s
-from xsweep.db.scores import PackedScores, pack_scores
 from xsweep.db.submit import NewJob, insert_sweep, parents_first
 from xsweep.db.transaction import among, pieces, reading, transact
 

@@ -11,6 +11,11 @@ _INTERFACE = {
     "DataError": "xsweep.errors",
     "SetupError": "xsweep.errors",
     "XsweepError": "xsweep.errors",
+    **dict.fromkeys(
+        ("compare", "curves", "load_model", "per_query", "report", "results", "run", "status"),
+        "xsweep.interface",
+    ),
+    "submit": "xsweep.interface",
 }
 """The module of each public name."""
 

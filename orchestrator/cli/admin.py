@@ -8,7 +8,7 @@ import typer
 
 from xsweep import __version__
 from xsweep.errors import DataError, SetupError, XsweepError
-from xsweep.orchestrator.cli.app import app, only_sweep, open_database, settings_of
+from xsweep.orchestrator.cli.app import app, open_database, settings_of
 
 
 @app.command("export")
@@ -33,7 +33,7 @@ def export(
       xsweep export full_grid -o tables --no-models --no-runs
       xsweep export quickstart --run "train MiniLM-L3 bce bm25_pairs s1" -o one_model
     """
-    from xsweep.db.explain import explain
+    from xsweep.db.explain import explain, only_sweep
     from xsweep.orchestrator.storage.archive import export_sweep, packing
     from xsweep.orchestrator.storage.store import open_store
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from xsweep import __version__
-from xsweep.errors import ConfigError, XsweepError
+from xsweep.errors import XsweepError
 from xsweep.orchestrator.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -171,18 +171,6 @@ def open_database(ctx: typer.Context, *, create: bool = False, read_only: bool =
     from xsweep.db.engine import connect
 
     return connect(settings_of(ctx).database, create=create, read_only=read_only)
-
-
-def only_sweep(engine: "Engine", given: str | None) -> str:
-    """Return the named sweep, or the newest. Raises ConfigError if there is none."""
-    if given:
-        return given
-    from xsweep.db.status import summary
-
-    sweeps = summary(engine, failures=0).sweeps
-    if not sweeps:
-        raise ConfigError("no sweep has been submitted yet: run xsweep submit quickstart")
-    return sweeps[-1].name
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -131,19 +131,16 @@ def _model(settings: "Settings", name: str) -> dict[str, str]:
 
     Raises ConfigError for a name that is none of these, DataError for a folder without a model.
     """
-    from xsweep.db import jobs
     from xsweep.db.engine import connect, has_tables
+    from xsweep.db.explain import finished_folder
     from xsweep.evaluator.data.files import tree_sha256
     from xsweep.orchestrator.storage.store import open_store
 
     folder = Path(name)
     if not folder.is_dir() and has_tables(settings.database):
         engine = connect(settings.database, read_only=True)
-        for job in (name, f"train {name}"):
-            with suppress(ConfigError):
-                found = jobs.explain(engine, job, compare=False)
-                if found.kind == "train" and found.folder:
-                    folder = open_store(settings.store).fetch(found.folder)
+        with suppress(ConfigError):
+            folder = open_store(settings.store).fetch(finished_folder(engine, "train", name))
     if folder.is_dir():
         # The folder of a training holds the model beside its logs.
         weights = (folder / "model" if (folder / "model").is_dir() else folder).absolute()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xsweep.errors import ConfigError, XsweepError
-from xsweep.orchestrator.cli.app import app, only_sweep, open_database, settings_of
+from xsweep.orchestrator.cli.app import app, open_database, settings_of
 
 if TYPE_CHECKING:
     from xsweep.db.results import Cell
@@ -93,6 +93,7 @@ def report(
       xsweep report quickstart --format html --effects --cost -o report.html
       xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large objective=bce
     """
+    from xsweep.db.explain import only_sweep
     from xsweep.orchestrator.report import check_format, load_report, render
     from xsweep.orchestrator.report.figures import save_figures
     from xsweep.orchestrator.report.report import Layout, ReportOptions
@@ -153,6 +154,7 @@ def compare(
       xsweep compare "MiniLM-L6 infonce" "MiniLM-L6 margin_mse" --top 20
       xsweep compare "BERT-Base bce" "BERT-Base hinge" --collection scifact -f csv -o queries.csv
     """
+    from xsweep.db.explain import only_sweep
     from xsweep.orchestrator.report import load_measures, select
     from xsweep.orchestrator.report.compare import FORMATS, compare_systems, render_differences
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from xsweep.errors import ConfigError, DataError
+from xsweep.errors import ConfigError
 from xsweep.orchestrator.cli.app import Changes, GridFile, app, open_database, settings_of
 from xsweep.orchestrator.formatting import data_size, duration, listed
 
@@ -228,8 +228,7 @@ def submit(
       xsweep submit trec_dl --data-home ~/data --no-start
       xsweep submit changed.yaml --replace
     """
-    from xsweep.db import jobs
-    from xsweep.orchestrator.plan import plan_grid
+    from xsweep.orchestrator.plan import plan_grid, store_plan
     from xsweep.orchestrator.runtime import process
 
     settings = settings_of(ctx)
@@ -243,16 +242,7 @@ def submit(
         typer.echo("Dry run: nothing was stored.")
         return
 
-    if planned.absent:  # the checksum of each is part of an identity
-        path, what = next(iter(planned.absent.items()))
-        raise DataError(
-            f"{len(planned.absent)} files that the jobs depend on are missing, first {path}: "
-            f"{what}. Add them and submit again; `xsweep plan` lists them all"
-        )
-    engine = open_database(ctx, create=True)
-    submission = jobs.add_sweep(
-        engine, name=planned.name, grid=planned.grid, jobs=planned.jobs, replace=replace
-    )
+    submission = store_plan(open_database(ctx, create=True), planned, replace)
     show_plan(settings, planned, submission)
     if submission.done == submission.total:
         typer.echo("All jobs are done already. Next: xsweep report")
@@ -264,7 +254,7 @@ def submit(
     if watch:
         from xsweep.orchestrator.cli.status import watch_sweep
 
-        raise typer.Exit(watch_sweep(settings, engine, planned.name))
+        raise typer.Exit(watch_sweep(settings, open_database(ctx), planned.name))
 
 
 @app.command()

@@ -6,7 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from xsweep.db.jobs import NewJob
+from sqlalchemy import Engine
+
+from xsweep.db.jobs import NewJob, Submission, add_sweep
+from xsweep.errors import DataError
 from xsweep.orchestrator.grid.cells import Cell, Layers, SkippedCell, check_names, select_cells
 from xsweep.orchestrator.grid.load import read_grid
 from xsweep.orchestrator.grid.resolve import References, Step, steps_of
@@ -46,6 +49,20 @@ class Plan:
     def kinds(self) -> dict[str, int]:
         """Number of jobs of each kind."""
         return dict(Counter(job.kind for job in self.jobs))
+
+
+def store_plan(engine: Engine, plan: Plan, replace: bool = False) -> Submission:
+    """Add the jobs of a plan to the job table; with `replace`, others leave the sweep.
+
+    Raises DataError for missing files, ConfigError for a sweep of that name with other settings.
+    """
+    if plan.absent:  # the checksum of each is part of an identity
+        path, what = next(iter(plan.absent.items()))
+        raise DataError(
+            f"{len(plan.absent)} files that the jobs depend on are missing, first {path}: "
+            f"{what}. Add them and submit again; `xsweep plan` lists them all"
+        )
+    return add_sweep(engine, name=plan.name, grid=plan.grid, jobs=plan.jobs, replace=replace)
 
 
 def plan_grid(path: Path, settings: Settings, changes: Iterable[str] = ()) -> Plan:
