@@ -158,8 +158,8 @@ def score_pairs(
 
             def prepare(start: int) -> tuple[np.ndarray, Any]:
                 rows = next(mode.cut(lengths, order[start:], batch_tokens))
-                each = (pairs[int(row)] for row in rows)
-                return rows, mode.assemble([encoder.encode(*pair, *cuts) for pair in each])
+                each = [pairs[row] for row in rows.tolist()]
+                return rows, mode.assemble(encoder.encode_all(each, *cuts))
 
             following = None
             while done < len(order):

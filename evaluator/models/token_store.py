@@ -48,7 +48,8 @@ class TokenStore:
                 self._rows = {doc_id: row for row, doc_id in enumerate(ids)}
             dtype = np.dtype(settings["dtype"])
             size = (folder / "ids.bin").stat().st_size // dtype.itemsize
-            self._ids = np.memmap(folder / "ids.bin", dtype, "r") if size else np.empty(0, dtype)
+            mapped = np.memmap(folder / "ids.bin", dtype, "r") if size else np.empty(0, dtype)
+            self._ids = np.asarray(mapped)  # a slice of a memmap takes ten times as long
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{folder}: not a token store ({error}): run its job again") from error
         if len(self) != len(ends) or (len(ends) and ends[-1] != size):

@@ -36,6 +36,28 @@ def test_joined_ids_equal_the_tokenizers_own_pair_encoding(
         assert pair.token_type_ids is None
 
 
+@given(texts=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6))
+@settings(max_examples=30, deadline=None)
+@pytest.mark.parametrize("name", ["bert", "roberta", "deberta", "modernbert"])
+def test_pairs_joined_by_one_call_equal_those_joined_one_by_one(
+    make_tokenizer: Callable, name: str, texts: list[tuple[str, str]]
+) -> None:
+    tokenizer = make_tokenizer(name)
+    encoder = PairEncoder(tokenizer)
+    pairs = [(_cut(tokenizer, query), _cut(tokenizer, document)) for query, document in texts]
+    own = tokenizer(*map(list, zip(*texts, strict=True)))
+    together = encoder.encode_all([(q.astype(np.uint16), d) for q, d in pairs], 1000, 1000)
+    assert [pair.input_ids.tolist() for pair in together] == own["input_ids"]
+    if encoder.has_segments:
+        segments = [pair.token_type_ids.tolist() for pair in together]  # type: ignore[union-attr]
+        assert segments == own["token_type_ids"]
+    encoder.max_tokens = 8
+    for found, pair in zip(encoder.encode_all(pairs, 3, 5), pairs, strict=True):
+        alone = encoder.encode(*pair, 3, 5)
+        assert found.input_ids.tolist() == alone.input_ids.tolist()
+        assert found.input_ids.dtype == np.int64
+
+
 def test_query_and_document_are_cut_separately_and_nothing_else(
     family: str, make_tokenizer: Callable
 ) -> None:

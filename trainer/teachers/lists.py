@@ -21,9 +21,7 @@ from xsweep.errors import DataError
 from xsweep.evaluator.data.trec import (
     Qrels,
     duplicate,
-    scores_from_order,
     sort_docs,
-    without_identical,
 )
 from xsweep.trainer.specs import TeacherSpec
 from xsweep.trainer.teachers import Sample
@@ -76,9 +74,16 @@ class RankedLists(Mapping[str, dict[str, float]]):
             self._file.flush()
 
     def __getitem__(self, query_id: str) -> dict[str, float]:
-        block = self._read(self._starts[query_id])
-        ranked = list(zip(block.doc_ids, block.values, strict=True))
-        return scores_from_order(ranked) if self._by_rank else dict(ranked)
+        doc_ids, scores_D = self.ranked(query_id)
+        return dict(zip(doc_ids, scores_D.tolist(), strict=True))
+
+    def ranked(self, query_id: str) -> tuple[list[str], np.ndarray]:
+        """The documents, best first, and their scores, float64, without a dictionary of them."""
+        count, content = self._content(self._starts[query_id])
+        doc_ids = content[16 * count :].decode().split("\n")
+        if self._by_rank:
+            return doc_ids, np.arange(count, 0, -1, dtype=np.float64)
+        return doc_ids, np.frombuffer(content, "<f8", count)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._starts)
@@ -109,13 +114,17 @@ class RankedLists(Mapping[str, dict[str, float]]):
         return start
 
     def _read(self, start: int) -> _Block:
-        # The pages that pread reads count as the system's cache; mapped, they would count as ours.
-        file = self._file.fileno()
-        count, size = _HEAD.unpack(os.pread(file, _HEAD.size, start))
-        content = os.pread(file, 16 * count + size, start + _HEAD.size)
+        count, content = self._content(start)
         numbers = struct.unpack_from(f"<{count}d{count}q", content)
         names = content[16 * count :].decode().split("\n")
         return _Block(names, numbers[:count], numbers[count:])
+
+    def _content(self, start: int) -> tuple[int, bytes]:
+        """The number of a block's documents; their values, lines and names."""
+        # The pages that pread reads count as the system's cache; mapped, they would count as ours.
+        file = self._file.fileno()
+        count, size = _HEAD.unpack(os.pread(file, _HEAD.size, start))
+        return count, os.pread(file, 16 * count + size, start + _HEAD.size)
 
 
 class ListTeacher:
@@ -125,8 +134,6 @@ class ListTeacher:
     of them if there are fewer). With `list_size` = n: n random documents of the list, or the whole
     list if it is shorter. Neither: the whole list.
     """
-
-    uses_chance = True
 
     def __init__(
         self,
@@ -146,6 +153,7 @@ class ListTeacher:
         """
         self.spec, self.lists, self.qrels = spec, lists, qrels
         self._drop_identical = drop_identical
+        self.uses_chance = bool(spec.negatives or spec.list_size)
         self.counts = {"used": 0, "no_text": 0, "no_positive": 0, "too_short": 0, "tied": 0}
         self.queries: dict[str, str] = {}
         unknown: dict[str, str] = {}
@@ -161,7 +169,7 @@ class ListTeacher:
                 self.counts["too_short"] += 1
             else:
                 self.queries[query_id] = queries[query_id]
-                self.counts["tied"] += len(set(self._scores(query_id).values())) == 1
+                self.counts["tied"] += bool(np.ptp(self._ranked(query_id)[1]) == 0)
                 for doc_id in whole.doc_ids:
                     if doc_id not in documents:
                         unknown.setdefault(doc_id, query_id)
@@ -184,28 +192,36 @@ class ListTeacher:
                 f"store, nor are {len(others)} others: they must come from the same collection"
             )
 
-    def _scores(self, query_id: str) -> Mapping[str, float]:
-        scores = self.lists[query_id]
-        return without_identical(query_id, scores) if self._drop_identical else scores
+    def _ranked(self, query_id: str) -> tuple[list[str], np.ndarray]:
+        """The documents of a query's list, best first, and their scores."""
+        if isinstance(self.lists, RankedLists):
+            doc_ids, scores_D = self.lists.ranked(query_id)
+        else:
+            doc_ids = list(self.lists[query_id])
+            scores_D = np.array(list(self.lists[query_id].values()))
+        if self._drop_identical and query_id in doc_ids:
+            place = doc_ids.index(query_id)
+            return doc_ids[:place] + doc_ids[place + 1 :], np.delete(scores_D, place)
+        return doc_ids, scores_D
 
     def _whole(self, query_id: str) -> Sample:
         """A sample of all documents of a query."""
-        scores, grades = self._scores(query_id), self.qrels.get(query_id, {})
+        (listed, scores_D), grades = self._ranked(query_id), self.qrels.get(query_id, {})
         relevant = {doc for doc, grade in grades.items() if grade >= self.spec.relevant_grade}
-        listed = list(scores)
-        doc_ids = listed[: self.spec.depth]
+        doc_ids, added = listed[: self.spec.depth], list[str]()
         if self.spec.add_positives:
             # Only labels give a target to a document that is not in the teacher's list.
-            known = relevant if self.spec.signal == "labels" else relevant.intersection(scores)
-            doc_ids = doc_ids + sorted(known.difference(doc_ids))
-        labels_D = np.array([doc_id in relevant for doc_id in doc_ids], dtype=np.float32)
+            known = relevant if self.spec.signal == "labels" else relevant.intersection(listed)
+            added = sorted(known.difference(doc_ids))
+        doc_ids = doc_ids + added
+        labels_D = np.fromiter(map(relevant.__contains__, doc_ids), np.float32, len(doc_ids))
         if self.spec.signal == "labels":
-            targets_D = labels_D
-        elif self.spec.signal == "scores":
-            targets_D = np.array([scores[doc_id] for doc_id in doc_ids], dtype=np.float32)
+            return Sample(query_id, tuple(doc_ids), labels_D, labels_D)
+        places = [*range(len(doc_ids) - len(added)), *map(listed.index, added)]
+        if self.spec.signal == "scores":
+            targets_D = scores_D[places].astype(np.float32)
         else:
-            rank = {doc_id: place for place, doc_id in enumerate(listed, 1)}
-            targets_D = np.array([-rank[doc_id] for doc_id in doc_ids], dtype=np.float32)
+            targets_D = -1 - np.array(places, dtype=np.float32)
         return Sample(query_id, tuple(doc_ids), targets_D, labels_D)
 
     def __len__(self) -> int:

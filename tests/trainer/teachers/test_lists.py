@@ -158,6 +158,64 @@ def test_samples_from_disk_equal_those_of_lists_in_memory(tmp_path, settings):
         assert one.labels_D.tolist() == other.labels_D.tolist()
 
 
+def plain_draw(spec, scores, grades, random):
+    """A sample from a dictionary of a query's documents, as the settings' documentation says."""
+    relevant = {doc for doc, grade in grades.items() if grade >= 1}
+    docs = list(scores)[: spec.depth]
+    if spec.add_positives:
+        known = relevant if spec.signal == "labels" else relevant & scores.keys()
+        docs += sorted(known - set(docs))
+    labels = {doc: float(doc in relevant) for doc in docs}
+    targets = {
+        "labels": labels,
+        "scores": scores,
+        "ranking": {doc: -place for place, doc in enumerate(scores, 1)},
+    }[spec.signal]
+    if spec.negatives:
+        positives, others = (
+            np.array([n for n, doc in enumerate(docs) if labels[doc] == value]) for value in (1, 0)
+        )
+        first = random.choice(positives, 1)
+        k = min(spec.negatives, len(others))
+        chosen = [*first, *random.choice(others, k, replace=False)]
+        docs = [docs[place] for place in chosen]
+    elif spec.list_size and spec.list_size < len(docs):
+        chosen = sorted(random.choice(len(docs), spec.list_size, replace=False))
+        docs = [docs[place] for place in chosen]
+    return docs, [np.float32(targets[doc]) for doc in docs], [labels[doc] for doc in docs]
+
+
+@pytest.mark.parametrize("order", ["score", "rank"])
+@pytest.mark.parametrize("drop", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"signal": "labels", "negatives": 3, "depth": 8},
+        {"signal": "labels", "negatives": 3, "depth": 8, "add_positives": True},
+        {"signal": "scores", "negatives": 3, "depth": 8, "add_positives": True},
+        {"signal": "scores", "list_size": 4},
+        {"signal": "ranking", "depth": 5, "add_positives": True},
+        {"signal": "ranking"},
+    ],
+)
+def test_samples_equal_those_of_a_slow_plain_drawing(tmp_path, settings, order, drop):
+    path = tmp_path / "a.run"
+    write_run(path, shuffled=True)
+    path.write_text(path.read_text().replace(" d7 ", " q7 "))  # a document with a query's id
+    spec, runs = run_spec(path, order, **settings), read_run(path, order)
+    queries = dict.fromkeys(runs, "text")
+    qrels = {query: {f"d{doc}": 1 for doc in range(0, 60, 6)} for query in runs}
+    documents = {f"d{doc}" for doc in range(60)} | {"q7"}
+    given = ListTeacher(spec, read_lists(spec, {}), queries, qrels, documents, drop_identical=drop)
+    for unit, query in enumerate(given.queries):
+        scores = {d: s for d, s in runs[query].items() if not (drop and d == query)}
+        expected = plain_draw(spec, scores, qrels[query], np.random.default_rng(unit))
+        sample = given.draw(unit, np.random.default_rng(unit))
+        assert (sample.query_id, list(sample.doc_ids)) == (query, expected[0])
+        assert sample.targets_D.dtype == sample.labels_D.dtype == np.float32
+        assert (sample.targets_D.tolist(), sample.labels_D.tolist()) == expected[1:]
+
+
 @pytest.mark.parametrize(
     ("order", "lines", "message"),
     [
