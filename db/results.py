@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, RowMapping, func, insert, select, text
+from sqlalchemy import Connection, Engine, func, insert, select, text
 
 from xsweep.db.explain import find_sweep
 from xsweep.db.schema import Attempt, Definition, Edge, Job, QuerySet, Result, Score, SweepJob
@@ -64,9 +64,12 @@ class Cell:
 
 
 _RESULT = (
-    *(Result.summary, Result.provenance, func.coalesce(Result.folder, "").label("folder")),
+    *(Result.job_id, Result.summary, Result.provenance),
+    func.coalesce(Result.folder, "").label("folder"),
     func.coalesce(Result.manifest_sha256, "").label("manifest_sha256"),
 )
+_NO_RESULT: dict[str, Any] = {"summary": {}, "provenance": {}}
+_NO_SCORES: dict[str, Any] = {"means": {}, "scores": {}, "query_ids": ()}
 
 
 def load_cells(
@@ -78,39 +81,40 @@ def load_cells(
     """
     columns = (
         *(Job.id.label("job_id"), Job.identity, Job.name, SweepJob.labels, Job.state),
-        *(Job.failure, Job.reason, *_RESULT),
+        *(Job.failure, Job.reason),
     )
     with reading(engine) as connection:
-        members = (
-            select(*columns)
-            .join_from(SweepJob, Job)
-            .outerjoin(Result, Result.job_id == Job.id)
-            .where(SweepJob.sweep_id == find_sweep(connection, sweep), Job.kind == kind)
-            .order_by(Job.id)
-        )
-        rows = [_without_nulls(row) for row in connection.execute(members).mappings()]
-        ids = [row["job_id"] for row in rows]
-        scores = _scores(connection, ids, measures)
-        parents = _parents(connection, ids)
+        member = SweepJob.sweep_id == find_sweep(connection, sweep)
+        members = select(*columns).join_from(SweepJob, Job).where(member, Job.kind == kind)
+        rows = connection.execute(members.order_by(Job.id)).mappings().all()
+        parents = _parents(connection, [row["job_id"] for row in rows])
+        results = _results(connection, [row["job_id"] for row in rows])
+        scores = _scores(connection, list(results), measures)
     return [
-        Cell(**row, **scores[id_], parents_summary=parents[id_])
-        for row, id_ in zip(rows, ids, strict=True)
+        Cell(
+            **row,
+            **scores.get(row["job_id"], _NO_SCORES),
+            **results.get(row["job_id"], _NO_RESULT),
+            parents_summary=parents.get(row["job_id"], {}),
+        )
+        for row in rows
     ]
 
 
-def _without_nulls(row: RowMapping) -> dict[str, Any]:
-    """The row with empty summary and provenance where there is no result."""
-    return {**row, "summary": row["summary"] or {}, "provenance": row["provenance"] or {}}
+def _results(connection: Connection, job_ids: Collection[int]) -> dict[int, dict[str, Any]]:
+    """The results of those jobs that have one: fields of a cell and of a parent."""
+    stored = select(*_RESULT).where(among(connection, Result.job_id, job_ids))
+    rows = map(dict, connection.execute(stored).mappings())
+    return {row.pop("job_id"): row for row in rows}
 
 
 def _scores(
     connection: Connection, job_ids: list[int], measures: Sequence[str] | None
 ) -> dict[int, dict[str, Any]]:
-    """The `means`, `scores` and `query_ids` of each cell."""
+    """The `means`, `scores` and `query_ids` of each cell that has some."""
     import numpy as np
 
-    found: dict[int, dict[str, Any]]
-    found = {id_: {"means": {}, "scores": {}, "query_ids": ()} for id_ in job_ids}
+    found: dict[int, dict[str, Any]] = {}
     query_ids: dict[int, tuple[str, ...]] = {}
     # a driver keeps a whole reply in memory: many megabytes for some thousand jobs
     for piece in pieces(job_ids, SCORED_JOBS):
@@ -122,27 +126,27 @@ def _scores(
             if set_id not in query_ids:
                 ids = connection.scalar(select(QuerySet.query_ids).where(QuerySet.id == set_id))
                 query_ids[set_id] = tuple(ids or ())
-            found[job_id]["means"][measure] = mean
-            found[job_id]["scores"][measure] = np.frombuffer(packed, "<f8")
-            found[job_id]["query_ids"] = query_ids[set_id]
+            cell = found.setdefault(job_id, {"means": {}, "scores": {}})
+            cell["means"][measure] = mean
+            cell["scores"][measure] = np.frombuffer(packed, "<f8")
+            cell["query_ids"] = query_ids[set_id]
     return found
 
 
 def _parents(connection: Connection, job_ids: list[int]) -> dict[int, dict[str, ParentResult]]:
-    found: dict[int, dict[str, ParentResult]] = {id_: {} for id_ in job_ids}
     needed = select(Edge.child_id, Edge.role, Edge.parent_id).order_by(Edge.role)
     edges = connection.execute(needed.where(among(connection, Edge.child_id, job_ids))).all()
     # a training is the parent of all its evaluations: read each once
     parent_ids = {edge.parent_id for edge in edges}
-    parents = (
-        select(Job.id, Job.identity, Job.name, *_RESULT)
-        .outerjoin(Result, Result.job_id == Job.id)
-        .where(among(connection, Job.id, parent_ids))
-    )
-    rows = (_without_nulls(row) for row in connection.execute(parents).mappings())
-    results = {row.pop("id"): ParentResult(**row) for row in rows}
+    results = _results(connection, parent_ids)
+    named = select(Job.id, Job.identity, Job.name).where(among(connection, Job.id, parent_ids))
+    parents = {
+        id_: ParentResult(identity=identity, name=name, **results.get(id_, _NO_RESULT))
+        for id_, identity, name in connection.execute(named)
+    }
+    found: dict[int, dict[str, ParentResult]] = defaultdict(dict)
     for child_id, role, parent_id in edges:
-        found[child_id][role] = results[parent_id]
+        found[child_id][role] = parents[parent_id]
     return found
 
 

@@ -165,6 +165,13 @@ def sweeps(engine: Engine) -> list[SweepStatus]:
         return _sweeps(connection, None)
 
 
+def count_evaluations(engine: Engine, sweep: str | int) -> int:
+    """The sweep's evaluations in any state. Raises ConfigError for an unknown sweep."""
+    with reading(engine) as connection:
+        tally = read_tally(connection, find_sweep(connection, sweep))
+        return sum(each.jobs for each in tally if each.kind == "evaluate")
+
+
 def list_jobs(
     engine: Engine,
     sweep: str | int | None = None,

@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-CORRECTIONS: dict[str, tuple[str | None, str]] = {
-    "holm": ("holm", "after Holm correction"),
-    "bonferroni": ("bonferroni", "after Bonferroni correction"),
-    "bh": ("fdr_bh", "after Benjamini-Hochberg correction of the false discovery rate"),
-    "none": (None, "without correction"),
+CORRECTIONS = {
+    "holm": "after Holm correction",
+    "bonferroni": "after Bonferroni correction",
+    "bh": "after Benjamini-Hochberg correction of the false discovery rate",
+    "none": "without correction",
 }
-"""Corrections for multiple comparisons: method in statsmodels, wording in a caption. Holm (1979)
-and Bonferroni control the family-wise error, Benjamini and Hochberg (1995) the false discovery
-rate."""
+"""Corrections for multiple comparisons, with the wording of captions. Holm (1979) and Bonferroni
+control the family-wise error, Benjamini and Hochberg (1995) the false discovery rate."""
 PERMUTATIONS_PER_CHUNK = 1000
 
 
@@ -139,13 +138,18 @@ def corrected(p_values: np.ndarray, correction: str) -> np.ndarray:
 
     (0.01, 0.04, 0.03) gives (0.03, 0.06, 0.06) under holm and (0.03, 0.04, 0.04) under bh.
     """
-    method, _ = CORRECTIONS[correction]
-    if method is None or len(p_values) < 2:
-        return p_values
-    # imports pandas and scipy.stats: half of the time of a small report
-    from statsmodels.stats.multitest import multipletests
-
-    return multipletests(p_values, method=method)[1]
+    # not statsmodels' `multipletests`, whose import takes as long as a small report
+    count, order = len(p_values), np.argsort(p_values)
+    rising = p_values[order]
+    if correction == "holm":
+        rising = np.maximum.accumulate(rising * np.arange(count, 0, -1))
+    elif correction == "bonferroni":
+        rising = rising * count
+    elif correction == "bh":
+        rising = np.minimum.accumulate((rising / (np.arange(1, count + 1) / count))[::-1])[::-1]
+    found = np.empty(count)
+    found[order] = np.minimum(rising, 1.0)
+    return found
 
 
 def _shares(collections: Sequence[np.ndarray], weights: Sequence[float] | None) -> Sequence[float]:

@@ -16,6 +16,8 @@ from xsweep.orchestrator.cli.app import app, open_database, settings_of
 if TYPE_CHECKING:
     from xsweep.db.results import Cell
 
+MANY_EVALUATIONS = 20_000
+"""A report of more takes over a second."""
 MIN_WIDTH = 60
 _table = partial(typer.Option, rich_help_panel="Table")
 _tests = partial(typer.Option, rich_help_panel="Significance")
@@ -94,6 +96,7 @@ def report(
       xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large objective=bce
     """
     from xsweep.db.explain import only_sweep
+    from xsweep.db.status import count_evaluations
     from xsweep.orchestrator.report import check_format, load_report, render
     from xsweep.orchestrator.report.figures import save_figures
     from xsweep.orchestrator.report.report import Layout, ReportOptions
@@ -114,7 +117,10 @@ def report(
         }
     )
     engine = open_database(ctx, read_only=True)
-    found = load_report(engine, only_sweep(engine, names[0] if names else None), options)
+    name = only_sweep(engine, names[0] if names else None)
+    if (evaluations := count_evaluations(engine, name)) > MANY_EVALUATIONS:
+        typer.echo(f"Reading {evaluations:,} evaluations takes a few seconds.", err=True)
+    found = load_report(engine, name, options)
     drawn: list[str] = []
     if figures is not None:
         folder = output.parent if output else Path()

@@ -320,7 +320,7 @@ def _significance(report: Report, style: Style) -> str:
     )
     return (
         f"{text[0].upper()}{text[1:]}. Test: two-sided {TESTS[options.test]} on per-query scores "
-        f"averaged over seeds, p < {options.alpha:g} {CORRECTIONS[options.correction][1]} over the "
+        f"averaged over seeds, p < {options.alpha:g} {CORRECTIONS[options.correction]} over the "
         f"table's {counted(len(report.comparisons), 'comparison')}.{suites}"
     )
 

@@ -451,7 +451,7 @@ def wins_section(report: Report, runs: CompleteRuns) -> Section:
         lines,
         "n/m (k): higher mean in n of m pairs on the same backbone and collection, k of them "
         f"significant (paired t-test, p < {options.alpha:g} "
-        f"{CORRECTIONS[options.correction][1]} over {len(gains)} pairs).",
+        f"{CORRECTIONS[options.correction]} over {len(gains)} pairs).",
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from xsweep.db.results import Cell, ParentResult
+from xsweep.db.schema import State
 from xsweep.orchestrator.forecast.catalog import mappings_in
 from xsweep.orchestrator.report.caption import Style, caption, conclusions, title
 from xsweep.orchestrator.report.figures import inline_figures
@@ -27,6 +28,8 @@ def render_html(report: Report, layout: Layout = PLAIN) -> str:
     """A page with the table, its caption, figures, conclusions, sections, and all sources."""
     jobs: dict[tuple[Row, str], list[Cell]] = {}
     for cell in report.cells:
+        if cell.state in (State.WAITING, State.READY):
+            continue  # they say nothing yet, and a large sweep has many
         jobs.setdefault((row_of(cell.labels), cell.labels["collection"]), []).append(cell)
     styles, width = _label_styles(report)
     starts = range(0, len(report.table.columns), COLUMNS_PER_PRINTED_TABLE)

@@ -176,7 +176,7 @@ class Report:
     rankings: tuple[Ranking, ...] = ()
     """Data of the critical-difference diagrams."""
 
-    @property
+    @cached_property
     def rehearsal(self) -> bool:
         """True for results of tiny random models; a sweep has either all or none."""
         return any(cell.labels.get("rehearsal") for cell in self.cells)

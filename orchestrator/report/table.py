@@ -64,8 +64,13 @@ class Column(NamedTuple):
 
         BEIR's mean has 14 members, and each of CQADupStack's twelve parts 1/168 of it.
         """
-        sizes = Counter(map(averaged_as, self.collections))
-        return tuple(1 / len(sizes) / sizes[averaged_as(name)] for name in self.collections)
+        return _weights(self.collections)
+
+
+@cache
+def _weights(collections: tuple[str, ...]) -> tuple[float, ...]:
+    sizes = Counter(map(averaged_as, collections))
+    return tuple(1 / len(sizes) / sizes[averaged_as(name)] for name in collections)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,11 +145,12 @@ def build_table(
     sorting = cache(_sort_ids)  # thousands of cells share few tuples of query ids
     _check_queries(cells, sorting)
     found: dict[Row, dict[str, dict[int | None, Cell]]] = defaultdict(lambda: defaultdict(dict))
-    for cell in cells:
+    ordered = sorted(cells, key=lambda cell: (cell.labels.get("order", 0), cell.job_id))
+    for cell in ordered:
         seeds = found[row_of(cell.labels)][cell.labels["collection"]]
         seed = cell.labels.get("seed")
         seeds[seed] = _current(cell, seeds[seed]) if seed in seeds else cell
-    collections = _in_order(cells, lambda cell: cell.labels["collection"])
+    collections = dict.fromkeys(cell.labels["collection"] for cell in ordered)
     columns = [
         Column(measure, place, members)
         for measure in measures
@@ -156,7 +162,7 @@ def build_table(
         for column in columns
         if any(collection in by_collection for collection in column.collections)
     }
-    return Table(rows=_rows(cells), columns=tuple(columns), entries=entries)
+    return Table(rows=_rows(found), columns=tuple(columns), entries=entries)
 
 
 def complete_suites(collections: set[str]) -> dict[str, tuple[str, ...]]:
@@ -249,19 +255,12 @@ def _current(one: Cell, other: Cell) -> Cell:
     return min(live or (one, other), key=lambda cell: cell.identity)
 
 
-def _in_order(cells: Iterable[Cell], key: Callable[[Cell], Key]) -> dict[Key, int]:
-    """Distinct keys of the cells, numbered in the order of the grid."""
-    ordered = sorted(cells, key=lambda cell: (cell.labels.get("order", 0), cell.job_id))
-    return {each: place for place, each in enumerate(dict.fromkeys(map(key, ordered)))}
-
-
-def _rows(cells: Sequence[Cell]) -> tuple[Row, ...]:
-    """First stages, teachers, then runs, grouped by backbone."""
-    kinds, places = list(SYSTEMS), _in_order(cells, lambda cell: row_of(cell.labels))
-    models = _in_order(cells, lambda cell: row_of(cell.labels).model)
-    return tuple(
-        sorted(places, key=lambda row: (kinds.index(row.system), models[row.model], places[row]))
-    )
+def _rows(planned: Iterable[Row]) -> tuple[Row, ...]:
+    """First stages, teachers, then runs, grouped by backbone; otherwise in the given order."""
+    rows, kinds = list(planned), list(SYSTEMS)
+    models = list(dict.fromkeys(row.model for row in rows))
+    places = {model: place for place, model in enumerate(models)}
+    return tuple(sorted(rows, key=lambda row: (kinds.index(row.system), places[row.model])))
 
 
 def _places(
@@ -281,7 +280,6 @@ def _entry(
     by_collection: Mapping[str, Mapping[int | None, Cell]], column: Column, sorting: Sorting
 ) -> Entry:
     cells = [by_collection.get(collection, {}) for collection in column.collections]
-    weights = column.weights
     means: dict[int | None, float] = {}
     arrays: list[list[np.ndarray]] = []
     unfinished: dict[str, int] = defaultdict(int)
@@ -289,7 +287,7 @@ def _entry(
         states = [_state(each.get(seed), column.measure) for each in cells]
         if all(state == ACCEPTED for state in states):
             done = [each[seed] for each in cells]
-            means[seed] = fmean((cell.means[column.measure] for cell in done), weights)
+            means[seed] = fmean((cell.means[column.measure] for cell in done), column.weights)
             arrays.append(
                 [cell.scores[column.measure][sorting(cell.query_ids)[0]] for cell in done]
             )

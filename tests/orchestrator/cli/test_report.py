@@ -86,6 +86,14 @@ def test_without_a_sweep_the_message_asks_to_submit_one(home):
     assert "no sweep has been submitted yet" in xsweep("report", code=2).stderr
 
 
+def test_a_large_report_says_at_once_that_it_takes_a_while(finished, monkeypatch):
+    assert xsweep("report").stderr == ""
+    monkeypatch.setattr("xsweep.orchestrator.cli.report.MANY_EVALUATIONS", 3)
+    large = xsweep("report")
+    assert large.stderr == "Reading 4 evaluations takes a few seconds.\n"
+    assert large.stdout == xsweep("report").stdout
+
+
 def test_seeds_conditions_and_baselines_are_in_the_caption(finished):
     text = xsweep("report", "--seeds", "1", "--baseline", "none").stdout
     assert "Restricted to seed 1." in text

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from reports import make_report
 
+from xsweep.orchestrator.report import FORMATS
 from xsweep.orchestrator.report.effects import with_effects
 from xsweep.orchestrator.report.figures import save_figures
 from xsweep.orchestrator.report.render_data import SCHEMA, render_csv, render_json
@@ -93,6 +94,28 @@ def tiny(make_cell):
 
 def test_text_shows_the_table_with_marks_that_survive_without_colour(tiny):
     assert render_text(tiny, Layout(width=96)) == TEXT
+
+
+class Counted(tuple):
+    """Evaluations that count the passes over all of them."""
+
+    passes = 0
+
+    def __iter__(self):
+        type(self).passes += 1
+        return super().__iter__()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_longer_table_takes_no_more_passes_over_its_evaluations(small_sweep, format):
+    passes = []
+    for size in (6, 14):  # four rows, and all eight
+        report = make_report(small_sweep[:size], sweep="small")
+        assert len(report.table.rows) == {6: 4, 14: 8}[size]
+        report, Counted.passes = replace(report, cells=Counted(report.cells)), 0
+        FORMATS[format](report, Layout())
+        passes.append(Counted.passes)
+    assert passes[0] == passes[1] > 0
 
 
 def test_text_lines_fit_the_width_and_columns_that_do_not_fit_continue_below(make_cell):
