@@ -14,5 +14,7 @@ def make_report(cells: Sequence[Cell], sweep: str = "s", **options: Any) -> Repo
     return build_report(cells, sweep, ReportOptions(**options))
 
 
-def report_text(engine: Engine, sweep: str, format: str = "text", **options: Any) -> str:
+def report_text(
+    engine: Engine, sweep: str | Sequence[str], format: str = "text", **options: Any
+) -> str:
     return render(load_report(engine, sweep, ReportOptions(**options)), format)

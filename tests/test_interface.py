@@ -106,6 +106,7 @@ def test_curves_have_a_row_per_figure_and_step_that_was_written(finished):
     for seed in (1, 2, 3):
         write(finished, f"train s{seed}", "metrics.jsonl", lines)
     found = xsweep.curves().query("seed == 2")
+    assert found.dtypes[["seed", "step", "value"]].tolist() == ["int64", "int64", "float64"]
     assert found[["figure", "step", "value"]].to_numpy().tolist() == [
         ["loss", 1, 0.5],
         ["loss", 2, 0.25],
@@ -129,6 +130,12 @@ def test_a_trained_model_is_loaded_with_its_weights(finished, library):
         loaded = xsweep.load_model("s1")
         assert not loaded.training
     assert torch.equal(loaded.classifier.weight.cpu(), model.classifier.weight)
+
+
+def test_a_sweep_without_results_gives_empty_frames(home):
+    submit(connect(f"sqlite:///{home / 'xsweep.db'}", create=True))
+    for found in (xsweep.results(), xsweep.per_query(), xsweep.curves()):
+        assert found.empty
 
 
 @pytest.mark.parametrize(

@@ -114,10 +114,10 @@ def curves(sweep: str | None = None, **settings: Any) -> "pd.DataFrame":
             tidy = read.melt(id_vars="step", var_name="figure").dropna(subset="value")
             frames.append(tidy.assign(**_labels(cell), job_id=cell.job_id))
     columns = ["name", *LABELS[1:-1], "job_id", "figure", "step", "value"]
-    return pd.concat([pd.DataFrame(columns=columns), *frames], ignore_index=True)[columns]
+    return pd.concat(frames or [pd.DataFrame(columns=columns)], ignore_index=True)[columns]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SweepReport:
     """A report that notebooks show as the page of `xsweep report --format html`."""
 
@@ -137,7 +137,7 @@ class SweepReport:
         """A Markdown table with its caption."""
         return self.render("markdown")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.render("text")
 
     def _repr_html_(self) -> str:
@@ -145,12 +145,16 @@ class SweepReport:
         return f'<iframe srcdoc="{page}" style="width:100%;height:40em;border:0"></iframe>'
 
 
-def report(sweep: str | None = None, **options: Any) -> SweepReport:
-    """Report of a sweep; `options` are fields of `ReportOptions`, such as `effects=True`."""
+def report(*sweeps: str, **options: Any) -> SweepReport:
+    """Report of a sweep, or of several in one table.
+
+    `options` are fields of `ReportOptions`, such as `effects=True`, and `database`.
+    """
     from xsweep.orchestrator.report import ReportOptions, load_report
 
     engine = _engine({"database": options.pop("database", None)})
-    return SweepReport(load_report(engine, only_sweep(engine, sweep), ReportOptions(**options)))
+    names = sweeps or (only_sweep(engine, None),)
+    return SweepReport(load_report(engine, names, ReportOptions(**options)))
 
 
 def compare(

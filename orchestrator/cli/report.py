@@ -38,7 +38,7 @@ def report(
     ctx: typer.Context,
     sweep: Annotated[
         list[str] | None,
-        typer.Argument(help="A sweep, by default the newest. LABEL=VALUE here is as --where."),
+        typer.Argument(help="One sweep or several [the newest]. LABEL=VALUE is as --where."),
     ] = None,
     format: Annotated[
         str, typer.Option("--format", "-f", help="text, markdown, latex, csv, json or html.")
@@ -91,6 +91,7 @@ def report(
     Examples:
       xsweep report
       xsweep report quickstart --measure nDCG@10 --measure RR@10
+      xsweep report first second
       xsweep report quickstart --format latex --standalone --figures figures -o table.tex
       xsweep report quickstart --format html --effects --cost -o report.html
       xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large objective=bce
@@ -105,8 +106,6 @@ def report(
     # `--where a=1 b=2` leaves its second pair to the arguments
     names = [argument for argument in sweep or [] if "=" not in argument]
     conditions = [*(where or []), *(argument for argument in sweep or [] if "=" in argument)]
-    if len(names) > 1:
-        raise ConfigError(f"one sweep at a time: {' and '.join(names)} were given")
     options = ReportOptions(
         **_same_named(ctx, ReportOptions)
         | {
@@ -117,10 +116,11 @@ def report(
         }
     )
     engine = open_database(ctx, read_only=True)
-    name = only_sweep(engine, names[0] if names else None)
-    if (evaluations := count_evaluations(engine, name)) > MANY_EVALUATIONS:
+    names = names or [only_sweep(engine, None)]
+    evaluations = sum(count_evaluations(engine, name) for name in names)
+    if evaluations > MANY_EVALUATIONS:
         typer.echo(f"Reading {evaluations:,} evaluations takes a few seconds.", err=True)
-    found = load_report(engine, name, options)
+    found = load_report(engine, names, options)
     drawn: list[str] = []
     if figures is not None:
         folder = output.parent if output else Path()
@@ -139,7 +139,9 @@ def compare(
     ctx: typer.Context,
     a: Annotated[str, typer.Argument(metavar="A", help="A row of the report, or first_stage.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The row to compare it with.")],
-    sweep: Annotated[str | None, typer.Option(help="A sweep, by default the newest.")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="The newest by default; may be repeated.")
+    ] = None,
     measure: Measures = None,
     collection: Annotated[
         list[str] | None, typer.Option(help="Only this collection; may be repeated.")
@@ -167,8 +169,8 @@ def compare(
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}: use one of {', '.join(FORMATS)}")
     engine = open_database(ctx, read_only=True)
-    name = only_sweep(engine, sweep)
-    measures, cells = load_measures(engine, name, measure or ["nDCG@10"])
+    sweeps = sweep or [only_sweep(engine, None)]
+    measures, cells, _ = load_measures(engine, sweeps, measure or ["nDCG@10"])
     store = settings_of(ctx).store
     one, other, found = compare_systems(
         select(cells, _conditions([f"collection={each}" for each in collection or []], seeds)),
@@ -177,7 +179,9 @@ def compare(
         measures=measures,
         texts=lambda cell: _query_texts(store, cell),
     )
-    text = render_differences(name, (one, other), found, format=format, top=top, digits=digits)
+    text = render_differences(
+        " and ".join(sweeps), (one, other), found, format=format, top=top, digits=digits
+    )
     _write(text, output)
 
 

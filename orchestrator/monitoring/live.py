@@ -250,7 +250,7 @@ def results(engine: Engine, sweep: str, width: int) -> tuple[str, ...]:
     from xsweep.orchestrator.report.render_text import render_tables
     from xsweep.orchestrator.report.report import ReportOptions
 
-    names, cells = load_measures(engine, sweep, ReportOptions.measures)
+    names, cells, _ = load_measures(engine, [sweep], ReportOptions.measures)
     stored = {name for cell in cells for name in cell.means}
     names = [name for name in names if name in stored] or sorted(stored)[:1]
     suites = len({cell.labels["collection"] for cell in cells}) > MAX_COLLECTIONS

@@ -1,12 +1,15 @@
 """Reports of accepted results: select evaluations, build a table, render it in a format."""
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 from sqlalchemy import Engine
 
 from xsweep.db.results import Cell, load_cells, load_costs
-from xsweep.errors import ConfigError, unknown_name
+from xsweep.errors import ConfigError, DataError, unknown_name
 from xsweep.evaluator.specs import parse_measure
 from xsweep.orchestrator.report.cost import cost_section
 from xsweep.orchestrator.report.effects import with_effects
@@ -17,7 +20,7 @@ from xsweep.orchestrator.report.render_latex import render_latex
 from xsweep.orchestrator.report.render_text import render_markdown, render_text
 from xsweep.orchestrator.report.report import PLAIN, Layout, Report, ReportOptions
 from xsweep.orchestrator.report.significance import compare_rows, find_baselines
-from xsweep.orchestrator.report.table import build_table, complete_suites, natural_key
+from xsweep.orchestrator.report.table import Row, build_table, complete_suites, natural_key, row_of
 
 FORMATS: dict[str, Callable[[Report, Layout], str]] = {
     "text": render_text,
@@ -31,33 +34,95 @@ FORMATS: dict[str, Callable[[Report, Layout], str]] = {
 DEFAULTS = ReportOptions()
 
 
-def load_report(engine: Engine, sweep: str, options: ReportOptions = DEFAULTS) -> Report:
-    """The report of a sweep's accepted results: equal databases and options give equal reports.
+def load_report(
+    engine: Engine, sweep: str | Sequence[str], options: ReportOptions = DEFAULTS
+) -> Report:
+    """The report of a sweep's accepted results, or of several sweeps' in one table (see `join`).
 
-    Raises ConfigError, with the known names, for anything in the options that the sweep lacks.
+    Equal databases and options give equal reports. Raises ConfigError, with the known names, for
+    anything in the options that the sweep lacks.
     """
-    names, cells = load_measures(engine, sweep, options.measures)
-    report = build_report(cells, sweep, replace(options, measures=names))
+    sweeps = [sweep] if isinstance(sweep, str) else list(dict.fromkeys(sweep))
+    if options.cost and len(sweeps) > 1:
+        raise ConfigError("--cost: the hours of one sweep at a time")
+    names, cells, notes = load_measures(engine, sweeps, options.measures)
+    report = build_report(cells, " and ".join(sweeps), replace(options, measures=names))
+    report = replace(report, notes=notes)
     if options.effects:
         report = with_effects(report)
-    sections = [cost_section(report, load_costs(engine, sweep))] if options.cost else []
+    sections = [cost_section(report, load_costs(engine, sweeps[0]))] if options.cost else []
     sections += [reference_section(report, name) for name in options.compare_to]
     return replace(report, sections=(*report.sections, *sections))
 
 
 def load_measures(
-    engine: Engine, sweep: str, measures: Sequence[str]
-) -> tuple[list[str], list[Cell]]:
-    """Canonical names of the measures, and the sweep's evaluations with their values.
+    engine: Engine, sweeps: Sequence[str], measures: Sequence[str]
+) -> tuple[list[str], list[Cell], tuple[str, ...]]:
+    """Canonical names of the measures, the sweeps' evaluations, and notes for the caption.
 
-    If one of them is not stored, the evaluations have all measures, for the error message. Raises
+    If a measure is not stored, the evaluations have all measures, for the error message. Raises
     ConfigError for an unknown sweep or an unknown measure.
     """
     names = list(dict.fromkeys(str(parse_measure(measure)) for measure in measures))
-    cells = load_cells(engine, sweep, names)
-    if any(all(name not in cell.means for cell in cells) for name in names):
-        cells = load_cells(engine, sweep)
-    return names, cells
+    found = {sweep: load_cells(engine, sweep, names) for sweep in sweeps}
+    if any(all(name not in cell.means for cell in chain(*found.values())) for name in names):
+        found = {sweep: load_cells(engine, sweep) for sweep in sweeps}
+    if len(found) == 1:
+        return names, found.popitem()[1], ()
+    return names, *join(found)
+
+
+def join(found: Mapping[str, Sequence[Cell]]) -> tuple[list[Cell], tuple[str, ...]]:
+    """Evaluations of several sweeps for one table, and sentences about their queries.
+
+    An evaluation that sweeps share counts once. Where they have different ones for a row, its
+    objective (or the name of a reference row) gets the sweep's name: `infonce [second]`. Values are
+    over the queries that all evaluations of a collection have. Raises DataError if there are none.
+    """
+    identities: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    shared: dict[str, set[str]] = {}
+    every: dict[str, set[str]] = defaultdict(set)
+    for cell in chain(*found.values()):
+        collection, ids = cell.labels["collection"], set(cell.query_ids)
+        if cell.state != "cancelled":
+            identities[row_of(cell.labels), collection, cell.labels.get("seed")].add(cell.identity)
+        if ids:
+            shared[collection] = shared.get(collection, ids) & ids
+            every[collection] |= ids
+    for collection, ids in shared.items():
+        if not ids:
+            raise DataError(f"the sweeps have no query of {collection} in common: report one")
+    apart = {row for (row, *_), different in identities.items() if len(different) > 1}
+    cells: dict[tuple[Row, str], Cell] = {}
+    for number, (sweep, members) in enumerate(found.items()):
+        for cell in members:
+            labels = cell.labels | {"order": number * 10**9 + cell.labels.get("order", 0)}
+            if (row := row_of(labels)) in apart:
+                key = "objective" if row.system == "run" else row.system
+                labels[key] = f"{row.objective or row.model} [{sweep}]"
+            kept = _over(shared.get(labels["collection"], set()), cell)
+            cells.setdefault((row_of(labels), cell.identity), replace(kept, labels=labels))
+    notes = tuple(
+        f"Only the {len(shared[name])} of {len(ids)} queries of {name} count that all its "
+        "evaluations have."
+        for name, ids in every.items()
+        if ids > shared[name]
+    )
+    return list(cells.values()), notes
+
+
+def _over(queries: set[str], cell: Cell) -> Cell:
+    """The evaluation over some of its queries."""
+    places = [place for place, query_id in enumerate(cell.query_ids) if query_id in queries]
+    if len(places) == len(cell.query_ids):
+        return cell
+    scores = {measure: values_Q[places] for measure, values_Q in cell.scores.items()}
+    return replace(
+        cell,
+        query_ids=tuple(cell.query_ids[place] for place in places),
+        scores=scores,
+        means={measure: float(values_Q.mean()) for measure, values_Q in scores.items()},
+    )
 
 
 def build_report(cells: Sequence[Cell], sweep: str, options: ReportOptions = DEFAULTS) -> Report:

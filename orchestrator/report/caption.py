@@ -103,7 +103,12 @@ def _values(report: Report) -> str:
             "No suite is complete in this sweep; its collections are shown individually."
         )
     done = [cell for cell in report.cells if cell.state == ACCEPTED]
-    sentences += [*_queries(done), *_left_out(done), *_facts("Candidates", done, _candidates)]
+    sentences += [
+        *_queries(done),
+        *report.notes,
+        *_left_out(done),
+        *_facts("Candidates", done, _candidates),
+    ]
     sentences += [*_recall(done), *_facts("Input limits", done, _input_lengths)]
     sentences += [*_teachers(report), *_facts("Checkpoint", done, _checkpoint)]
     if where := sorted(report.options.where.items()):

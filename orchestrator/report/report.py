@@ -175,6 +175,8 @@ class Report:
     sections: tuple[Section, ...] = ()
     rankings: tuple[Ranking, ...] = ()
     """Data of the critical-difference diagrams."""
+    notes: tuple[str, ...] = ()
+    """Sentences of the caption about the queries of several sweeps."""
 
     @cached_property
     def rehearsal(self) -> bool:

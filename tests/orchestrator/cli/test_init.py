@@ -4,7 +4,9 @@ import json
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 from typer.testing import CliRunner, Result
 
 from xsweep.orchestrator.cli import app
@@ -117,16 +119,41 @@ def test_judgements_of_what_is_not_there_are_counted(place: Path) -> None:
     assert "test: 2 of 22 judgements name a query or a document that is not here" in shown
 
 
-@pytest.mark.slow(30)
-def test_the_tutorials_commands_train_on_a_folder_and_print_its_table(workplace) -> None:
-    """As they are printed in the section on one's own collection, one after the other."""
-    write_beir(workplace.folder / "mine", "train", "dev", "test")
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory, workplace_in):
+    """A place where the tutorial's commands ran as they are printed, and their outputs."""
+    place = workplace_in(tmp_path_factory.mktemp("tutorial"))
+    write_beir(place.folder / "mine", "train", "dev", "test")
     section = TUTORIAL.read_text().partition("## 2.")[2]
     block = re.search(r"```console\n(.*?)```", section, re.DOTALL)
     assert block
-    outputs = [workplace.xsweep(*line.split()[1:]) for line in block[1].splitlines()]
+    return place, [place.xsweep(*line.split()[1:]) for line in block[1].splitlines()]
+
+
+@pytest.mark.slow(30)
+def test_the_tutorials_commands_train_on_a_folder_and_print_its_table(tutorial) -> None:
+    _, outputs = tutorial
     row = r"^(BM25|MiniLM bi-encoder|MiniLM-L3 +infonce| +margin_mse)\b.* [*_ ]*[01]\.\d{3}"
     assert len(re.findall(row, outputs[-1], re.MULTILINE)) == 4, outputs[-1]
+
+
+@pytest.mark.slow(7)
+def test_the_notebook_shows_the_tutorials_sweep(tutorial, monkeypatch) -> None:
+    place, _ = tutorial
+    monkeypatch.setenv("XSWEEP_HOME", str(place.home))
+    notebook = nbformat.read(TUTORIAL.with_name("notebook.ipynb"), as_version=4)
+    stored = [_kinds(cell) for cell in notebook.cells]
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute(cwd=str(place.folder))
+    assert [_kinds(cell) for cell in notebook.cells] == stored
+    assert sum("image/png" in kinds for kinds in stored) == 3
+    shown = "".join(cell.outputs[0].get("text", "") for cell in notebook.cells if _kinds(cell))
+    assert "### mine: nDCG@10 on mine-test" in shown
+
+
+def _kinds(cell) -> set[str]:
+    """MIME types of a cell's outputs; progress bars do not count."""
+    shown = [output for output in cell.get("outputs", []) if output.get("name") != "stderr"]
+    return {kind for output in shown for kind in output.get("data", {"text": ""})}
 
 
 @pytest.mark.parametrize(

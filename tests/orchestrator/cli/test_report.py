@@ -60,7 +60,7 @@ def xsweep(*arguments: str, code: int = 0) -> Result:
         (["--where", "backbone"], "error: --where 'backbone': write label=value"),
         (["--where", "backbone=L7"], "error: no evaluation has backbone 'L7'. There are: L6"),
         (["--where", "backbone=L6", "objective=x"], "no evaluation has objective 'x'. There are:"),
-        (["demo", "other"], "error: one sweep at a time: demo and other were given"),
+        (["demo", "other"], "error: no sweep 'other': there is demo"),
         (["--seeds", "1,9"], "error: no evaluation has seed '9'. There are: 1, 2, 3"),
         (["--by", "topic"], "error: --by 'topic': use one of collection, suite"),
         (["--best", "row"], "error: --best 'row': use one of column, block"),

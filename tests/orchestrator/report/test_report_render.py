@@ -2,15 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
+from hashlib import sha256
 
 import pytest
 from finished_sweep import submit, work
-from reports import report_text
+from reports import make_report, report_text
 
 from xsweep.db.engine import connect
 from xsweep.db.results import load_cells
-from xsweep.errors import ConfigError
-from xsweep.orchestrator.report import FORMATS
+from xsweep.errors import ConfigError, DataError
+from xsweep.orchestrator.report import FORMATS, join
 
 
 @pytest.fixture
@@ -75,3 +77,49 @@ def test_invalid_input_is_one_message(finished, sweep, options, expected):
 
 def test_measures_match_in_any_spelling(finished):
     assert report_text(finished, "demo", measures=["ndcg@10"]) == report_text(finished, "demo")
+
+
+def evaluation(make_cell, place, name, scores, first=0, **labels):
+    """An evaluation on `news` whose identity is that of its name."""
+    ids = [f"q{first + number}" for number in range(len(scores))]
+    cell = make_cell(place, query_ids=ids, nDCG_at_10=scores, **labels)
+    return replace(cell, identity=sha256(name.encode()).hexdigest())
+
+
+def test_sweeps_share_a_table_in_which_an_equal_evaluation_counts_once(make_cell):
+    bm25 = evaluation(make_cell, 1, "bm25", [0.1, 0.2, 0.3], system="first_stage")
+    slow = evaluation(make_cell, 2, "slow", [0.4, 0.5, 0.6])
+    fast = evaluation(make_cell, 3, "fast", [0.5, 0.6, 0.7])
+    own = evaluation(make_cell, 4, "own", [0.9, 0.8, 0.7], objective="bce")
+    cells, notes = join({"first": [bm25, slow], "second": [bm25, fast, own]})
+    report = make_report(cells, "first and second")
+    assert [report.name(row) for row in report.table.rows] == [
+        "BM25 (first stage)",
+        *("L6 infonce [first]", "L6 infonce [second]", "L6 bce"),
+    ]
+    assert [each.difference for each in report.comparisons] == pytest.approx([0.3, 0.4, 0.6])
+    assert notes == ()
+
+
+def test_sweeps_are_compared_on_the_queries_that_all_their_evaluations_have(make_cell):
+    first = evaluation(make_cell, 1, "first", [0.1, 0.2, 0.3, 0.4], system="first_stage")
+    second = evaluation(make_cell, 2, "second", [0.5, 0.4, 0.9], first=2)
+    cells, notes = join({"one": [first], "two": [second]})
+    assert [cell.query_ids for cell in cells] == [("q2", "q3")] * 2
+    (comparison,) = make_report(cells).comparisons
+    assert (comparison.difference, comparison.queries) == (pytest.approx(0.45 - 0.35), 2)
+    assert notes == ("Only the 2 of 5 queries of news count that all its evaluations have.",)
+
+    apart = evaluation(make_cell, 2, "apart", [0.5], first=9)
+    with pytest.raises(DataError, match="no query of news in common"):
+        join({"one": [first], "two": [apart]})
+
+
+def test_a_report_of_two_sweeps_names_both(finished):
+    submit(finished, "again")
+    text = report_text(finished, ["demo", "again"])
+    assert text.startswith("demo and again: nDCG@10 on news")
+    one = report_text(finished, "demo")
+    assert text.partition("\n")[2] == one.partition("\n")[2]
+    with pytest.raises(ConfigError, match="--cost: the hours of one sweep at a time"):
+        report_text(finished, ["demo", "again"], cost=True)
