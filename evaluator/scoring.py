@@ -22,6 +22,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from torch.nn.attention import sdpa_kernel
 from transformers import PreTrainedModel
 
 from xsweep.errors import DivergenceError
@@ -29,7 +30,7 @@ from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
 from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision, ScoringSpec
-from xsweep.evaluator.varlen.attention import Packing, pack
+from xsweep.evaluator.varlen.attention import KERNELS, Packing, pack
 from xsweep.evaluator.varlen.encoders import build_scorer, runs_unpadded
 from xsweep.evaluator.varlen.layers import Kernels
 
@@ -234,7 +235,8 @@ def _mode(
         return {name: moved(tensor) for name, tensor in encoder.collate(pairs).items()}
 
     def padded(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        bf16 = torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
+        with bf16, sdpa_kernel(KERNELS):
             logits = model(**batch).logits[:, 0]
         return logits, batch["input_ids"].numel()
 

@@ -224,7 +224,7 @@ class TeacherModelSpec(Spec):
 
 Precision = Literal["auto", "fp32", "bf16"]
 Layout = Literal["auto", "padded", "unpadded"]
-"""`auto`: unpadded on a CPU for the families that support it, padded elsewhere."""
+"""`auto`: unpadded for the families that support it, padded for the others."""
 
 BATCH_TOKENS = 4096
 """Default token slots of one forward pass, chosen for a CPU."""

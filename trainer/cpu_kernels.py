@@ -6,8 +6,7 @@ are one product. Attention runs sequence by sequence: the scores fit the cache a
 padded. Dropout takes 16 random bits for each number: 1.8 ms for the attention weights of 2,048
 tokens of MiniLM-L6, where PyTorch's Bernoulli draws take 17 ms, more than the rest of attention.
 
-On a GPU PyTorch's varlen kernel runs where it can (half precision, no dropout), else
-scaled-dot-product attention over padded sequences.
+On a GPU attention is that of `varlen.attention`, and dropout PyTorch's.
 
 Shapes: T tokens, S sequences, Q queries (T of them, or S first tokens), K sides, N heads, D width
 of a head.
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, gelu, scaled_dot_product_attention
+from torch.nn.functional import dropout, gelu
 from torch.utils.checkpoint import checkpoint
 
 from xsweep.evaluator.varlen.attention import Packing, attend
@@ -69,9 +68,10 @@ class TrainingKernels(Kernels):
         window_tokens: int | None,
         rate: float,
     ) -> Tensor:
-        return attend_with_gradients(
-            query_SND, sides_TKND, packing, window_tokens, self._rate(rate)
-        )
+        rate = self._rate(rate)
+        if not sides_TKND.is_cpu:
+            return attend(query_SND, sides_TKND, packing, window_tokens, rate)
+        return Attention.apply(query_SND, sides_TKND, packing.lengths, window_tokens, rate)
 
     def rotate(self, sides_TKND: Tensor, rotation: tuple[Tensor, Tensor], count: int) -> Tensor:
         return _Rotate.apply(sides_TKND, *rotation, count)
@@ -80,11 +80,11 @@ class TrainingKernels(Kernels):
         rate = self._rate(rate)
         if not rate:
             return states
-        return dropout(states, rate) if states.is_cuda else DropAndAdd.apply(None, states, rate)
+        return DropAndAdd.apply(None, states, rate) if states.is_cpu else dropout(states, rate)
 
     def add(self, residual: Tensor, states: Tensor, rate: float) -> Tensor:
         rate = self._rate(rate)
-        if rate and not states.is_cuda:
+        if rate and states.is_cpu:
             return DropAndAdd.apply(residual, states, rate)
         return residual + self.drop(states, rate)
 
@@ -220,50 +220,7 @@ def _dropped_values(rate: float) -> int:
     return min(round(rate * STEPS), STEPS - 1)
 
 
-def attend_with_gradients(
-    query_SND: Tensor | None,
-    sides_TKND: Tensor,
-    packing: Packing,
-    window_tokens: int | None,
-    rate: float,
-) -> Tensor:
-    """`varlen.attention.attend` with gradients and dropout."""
-    if not sides_TKND.is_cuda:
-        return _Attention.apply(query_SND, sides_TKND, packing.lengths, window_tokens, rate)
-    if query_SND is None and not rate and sides_TKND.dtype != torch.float32:
-        return attend(None, sides_TKND, packing, window_tokens)
-    return attend_padded(query_SND, sides_TKND, packing, window_tokens, rate)
-
-
-def attend_padded(
-    query_SND: Tensor | None,
-    sides_TKND: Tensor,
-    packing: Packing,
-    window_tokens: int | None,
-    rate: float,
-) -> Tensor:
-    """`attend_with_gradients` by one call over sequences that are padded for attention alone."""
-    device = sides_TKND.device
-    lengths_S = torch.tensor(packing.lengths, device=device)
-    places_L = torch.arange(max(packing.lengths), device=device)
-    is_token_SL = places_L < lengths_S[:, None]
-    rows_SL = torch.where(is_token_SL, packing.starts_S[:, None] + places_L, 0)
-    sides_KSNLD = sides_TKND[rows_SL].permute(2, 0, 3, 1, 4)
-    key_SNLD, value_SNLD = sides_KSNLD[-2], sides_KSNLD[-1]
-    allowed = is_token_SL[:, None, None]
-    query_places = places_L if query_SND is None else places_L[:1]
-    if window_tokens is not None:
-        allowed = allowed & ((query_places[:, None] - places_L).abs() <= window_tokens)
-    query = sides_KSNLD[0] if query_SND is None else query_SND[:, :, None]
-    # Padded queries must attend to something: a softmax over nothing is NaN.
-    allowed = allowed | ~is_token_SL[:, None, : len(query_places), None]
-    mixed = scaled_dot_product_attention(
-        query, key_SNLD, value_SNLD, attn_mask=allowed, dropout_p=rate
-    ).transpose(1, 2)
-    return (mixed[is_token_SL] if query_SND is None else mixed[:, 0]).flatten(1)
-
-
-class _Attention(torch.autograd.Function):
+class Attention(torch.autograd.Function):
     """Softmax(q kᵀ / √D), dropout, times v, sequence by sequence, all in fp32.
 
     Products this small gain nothing from bf16: oneDNN prepares a kernel for every new length, and

@@ -5,12 +5,13 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import sdpa_kernel
 from transformers import PreTrainedModel
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.models.cross_encoder import quiet_loading, same_scores
 from xsweep.evaluator.pairs import PairEncoder
-from xsweep.evaluator.varlen.attention import Packing, pack
+from xsweep.evaluator.varlen.attention import KERNELS, Packing, pack
 from xsweep.evaluator.varlen.encoders import build_scorer
 from xsweep.trainer.cpu_kernels import TrainingKernels
 
@@ -60,20 +61,19 @@ class Scorer(nn.Module):
         )
 
     def _padded(self, forwards: Sequence[dict[str, Tensor]]) -> Tensor:
+        bf16 = torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
         if self.by_ids:
-            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16):
+            with bf16, sdpa_kernel(KERNELS):
                 return torch.cat([self.model(**inputs).logits[:, 0].float() for inputs in forwards])
         ids_T = torch.cat([inputs["input_ids"].flatten() for inputs in forwards])
-        distinct_V, rows_T = ids_T.unique(return_inverse=True)
-        embedded_VE = self.model.get_input_embeddings()(distinct_V)
+        words = self.model.get_input_embeddings()(ids_T)
+        words_of_passes = words.split([slots(inputs) for inputs in forwards])
         logits = []
-        with torch.autocast(ids_T.device.type, torch.bfloat16, enabled=self.bf16):
-            for inputs, rows in zip(
-                forwards, rows_T.split([slots(inputs) for inputs in forwards]), strict=True
-            ):
+        with bf16, sdpa_kernel(KERNELS):
+            for inputs, words_SE in zip(forwards, words_of_passes, strict=True):
                 others = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
-                embedded_PLE = embedded_VE[rows.view(inputs["input_ids"].shape)]
-                output = self.model(inputs_embeds=embedded_PLE, **others)
+                words_PLE = words_SE.unflatten(0, inputs["input_ids"].shape)
+                output = self.model(inputs_embeds=words_PLE, **others)
                 logits.append(output.logits[:, 0].float())
         return torch.cat(logits)
 

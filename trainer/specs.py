@@ -140,7 +140,7 @@ class OptimisationSpec(Spec):
     """Token slots, with padding, of one forward pass inside it: pairs of similar length. At the
     default, a GPU takes the whole micro-batch in one pass."""
     layout: Layout = "auto"
-    """Pairs packed or padded; auto: packed on a CPU if the model family supports it."""
+    """Pairs packed or padded; auto: packed if the model family supports it."""
     dropout: bool = True
     """The backbone's own dropout; off is faster on a CPU."""
     gradient_checkpointing: bool = False

@@ -185,21 +185,21 @@ def has_unpadded(model: PreTrainedModel) -> bool:
 
 
 def runs_unpadded(model: PreTrainedModel, layout: Layout) -> bool:
-    """True if a model runs on packed tokens; `auto` does so on a CPU if its family can.
+    """True if a model runs on packed tokens; `auto` does so if its family can.
 
-    On a GPU `auto` means padded: packed passes have not been measured there. Raises ConfigError
-    for `unpadded` with a model that runs padded only.
+    Raises ConfigError for `unpadded` with a model that runs padded only.
     """
     if layout == "unpadded" and not has_unpadded(model):
         raise ConfigError(f"{model.config.model_type} models run padded only: leave layout out")
-    return layout == "unpadded" or (
-        layout == "auto" and model.device.type == "cpu" and has_unpadded(model)
-    )
+    return layout != "padded" and has_unpadded(model)
 
 
 def build_encoder(model: PreTrainedModel, kernels: Kernels) -> Encoder:
     """The encoder of a model that `has_unpadded`, computed by the given kernels."""
-    return ENCODERS[model.config.model_type](model.base_model, kernels)
+    encode = ENCODERS[model.config.model_type](model.base_model, kernels)
+    if model.device.type == "cpu":
+        return encode
+    return lambda packing, first_only: encode(packing.with_slots(), first_only)
 
 
 def build_scorer(model: PreTrainedModel, kernels: Kernels) -> Callable[[Packing], torch.Tensor]:
@@ -229,5 +229,5 @@ def _head(model: Any) -> tuple[Callable[[torch.Tensor, Packing], torch.Tensor], 
 
 def means(states_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
     """Each sequence's mean state, [S, H]."""
-    lengths = torch.tensor(packing.lengths, device=states_TH.device)
-    return torch.segment_reduce(states_TH, "mean", lengths=lengths, unsafe=True)
+    lengths_S = packing.ends.diff().long()
+    return torch.segment_reduce(states_TH, "mean", lengths=lengths_S, unsafe=True)

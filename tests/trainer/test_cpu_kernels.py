@@ -15,13 +15,12 @@ from transformers import AutoModelForSequenceClassification
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.pairs import PairIds
-from xsweep.evaluator.varlen.attention import pack
+from xsweep.evaluator.varlen.attention import attend_padded, pack
 from xsweep.evaluator.varlen.encoders import has_unpadded, runs_unpadded
 from xsweep.trainer.cpu_kernels import (
+    Attention,
     DropAndAdd,
     TrainingKernels,
-    attend_padded,
-    attend_with_gradients,
     random_bits,
     scale,
 )
@@ -154,8 +153,10 @@ def test_attention_over_padded_sequences_has_equal_values_and_gradients(lengths,
     query = torch.randn(len(lengths), 2, 4, requires_grad=True) if first else None
     leaves = [sides] if query is None else [sides, query]
     found = []
-    for attend in (attend_with_gradients, attend_padded):
-        mixed = attend(query, sides, packing, window, 0.0)
+    for mixed in (
+        Attention.apply(query, sides, packing.lengths, window, 0.0),
+        attend_padded(query, sides, packing.with_slots(), window, 0.0),
+    ):
         slopes = torch.linspace(-1, 1, mixed.numel()).view_as(mixed)
         found.append([mixed, *torch.autograd.grad((mixed * slopes).sum(), leaves)])
     torch.testing.assert_close(found[0], found[1])
@@ -168,7 +169,7 @@ def test_the_gradient_of_attention_agrees_with_finite_differences():
 
     def attended(sides):
         torch.manual_seed(7)  # the same dropout in every call
-        return attend_with_gradients(None, sides, packing, 2, 0.3)
+        return Attention.apply(None, sides, packing.lengths, 2, 0.3)
 
     step, direction = 1e-2, torch.randn(8, 3, 2, 4)
     weights = torch.randn(8, 8)
@@ -202,7 +203,7 @@ def test_attention_weights_are_dropped_at_the_given_rate():
     sides = torch.zeros(200, 3, 2, 200)
     sides[:, 2] = torch.eye(200)[:, None]
     # Equal scores, and values that are unit vectors: the output is the matrix of dropped weights.
-    mixed = attend_with_gradients(None, sides, packing, None, 0.2) * 200
+    mixed = Attention.apply(None, sides, packing.lengths, None, 0.2) * 200
     # 80,000 draws: six standard deviations are 0.0085.
     assert (mixed == 0).double().mean().item() == pytest.approx(0.2, abs=0.0085)
     assert mixed[mixed > 0].unique().tolist() == pytest.approx([scale(0.2)], rel=1e-5)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xsweep.evaluator.pairs import PairIds
-from xsweep.evaluator.varlen.attention import _attend_varlen, attend, pack
+from xsweep.evaluator.varlen.attention import attend, attend_padded, attend_varlen, pack
 
 
 def _packed(lengths: list[int]):
@@ -43,6 +43,11 @@ def test_tokens_see_their_own_sequence_and_window_only(
     torch.testing.assert_close(attend(None, sides_TKND, packing, window), expected)
     first = attend(sides[0][packing.starts_S], sides_TKND[:, 1:], packing, window)
     torch.testing.assert_close(first, expected[packing.starts_S])
+    packing = packing.with_slots()
+    padded = attend_padded(None, sides_TKND, packing, window, 0.0)
+    torch.testing.assert_close(padded, expected)
+    first = attend_padded(sides[0][packing.starts_S], sides_TKND[:, 1:], packing, window, 0.0)
+    torch.testing.assert_close(first, expected[packing.starts_S])
 
 
 def _documented_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size):
@@ -74,10 +79,12 @@ def test_the_gpu_kernel_gets_arguments_for_the_same_attention(
     lengths: list[int], window: int | None
 ) -> None:
     torch.manual_seed(len(lengths))
-    sides = torch.randn(3, sum(lengths), 2, 4)
+    sides, packing = torch.randn(3, sum(lengths), 2, 4), _packed(lengths)
     with patch("torch.nn.attention.varlen.varlen_attn", _documented_varlen):
-        found = _attend_varlen(*sides, _packed(lengths), window)
+        found = attend_varlen(None, sides.transpose(0, 1), packing, window)
+        first = attend_varlen(sides[0][packing.starts_S], sides[1:].transpose(0, 1), packing, None)
     torch.testing.assert_close(found, _plain_attention(sides, lengths, window))
+    torch.testing.assert_close(first, _plain_attention(sides, lengths, None)[packing.starts_S])
 
 
 def test_positions_restart_with_every_sequence() -> None:
@@ -85,7 +92,19 @@ def test_positions_restart_with_every_sequence() -> None:
     assert packing.positions_T.tolist() == [0, 1, 2, 0, 0, 1]
     assert packing.starts_S.tolist() == [0, 3, 4]
     assert packing.lengths == [3, 1, 2]
+    assert packing.owners_T.tolist() == [0, 0, 0, 1, 2, 2]
+    assert packing.ends.tolist() == [0, 3, 4, 6]
     assert packing.segments_T is None
+
+
+def test_slots_of_padded_sequences_hold_each_token_once() -> None:
+    packing = _packed([3, 1, 17]).with_slots()
+    slots = packing.slots
+    assert slots
+    assert slots.is_token_SL.shape == (3, 32)
+    assert slots.is_token_SL.sum(1).tolist() == packing.lengths
+    assert slots.rows_SL[0, :5].tolist() == [0, 1, 2, 2, 2]
+    assert slots.rows_SL.flatten()[slots.slots_T].tolist() == list(range(21))
 
 
 def test_segments_are_kept() -> None:
