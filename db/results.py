@@ -150,6 +150,12 @@ def _parents(connection: Connection, job_ids: list[int]) -> dict[int, dict[str, 
     return found
 
 
+def measures(engine: Engine) -> list[str]:
+    """Names of the measures that are stored, of any sweep."""
+    with reading(engine) as connection:
+        return list(connection.scalars(select(Score.measure).distinct().order_by(Score.measure)))
+
+
 def done_identities(engine: Engine, identities: Collection[str]) -> frozenset[str]:
     """Those of the identities whose job has an accepted result."""
     with reading(engine) as connection:

@@ -197,6 +197,13 @@ def list_jobs(
         return [JobRow(**row) for row in connection.execute(query).mappings()]
 
 
+def job_names(engine: Engine, start: str, limit: int = 1_000) -> list[str]:
+    """Names of jobs that start with a text."""
+    named = select(Job.name).where(Job.name.startswith(start, autoescape=True))
+    with reading(engine) as connection:
+        return list(connection.scalars(named.order_by(Job.name).limit(limit)))
+
+
 def _of_sweep(query: S, sweep: int | None) -> S:
     if sweep is None:
         return query

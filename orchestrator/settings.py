@@ -10,6 +10,8 @@ from xsweep.errors import SetupError
 
 Kind = Literal["prepare", "teach", "search", "train", "evaluate"]
 KINDS: tuple[str, ...] = get_args(Kind)
+STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
+"""Those of `xsweep.db.schema.State`, whose import takes longer than all of `--help`."""
 
 SHORTEST_LEASE_S = 10.0
 """A shorter lease would expire after a few unanswered status questions."""

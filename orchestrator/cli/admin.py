@@ -8,13 +8,13 @@ import typer
 
 from xsweep import __version__
 from xsweep.errors import DataError, SetupError, XsweepError
-from xsweep.orchestrator.cli.app import app, open_database, settings_of
+from xsweep.orchestrator.cli.app import app, open_database, settings_of, sweep_argument
 
 
 @app.command("export")
 def export(
     ctx: typer.Context,
-    sweep: Annotated[str | None, typer.Argument(help="A sweep [the newest].")] = None,
+    sweep: Annotated[str | None, sweep_argument(help="A sweep [the newest].")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A new folder, .tar.gz or .zip file.")
     ] = None,

@@ -3,9 +3,13 @@
 import gc
 import io
 import os
+import re
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +42,58 @@ GridFile = Annotated[
         callback=_find_grid,
     ),
 ]
+
+
+class BashWord(str):
+    """A value that bash inserts as it is; Typer compares it with what is typed, unescaped."""
+
+    def startswith(self, *_: Any) -> bool:
+        """Accept: values are selected already."""
+        return True
+
+
+def _from_database(
+    ctx: typer.Context, values: "Callable[[Engine], Iterable[str]]"
+) -> Iterable[str]:
+    """Values of the job table; none without one, where a message would spoil the command line."""
+    from xsweep.db.engine import connect
+
+    settings = load_settings(database=ctx.find_root().params.get("db"))
+    with suppress(XsweepError):
+        return values(connect(settings.database, read_only=True))
+    return []
+
+
+def complete_sweeps(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """Complete the name of a sweep, or after `--job` of a job."""
+    from xsweep.db.status import sweeps
+
+    if ctx.params.get("job"):
+        return complete_jobs(ctx, incomplete)
+    return _from_database(ctx, lambda engine: [sweep.name for sweep in sweeps(engine)])
+
+
+def complete_jobs(ctx: typer.Context, incomplete: str) -> Iterable[str]:
+    """Complete the name of a job; bash needs a backslash before each space, or a quote."""
+    from xsweep.db.status import job_names
+
+    names = _from_database(ctx, lambda engine: job_names(engine, incomplete))
+    words = os.environ.get("COMP_WORDS", "'")  # bash's alone
+    if "'" in words or '"' in words:
+        return names
+    return [BashWord(re.sub(r"([^\w./:@%+=,-])", r"\\\1", name)) for name in names]
+
+
+def complete_measures(ctx: typer.Context) -> Iterable[str]:
+    """Complete a measure: those that are stored, or the usual ones."""
+    from xsweep.db.results import measures
+
+    return _from_database(ctx, measures) or ("nDCG@10", "RR@10", "AP", "R@100", "R@1000")
+
+
+sweep_argument = partial(typer.Argument, autocompletion=complete_sweeps)
+measure_option = partial(typer.Option, "--measure", "-m", autocompletion=complete_measures)
+format_option = partial(typer.Option, "--format", "-f")
 
 GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130

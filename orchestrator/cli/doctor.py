@@ -8,7 +8,6 @@ from pathlib import Path
 import typer
 
 from xsweep.errors import SetupError, XsweepError
-from xsweep.evaluator.provenance import installed_version
 from xsweep.orchestrator.cli.app import app, settings_of
 from xsweep.orchestrator.settings import Settings
 
@@ -77,6 +76,7 @@ def _store(settings: Settings) -> str:
 
 
 def _packages(settings: Settings) -> str:
+    from xsweep.evaluator.provenance import installed_version
     from xsweep.orchestrator.runtime.import_path import shadowed
 
     found = []
@@ -109,6 +109,7 @@ def _devices(settings: Settings) -> str:
 
 
 def _ray(settings: Settings) -> str:
+    from xsweep.evaluator.provenance import installed_version
     from xsweep.orchestrator.runtime import ray_cluster
 
     installed_version("ray")
@@ -128,6 +129,8 @@ def _ray(settings: Settings) -> str:
 
 
 def _data(settings: Settings) -> str:
+    from xsweep.evaluator.provenance import installed_version
+
     found = [f"{name} {installed_version(name)}" for name in DATA_PACKAGES]
     if settings.data_home is None:
         return f"{', '.join(found)}; no data home (--data-home); quickstart needs none"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from xsweep.errors import ConfigError
-from xsweep.orchestrator.cli.app import app, settings_of
+from xsweep.orchestrator.cli.app import app, measure_option, settings_of
 from xsweep.orchestrator.settings import Settings, absolute
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def evaluate(
     ] = "bm25",
     depth: Annotated[int, typer.Option(help="Candidates to re-rank per query.", min=1)] = 100,
     measure: Annotated[
-        list[str] | None, typer.Option("--measure", "-m", help="Repeatable [nDCG@10, RR@10].")
+        list[str] | None, measure_option(help="Repeatable [nDCG@10, RR@10].")
     ] = None,
     identical_ids: Annotated[
         Literal["keep", "drop"] | None,

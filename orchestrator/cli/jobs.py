@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from xsweep.errors import ConfigError
-from xsweep.orchestrator.cli.app import app, open_database, settings_of
+from xsweep.orchestrator.cli.app import (
+    app,
+    complete_jobs,
+    open_database,
+    settings_of,
+    sweep_argument,
+)
 
 if TYPE_CHECKING:
     from xsweep.db.jobs import Explanation
@@ -14,9 +20,14 @@ if TYPE_CHECKING:
 
 
 JobName = Annotated[
-    str, typer.Argument(metavar="JOB", help="A job's id, name, or a prefix of its identity.")
+    str,
+    typer.Argument(
+        metavar="JOB",
+        help="A job's id, name, or a prefix of its identity.",
+        autocompletion=complete_jobs,
+    ),
 ]
-SweepName = Annotated[str, typer.Argument(metavar="SWEEP", help="A sweep's name.")]
+SweepName = Annotated[str, sweep_argument(metavar="SWEEP", help="A sweep's name.")]
 OneJob = Annotated[bool, typer.Option("--job", help="Take the name as a job's.")]
 
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from xsweep.errors import ConfigError, XsweepError
-from xsweep.orchestrator.cli.app import app, open_database, settings_of
+from xsweep.orchestrator.cli.app import (
+    app,
+    complete_sweeps,
+    format_option,
+    measure_option,
+    open_database,
+    settings_of,
+    sweep_argument,
+)
 
 if TYPE_CHECKING:
     from xsweep.db.results import Cell
@@ -23,9 +31,7 @@ _table = partial(typer.Option, rich_help_panel="Table")
 _tests = partial(typer.Option, rich_help_panel="Significance")
 _sections = partial(typer.Option, rich_help_panel="Further sections")
 _latex = partial(typer.Option, rich_help_panel="LaTeX")
-Measures = Annotated[
-    list[str] | None, typer.Option("--measure", "-m", help="May be repeated; nDCG@10 by default.")
-]
+Measures = Annotated[list[str] | None, measure_option(help="May be repeated; nDCG@10 by default.")]
 Seeds = Annotated[str | None, _table(help="Only these seeds, such as 12,13.")]
 Digits = Annotated[int, _table(min=1, max=6)]
 Output = Annotated[
@@ -33,15 +39,24 @@ Output = Annotated[
 ]
 
 
+def _report_formats() -> list[str]:
+    from xsweep.orchestrator.report import FORMATS
+
+    return list(FORMATS)
+
+
 @app.command()
 def report(
     ctx: typer.Context,
     sweep: Annotated[
         list[str] | None,
-        typer.Argument(help="One sweep or several [the newest]. LABEL=VALUE is as --where."),
+        sweep_argument(help="One sweep or several [the newest]. LABEL=VALUE is as --where."),
     ] = None,
     format: Annotated[
-        str, typer.Option("--format", "-f", help="text, markdown, latex, csv, json or html.")
+        str,
+        format_option(
+            help="text, markdown, latex, csv, json or html.", autocompletion=_report_formats
+        ),
     ] = "text",
     output: Output = None,
     measure: Measures = None,
@@ -140,7 +155,10 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A row of the report, or first_stage.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The row to compare it with.")],
     sweep: Annotated[
-        list[str] | None, typer.Option(help="The newest by default; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="The newest by default; may be repeated.", autocompletion=complete_sweeps
+        ),
     ] = None,
     measure: Measures = None,
     collection: Annotated[
@@ -150,7 +168,11 @@ def compare(
     top: Annotated[int, typer.Option(help="Largest changes to show each way.", min=0)] = 5,
     digits: Digits = 3,
     format: Annotated[
-        str, typer.Option("--format", "-f", help="text, markdown, csv (all queries) or json.")
+        str,
+        format_option(
+            help="text, markdown, csv (all queries) or json.",
+            autocompletion=lambda: ("text", "markdown", "csv", "json"),
+        ),
     ] = "text",
     output: Output = None,
 ) -> None:

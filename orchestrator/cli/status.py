@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from xsweep.db.schema import OPEN, State
 from xsweep.errors import ConfigError, SetupError
-from xsweep.orchestrator.cli.app import app, open_database, settings_of
-from xsweep.orchestrator.forecast.eta import count, eta_s
-from xsweep.orchestrator.settings import KINDS
+from xsweep.orchestrator.cli.app import app, open_database, settings_of, sweep_argument
+from xsweep.orchestrator.settings import KINDS, STATES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +27,7 @@ START_S = 30.0
 @app.command()
 def status(
     ctx: typer.Context,
-    sweep: Annotated[str | None, typer.Argument(help="A sweep [all].")] = None,
+    sweep: Annotated[str | None, sweep_argument(help="A sweep [all].")] = None,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Follow until all jobs ended.")
     ] = False,
@@ -38,10 +36,16 @@ def status(
     ] = False,
     jobs: Annotated[bool, typer.Option("--jobs", "-j", help="List the jobs.")] = False,
     state: Annotated[
-        str | None, typer.Option(help=f"Only jobs in this state: {', '.join(State)}.")
+        str | None,
+        typer.Option(
+            help=f"Only jobs in this state: {', '.join(STATES)}.", autocompletion=lambda: STATES
+        ),
     ] = None,
     kind: Annotated[
-        str | None, typer.Option(help=f"Only jobs of this kind: {', '.join(KINDS)}.")
+        str | None,
+        typer.Option(
+            help=f"Only jobs of this kind: {', '.join(KINDS)}.", autocompletion=lambda: KINDS
+        ),
     ] = None,
     match: Annotated[
         str | None, typer.Option(help="Only jobs with this text in their name.", metavar="TEXT")
@@ -58,7 +62,7 @@ def status(
       xsweep status --kind train --match infonce
       xsweep status --json
     """
-    for name, given, known in (("state", state, tuple(State)), ("kind", kind, KINDS)):
+    for name, given, known in (("state", state, STATES), ("kind", kind, KINDS)):
         if given is not None and given not in known:
             raise ConfigError(f"unknown {name} {given!r}: use one of {', '.join(known)}")
     from xsweep.db.status import list_jobs, summary
@@ -99,7 +103,9 @@ def watch_sweep(
     """
     from rich.console import Group
 
+    from xsweep.db.schema import OPEN
     from xsweep.db.status import summary
+    from xsweep.orchestrator.forecast.eta import count
     from xsweep.orchestrator.monitoring.live import View, headline, is_screen, page, rest_s
     from xsweep.orchestrator.runtime import process
 
@@ -131,6 +137,8 @@ def watch_sweep(
 
 def _as_json(settings: "Settings", found: "Summary") -> dict[str, Any]:
     from xsweep.db.engine import redacted
+    from xsweep.db.schema import OPEN
+    from xsweep.orchestrator.forecast.eta import count, eta_s
 
     content = asdict(found)
     for sweep, each in zip(found.sweeps, content["sweeps"], strict=True):
