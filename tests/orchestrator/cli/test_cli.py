@@ -364,7 +364,7 @@ def test_every_command_explains_itself_with_an_example() -> None:
 @pytest.mark.parametrize(
     ("command", "unneeded"),
     [
-        ("--help", {*HEAVY, "sqlalchemy", "pydantic", "email", "subprocess"}),
+        ("--help", {*HEAVY, "sqlalchemy", "pydantic", "email"}),
         ("status", {*HEAVY, "psycopg", "sqlalchemy.dialects.postgresql"}),
     ],
 )
