@@ -21,6 +21,7 @@ from xsweep.evaluator.varlen.attention import pack
 from xsweep.evaluator.varlen.encoders import build_scorer
 from xsweep.evaluator.varlen.layers import Kernels
 from xsweep.trainer.forward import Scorer
+from xsweep.trainer.objectives import OBJECTIVES
 
 PACKED = ("bert", "electra", "roberta", "modernbert")
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "repeat_interleave", "equal")
@@ -122,6 +123,15 @@ def test_a_head_over_the_mean_of_all_tokens_does_not_wait(monkeypatch):
     model, packed = on_device("modernbert", monkeypatch, classifier_pooling="mean")
     with NoWaits(), NoUploads():
         Scorer(model, bf16=True)(packed).sum().backward()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_no_objective_waits(name):
+    scores_QD = torch.zeros((3, 5), device="meta", requires_grad=True)
+    with NoWaits(), NoUploads():
+        mask_QD = torch.ones_like(scores_QD, dtype=torch.bool)
+        total, count = OBJECTIVES[name].function(scores_QD, torch.zeros_like(scores_QD), mask_QD)
+        (total / count).backward()
 
 
 @pytest.mark.parametrize("family", ["deberta", "deberta-v3"])
