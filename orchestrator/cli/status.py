@@ -91,7 +91,7 @@ def status(
         console.print(part)
     token = settings_of(ctx).home / "ray-token"
     if found.controllers and token.exists():
-        console.print(f"Ray's dashboard asks for the token in {token}")
+        console.print(f"Ray's dashboard asks for a token: cat {token}", soft_wrap=True)
 
 
 def watch_sweep(

@@ -128,26 +128,18 @@ def task_of(claim: jobs.Claim, store: Store, folder: str) -> Task:
 
 
 def start_task(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:
-    """Start a task on all ranks; returns the rank by the reference to its outcome."""
-    actors, name = placement.actors, title(task["kind"], task["spec"])
-    ranks = len(actors)
+    """Start a task on all ranks; returns the rank by the reference to its outcome.
+
+    Ray's dashboard shows it under the job's name.
+    """
+    actors, ranks = placement.actors, len(placement.actors)
     # Passed on as a reference: Ray resolves it once the first rank has started.
     meeting = actors[0].meeting_point.remote() if ranks > 1 else None
     refs = {}
     for rank, actor in enumerate(actors):
-        named = actor.run.options(name=name if ranks == 1 else f"{name} (rank {rank} of {ranks})")
-        refs[named.remote(task, rank, ranks, meeting)] = rank
+        name = f"{task['name']} (rank {rank} of {ranks})" if ranks > 1 else task["name"]
+        refs[actor.run.options(name=name).remote(task, rank, ranks, meeting)] = rank
     return refs
-
-
-def title(kind: str, spec: Mapping[str, Any]) -> str:
-    """Return the name of a job's task in Ray's dashboard, such as "evaluate scifact".
-
-    The job's own name would be unique: every process keeps metrics of each name that a task ever
-    had, and sends all of them again and again.
-    """
-    collection = spec.get("collection") or {}
-    return " ".join(filter(None, (kind, collection.get("name"))))
 
 
 def names_of(claim: jobs.Claim) -> list[str]:

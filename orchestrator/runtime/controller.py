@@ -175,7 +175,10 @@ class Controller:
 
     def _continue(self, job: jobs.Claim, actors: list[Any]) -> None:
         placement = self.pool.adopt(job.actor or "", request_of(job.resources), actors, job.node)
-        awaited = {actor.outcome.remote(job.token): rank for rank, actor in enumerate(actors)}
+        awaited = {
+            actor.outcome.options(name=job.name).remote(job.token): rank
+            for rank, actor in enumerate(actors)
+        }
         attempt = RunningAttempt(job, job.folder or "", placement, awaited, answered=True)
         self.attempts.append(attempt)
         log.info("adopted   %s", job.name)

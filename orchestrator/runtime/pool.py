@@ -34,6 +34,9 @@ IDLE_S = 3.0
 ANSWER_S = 2.0
 """Time to wait for the answer to a status question; a silent worker may still be alive."""
 
+UNLISTED = {"enable_task_events": False}
+"""Options of a call that Ray's dashboard does not list: questions would bury the jobs there."""
+
 
 class Pool:
     """The workers of one controller; an evaluation's worker is kept warm for the next one."""
@@ -149,7 +152,10 @@ class Pool:
 
     def statuses(self, placements: Sequence[Placement]) -> dict[str, list[Status]]:
         """Ask workers for their status; by name, the answers of all ranks that came in time."""
-        asked = [(each, [actor.status.remote() for actor in each.actors]) for each in placements]
+        asked = [
+            (each, [actor.status.options(**UNLISTED).remote() for actor in each.actors])
+            for each in placements
+        ]
         refs = [ref for _, of_ranks in asked for ref in of_ranks]
         if not refs:
             return {}

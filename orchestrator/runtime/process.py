@@ -76,7 +76,7 @@ def run(
             log.info("connecting to Ray (starting it takes some seconds)")
             dashboard = ray_cluster.connect(settings, namespace=namespace(settings))
             token = os.environ.get("RAY_AUTH_TOKEN_PATH")
-            hint = f" (it asks for the token in {token})" if dashboard and token else ""
+            hint = f" (it asks for a token: cat {token})" if dashboard and token else ""
             log.info("Ray's dashboard: %s%s", dashboard or "not running", hint)
             received = _record_signals()
             with _controller(settings, engine, store, dashboard) as controller:

@@ -69,6 +69,9 @@ def connect(settings: Settings, *, namespace: str) -> str | None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise leave CUDA_VISIBLE_DEVICES alone for work that asked for no GPU.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # Ray keeps metrics of every name that a task ever had, 20 kB each here, and sends all of them
+    # every few seconds. Each job has a name; `xsweep metrics` counts them.
+    os.environ.setdefault("RAY_enable_metrics_collection", "0")
     address = settings.ray_address or ensure_local(settings.home).address
     _check_head(address)
     import ray

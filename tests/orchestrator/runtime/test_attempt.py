@@ -1,32 +1,8 @@
-"""The outcome of an attempt, and the name of its task."""
-
-from pathlib import Path
+"""The outcome of an attempt."""
 
 import pytest
 
-from xsweep.orchestrator.plan import plan_grid
-from xsweep.orchestrator.runtime.attempt import decide, title
-from xsweep.orchestrator.settings import Settings
-
-SWEEPS = Path(__file__).resolve().parents[3] / "sweeps"
-KINDS = {"prepare": 22 + 13 + 1, "train": 1, "evaluate": 22}
-
-
-def test_a_task_is_named_after_its_collection_and_not_after_its_job() -> None:
-    spec = {"collection": {"name": "scifact", "source": "ir_datasets"}}
-    assert title("evaluate", spec) == "evaluate scifact"
-    assert title("prepare", {"seconds": 1}) == "prepare"
-
-
-def test_the_whole_study_has_one_name_per_kind_and_collection(tmp_path: Path) -> None:
-    """Candidates: 22 test and 13 validation collections; tokens and trainings share one name."""
-    settings = Settings(
-        home=tmp_path / ".xsweep", database="", store="", ray_address=None, data_home=tmp_path
-    )
-    jobs = plan_grid(SWEEPS / "full_grid.yaml", settings).jobs
-    names = {kind: {title(j.kind, j.spec) for j in jobs if j.kind == kind} for kind in KINDS}
-    assert {kind: len(of) for kind, of in names.items()} == KINDS
-
+from xsweep.orchestrator.runtime.attempt import decide
 
 OUT_OF_MEMORY = {"state": "failed", "failure": "OOM_GPU", "reason": "out of memory"}
 LOST_PEER = {"state": "failed", "failure": "NODE", "reason": "Connection closed by peer"}

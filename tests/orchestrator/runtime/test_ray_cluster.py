@@ -1,5 +1,6 @@
 """A Ray cluster started and stopped on this machine (some seconds)."""
 
+import json
 import os
 import signal
 import socket
@@ -37,6 +38,40 @@ print(ray.is_initialized(), int(ray.cluster_resources()["CPU"]))
 """
 
 
+NAMES = """
+import json
+from xsweep.orchestrator.runtime import ray_cluster
+from xsweep.orchestrator.settings import load_settings
+
+ray_cluster.connect(load_settings(), namespace="names")
+import ray
+from ray.util.state import list_actors, list_tasks
+from waiting import wait_for
+from xsweep.orchestrator.runtime.attempt import start_task
+from xsweep.orchestrator.runtime.placement import request_of
+from xsweep.orchestrator.runtime.pool import Pool
+
+class Quick:
+    def __init__(self, gpus):
+        pass
+    def run(self, *task):
+        return task[0]["name"]
+    def status(self):
+        return {"node": "here", "node_id": ray.get_runtime_context().get_node_id()}
+
+names = ["train L6 s1", "evaluate L6 s1 [news]", "evaluate L6 s1 [law]"]
+pool = Pool(Quick)
+placement = pool.take("train L6 s1 #1.1", request_of({}), alone=True)
+for _ in range(30):
+    assert pool.statuses([placement])
+for name in names:
+    assert ray.get(list(start_task(placement, {"name": name}))) == [name]
+listed = lambda: {task.name for task in list_tasks() if task.type == "ACTOR_TASK"}
+wait_for(lambda: listed().issuperset(names))
+print(json.dumps([sorted(listed()), [actor.name for actor in list_actors()]]))
+"""
+
+
 @pytest.fixture
 def home(tmp_path):
     yield tmp_path
@@ -55,8 +90,8 @@ def start(program, home, **environment):
     )
 
 
-def connect_in_a_process(home, **environment):
-    process = start(CONNECT, home, **environment)
+def connect_in_a_process(home, program=CONNECT, **environment):
+    process = start(program, home, **environment)
     out, err = process.communicate(timeout=120)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -72,6 +107,20 @@ def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_re
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{local.dashboard}/api/jobs/", timeout=30)
     assert refused.value.code in (401, 403)
+    # The page itself is public: its dialog sends what a user pastes, and gets a cookie.
+    pasted = {"Authorization": f"Bearer {(home / 'ray-token').read_text()}"}
+    login = urllib.request.Request(f"{local.dashboard}/api/authenticate", b"", pasted)
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    for place in (f"{local.dashboard}/", login, f"{local.dashboard}/nodes?view=summary"):
+        answer = browser.open(place, timeout=30)
+    [node] = json.load(answer)["data"]["summary"]
+    assert node["mem"][0] > 0, "the dashboard shows the machine's load"
+
+    shown = connect_in_a_process(home, NAMES, PYTHONPATH=str(Path(__file__).parents[2]))
+    assert shown.returncode == 0, shown.stderr
+    tasks, actors = json.loads(shown.stdout)
+    assert tasks == ["evaluate L6 s1 [law]", "evaluate L6 s1 [news]", "train L6 s1"]
+    assert actors == ["train L6 s1 #1.1"], "and no question among the tasks"
 
     token = home / "another-token"
     token.write_text("f" * 64)
