@@ -1,5 +1,6 @@
 """The Typer application: global options, and the one place that maps errors to exit codes."""
 
+import codecs
 import gc
 import io
 import os
@@ -116,7 +117,8 @@ class Program(TyperGroup):
     def main(self, *args: Any, **settings: Any) -> Any:
         """Run the program; a reader that has seen enough (`| head`) is no error."""
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # marks that an encoding lacks
+            codecs.register_error("plain", _plain)
+            sys.stdout.reconfigure(errors="plain")
         try:
             return super().main(*args, **settings)
         except SystemExit as end:
@@ -149,6 +151,16 @@ class Program(TyperGroup):
             message = f"error: {type(error).__name__}: {error}\nThe full traceback is in {place}"
             typer.echo(message, err=True)
             raise typer.Exit(1) from None
+
+
+PLAIN = {"−": "-", "–": "-", "─": "-", "▲": "^", "▼": "v", "±": "+-", "×": "x", "…": "..."}
+"""What is printed for a sign that the output's encoding lacks; for others a question mark."""
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(PLAIN.get(sign, "?") for sign in lacking), error.end
 
 
 def _write_crash(home: Path) -> Path | str:

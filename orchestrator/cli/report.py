@@ -143,7 +143,8 @@ def report(
         drawn = [os.path.relpath(path, folder).replace(os.sep, "/") for path in paths]
         typer.echo(f"Wrote {len(drawn)} figures to {figures}", err=output is None)
     width = Layout.width
-    if output is None and sys.stdout.isatty():  # files and pipes always get the same text
+    # files always get the same text, and pipes unless COLUMNS is set
+    if output is None and (sys.stdout.isatty() or "COLUMNS" in os.environ):
         width = max(shutil.get_terminal_size((width, 24)).columns, MIN_WIDTH)
     layout = Layout(**_same_named(ctx, Layout) | {"width": width, "figures": tuple(drawn)})
     _write(render(found, format, layout), output)

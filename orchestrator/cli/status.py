@@ -1,6 +1,7 @@
 """`status`: the progress of every sweep, once, live, or as JSON (see docs/operations.md)."""
 
 import json
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -87,7 +88,7 @@ def status(
     from xsweep.orchestrator.monitoring.live import page
 
     console = _console()
-    for part in page(found):
+    for part in page(found, width=console.width):
         console.print(part)
     token = settings_of(ctx).home / "ray-token"
     if found.controllers and token.exists():
@@ -131,7 +132,7 @@ def watch_sweep(
                 raise SetupError(f"no controller is running; see {log}. Next: xsweep run")
             time.sleep(view.pause_s if view else rest_s(took_s))
     if not view:
-        console.print(Group(*page(found)))
+        console.print(Group(*page(found, width=console.width)))
     return 1 if any(count(each, ("failed",)) for each in found.sweeps) else 0
 
 
@@ -150,6 +151,6 @@ def _console() -> "Console":
     from rich.console import Console
 
     console = Console(highlight=False)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 120
     return console

@@ -20,7 +20,7 @@ def render_text(report: Report, layout: Layout = PLAIN) -> str:
     Columns that do not fit beside the labels continue below, with the labels repeated.
     """
     below = "\n".join(_wrap(paragraph, layout.width) for paragraph in caption(report, TEXT_STYLE))
-    found = [_conclusion(each) for each in conclusions(report)]
+    found = [_conclusion(each, layout.width) for each in conclusions(report)]
     sections = [_section(each, layout.width) for each in report.sections]
     parts = [*_tables(report, layout.width), below, *found, *sections]
     return "\n\n".join([title(report), *parts]) + "\n"
@@ -120,14 +120,19 @@ def _block(
     return "\n".join([*lines, rule])
 
 
-def _conclusion(conclusion: Conclusion) -> str:
-    """Heading, then a line per system with its figures in columns."""
+def _conclusion(conclusion: Conclusion, width: int) -> str:
+    """Heading, then a line per system with its figures in columns, below its verdict if narrow."""
     lines = [
         (name if place == 0 else "", *figures)
         for name, systems in conclusion.found.items()
         for place, figures in enumerate(systems or [("none",)])
     ]
-    return "\n  ".join([conclusion.heading, *_aligned(lines)])
+    found = _aligned(lines)
+    if max(map(len, found), default=0) + 2 > width:
+        found = _aligned([("", *figures) for _, *figures in lines])
+        for place, (name, *_) in reversed(list(enumerate(lines))):
+            found[place:place] = [name] if name else []
+    return "\n  ".join([conclusion.heading, *found])
 
 
 def _section(section: Section, width: int) -> str:

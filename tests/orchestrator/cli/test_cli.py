@@ -185,6 +185,17 @@ def test_marks_that_the_output_lacks_are_replaced(submitted: Path) -> None:
     assert b"small: 0 of 19 jobs done" in found.stdout
 
 
+def test_a_pipe_is_as_wide_as_columns_says(
+    submitted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    assert 20 < max(map(len, xsweep("status").stdout.splitlines())) <= 30
+    monkeypatch.setenv("COLUMNS", "200")
+    assert re.search(
+        r"^small: 0 of 19 jobs done, about \d+ min left$", xsweep("status").stdout, re.M
+    )
+
+
 def test_status_as_json_has_its_documented_keys(submitted: Path) -> None:
     document = json.loads(xsweep("status", "small", "--json").stdout)
     assert document["schema"] == "xsweep.status/1"

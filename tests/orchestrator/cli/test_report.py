@@ -3,6 +3,9 @@
 import gzip
 import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +95,27 @@ def test_a_large_report_says_at_once_that_it_takes_a_while(finished, monkeypatch
     large = xsweep("report")
     assert large.stderr == "Reading 4 evaluations takes a few seconds.\n"
     assert large.stdout == xsweep("report").stdout
+
+
+def test_a_pipe_gets_the_columns_and_the_signs_that_its_reader_can_show(finished, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert 100 < max(map(len, xsweep("report").stdout.splitlines())) <= 110
+    monkeypatch.setenv("COLUMNS", "70")
+    narrow = xsweep("report").stdout
+    assert 60 < max(map(len, narrow.splitlines())) <= 70
+    latin = CliRunner(charset="latin-1").invoke(app, ["report"], prog_name="xsweep")
+    assert latin.exit_code == 0
+    signs = str.maketrans({"▲": "^", "▼": "v", "─": "-", "−": "-"})
+    assert latin.stdout == narrow.translate(signs)
+    assert "±" in latin.stdout, "latin-1 has it"
+
+
+@pytest.mark.parametrize("command", ["report", "compare 'L6 infonce' first_stage"])
+def test_a_reader_that_closes_its_pipe_is_no_error(finished, command):
+    program = shlex.join([sys.executable, "-m", "xsweep.orchestrator", *shlex.split(command)])
+    shell = f"{program} | true; exit ${{PIPESTATUS[0]}}"
+    found = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+    assert (found.returncode, "Error" in found.stderr) == (0, False), found.stderr
 
 
 def test_seeds_conditions_and_baselines_are_in_the_caption(finished):

@@ -106,6 +106,22 @@ class Counted(tuple):
         return super().__iter__()
 
 
+def test_a_narrow_text_has_its_conclusions_below_their_verdicts(tiny):
+    narrow = render_text(tiny, Layout(width=60))
+    assert narrow.endswith(
+        """\
+AP on news, compared with BM25 (first stage)
+  better
+    L6 bce      +0.250  p = 0.026  d = 3.06
+  worse
+    L3 hinge    −0.085  p = 0.026  d = −2.83
+  no significant difference
+    L6 infonce  +0.200  p = 0.182  d = 0.87
+"""
+    )
+    assert max(map(len, narrow.splitlines())) <= 60
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_longer_table_takes_no_more_passes_over_its_evaluations(small_sweep, format):
     passes = []
