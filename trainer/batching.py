@@ -95,15 +95,12 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
 
 def pad_targets(samples: Sequence[Sample]) -> Targets:
     """Pads the targets and labels of samples to the longest list."""
-    shape = len(samples), max(len(sample.doc_ids) for sample in samples)
-    targets_QD, labels_QD = torch.zeros(shape), torch.zeros(shape)
-    mask_QD = torch.zeros(shape, dtype=torch.bool)
-    for row, sample in enumerate(samples):
-        columns = slice(len(sample.doc_ids))
-        targets_QD[row, columns] = torch.from_numpy(sample.targets_D)
-        labels_QD[row, columns] = torch.from_numpy(sample.labels_D)
-        mask_QD[row, columns] = True
-    return Targets(targets_QD, labels_QD, mask_QD)
+    sizes_Q = np.array([len(sample.doc_ids) for sample in samples])
+    mask_QD = np.arange(sizes_Q.max()) < sizes_Q[:, None]
+    targets_QD, labels_QD = np.zeros((2, *mask_QD.shape), dtype=np.float32)
+    targets_QD[mask_QD] = np.concatenate([sample.targets_D for sample in samples])
+    labels_QD[mask_QD] = np.concatenate([sample.labels_D for sample in samples])
+    return Targets(*map(torch.from_numpy, (targets_QD, labels_QD, mask_QD)))
 
 
 class Assembler:

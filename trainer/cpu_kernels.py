@@ -30,6 +30,7 @@ from xsweep.evaluator.varlen.layers import (
     Projection,
     Weights,
     computed_in,
+    outer_product,
     prepare,
     rotated,
     side_by_side,
@@ -142,7 +143,7 @@ class _Linear(torch.autograd.Function):
         parts = ctx.layer.parts
         sizes = [len(weight) for weight, _ in parts]
         inner = computed_in(slopes.dtype, slopes.device)
-        weight_slopes = (slopes.to(inner).t() @ states.to(inner)).float().split(sizes)
+        weight_slopes = outer_product(slopes.to(inner), states.to(inner)).float().split(sizes)
         bias_slopes: tuple[Tensor, ...] = ()
         if parts[0][1] is not None:
             bias_slopes = slopes.sum(0, dtype=torch.float32).split(sizes)

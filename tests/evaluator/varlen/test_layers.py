@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from xsweep.evaluator.varlen import layers
-from xsweep.evaluator.varlen.layers import prepare
+from xsweep.evaluator.varlen.layers import outer_product, prepare
 
 
 @pytest.fixture(params=["blocked weights", "plain weights"], autouse=True)
@@ -33,6 +33,22 @@ def test_a_prepared_layer_equals_the_layer_and_its_activation(
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), expected, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 255])
+@pytest.mark.parametrize(("left", "right"), [(48, 80), (1, 48), (33, 1)])
+def test_an_outer_product_equals_the_exact_sums(
+    rows: int, left: int, right: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "cpu_model", lambda: "AMD EPYC")
+    torch.manual_seed(0)
+    left_TA, right_TB = torch.randn(rows, left), torch.randn(rows, right)
+    exact = left_TA.double().t() @ right_TB.double()
+    torch.testing.assert_close(
+        outer_product(left_TA, right_TB).double(), exact, atol=1e-4, rtol=1e-5
+    )
+    rounded = outer_product(left_TA.bfloat16(), right_TB.bfloat16())
+    torch.testing.assert_close(rounded.double(), exact, atol=0.5, rtol=0.02)
 
 
 @pytest.mark.parametrize("cpu", ["this CPU", "a CPU without bf16 units"])
