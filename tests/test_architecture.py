@@ -139,6 +139,20 @@ def test_a_light_command_imports_neither_torch_nor_ray(command, tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_values_are_frozen():
+    """Only a plain `@dataclass`, which has no options, holds state that changes."""
+    options = [
+        (name, ast.unparse(mark))
+        for name in modules()
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.ClassDef)
+        for mark in node.decorator_list
+        if ast.unparse(mark).startswith("dataclass(")
+    ]
+    assert len(options) > 30
+    assert [each for each in options if "frozen=True" not in each[1]] == []
+
+
 def test_tests_mirror_the_packages():
     """`tests/a/b/test_c[_topic].py` tests the module `xsweep.a.b.c`, or the package `b` itself."""
     strangers = []

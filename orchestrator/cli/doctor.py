@@ -121,7 +121,9 @@ def _ray(settings: Settings) -> str:
         return f"{settings.ray_address}: {sizes}, dashboard {dashboard}, {lock}"
     local = ray_cluster.running_local(settings.home)
     if local is None:
-        return "no cluster is running; `xsweep run` starts one with token authentication"
+        ray_cluster.temporary_folder().rmdir()
+        cpus = ray_cluster.allocated_cpus()
+        return f"no cluster is running; `xsweep run` starts one with {cpus} CPUs and a token"
     token_file = settings.home / "ray-token"
     if not token_file.exists() or token_file.stat().st_mode & 0o077:
         raise SetupError(f"{token_file} must be readable by you alone: chmod 600 {token_file}")

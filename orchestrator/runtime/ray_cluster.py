@@ -2,21 +2,26 @@
 
 A cluster started here runs as `ray start --block` in a session of its own, so killing the
 controller kills no job. The next controller finds it by `ray.json`, which is written before Ray
-begins: a starter that is killed meanwhile leaves nothing behind that is not recorded. Its head
-requires a token, its dashboard listens on loopback only.
+begins: a starter that is killed meanwhile leaves nothing behind that is not recorded. It requires a
+token and listens on loopback only. Other clusters, users and sweeps on this machine do not disturb
+it: its ports and its temporary folder are its own.
 """
 
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +46,16 @@ ANSWER_S = 10.0
 AWAY_S = 45.0
 """Time without an answer after which a head is lost."""
 
+LOOPBACK = "127.0.0.1"
+
+MOST_TEMPORARY_BYTES = 36
+"""Length of a folder under which Ray's longest socket still has a path that Linux takes."""
+
+MANY_HOSTS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Ray's switch, off on those systems: a single machine's servers listen on loopback alone."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Jobs exchange paths, not objects: Ray's default, 30% of the memory, would be wasted."""
 
@@ -58,6 +73,8 @@ class LocalCluster:
     started: float
     up: bool = True
     """False: its starter has not seen it come up."""
+    folder: str = ""
+    """Ray's temporary folder, of this cluster alone."""
 
 
 def connect(settings: Settings, *, namespace: str) -> str | None:
@@ -73,7 +90,10 @@ def connect(settings: Settings, *, namespace: str) -> str | None:
     # every few seconds. Each job has a name; `xsweep metrics` counts them.
     os.environ.setdefault("RAY_enable_metrics_collection", "0")
     address = settings.ray_address or ensure_local(settings.home).address
+    _reach_without_proxy(address)
     _check_head(address)
+    if _is_on_loopback_alone(address):
+        os.environ[MANY_HOSTS] = "0"
     import ray
 
     try:
@@ -89,6 +109,14 @@ def connect(settings: Settings, *, namespace: str) -> str | None:
     except Exception as error:  # ConnectionError, RuntimeError, and errors of Ray's own
         raise SetupError(explain(address, error)) from error
     return f"http://{context.dashboard_url}" if context.dashboard_url else None
+
+
+def _reach_without_proxy(address: str) -> None:
+    """Exempt the cluster from `http_proxy`, which gRPC and Ray's agents would use for it."""
+    host = address.rpartition(":")[0].rpartition("/")[2]
+    exempt = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY", ""), "localhost", LOOPBACK]
+    names = dict.fromkeys(",".join([*exempt, host]).split(","))
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, names))
 
 
 def disconnect(settings: Settings, *, stop: bool) -> None:
@@ -132,6 +160,16 @@ def _check_head(address: str) -> None:
             f"the server at {address} is not a Ray head: check RAY_ADDRESS (a head's port is "
             "6379 unless it was started with another)"
         )
+
+
+def _is_on_loopback_alone(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    bound = [
+        each.laddr.ip.removeprefix("::ffff:")
+        for each in psutil.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN and str(each.laddr.port) == port
+    ]
+    return host in (LOOPBACK, "localhost") and set(bound) == {LOOPBACK}
 
 
 def _has_a_node() -> bool:
@@ -211,6 +249,8 @@ def ensure_local(home: Path) -> LocalCluster:
             draft.write_text(secrets.token_hex(32))
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    os.environ[MANY_HOSTS] = "0"
+    _reach_without_proxy(LOOPBACK)
     local = running_local(home)
     if local and (local.up or _comes_up(home, local)):
         return local
@@ -241,22 +281,36 @@ def stop_local(home: Path, *, grace_s: float = 2.0) -> None:
         deadline = time.monotonic() + patience_s
         while any(map(_is_alive, processes)) and time.monotonic() < deadline:
             time.sleep(0.05)
+    if local.folder:
+        shutil.rmtree(local.folder, ignore_errors=True)
     (home / "ray.json").unlink(missing_ok=True)
 
 
+PORTS = (
+    *("port", "dashboard-port", "node-manager-port", "object-manager-port", "metrics-export-port"),
+    *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"),
+)
+"""Ports of a head: where Ray draws one itself, it may be one that it refuses later."""
+
+
 def _start(home: Path) -> LocalCluster:
-    port, dashboard_port = free_port(), free_port()
+    ports = {name: free_port() for name in PORTS}
+    folder = temporary_folder()
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-        *("--port", str(port), "--dashboard-host", "127.0.0.1"),
-        *("--dashboard-port", str(dashboard_port), "--include-log-monitor", "False"),
+        *("--node-ip-address", LOOPBACK, "--dashboard-host", LOOPBACK, "--temp-dir", str(folder)),
+        *(word for name, port in ports.items() for word in (f"--{name}", str(port))),
+        # 0: the kernel gives each worker a port; Ray's own range is that of every cluster
+        *("--min-worker-port", "0", "--max-worker-port", "0"),
+        *("--num-cpus", str(allocated_cpus()), "--include-log-monitor", "False"),
         *("--object-store-memory", str(OBJECT_STORE_BYTES), "--disable-usage-stats"),
     ]
     # Waits for a line that confirms the record; a starter that dies before sends none.
     once_recorded = ["/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh", *command]
     output = _log_of(home)
     output.parent.mkdir(exist_ok=True)
-    environment = child_environment()
+    # Python's own sockets lie in TMPDIR, too.
+    environment = {**child_environment(), "TMPDIR": str(folder)}
     environment["RAY_START_HOOK"] = f"{__name__}.{disable_client_server.__name__}"
     with output.open("w") as out:
         process = subprocess.Popen(
@@ -268,11 +322,12 @@ def _start(home: Path) -> LocalCluster:
             start_new_session=True,
         )
     local = LocalCluster(
-        address=f"127.0.0.1:{port}",
-        dashboard=f"http://127.0.0.1:{dashboard_port}",
+        address=f"{LOOPBACK}:{ports['port']}",
+        dashboard=f"http://{LOOPBACK}:{ports['dashboard-port']}",
         pid=process.pid,
         started=psutil.Process(process.pid).create_time(),
         up=False,
+        folder=str(folder),
     )
     _record(home, local)
     assert process.stdin
@@ -280,7 +335,11 @@ def _start(home: Path) -> LocalCluster:
     process.stdin.close()
     if not _comes_up(home, local):
         stop_local(home)
-        raise SetupError(f"Ray did not start; its output is in {output}. Try: xsweep doctor")
+        lines = output.read_text(errors="replace").split("\n")
+        said = next((line.strip() for line in reversed(lines) if "Error" in line), "no error")
+        raise SetupError(
+            f"Ray did not start ({said[:300]}); its output is in {output}. Try: xsweep doctor"
+        )
     return local
 
 
@@ -301,6 +360,41 @@ def _comes_up(home: Path, local: LocalCluster) -> bool:
 
 def _log_of(home: Path) -> Path:
     return home / "logs" / "ray.log"
+
+
+def temporary_folder() -> Path:
+    """Make a folder for one cluster; sockets below it have paths of at most 107 bytes.
+
+    Raises SetupError where no folder can be made.
+    """
+    parent = Path(tempfile.gettempdir())
+    if len(os.fsencode(parent)) > MOST_TEMPORARY_BYTES:
+        parent = Path("/tmp")  # noqa: S108
+    try:
+        return Path(tempfile.mkdtemp(prefix="xsweep-", dir=parent))
+    except OSError as error:
+        raise SetupError(
+            f"{parent} cannot be written ({error.strerror}): set TMPDIR to a folder that can, of "
+            f"at most {MOST_TEMPORARY_BYTES} bytes"
+        ) from error
+
+
+def allocated_cpus() -> int:
+    """Return the number of cores of this allocation: affinity, cgroup and Slurm may limit it."""
+    cores = [len(os.sched_getaffinity(0)), *_cores_of_cgroup()]
+    if (slurm := os.environ.get("SLURM_CPUS_PER_TASK", "")).isdigit():
+        cores.append(int(slurm))
+    return max(1, min(cores))
+
+
+def _cores_of_cgroup() -> Iterator[int]:
+    """Yield the quotas of this process's cgroup and of those around it (version 2)."""
+    with contextlib.suppress(OSError):
+        own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip("/\n")
+        for folder in (CGROUPS / own, *(CGROUPS / own).parents):
+            with contextlib.suppress(OSError, ValueError):
+                quota, period = (folder / "cpu.max").read_text().split()
+                yield math.floor(int(quota) / int(period))
 
 
 def free_port() -> int:

@@ -126,6 +126,19 @@ def test_a_sparse_first_stage_scores_sums_of_products(
     assert (summary["documents"], list(summary["recall"])) == (4, ["R@3"])
 
 
+def test_documents_without_a_common_word_are_no_candidates_of_a_sparse_first_stage(
+    masked_model: Path, tmp_path: Path
+) -> None:
+    for file in masked_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    model = BertForMaskedLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.get_output_embeddings().bias.fill_(-100.0)  # no word has a weight
+    model.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match="the first stage finds nothing"):
+        _prepare(tmp_path, {"type": "splade", "model": {"folder": str(tmp_path)}}, depth=3)
+
+
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_a_dense_first_stage_equals_sentence_transformers(
     make_model_folder: Callable, tmp_path: Path, similarity: str

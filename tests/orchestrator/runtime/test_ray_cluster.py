@@ -143,6 +143,92 @@ def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_re
     assert ray_cluster.running_local(home) is None
 
 
+CROWDED = """
+import os, socket, subprocess, sys, tempfile
+from pathlib import Path
+
+listener = socket.create_server(("0.0.0.0", 10001))  # somebody's Ray client server
+Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("10002 19998")  # Ray's for its workers
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.environ["TMPDIR"] = tempfile.tempdir = sys.argv[1] + "/" + "t" * 90
+Path(tempfile.tempdir).mkdir()
+for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+    os.environ[name] = "http://127.0.0.1:9"
+
+from xsweep.orchestrator.runtime import ray_cluster
+from xsweep.orchestrator.settings import load_settings
+
+settings = load_settings()
+ray_cluster.connect(settings, namespace="test")
+import ray
+
+print(ray.get(ray.remote(lambda: "computed").remote()), int(ray.cluster_resources()["CPU"]))
+local = ray_cluster.running_local(settings.home)
+print(Path(local.folder).is_dir())
+open_ports = subprocess.run(["ss", "-Hltn"], capture_output=True, text=True, check=True).stdout
+print(sorted({line.split()[3].rpartition(":")[0] for line in open_ports.splitlines()}))
+ray_cluster.disconnect(settings, stop=True)
+print(Path(local.folder).exists())
+"""
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode != 0,
+    reason="needs the right to make a network namespace",
+)
+def test_a_cluster_starts_beside_others_and_leaves_nothing(home):
+    """A taken port, a narrow port range, one core, a long TMPDIR, a proxy that does not answer."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    up = 'ip link set lo up && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", up, "sh", sys.executable, "-c", CROWDED, str(home)],
+        env={**clean, "XSWEEP_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.splitlines() == [
+        "computed 1",
+        "True",
+        "['0.0.0.0', '127.0.0.1', '[::ffff:127.0.0.1]']",  # the first is our listener
+        "False",
+    ], done.stderr[-2000:]
+
+
+def test_cores_are_those_of_the_allocation(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(ray_cluster, "CGROUPS", tmp_path)
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert ray_cluster.allocated_cpus() == 16
+    own = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip("/\n")
+    (tmp_path / own).mkdir(parents=True, exist_ok=True)
+    (tmp_path / own / "cpu.max").write_text("max 100000\n")
+    assert ray_cluster.allocated_cpus() == 16
+    (tmp_path / own / "cpu.max").write_text("250000 100000\n")
+    assert ray_cluster.allocated_cpus() == 2
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert ray_cluster.allocated_cpus() == 1
+
+
+def test_a_temporary_folder_that_cannot_be_written_is_refused_by_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray_cluster.tempfile, "tempdir", "/proc")
+    with pytest.raises(SetupError, match=r"^/proc cannot be written .*: set TMPDIR to a folder"):
+        ray_cluster.temporary_folder()
+
+
+def test_a_start_that_fails_reports_rays_own_error(monkeypatch, home):
+    monkeypatch.setattr(ray_cluster, "OBJECT_STORE_BYTES", 1)
+    with pytest.raises(SetupError, match=r"Ray did not start \(ValueError: .*\); its output"):
+        ray_cluster.ensure_local(home)
+
+
+def test_a_cluster_is_reached_without_a_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "example.org")
+    ray_cluster._reach_without_proxy("ray://head:10001")
+    assert os.environ["no_proxy"] == "example.org,localhost,127.0.0.1,head"
+    assert os.environ["NO_PROXY"] == os.environ["no_proxy"]
+
+
 def test_a_cluster_whose_starter_was_killed_before_it_came_up_is_found_by_the_next(home):
     starter = start(CONNECT, home)
     begun = wait_for(lambda: ray_cluster.running_local(home))
@@ -187,7 +273,7 @@ def test_a_starter_that_is_killed_before_it_has_recorded_its_cluster_leaves_none
 
 def test_a_cluster_that_does_not_come_up_is_replaced(monkeypatch, home):
     monkeypatch.setattr(ray_cluster, "START_TIMEOUT_S", 0.0)
-    with pytest.raises(SetupError, match=r"Ray did not start; its output is in .*ray\.log"):
+    with pytest.raises(SetupError, match=r"Ray did not start .*; its output is in .*ray\.log"):
         ray_cluster.ensure_local(home)
     assert ray_cluster.running_local(home) is None
     begun = start(CONNECT, home)
