@@ -13,12 +13,13 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from typer.core import TyperGroup
 
 from xsweep import __version__
-from xsweep.errors import XsweepError
+from xsweep.errors import ConfigError, XsweepError
 from xsweep.orchestrator.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -221,6 +222,11 @@ def _settings(
     \b
     Exit codes: 0 success, 1 some jobs failed, 2 wrong input, 3 wrong environment.
     """
+    if db and urlsplit(db).password:
+        raise ConfigError(
+            "--db with a password shows it to every user of this machine, in the list of "
+            "processes: set XSWEEP_DB to this URL instead"
+        )
     ctx.obj = load_settings(database=db, store=store, ray_address=ray_address, data_home=data_home)
 
 

@@ -286,11 +286,21 @@ def test_wrong_names_end_with_exit_code_2_and_a_suggestion(
     assert result.stderr.count("\n") == 1
 
 
-def test_an_environment_that_is_wrong_ends_with_exit_code_3(home: Path) -> None:
-    result = xsweep("--db", "mysql://user:secret@host/x", "status", code=3)
+def test_an_environment_that_is_wrong_ends_with_exit_code_3(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XSWEEP_DB", "mysql://user:secret@host/x")
+    result = xsweep("status", code=3)
     assert "mysql is not supported" in result.stderr
     assert "secret" not in result.output
+    monkeypatch.delenv("XSWEEP_DB")
     assert xsweep("status", code=3).stderr.startswith("error: ")
+
+
+def test_a_password_on_the_command_line_is_refused(home: Path) -> None:
+    result = xsweep("--db", "postgresql+psycopg://me:secret@host/x", "status", code=2)
+    assert "set XSWEEP_DB to this URL instead" in result.stderr
+    assert "secret" not in result.output
 
 
 def test_without_a_sweep_there_is_a_hint(home: Path) -> None:
