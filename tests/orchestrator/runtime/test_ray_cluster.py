@@ -116,7 +116,9 @@ def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_re
     [node] = json.load(answer)["data"]["summary"]
     assert node["mem"][0] > 0, "the dashboard shows the machine's load"
 
-    shown = connect_in_a_process(home, NAMES, PYTHONPATH=str(Path(__file__).parents[2]))
+    known = {"RAY_ADDRESS": local.address, "RAY_AUTH_MODE": "token"}
+    known |= {"RAY_AUTH_TOKEN_PATH": str(home / "ray-token")}
+    shown = connect_in_a_process(home, NAMES, PYTHONPATH=str(Path(__file__).parents[2]), **known)
     assert shown.returncode == 0, shown.stderr
     tasks, actors = json.loads(shown.stdout)
     assert tasks == ["evaluate L6 s1 [law]", "evaluate L6 s1 [news]", "train L6 s1"]
@@ -124,12 +126,7 @@ def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_re
 
     token = home / "another-token"
     token.write_text("f" * 64)
-    stranger = connect_in_a_process(
-        home,
-        RAY_ADDRESS=local.address,
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN_PATH=str(token),
-    )
+    stranger = connect_in_a_process(home, **known | {"RAY_AUTH_TOKEN_PATH": str(token)})
     assert stranger.returncode == 1
     assert "no Ray cluster answers" in stranger.stderr
 
