@@ -26,6 +26,11 @@ def cpu_model() -> str:
     return _cpuinfo("model name") or platform.machine()
 
 
+def has_wide_amd_units() -> bool:
+    """True for AMD's CPUs that compute 512 bits at a time: Zen 5, the family 26, and later."""
+    return _cpuinfo("vendor_id") == "AuthenticAMD" and int(_cpuinfo("cpu family")) >= 26
+
+
 def bf16_units() -> tuple[str, ...]:
     """The instruction sets that multiply bf16 numbers, by Linux's names; empty without any."""
     return tuple(sorted({"avx512_bf16", "amx_bf16"}.intersection(_cpuinfo("flags").split())))

@@ -1,7 +1,18 @@
 import pytest
 import torch
 
+from xsweep.evaluator import device
 from xsweep.evaluator.device import is_out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "expected"),
+    [("AuthenticAMD", "25", False), ("AuthenticAMD", "26", True), ("GenuineIntel", "6", False)],
+)
+def test_amds_units_of_512_bits_are_known_by_the_family(monkeypatch, vendor, family, expected):
+    fields = {"vendor_id": vendor, "cpu family": family}
+    monkeypatch.setattr(device, "_cpuinfo", fields.__getitem__)
+    assert device.has_wide_amd_units() is expected
 
 
 def test_pytorchs_error_of_a_cpu_without_memory_is_recognised():
