@@ -96,6 +96,7 @@ def connect_in_a_process(home, program=CONNECT, **environment):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+@pytest.mark.slow(15)
 def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_request(home):
     first = connect_in_a_process(home, XSWEEP_WEBHOOK="http://127.0.0.1/secret", PGPASSWORD="p")
     assert first.returncode == 0, first.stderr
