@@ -155,7 +155,7 @@ class Program(TyperGroup):
 
 
 PLAIN = {"−": "-", "–": "-", "─": "-", "▲": "^", "▼": "v", "±": "+-", "×": "x", "…": "..."}
-"""What is printed for a sign that the output's encoding lacks; for others a question mark."""
+"""Replacement of a sign that the output's encoding lacks; for others a question mark."""
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:
