@@ -1,4 +1,4 @@
-"""CPU features, and out-of-memory errors of GPUs and CPUs; importing it does not load torch."""
+"""CPU features, usable GPUs and out-of-memory errors; importing it does not load torch."""
 
 import ctypes
 import platform
@@ -6,6 +6,16 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from xsweep.errors import SetupError, first_line
+
+GPU_OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "'out of memory'",
+)
+"""Messages of CUDA, its libraries, and NCCL (`Cuda failure 2 'out of memory'`), which have no error
+of their own for it; PyTorch's allocator has one."""
 CPU_OUT_OF_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
 """Messages of PyTorch's allocator, and of oneDNN without memory for a product's code."""
 
@@ -41,7 +51,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     has_class = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return has_class or any(message in str(error) for message in CPU_OUT_OF_MEMORY)
+    messages = GPU_OUT_OF_MEMORY + CPU_OUT_OF_MEMORY
+    return has_class or any(message in str(error) for message in messages)
+
+
+def require_gpu() -> None:
+    """Raises SetupError with the driver's words if PyTorch can use no GPU."""
+    import torch
+
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # built without CUDA; no driver, no device
+        raise SetupError(
+            f"this job reserved a GPU, but PyTorch {torch.__version__} can use none on "
+            f"{platform.node()}: {first_line(error)}. Check nvidia-smi and PyTorch's build there"
+        ) from None
 
 
 def release_freed_memory() -> None:

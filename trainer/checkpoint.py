@@ -53,9 +53,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
-    """Finished checkpoints in some folders, the furthest first."""
-    found = (path for folder in folders for path in folder.glob("step-*") if is_finished(path))
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    """Finished checkpoints in some folders, the furthest first; other folders are passed over."""
+    found = [
+        (int(step), path)
+        for folder in folders
+        for path in folder.glob("step-*")
+        if (step := path.name.removeprefix("step-")).isdecimal() and is_finished(path)
+    ]
+    return [path for _, path in sorted(found, key=lambda each: each[0], reverse=True)]
 
 
 def load_newest(folders: Iterable[Path]) -> Checkpoint | None:

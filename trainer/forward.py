@@ -1,11 +1,15 @@
-"""The forward pass of a micro-batch, which an engine wraps and differentiates."""
+"""The forward passes of a batch, which an engine wraps and differentiates."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from itertools import zip_longest
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
+from torch.nn.functional import dropout
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from xsweep.errors import ConfigError
@@ -17,10 +21,11 @@ from xsweep.trainer.cpu_kernels import TrainingKernels
 
 Inputs = dict[str, Tensor] | Packing
 """Model inputs of one forward pass: padded, or packed in families that support it."""
+Item = TypeVar("Item")
 
 
 class Scorer(nn.Module):
-    """A cross-encoder over the forward passes of one micro-batch.
+    """A cross-encoder over the forward passes of one backward pass.
 
     Two things are done once for all passes. Weights are cast to bf16, by one autocast context or in
     the packed kernels. Word embeddings are looked up: otherwise every pass would give a dense
@@ -36,14 +41,15 @@ class Scorer(nn.Module):
         self.model = model
         self.bf16, self.recompute, self.by_ids = bf16, recompute, by_ids
 
-    def forward(self, forwards: Sequence[Inputs]) -> Tensor:
-        """The logits of all pairs, fp32, in the order of the passes."""
+    def forward(self, forwards: Sequence[Inputs], seeds: Sequence[int] = ()) -> Tensor:
+        """The logits of all pairs, fp32, in the order of the passes; each draws its dropout from
+        its own seed if there are seeds."""
         packings = [inputs for inputs in forwards if isinstance(inputs, Packing)]
         if packings:
-            return self._packed(packings)
-        return self._padded([inputs for inputs in forwards if isinstance(inputs, dict)])
+            return self._packed(packings, seeds)
+        return self._padded([inputs for inputs in forwards if isinstance(inputs, dict)], seeds)
 
-    def _packed(self, packings: Sequence[Packing]) -> Tensor:
+    def _packed(self, packings: Sequence[Packing], seeds: Sequence[int]) -> Tensor:
         kernels = TrainingKernels(
             torch.bfloat16 if self.bf16 else torch.float32,
             dropout=self.model.training,
@@ -53,29 +59,54 @@ class Scorer(nn.Module):
         ids_T = torch.cat([packing.ids_T for packing in packings])
         words = self.model.get_input_embeddings()(ids_T)
         words_of_passes = words.split([len(packing.ids_T) for packing in packings])
-        return torch.cat(
-            [
-                score(packing._replace(words_TE=words_TE))
-                for packing, words_TE in zip(packings, words_of_passes, strict=True)
-            ]
-        )
+        logits = []
+        with _HeadDropout(kernels) if ids_T.is_cpu else nullcontext():
+            for packing, words_TE in seeded(zip(packings, words_of_passes, strict=True), seeds):
+                kernels.packing = packing
+                logits.append(score(packing._replace(words_TE=words_TE)))
+        return torch.cat(logits)
 
-    def _padded(self, forwards: Sequence[dict[str, Tensor]]) -> Tensor:
+    def _padded(self, forwards: Sequence[dict[str, Tensor]], seeds: Sequence[int]) -> Tensor:
         bf16 = torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bf16)
         if self.by_ids:
             with bf16, sdpa_kernel(KERNELS):
-                return torch.cat([self.model(**inputs).logits[:, 0].float() for inputs in forwards])
+                passes = [self.model(**inputs).logits[:, 0] for inputs in seeded(forwards, seeds)]
+            return torch.cat(passes).float()
         ids_T = torch.cat([inputs["input_ids"].flatten() for inputs in forwards])
         words = self.model.get_input_embeddings()(ids_T)
         words_of_passes = words.split([slots(inputs) for inputs in forwards])
         logits = []
         with bf16, sdpa_kernel(KERNELS):
-            for inputs, words_SE in zip(forwards, words_of_passes, strict=True):
+            pairs = zip(forwards, words_of_passes, strict=True)
+            for inputs, words_SE in seeded(pairs, seeds):
                 others = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
                 words_PLE = words_SE.unflatten(0, inputs["input_ids"].shape)
                 output = self.model(inputs_embeds=words_PLE, **others)
                 logits.append(output.logits[:, 0].float())
         return torch.cat(logits)
+
+
+class _HeadDropout(TorchFunctionMode):
+    """Lets the kernels do the dropout of a classification head, which is the model's own module."""
+
+    def __init__(self, kernels: TrainingKernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is dropout:
+            return self.kernels.drop(args[0], (kwargs or {})["p"])
+        return func(*args, **(kwargs or {}))
+
+
+def seeded(passes: Iterable[Item], seeds: Sequence[int]) -> Iterator[Item]:
+    """Yields each forward pass's inputs, after seeding PyTorch's generators for it."""
+    for inputs, seed in zip_longest(passes, seeds):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield inputs
 
 
 def needs_ids(model: PreTrainedModel, encoder: PairEncoder, packed: bool) -> bool:

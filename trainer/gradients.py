@@ -1,8 +1,10 @@
 """Loss and gradient of a global batch, summed over micro-batches, within the device's memory.
 
-Micro-batches are assigned to ranks. A list above the token budget takes two passes: scores first,
-then a backward pass for each group of forward passes. When a device runs out of memory, the budget
-is halved and the gradient of the same global batch is computed again in smaller pieces.
+With R ranks, each computes some pairs of R micro-batches at a time and gets the scores of all
+others, from which every rank has the loss and its slopes. A share above the token budget takes two
+passes: scores first, then a backward pass for each group of forward passes. When a device runs out
+of memory, the budget is halved and the gradient of the same global batch is computed again in
+smaller pieces.
 """
 
 import json
@@ -11,14 +13,24 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.device import is_out_of_memory, release_freed_memory
-from xsweep.trainer.batching import Assembler, MicroBatch, Targets, dropout_seed, pad_targets
-from xsweep.trainer.distributed import balance, sum_over_ranks
+from xsweep.trainer.batching import (
+    Assembler,
+    Share,
+    Targets,
+    deal,
+    dropout_seed,
+    group,
+    pad_targets,
+)
+from xsweep.trainer.distributed import sum_over_ranks
 from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Scorer
 from xsweep.trainer.objectives import OBJECTIVES
@@ -28,6 +40,7 @@ from xsweep.trainer.teachers import Sample
 log = logging.getLogger(__name__)
 
 BUDGETS_FILE = "budgets.json"
+Result = TypeVar("Result")
 
 
 class Term(NamedTuple):
@@ -89,13 +102,8 @@ class Budgets:
     def __init__(self, tokens: int, out: Path, earlier: Iterable[Path] = ()) -> None:
         """`earlier` are folders of earlier attempts; the smallest budget of a step counts."""
         self.tokens, self.path = tokens, out / BUDGETS_FILE
-        found = {
-            (step, halved)
-            for path in (folder / BUDGETS_FILE for folder in earlier)
-            if path.is_file()
-            for step, halved in json.loads(path.read_text(encoding="utf-8"))
-        }
-        self.halved: list[list[int]] = [list(entry) for entry in sorted(found)]
+        found = (entry for folder in earlier for entry in _read_budgets(folder / BUDGETS_FILE))
+        self.halved: list[list[int]] = [list(entry) for entry in sorted(set(found))]
         """[step, tokens]: the budget from that step on."""
         if self.halved:
             self._write()
@@ -119,20 +127,30 @@ class Budgets:
         )
 
     def _write(self) -> None:
-        self.path.write_text(json.dumps(self.halved) + "\n", encoding="utf-8")
+        with atomic_write(self.path) as draft:
+            draft.write_text(json.dumps(self.halved) + "\n", encoding="utf-8")
+
+
+def _read_budgets(path: Path) -> list[tuple[int, int]]:
+    """The [step, tokens] of a file; none, with a warning, if it is not readable as such."""
+    if not path.is_file():
+        return []
+    try:
+        return [(int(step), int(tokens)) for step, tokens in json.loads(path.read_bytes())]
+    except (OSError, ValueError, TypeError) as error:
+        log.warning("%s is ignored, it is not readable: %s", path, error)
+        return []
 
 
 class Prepared(NamedTuple):
-    """This rank's share of a global batch, on the host."""
+    """This rank's part of a global batch, on the host."""
 
     budget: int
     """The token budget that the batch was cut for."""
     largest_tokens: int
-    """Tokens of the largest micro-batch of any rank."""
-    micro_batches: dict[int, MicroBatch]
-    """This rank's micro-batches by their number in the global batch."""
-    idle: list[MicroBatch]
-    """A micro-batch for each backward pass that another rank computes beyond this one's."""
+    """Tokens of the largest share of any rank."""
+    shares: list[Share]
+    """This rank's share of each set of micro-batches that the ranks compute together."""
 
 
 class Work(NamedTuple):
@@ -163,94 +181,139 @@ class Gradients:
         self.device = scorer.model.device
 
     def prepare(self, samples: list[Sample], step: int) -> Prepared:
-        """Assembles this rank's micro-batches of a step; may run in another thread."""
-        assembler, budget = copy(self.assembler), self.budgets.at(step)
+        """Assembles this rank's shares of a step; may run in another thread."""
+        assembler, budget, ranks = copy(self.assembler), self.budgets.at(step), self.engine.ranks
         assembler.limit(budget)
-        pieces = assembler.cut(samples)
-        costs = [assembler.tokens(piece) for piece in pieces]
-        shares = balance(costs, self.engine.ranks)
-        own = shares[self.engine.rank]
-        passes = [sum(assembler.backward_passes(pieces[n]) for n in share) for share in shares]
-        missing = max(passes) - passes[self.engine.rank]
-
-        def assemble(number: int) -> MicroBatch:
-            batch = assembler.assemble(pieces[number])
-            return batch.pinned() if self.device.type == "cuda" else batch
-
-        batches = {number: assemble(number) for number in own}
-        return Prepared(budget, max(costs), batches, missing * [assemble(0)] if missing else [])
+        lengths = [assembler.lengths(sample) for sample in samples]
+        micro_batches = group([int(each.sum()) for each in lengths], budget)
+        shares: list[Share] = []
+        pairs = largest_tokens = 0
+        for start in range(0, len(micro_batches), ranks):
+            together = micro_batches[start : start + ranks]
+            tokens = [np.concatenate(lengths[each]) for each in together]
+            tokens_P = np.concatenate(tokens)
+            dealt = deal(tokens, ranks, assembler.cut, merged=assembler.merges_pieces)
+            used = [sum(int(tokens_P[rows].sum()) for rows in each.values()) for each in dealt]
+            chosen = samples[together[0].start : together[-1].stop]
+            share = assembler.assemble(chosen, dealt[self.engine.rank], pairs)
+            if ranks > 1:
+                passes = (assembler.backward_passes(tokens_P, [*each.values()]) for each in dealt)
+                shortest = assembler.assemble(chosen, {0: tokens_P.argsort()[:1]})
+                idle = (max(passes) - len(share.groups)) * tuple(shortest.forwards)
+                share = share._replace(idle=idle)
+            shares.append(share.pinned() if self.device.type == "cuda" else share)
+            pairs += len(tokens_P)
+            largest_tokens = max(largest_tokens, *used)
+        return Prepared(budget, largest_tokens, shares)
 
     def add(self, samples: list[Sample], step: int, prepared: Prepared | None = None) -> Work:
         """Adds the gradient of a step's samples; halves the budget where memory runs out.
 
-        `prepared` may be missing or cut for an older, larger budget. The ranks exchange whether
-        one of them ran out of memory before they exchange gradients, and then all halve. Raises
-        the device's error if nothing is left to halve or the engine cannot continue after it.
+        `prepared` may be missing or cut for an older, larger budget. A rank that ran out of memory
+        takes part in all exchanges of the step; then all halve. Raises the device's error if
+        nothing is left to halve or the engine cannot continue after it.
         """
         while True:
             if prepared is None or prepared.budget != self.budgets.at(step):
                 prepared = self.prepare(samples, step)
-            loss = error = None
-            try:
-                loss = self._add_own(samples, step, prepared)
-            except (RuntimeError, MemoryError) as raised:
-                if not is_out_of_memory(raised):
-                    raise
-                # The traceback would keep the tensors of the failed pass alive.
-                error = raised.with_traceback(None)
-            all_done = self._all_done(loss is not None)
-            if loss is not None and all_done:
-                batches = prepared.micro_batches.values()
-                tokens, slots = sum(b.tokens for b in batches), sum(b.slots for b in batches)
-                return Work(sum_over_ranks(loss).item(), tokens, slots)
-            error = error or torch.OutOfMemoryError("another rank of this training ran out of it")
-            self.budgets.halve(step, prepared.largest_tokens, error)
+            errors: list[Exception] = []
+            shares = prepared.shares
+            loss = self._add_shares(samples, step, shares, errors)
+            if not self._any_failed(errors):
+                tokens, slots = sum(s.tokens for s in shares), sum(s.slots for s in shares)
+                return Work(loss.item(), tokens, slots)
+            errors.append(torch.OutOfMemoryError("another rank of this training ran out of it"))
+            self.budgets.halve(step, prepared.largest_tokens, errors[0])
             if not self.engine.discard():
-                raise error
+                raise errors[0]
             release_freed_memory()
 
-    def _all_done(self, done: bool) -> bool:
-        """True if no rank failed; only this rank's state where the ranks cannot exchange it."""
+    def _any_failed(self, errors: list[Exception]) -> bool:
+        """True if a rank ran out of memory; only this rank's state if they cannot exchange it."""
         if self.engine.ranks == 1 or not self.engine.can_agree:
-            return done
-        failed = torch.tensor(float(not done), device=self.device)
-        return sum_over_ranks(failed).item() == 0
+            return bool(errors)
+        failed = torch.tensor(float(len(errors)), device=self.device)
+        return sum_over_ranks(failed).item() > 0
 
-    def _add_own(self, samples: list[Sample], step: int, prepared: Prepared) -> Tensor:
-        """Adds the gradient of this rank's micro-batches and returns their loss."""
+    def _add_shares(
+        self, samples: list[Sample], step: int, shares: list[Share], errors: list[Exception]
+    ) -> Tensor:
+        """Adds the gradient of this rank's shares and returns the loss of the global batch.
+
+        An out-of-memory error is added to `errors`; after it, only exchanges take place.
+        """
         counts = count_terms(self.terms, pad_targets(samples))
         loss = torch.zeros((), device=self.device)
-        for number, batch in prepared.micro_batches.items():
-            loss += self._backward(
-                batch.to(self.device), counts, dropout_seed(self.seed, step, number)
-            )
-        # ZeRO-2 exchanges gradients in every backward pass: a rank that has finished takes part
-        # with a loss of weight 0.
-        for batch in prepared.idle:
-            first = batch.to(self.device).forwards[:1]
-            self.engine.backward(self.engine(first).sum() * 0)
+        for number, on_host in enumerate(shares):
+            share = on_host.to(self.device)
+            seeds = [dropout_seed(self.seed, step, *place) for place in share.numbers]
+            logits_P = _within_memory(errors, self._score, share, seeds)
+            if errors and not self.engine.can_agree:
+                return loss
+            scores_QD = self._exchange(share, logits_P).requires_grad_()
+            part = weigh_terms(self.terms, scores_QD, share.targets, counts)
+            (slopes_QD,) = torch.autograd.grad(part, scores_QD)
+            slopes_P = slopes_QD.flatten()[share.places_P]
+            is_last = number == len(shares) - 1
+            _within_memory(errors, self._backward, share, seeds, logits_P, slopes_P, is_last)
+            loss += part.detach()
+        if self.engine.can_agree or not errors:
+            self.engine.reduce()
         return loss
 
-    def _backward(self, batch: MicroBatch, counts: list[float], seed: int) -> Tensor:
-        """Adds the gradient of one micro-batch and returns its part of the loss."""
-        torch.manual_seed(seed)
-        if len(batch.groups) == 1:
-            scores_QD = batch.matrix(self.engine(batch.forwards))
-            loss = weigh_terms(self.terms, scores_QD, batch.targets, counts)
-            self.engine.backward(loss)
-            return loss.detach()
-        # Gao et al. 2021, section 4 (https://arxiv.org/abs/2101.06983): dL/ds from all scores
-        # first. Both passes run the same forward passes in the same order from the same seed, so
-        # that dropout is the same.
+    def _score(self, share: Share, seeds: list[int]) -> Tensor:
+        """The logits of a share, with their graph if one backward pass takes them all."""
+        if len(share.groups) == 1:
+            return self.engine(share.forwards, seeds)
         with torch.no_grad():
-            logits_P = torch.cat([self.scorer(batch.forwards[group]) for group in batch.groups])
-        logits_P.requires_grad_()
-        loss = weigh_terms(self.terms, batch.matrix(logits_P), batch.targets, counts)
-        (slopes_P,) = torch.autograd.grad(loss, logits_P)
-        torch.manual_seed(seed)
+            parts = [self.scorer(share.forwards[part], seeds[part]) for part in share.groups]
+        return torch.cat([torch.zeros(0, device=self.device), *parts])
+
+    def _exchange(self, share: Share, logits_P: Tensor | None) -> Tensor:
+        """The scores of all queries of a share, also those that other ranks computed."""
+        if logits_P is None:  # memory ran out
+            scores_QD = torch.zeros_like(share.targets.targets_QD)
+        else:
+            scores_QD = share.matrix(logits_P.detach())
+        return sum_over_ranks(scores_QD)
+
+    def _backward(
+        self,
+        share: Share,
+        seeds: list[int],
+        logits_P: Tensor,
+        slopes_P: Tensor,
+        is_last: bool,
+    ) -> None:
+        """Adds the gradient of a share, given the loss's slope for each logit.
+
+        Above the budget, passes run again, see Gao et al. 2021, section 4
+        (https://arxiv.org/abs/2101.06983): from the same seeds, so dropout is the same.
+        """
+        left = len(share.groups) + len(share.idle)
         start = 0
-        for group in batch.groups:
-            again_P = self.engine(batch.forwards[group])
-            self.engine.backward((again_P * slopes_P[start : start + len(again_P)]).sum())
-            start += len(again_P)
-        return loss.detach()
+        for part in share.groups:
+            if len(share.groups) > 1:
+                logits_P = self.engine(share.forwards[part], seeds[part])
+            slopes = slopes_P[start : start + len(logits_P)]
+            left, start = left - 1, start + len(logits_P)
+            self.engine.backward((logits_P * slopes).sum(), last=is_last and not left)
+        for inputs in share.idle:
+            left -= 1
+            self.engine.backward(self.engine([inputs]).sum() * 0, last=is_last and not left)
+
+
+def _within_memory(
+    errors: list[Exception], work: Callable[..., Result], *arguments: Any
+) -> Result | None:
+    """Does work unless memory has run out before; an error that says so is added to `errors`."""
+    if errors:
+        return None
+    try:
+        return work(*arguments)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        # The traceback would keep the tensors of the failed pass alive.
+        errors.append(error.with_traceback(None))
+        return None

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from xsweep.errors import ConfigError, DivergenceError, Stopped
 from xsweep.trainer.batching import Assembler, draw_samples
 from xsweep.trainer.checkpoint import Checkpoint, Weights, load_newest, save_checkpoint
-from xsweep.trainer.distributed import check_same_step, sum_over_ranks
+from xsweep.trainer.distributed import check_same_step, own_device, sum_over_ranks
 from xsweep.trainer.engines import open_engine
 from xsweep.trainer.forward import Scorer, attention, needs_ids
 from xsweep.trainer.gradients import Budgets, Gradients, Prepared
@@ -212,10 +212,10 @@ class _Training:
     def validate(self, measure: Validate) -> float:
         """Measures the model and keeps its weights if it is the best so far."""
         started = time.perf_counter()
-        # One rank measures; all take its value, since all must stop at the same step.
         with attention(self.model, self.scoring_attention):
-            own = measure(self.model) if self.engine.rank == 0 else 0.0
-        (value,) = self._sum(own)
+            own = measure(self.model)
+        # All take the first rank's value, since all must stop at the same step.
+        (value,) = self._sum(own if self.engine.rank == 0 else 0.0)
         progress = self.progress
         if progress.best_validation is None or value > progress.best_validation:
             progress.best_step, progress.best_validation = progress.step, value
@@ -288,8 +288,8 @@ class _Training:
 def _identity(spec: TrainSpec) -> dict[str, Any]:
     """Settings that two attempts at one training share; paths, engine and layout may differ."""
     same = spec.model_dump(mode="json", include={"objective", "seed", "optimisation"})
-    for name in ("engine", "zero_stage", "layout"):
-        del same["optimisation"][name]
+    for name in ("engine", "zero_stage", "layout", "deterministic"):
+        same["optimisation"].pop(name, None)
     return same
 
 
@@ -312,7 +312,7 @@ def prefetch(make: Callable[[int], Item], start: int, stop: int) -> Generator[It
 
     An exception in `make` is raised when its step is due. Closing waits for the running call.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=own_device) as thread:
         pending = thread.submit(make, start)
         for step in range(start, stop):
             item = pending.result()

@@ -20,6 +20,9 @@ else:
 FORWARD_TOKENS = 2048
 """Default token slots of one forward pass, the best size for a CPU."""
 
+RANKS = 8
+"""Ranks that share each micro-batch evenly; so do 2 and 4. More share whole micro-batches."""
+
 
 class LossSpec(Spec):
     """A loss by its name in `objectives`, and its parameters that are not the default."""
@@ -145,6 +148,9 @@ class OptimisationSpec(Spec):
     """The backbone's own dropout; off is faster on a CPU."""
     gradient_checkpointing: bool = False
     """Recomputes activations to save memory; transformers supports it only with dropout."""
+    deterministic: bool = Field(default=False, exclude_if=lambda value: not value)
+    """On a GPU: the same numbers to the bit whenever it runs on as many ranks, the same to rounding
+    on any number, dropout included; slower. A CPU always gives that."""
     checkpoint_every_steps: int = Field(default=1000, ge=1)
     """A checkpoint is also written after five minutes, if that is earlier."""
 

@@ -1,10 +1,12 @@
 """The job `train`: from a specification and its inputs to a finished folder."""
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -20,11 +22,12 @@ from xsweep.evaluator.models.token_store import TokenStore
 from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.provenance import collect, now
-from xsweep.evaluator.scoring import score_pairs
+from xsweep.evaluator.scoring import score_pairs, share_out
 from xsweep.evaluator.specs import IdenticalIds, ModelSpec, ScoringSpec
 from xsweep.evaluator.varlen.encoders import runs_unpadded
 from xsweep.trainer.batching import Assembler
 from xsweep.trainer.cpu_kernels import keep_freed_memory
+from xsweep.trainer.distributed import own_device, rank_and_ranks, sum_over_ranks
 from xsweep.trainer.export import export_model
 from xsweep.trainer.loop import Progress, Report, Validate, train_model
 from xsweep.trainer.result import read_json, write_result
@@ -97,9 +100,12 @@ def train(
     identical_ids = spec.collection.identical_ids
     teacher = open_teacher(spec.teacher, collection, documents, inputs, identical_ids)
     model, tokenizer = load_start(spec, inputs)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.to(own_device())  # type: ignore[arg-type]
     if model.device.type == "cpu":
         keep_freed_memory()
+    elif spec.optimisation.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     packed = runs_unpadded(model, spec.optimisation.layout)
     query_ids = tokenize(tokenizer, list(teacher.queries.values()), spec.query_tokens)
     queries = dict(zip(teacher.queries, query_ids, strict=True))
@@ -172,6 +178,8 @@ def prepare_validation(
 ) -> Validate | None:
     """A function that validates a model by re-ranking candidates; None without a validation.
 
+    Ranks share the pairs: each must call it, and each gets the value.
+
     It needs the inputs `validation` (a candidates folder) and `validation_tokens`, and
     `validation_2`, `validation_tokens_2` and so on for further collections. A collection's value
     is the mean over all queries of its qrels, and the result the unweighted mean of collections;
@@ -219,10 +227,18 @@ def _prepare_collection(
         precision=spec.optimisation.precision,
     )
 
+    tokens_P = np.array([len(query) + len(document) for query, document in pairs])
+
     def validate(model: PreTrainedModel) -> float:
-        scored = score_pairs(model, encoder, pairs, scoring)
+        rank, ranks = rank_and_ranks()
+        own = share_out(tokens_P, ranks)[rank]
+        scores_P = torch.zeros(len(pairs), device=model.device)
+        if len(own):
+            scored = score_pairs(model, encoder, [pairs[row] for row in own.tolist()], scoring)
+            scores_P[own] = torch.from_numpy(scored.scores).to(model.device)
+        scores = sum_over_ranks(scores_P).tolist()
         reranked: Run = {query_id: {} for query_id in query_ids}
-        for (query_id, doc_id), score in zip(keys, scored.scores.tolist(), strict=True):
+        for (query_id, doc_id), score in zip(keys, scores, strict=True):
             reranked[query_id][doc_id] = score
         (values,) = evaluate_run(candidates.qrels, reranked, [settings.measure]).values()
         return mean(values)

@@ -73,6 +73,8 @@ class Packing(NamedTuple):
     """The tokens' embeddings, if many packings looked them up together"""
     slots: Slots | None = None
     """For attention over padded sequences; a GPU's layers share them"""
+    numbers: list[int] | None = None
+    """Each sequence's number in the global batch of a training, else its place here"""
 
     def words(self, table: torch.nn.Module) -> torch.Tensor:
         """The tokens' embeddings, [T, E]."""

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
     from xsweep.db.jobs import Submission
     from xsweep.orchestrator.forecast.cost import Forecast
+    from xsweep.orchestrator.forecast.cost_model import Device
     from xsweep.orchestrator.plan import Plan
     from xsweep.orchestrator.settings import Settings
 
 
 SHOWN = 12
 """Lines of a list that are printed; the rest are counted."""
+MORE_RANKS = 2, 4, 8
+"""Numbers of ranks whose worth is shown."""
 
 DEVICES = Path("/dev")
 
@@ -129,6 +132,7 @@ def show_forecast(
     _show_data(planned)
     _show_space(planned, device.memory_bytes if on_gpus else None)
     _show_time(forecast(planned.jobs, device, devices, durations, done))
+    _show_ranks(planned, device)
 
 
 def _show_data(planned: "Plan") -> None:
@@ -171,6 +175,30 @@ def _show_space(planned: "Plan", gpu_bytes: float | None) -> None:
     typer.echo(f"Peak GPU memory of a training: {shown}")
     if small := [name for name, size in needs.items() if size > gpu_bytes]:
         typer.echo(f"  {', '.join(small)} exceed {data_size(gpu_bytes)}: lower micro_batch_tokens")
+
+
+def _show_ranks(planned: "Plan", device: "Device") -> None:
+    """Print the speed-up of each training by more ranks; trainings that gain alike share a line."""
+    from xsweep.orchestrator.forecast.cost_model import rank_speedup
+
+    alike: dict[tuple[str, ...], dict[str, set[str]]] = {}
+    all_of: dict[str, set[str]] = {}
+    for job in planned.jobs:
+        if job.kind == "train":
+            cpus = float(job.resources.get("cpus", 1))
+            gains = tuple(f"{rank_speedup(job.spec, device, cpus, n):.1f}×" for n in MORE_RANKS)
+            backbone, objective = str(job.labels.get("backbone")), job.spec["objective"]["name"]
+            alike.setdefault(gains, {}).setdefault(backbone, set()).add(objective)
+            all_of.setdefault(backbone, set()).add(objective)
+    if alike:
+        unit = device.name if device.is_gpu else "processes"
+        typer.echo(f"Speed of a training on {', '.join(map(str, MORE_RANKS))} {unit} (`ranks`):")
+    for shown, found in sorted(alike.items()):
+        names = (
+            name if objectives == all_of[name] else f"{name} ({', '.join(sorted(objectives))})"
+            for name, objectives in found.items()
+        )
+        typer.echo(f"  {', '.join(shown)}  {', '.join(names)}")
 
 
 def _show_time(found: "Forecast") -> None:

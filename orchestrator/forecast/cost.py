@@ -71,7 +71,8 @@ def paces(durations: Iterable[Duration], device: Device) -> dict[str, Pace]:
         if done.spec.get("rehearsal") or not _ran_on(device, done):
             continue
         cpus = float(done.resources.get("cpus", 1))
-        expected_s = seconds(work_of(done.kind, done.spec, done.parents), device, cpus)
+        work = work_of(done.kind, done.spec, done.parents)
+        expected_s = seconds(work, device, cpus, int(done.resources.get("ranks") or 1))
         found[group_of(done.kind, done.spec)].append((done.seconds, expected_s))
     return {group: _pace(pairs) for group, pairs in found.items()}
 
@@ -124,14 +125,16 @@ def forecast(
         pace = (on_device if uses_device else on_cpu).get(group_of(job.kind, job.spec))
         parents = {role: known[identity] for role, identity in job.parents.items()}
         work = work_of(job.kind, job.spec, parents)
-        job_s = seconds(work, device if uses_device else CPU_CORE, cpus)
+        ranks = int(job.resources.get("ranks") or 1)
+        job_s = seconds(work, device if uses_device else CPU_CORE, cpus, ranks)
         job_s *= pace.ratio if pace else 1.0
         jobs_s[job.identity] = job_s
         chain_s[job.identity] = max((chain_s[each] for each in job.parents.values()), default=0.0)
         if job.identity in done:
             continue
         chain_s[job.identity] += job_s
-        device_s = job_s * (1.0 if device.is_gpu else max(1.0, cpus)) if uses_device else 0.0
+        each = 1.0 if device.is_gpu else max(1.0, cpus)
+        device_s = job_s * each * ranks if uses_device else 0.0
         counts[job.kind] += 1
         used[job.kind] = pace if job.kind not in used else used[job.kind] or pace
         by_kind[job.kind] += device_s

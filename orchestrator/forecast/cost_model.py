@@ -4,6 +4,7 @@
 `expected_s` is stored with each job: it orders the queue and begins the estimate of the time left.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cache
 from time import thread_time
@@ -18,6 +19,7 @@ from xsweep.evaluator.data.suites import TOKENS_PER_WORD, Size
 from xsweep.evaluator.device import bf16_units
 from xsweep.orchestrator.forecast.catalog import Shape, shape_of, size_of
 from xsweep.orchestrator.settings import KINDS
+from xsweep.trainer.specs import RANKS
 
 TRAINING_SHARE, SCORING_SHARE = 0.30, 0.40
 """Assumed share of a GPU's peak that well-tuned encoders reach."""
@@ -28,6 +30,9 @@ CPU_TRAINING_SHARE, CPU_SCORING_SHARE = 0.6, 0.75
 LAYER_S, STEP_S = 0.0012, 0.005
 """Assumed time to launch the kernels of one layer's training step, and of the optimiser: small
 models on large GPUs wait for these and not for arithmetic."""
+
+EXCHANGE_BYTES_PER_S = {"GPU": 1e11, "CPU": 1e9}
+"""Assumed rate at which ranks sum gradients, between GPUs of one node (NVLink) and between CPUs."""
 
 START_S, WARM_S = 15.0, 5.0
 """Start of a worker with its model and candidates; an evaluation in a running worker."""
@@ -113,6 +118,10 @@ class Work(NamedTuple):
     """Seconds on one CPU core, whatever the device."""
     bf16: bool = False
     """A CPU may compute it in bf16 where that is faster."""
+    gradient_bytes: float = 0.0
+    """Gradients that the ranks of a training sum in each step."""
+    pieces: float = 1.0
+    """Equal pieces of a batch that ranks share, see `trainer.batching.cut_pieces`."""
 
 
 def work_of(kind: str, spec: Mapping[str, Any], parents: Parents) -> Work:
@@ -141,8 +150,12 @@ def _training(spec: Mapping[str, Any]) -> Work:
         again = validations(spec) * validated.queries * spec["validation"]["depth"]
         scored += again
         flops += again * _pair_flops(shape, validated, spec)
+    pairs_of_step = pairs / settings["steps"]
+    micro_batches = pairs_of_step * _pair_tokens(size, spec) / settings["micro_batch_tokens"]
     return Work(
         pairs=pairs + scored,
+        gradient_bytes=4.0 * shape.parameters,
+        pieces=min(pairs_of_step, RANKS * max(1, math.ceil(micro_batches))),
         training_flops=3 * pairs * _pair_flops(shape, size, spec),
         scoring_flops=flops,
         steps=settings["steps"],
@@ -218,32 +231,47 @@ def _allows_bf16(settings: Mapping[str, Any]) -> bool:
 
 def _pair_flops(shape: Shape, size: Size, spec: Mapping[str, Any]) -> float:
     """FLOPs of one pair's forward pass, at mean lengths."""
-    query_tokens = min(QUERY_TOKENS, spec["query_tokens"])
-    tokens = SPECIAL_TOKENS + query_tokens + size.document_tokens(spec["document_tokens"])
+    tokens = _pair_tokens(size, spec)
     return tokens * shape.token_flops(round(tokens))
+
+
+def _pair_tokens(size: Size, spec: Mapping[str, Any]) -> float:
+    query_tokens = min(QUERY_TOKENS, spec["query_tokens"])
+    return SPECIAL_TOKENS + query_tokens + size.document_tokens(spec["document_tokens"])
 
 
 def _depth(parents: Parents, default: int) -> int:
     return int(parents["candidates"]["depth"]) if "candidates" in parents else default
 
 
-def seconds(work: Work, device: Device, cpus: float) -> float:
-    """Seconds of a job on one device.
+def seconds(work: Work, device: Device, cpus: float, ranks: int = 1) -> float:
+    """Seconds of a job on one device, of a training on as many as it has ranks.
 
     A GPU computes at the assumed share of its peak, but a training step takes no less than the
     launches of its kernels. On a CPU, the job runs on `cpus` cores: 1e13 FLOP of training on a core
     of 1e11 FLOP/s take 167 s, in bf16 at twice the rate 83 s. BERT-Base on an H100, 200,000 steps
-    of 64 pairs with 89 tokens: 200,000 x max(9.9 ms, 12 x 1.2 + 5 ms) = 3,880 s.
+    of 64 pairs with 89 tokens: 200,000 x max(9.9 ms, 12 x 1.2 + 5 ms) = 3,880 s. Ranks share
+    arithmetic and validation as evenly as the pieces of a batch allow, not launches, and sum
+    their gradients in every step.
     """
     cores = max(1.0, cpus)
+    exchange_s = 0.0
+    if ranks > 1:
+        speedup = work.pieces / math.ceil(work.pieces / ranks)
+        rate = EXCHANGE_BYTES_PER_S["GPU" if device.is_gpu else "CPU"]
+        exchange_s = work.steps * work.gradient_bytes * 2 * (ranks - 1) / ranks / rate
+        work = work._replace(
+            training_flops=work.training_flops / speedup, scoring_flops=work.scoring_flops / ranks
+        )
     if not device.is_gpu:
         rate = device.flops_per_s * cores * (device.bf16_speedup if work.bf16 else 1.0)
         training_s = work.training_flops / (CPU_TRAINING_SHARE * rate)
-        return training_s + work.scoring_flops / (CPU_SCORING_SHARE * rate) + work.cpu_s
+        scoring_s = work.scoring_flops / (CPU_SCORING_SHARE * rate)
+        return training_s + scoring_s + exchange_s + work.cpu_s
     training_s = work.training_flops / (TRAINING_SHARE * device.flops_per_s)
     launching_s = work.steps * (LAYER_S * work.layers + STEP_S) if work.steps else 0.0
     scoring_s = work.scoring_flops / (SCORING_SHARE * device.flops_per_s)
-    return max(training_s, launching_s) + scoring_s + work.cpu_s / cores
+    return max(training_s + exchange_s, launching_s) + scoring_s + work.cpu_s / cores
 
 
 def expected_s(
@@ -261,7 +289,14 @@ def expected_s(
         device = GPUS.get(asked.upper(), GPUS["H100"])
     else:
         device = this_core() if work.training_flops or work.scoring_flops else CPU_CORE
-    return seconds(work, device, float(resources.get("cpus", 1)))
+    ranks = int(resources.get("ranks") or 1)
+    return seconds(work, device, float(resources.get("cpus", 1)), ranks)
+
+
+def rank_speedup(spec: Mapping[str, Any], device: Device, cpus: float, ranks: int) -> float:
+    """The time of a training on one device, relative to that on as many as it has ranks."""
+    work = work_of("train", spec, {})
+    return seconds(work, device, cpus) / seconds(work, device, cpus, ranks)
 
 
 def gpu_memory_bytes(spec: Mapping[str, Any]) -> float:

@@ -1,4 +1,4 @@
-"""Preflight: check that a node has the same versions, sees the store and agrees on the time.
+"""Preflight: check a node's versions, its view of the store, its clock and its GPUs.
 
 Each node runs one small task that needs nothing of xsweep there. A node that fails is never used,
 and the reason is logged; a node that joins later is checked when it joins.
@@ -39,6 +39,8 @@ class NodeReport(TypedDict):
     write_error: str | None
     """None where the store can be written."""
     clock_s: float
+    gpu_error: str | None
+    """The driver's words where PyTorch cannot use as many GPUs as the node offers."""
 
 
 class Preflight:
@@ -88,7 +90,8 @@ class Preflight:
             name=f"xsweep preflight of {node.name}",
             scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
         )
-        self._pending[task.remote(PACKAGES, self._probe)] = (node, time.time())
+        gpus = node.resources.get("GPU", 0.0)
+        self._pending[task.remote(PACKAGES, self._probe, gpus)] = (node, time.time())
 
     def _collect(self) -> None:
         answered, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
@@ -118,7 +121,7 @@ def runs_jobs(node: Node) -> bool:
 
 def own_report() -> NodeReport:
     """Return this process's report, with which the nodes' reports are compared."""
-    return _reporter()(PACKAGES, None)
+    return _reporter()(PACKAGES, None, 0)
 
 
 def find_problem(
@@ -132,7 +135,8 @@ def find_problem(
         theirs = node["versions"].get(package)
         if ours and theirs is None:
             return f"{name} lacks {package}: pip install {package}=={ours} there"
-        if ours and theirs != ours:
+        # PyTorch names its build after a plus sign: +cpu here and +cu130 there may work together.
+        if ours and theirs and theirs.partition("+")[0] != ours.partition("+")[0]:
             return f"{name} has {package} {theirs}, here it is {ours}: install the same everywhere"
     if not node["sees_probe"]:
         return (
@@ -151,16 +155,23 @@ def find_problem(
             f"{name}'s clock is {max(behind_s, ahead_s):.0f} s {direction}: set it (chrony or "
             "ntpd); otherwise logs and file ages are misread"
         )
+    if node["gpu_error"]:
+        return (
+            f"{name} offers GPUs, but PyTorch cannot use them: {node['gpu_error']}. Check "
+            "nvidia-smi, the driver and PyTorch's build there"
+        )
     return None
 
 
-def _reporter() -> Callable[[Sequence[str], str | None], NodeReport]:
+def _reporter() -> Callable[[Sequence[str], str | None, float], NodeReport]:
     """Return the function that reports on a node.
 
     Nested, so that Ray sends its code: a node may lack xsweep or have an older version.
     """
 
-    def report(packages: Sequence[str], probe: str | None) -> Any:
+    def report(packages: Sequence[str], probe: str | None, gpus: float) -> Any:
+        import os
+        import subprocess
         import sys
         import time
         import uuid
@@ -195,11 +206,26 @@ def _reporter() -> Callable[[Sequence[str], str | None], NodeReport]:
                     files.rm_file(own)
             except Exception as error:  # every object store has errors of its own
                 write_error = getattr(error, "strerror", None) or str(error)
+        gpu_error = None
+        if gpus:
+            # In a process of its own: from this one, which reserved none, Ray hides them.
+            count = "import torch; torch.cuda.init(); print(torch.cuda.device_count())"
+            done = subprocess.run(
+                [sys.executable, "-c", count],
+                env={k: value for k, value in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"},
+                capture_output=True,
+                text=True,
+            )
+            if done.returncode:
+                gpu_error = done.stderr.strip().rpartition("\n")[2]
+            elif int(done.stdout) < gpus:
+                gpu_error = f"it sees {int(done.stdout)} of {gpus:g}"
         return {
             "versions": {**versions, "Python": "{}.{}".format(*sys.version_info)},
             "sees_probe": seen,
             "write_error": write_error,
             "clock_s": time.time(),
+            "gpu_error": gpu_error,
         }
 
     return report

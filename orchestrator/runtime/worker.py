@@ -19,6 +19,7 @@ from typing import Any, TypedDict
 
 from xsweep.errors import Stopped, XsweepError
 from xsweep.evaluator.data.files import MANIFEST, read_manifest
+from xsweep.evaluator.device import CPU_OUT_OF_MEMORY, GPU_OUT_OF_MEMORY, require_gpu
 from xsweep.orchestrator.runtime.import_path import put_user_folders_last
 from xsweep.orchestrator.runtime.ray_cluster import free_port
 from xsweep.orchestrator.storage.store import Store
@@ -81,9 +82,13 @@ class Worker:
         logging.basicConfig(format="%(message)s", stream=sys.stdout, force=True)
         for package in ("evaluator", "trainer"):
             logging.getLogger(f"xsweep.{package}").setLevel(logging.INFO)
+        self._gpus = gpus
         if not gpus:
             # A job that asked for no GPU must see none, or it takes memory from those that did.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        elif "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
+            # Batches have many sizes: memory freed by one would not serve another.
+            os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
         self._task: Task | None = None
         self._outcome: Outcome | None = None
         self._progress: dict[str, Any] = {}
@@ -179,6 +184,8 @@ class Worker:
         self._ended.set()
 
     def _work(self, task: Task) -> None:
+        if self._gpus:
+            require_gpu()  # or PyTorch would go on with the CPU
         store = Store(Path(task["root"]), task["remote"])
         kind, spec, out = task["kind"], task["spec"], Path(task["out"])
         parents = task["inputs"].items()
@@ -209,12 +216,15 @@ def classify(error: BaseException) -> tuple[str, str]:
         return error.failure, str(error)
     # Torch and pydantic are matched by name: this module is imported where neither is loaded.
     names = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
-    if any(name.startswith("torch") and name.endswith("OutOfMemoryError") for name in names):
+    has_class = any(
+        name.startswith("torch") and name.endswith("OutOfMemoryError") for name in names
+    )
+    if has_class or any(message in reason for message in GPU_OUT_OF_MEMORY):
         return "OOM_GPU", reason
     if any(part in reason for part in _LOST_PEER):
         return "NODE", reason
     # The CPU's allocator has no exception of its own.
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in reason:
+    if isinstance(error, MemoryError) or any(each in reason for each in CPU_OUT_OF_MEMORY):
         return "OOM_HOST", reason
     if "pydantic_core._pydantic_core.ValidationError" in names or isinstance(error, ImportError):
         return "CONFIG", reason

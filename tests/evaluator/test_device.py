@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.distributed import DistBackendError
 
+from xsweep.errors import SetupError
 from xsweep.evaluator import device
-from xsweep.evaluator.device import is_out_of_memory
+from xsweep.evaluator.device import is_out_of_memory, require_gpu
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,10 @@ def test_pytorchs_error_of_a_cpu_without_memory_is_recognised():
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (DistBackendError("NCCL error: ... Cuda failure 2 'out of memory'"), True),
         (RuntimeError("could not create a primitive"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("memory"), False),
@@ -33,3 +39,14 @@ def test_pytorchs_error_of_a_cpu_without_memory_is_recognised():
 )
 def test_out_of_memory_errors_are_distinguished_from_others(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_reported_in_the_words_of_pytorch():
+    with pytest.raises(SetupError, match=r"can use none on .*: (Torch not compiled with|Found no)"):
+        require_gpu()
+
+
+def test_a_usable_gpu_is_no_error(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    require_gpu()

@@ -1,13 +1,25 @@
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xsweep.evaluator.data.readers import read_texts
-from xsweep.trainer.batching import draw_samples, dropout_seed, pad_targets
+from xsweep.trainer.batching import (
+    cut_pieces,
+    deal,
+    draw_samples,
+    dropout_seed,
+    group,
+    pad_targets,
+)
 from xsweep.trainer.forward import Scorer, attention
 from xsweep.trainer.objectives import OBJECTIVES
+from xsweep.trainer.specs import FORWARD_TOKENS
 from xsweep.trainer.teachers import Sample
 
 
@@ -42,29 +54,100 @@ def test_a_global_batch_depends_on_seed_and_step_alone():
     assert len({value for step in range(9) for _, value in content(1, step)}) == 27
 
 
-def test_dropout_has_a_seed_for_each_micro_batch_of_each_step():
-    seeds = {dropout_seed(*place) for place in np.ndindex(4, 4, 4)}
-    assert len(seeds) == 64
+def test_dropout_has_a_seed_for_each_forward_pass_of_each_step():
+    seeds = {dropout_seed(*place) for place in np.ndindex(3, 3, 3, 3)}
+    assert len(seeds) == 81
 
 
-def test_micro_batches_are_whole_samples_in_order_under_the_budget(world):
-    _, _, assembler, samples = world.prepared(micro_batch_tokens=220)
-    pieces = assembler.cut(samples)
-    assert len(pieces) > 1
-    assert [sample for piece in pieces for sample in piece] == samples
-    assert all(assembler.tokens(piece) <= 220 or len(piece) == 1 for piece in pieces)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=30), st.integers(1, 200))
+def test_groups_are_consecutive_and_as_large_as_the_budget_allows(sizes, budget):
+    groups = group(sizes, budget)
+    assert [size for each in groups for size in sizes[each]] == sizes
+    assert all(sum(sizes[each]) <= budget or each.stop - each.start == 1 for each in groups)
+    for each, following in pairwise(groups):
+        assert sum(sizes[each]) + sizes[following.start] > budget
 
 
-def test_a_sample_above_the_budget_is_a_micro_batch_of_its_own(world):
-    _, _, assembler, samples = world.prepared(micro_batch_tokens=1)
-    assert [len(piece) for piece in assembler.cut(samples)] == [1] * 5
+BATCHES = [(32, 2), (64, 2), (4, 8), (8, 8), (1, 50)]
+"""Queries and documents of the study's batches."""
+
+
+def passage_lengths(queries, documents, seed):
+    """Tokens of MS MARCO's pairs: a query of 3 to 12, a passage of 75 on average, up to 256."""
+    random = np.random.default_rng(seed)
+    query_Q1 = random.integers(3, 13, size=(queries, 1))
+    passage_QD = np.clip(random.lognormal(4.2, 0.42, (queries, documents)), 8, 256).astype(int)
+    return query_Q1 + passage_QD + 3
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_the_slowest_rank_has_at_most_1_15_of_the_mean_share(batch, ranks):
+    cut = partial(cut_pieces, largest_tokens=FORWARD_TOKENS)
+    for seed in range(50):
+        lengths_P = passage_lengths(*batch, seed).ravel()
+        for merged in (False, True):
+            dealt = deal([lengths_P], ranks, cut, merged=merged)
+            shares = [sum(lengths_P[rows].sum() for rows in each.values()) for each in dealt]
+            assert max(shares) <= 1.15 * np.mean(shares)
+            assert sum(shares) == lengths_P.sum()
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=20), min_size=1, max_size=3),
+    st.integers(1, 9),
+)
+def test_pieces_do_not_depend_on_the_number_of_ranks_that_share_them(lengths, ranks):
+    lengths = [np.array(each) for each in lengths]
+
+    cut = partial(cut_pieces, largest_tokens=400)
+
+    def pieces(ranks):
+        dealt = deal(lengths, ranks, cut)
+        found = [item for each in dealt for item in each.items()]
+        return {number: rows.tolist() for number, rows in found}, len(found)
+
+    alone, count = pieces(1)
+    assert pieces(ranks) == (alone, count)
+    assert len(alone) == count
+    rows = list(range(sum(map(len, lengths))))
+    assert sorted(row for each in alone.values() for row in each) == rows
+    merged = deal(lengths, ranks, cut, merged=True)
+    assert sorted(row for each in merged for own in each.values() for row in own) == rows
+
+
+def test_a_piece_is_one_pass_of_a_cpu_or_a_single_pair():
+    lengths_P = np.array([900, 2100] + [85] * 180)
+    sizes = [lengths_P[rows].sum() for rows in cut_pieces(lengths_P, 2048)]
+    assert len(sizes) % 8 == 0
+    assert max(sizes) == 2100
+
+
+@pytest.mark.parametrize(
+    ("device", "packed", "settings", "merges"),
+    [
+        ("cpu", True, {}, True),
+        ("cpu", False, {}, False),
+        ("cpu", False, {"dropout": False}, True),
+        ("cuda", False, {}, True),
+        ("cuda", False, {"deterministic": True}, False),
+        ("cuda", True, {"deterministic": True, "dropout": False}, True),
+    ],
+)
+def test_pieces_are_computed_apart_where_dropout_would_depend_on_the_ranks(
+    world, device, packed, settings, merges
+):
+    _, _, assembler, _ = world.prepared(packed=packed, **settings)
+    assembler.device = torch.device(device)
+    assert assembler.merges_pieces is merges
 
 
 def test_an_assembled_batch_counts_its_tokens_and_slots(world):
     _, _, assembler, samples = world.prepared(forward_tokens=100)
     batch = assembler.assemble(samples)
     masks = [inputs["attention_mask"] for inputs in batch.forwards]
-    assert batch.tokens == sum(int(mask.sum()) for mask in masks) == assembler.tokens(samples)
+    tokens = sum(int(assembler.lengths(sample).sum()) for sample in samples)
+    assert batch.tokens == sum(int(mask.sum()) for mask in masks) == tokens
     assert batch.slots == sum(mask.numel() for mask in masks)
     assert all(mask.numel() <= 100 for mask in masks)
 
@@ -116,7 +199,7 @@ def test_gradients_of_cut_batches_equal_those_of_one_padded_batch(world, name):
 
     scorer, loss = Scorer(model, bf16=False), 0.0
     with attention(model, "eager"):
-        for piece in assembler.cut(samples):
+        for piece in (samples[:2], samples[2:]):
             batch = assembler.assemble(piece)
             targets_QD, _, mask_QD = batch.targets
             part, _ = function(batch.matrix(scorer(batch.forwards)), targets_QD, mask_QD)

@@ -1,4 +1,5 @@
 import resource
+import shutil
 
 import pytest
 import torch
@@ -46,6 +47,15 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
     assert load_newest([tmp_path]) is None
     save_checkpoint(tmp_path, checkpoint(4))
     assert load_newest([tmp_path]).progress["step"] == 4
+
+
+def test_other_folders_among_the_checkpoints_are_passed_over(tmp_path):
+    save_checkpoint(tmp_path, checkpoint(4))
+    for name in ("step-old", "step-4 (copy)", "step-"):
+        shutil.copytree(tmp_path / "step-4", tmp_path / name)
+    assert load_newest([tmp_path]).progress["step"] == 4
+    save_checkpoint(tmp_path, checkpoint(5))
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_full_disk_is_reported_and_keeps_the_previous_checkpoint(tmp_path):

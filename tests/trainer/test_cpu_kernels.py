@@ -154,7 +154,7 @@ def test_attention_over_padded_sequences_has_equal_values_and_gradients(lengths,
     leaves = [sides] if query is None else [sides, query]
     found = []
     for mixed in (
-        Attention.apply(query, sides, packing.lengths, window, 0.0),
+        Attention.apply(query, sides, packing, window, 0.0),
         attend_padded(query, sides, packing.with_slots(), window, 0.0),
     ):
         slopes = torch.linspace(-1, 1, mixed.numel()).view_as(mixed)
@@ -169,7 +169,7 @@ def test_the_gradient_of_attention_agrees_with_finite_differences():
 
     def attended(sides):
         torch.manual_seed(7)  # the same dropout in every call
-        return Attention.apply(None, sides, packing.lengths, 2, 0.3)
+        return Attention.apply(None, sides, packing, 2, 0.3)
 
     step, direction = 1e-2, torch.randn(8, 3, 2, 4)
     weights = torch.randn(8, 8)
@@ -184,7 +184,8 @@ def test_dropout_has_the_given_rate_and_keeps_the_mean():
     torch.manual_seed(2)
     states = torch.ones(1000, 1000, requires_grad=True)
     residual = torch.full((1000, 1000), 3.0)
-    out = DropAndAdd.apply(residual, states, 0.1)
+    packing = pack(10 * [PairIds(np.arange(100), None)])
+    out = DropAndAdd.apply(residual, states, 0.1, packing)
     is_dropped = out == 3
     # 10**6 draws: six standard deviations are 0.0018.
     assert is_dropped.double().mean().item() == pytest.approx(0.1, abs=0.0018)
@@ -203,20 +204,49 @@ def test_attention_weights_are_dropped_at_the_given_rate():
     sides = torch.zeros(200, 3, 2, 200)
     sides[:, 2] = torch.eye(200)[:, None]
     # Equal scores, and values that are unit vectors: the output is the matrix of dropped weights.
-    mixed = Attention.apply(None, sides, packing.lengths, None, 0.2) * 200
+    mixed = Attention.apply(None, sides, packing, None, 0.2) * 200
     # 80,000 draws: six standard deviations are 0.0085.
     assert (mixed == 0).double().mean().item() == pytest.approx(0.2, abs=0.0085)
     assert mixed[mixed > 0].unique().tolist() == pytest.approx([scale(0.2)], rel=1e-5)
 
 
-def test_the_seed_of_torch_determines_every_mask():
+def test_the_seed_of_torch_and_a_sequences_number_determine_its_mask():
+    both = pack(2 * [PairIds(np.arange(9), None)])
     torch.manual_seed(4)
-    first = random_bits(1001)
-    after = random_bits(1001)
-    torch.manual_seed(4)
-    assert torch.equal(random_bits(1001), first)
+    first = random_bits([1001, 30], both)
+    after = random_bits([1001, 30], both)
+    assert len(first) == 1031
     assert not torch.equal(first, after)
-    assert len(first) == 1001
+    assert not torch.equal(first[:30], first[1001:])
+    torch.manual_seed(4)
+    assert torch.equal(random_bits([1001, 30], both), first)
+    torch.manual_seed(4)
+    alone = pack([PairIds(np.arange(9), None)])._replace(numbers=[1])
+    assert torch.equal(random_bits([30], alone), first[1001:])
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("family", PACKED)
+def test_a_pairs_dropout_does_not_depend_on_the_other_pairs_of_its_pass(family, recompute):
+    rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+    if family == "modernbert":
+        rates = dict.fromkeys(("embedding_dropout", "attention_dropout", "mlp_dropout"), 0.2)
+    model = build(family, **rates).train()
+    random = np.random.default_rng(1)
+    segmented = family in ("bert", "electra")
+    pairs = [
+        PairIds(random.integers(5, 50, length), np.zeros(length, np.int64) if segmented else None)
+        for length in (20, 12, 12, 5)
+    ]
+    scorer = Scorer(model, bf16=False, recompute=recompute)
+
+    def scores(*passes):
+        packed = [pack([pairs[n] for n in each])._replace(numbers=[*each]) for each in passes]
+        return with_gradients(model, scorer(packed, seeds=[7] * len(passes)))
+
+    assert_same(scores((0, 1), (2, 3)), scores((0, 1, 2, 3)))
+    logits, _ = scores((1, 2))
+    torch.testing.assert_close(logits, scores((0, 1, 2, 3))[0][1:3], atol=1e-5, rtol=0)
 
 
 def test_a_rate_of_zero_is_no_dropout():

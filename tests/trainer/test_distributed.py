@@ -6,16 +6,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from curves import ENGINES, curve, digest
+from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow(3), pytest.mark.timeout(600)]
 
 # Imports once and forks the ranks of each phase: starting them one by one takes minutes.
 PROGRAM = """
-import json, os, signal, sys
+import json, os, signal, socket, sys
 from pathlib import Path
 import torch
 from torch import distributed
+from xsweep.trainer.distributed import process_group
 from xsweep.trainer.engines.deepspeed import load_deepspeed
 from xsweep.trainer.forward import Scorer, slots
 from xsweep.trainer.train import run_job
@@ -23,10 +26,10 @@ from xsweep.trainer.train import run_job
 def small_device():
     # From now on a backward pass of more than 200 tokens runs out of memory.
     forward = Scorer.forward
-    def limited(self, forwards):
+    def limited(self, forwards, seeds=()):
         if torch.is_grad_enabled() and sum(map(slots, forwards)) > 200:
             raise torch.OutOfMemoryError("a device of 200 tokens")
-        return forward(self, forwards)
+        return forward(self, forwards, seeds)
     Scorer.forward = limited
 
 def work(phase, rank, size, jobs):
@@ -42,7 +45,31 @@ def work(phase, rank, size, jobs):
         folders = [home / folder for folder in earlier]
         run_job("train", spec, inputs, home / name, report, resume_from=folders)
 
+def meet_and_fail(rank):
+    # The process lives on after its error, as a worker's does: until rank 0 has seen it.
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
+    try:
+        with process_group():
+            distributed.all_reduce(torch.ones(1))
+            if rank:
+                raise ValueError("broken")
+            distributed.all_reduce(torch.ones(1))
+    except Exception as error:
+        (home / f"error-{rank}").write_text(str(error))
+    (home / "seen").open("r" if rank else "w").close()
+
 home, inputs, phases = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+os.mkfifo(home / "seen")
+failing = os.fork()
+if not failing:
+    meet_and_fail(1)
+    os._exit(0)
+meet_and_fail(0)
+os.waitpid(failing, 0)
 load_deepspeed()
 codes = []
 for phase, (size, jobs) in enumerate(phases):
@@ -85,6 +112,7 @@ def home(world, tmp_path_factory):
     whole = {"dropout": False, "micro_batch_tokens": 500}
     phase(2, job("2 no dropout", "plain", **whole), job("2 memory", "plain", **whole))
     phase(3, job("3 plain", "plain"), job("3 zero-2", "zero-2"))
+    phase(8, job("8 plain", "plain"))
     fewer = [job(f"fewer {name}", name, [f"2 {name} killed"]) for name in ("plain", "zero-1")]
     phase(1, *fewer)
     inputs = {role: str(folder) for role, folder in world.inputs.items()}
@@ -107,9 +135,16 @@ def test_two_ranks_give_the_curve_of_one_under_every_engine(home, name):
     assert summary(home / f"2 {name}")["pairs"] == summary(home / "1 plain")["pairs"]
 
 
-@pytest.mark.parametrize("name", ["plain", "zero-2"])
-def test_three_ranks_give_the_curve_of_one(home, name):
-    assert curve(home / f"3 {name}") == pytest.approx(curve(home / "1 plain"), rel=1e-5)
+@pytest.mark.parametrize("name", ["2 plain", "3 plain", "3 zero-2", "8 plain"])
+def test_several_ranks_give_the_curve_and_the_weights_of_one(home, name):
+    assert curve(home / name) == pytest.approx(curve(home / "1 plain"), rel=1e-5)
+    found, expected = (
+        load_file(home / each / "model" / "model.safetensors") for each in (name, "1 plain")
+    )
+    for weight, value in expected.items():
+        # A softmax ignores what it adds to all: the gradients of these biases are rounding alone.
+        if not weight.endswith(("classifier.bias", "key.bias")):
+            torch.testing.assert_close(found[weight], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -137,3 +172,9 @@ def test_all_ranks_halve_the_budget_if_one_runs_out_of_memory(home):
     halved = summary(home / "2 memory")["halved_budgets"]
     assert halved[0][0] == 0
     assert halved[-1][1] <= 250
+
+
+def test_a_rank_that_fails_ends_the_group_at_once(home):
+    assert (home / "error-1").read_text() == "broken"
+    lost = (home / "error-0").read_text()
+    assert "gloo/transport" in lost or "by peer" in lost, lost

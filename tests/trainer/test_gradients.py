@@ -17,17 +17,20 @@ from xsweep.trainer.specs import ObjectiveSpec
 class PlainBackward:
     """An engine of one rank that adds up gradients and counts backward passes."""
 
-    rank, ranks = 0, 1
+    rank, ranks, can_agree = 0, 1, True
 
     def __init__(self, scorer):
         self.scorer, self.passes = scorer, 0
 
-    def __call__(self, forwards):
-        return self.scorer(forwards)
+    def __call__(self, forwards, seeds=()):
+        return self.scorer(forwards, seeds)
 
-    def backward(self, loss):
+    def backward(self, loss, *, last=False):
         self.passes += 1
         loss.backward()
+
+    def reduce(self):
+        """One rank exchanges nothing."""
 
 
 def gradient(world, objective, budget, out, *, dropout, labels=False, packed=False):
@@ -127,6 +130,17 @@ def test_a_budget_is_halved_from_its_step_on_and_remembered(tmp_path):
     assert [resumed.at(step) for step in (6, 7)] == [1000, 200]
     resumed.halve(9, 200, error)
     assert Budgets(1000, tmp_path, [second, first]).at(9) == 100
+
+
+@pytest.mark.parametrize("torn", ["", "[[7, 20", '{"a": 1}', "[7]", '[["x", null]]', "\x00\xff"])
+def test_a_file_of_budgets_that_is_not_readable_is_ignored_with_a_warning(tmp_path, caplog, torn):
+    (tmp_path / "budgets.json").write_text(torn)
+    budgets = Budgets(1000, tmp_path / "next", [tmp_path])
+    assert budgets.at(7) == 1000
+    assert "budgets.json is ignored" in caplog.text
+    budgets.halve(7, 1000, torch.OutOfMemoryError("no memory"))
+    assert [path.name for path in (tmp_path / "next").iterdir()] == ["budgets.json"]
+    assert Budgets(1000, tmp_path, [tmp_path / "next"]).at(7) == 500
 
 
 def test_a_budget_of_one_token_cannot_be_halved(tmp_path):

@@ -228,12 +228,12 @@ def test_out_of_memory_halves_the_micro_batches_of_the_same_global_batch(
         failed.append(True)
         raise torch.OutOfMemoryError("a device of 200 tokens")
 
-    def small_device(self, forwards):
+    def small_device(self, forwards, seeds=()):
         tokens = sum(slots(inputs) for inputs in forwards)
         is_too_large = torch.is_grad_enabled() and tokens > 200
         if is_too_large and where == "forward":
             run_out()
-        logits = forward(self, forwards)
+        logits = forward(self, forwards, seeds)
         if is_too_large:
             logits.register_hook(run_out)
         return logits
@@ -254,10 +254,10 @@ def test_out_of_memory_halves_the_micro_batches_of_the_same_global_batch(
 def test_an_attempt_that_runs_out_of_memory_halves_the_budget_of_the_next(world, tmp_path):
     forward = Scorer.forward
 
-    def exhausted(scorer, forwards):
+    def exhausted(scorer, forwards, seeds=()):
         if torch.is_grad_enabled():  # a model's passes are compared without gradients first
             raise torch.OutOfMemoryError("no memory")
-        return forward(scorer, forwards)
+        return forward(scorer, forwards, seeds)
 
     with patch.object(Scorer, "forward", exhausted), pytest.raises(torch.OutOfMemoryError):
         train(world, tmp_path / "first", **ENGINES["zero-2"])

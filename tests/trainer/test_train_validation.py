@@ -71,3 +71,25 @@ def test_a_model_whose_scores_are_not_finite_has_no_validation_value(world):
     validate = prepare_validation(spec, world.inputs, tokenizer)
     with pytest.raises(DivergenceError, match="no finite value"):
         validate(model)
+
+
+def test_ranks_share_the_pairs_of_a_validation_and_get_one_value(world, monkeypatch):
+    spec = TrainSpec.model_validate(world.spec())
+    model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
+    validate = prepare_validation(spec, world.inputs, tokenizer)
+    alone = validate(model)
+    parts = []
+
+    def keep(scores):
+        parts.append(scores.clone())
+        return scores
+
+    monkeypatch.setattr("xsweep.trainer.train.sum_over_ranks", keep)
+    for rank in range(3):
+        monkeypatch.setattr("xsweep.trainer.train.rank_and_ranks", lambda rank=rank: (rank, 3))
+        validate(model)
+    counts = [int((part != 0).sum()) for part in parts]
+    assert max(counts) - min(counts) <= 2
+    assert sum(counts) == len(parts[0])
+    monkeypatch.setattr("xsweep.trainer.train.sum_over_ranks", lambda _: sum(parts))
+    assert validate(model) == pytest.approx(alone, abs=1e-12)

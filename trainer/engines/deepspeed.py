@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from xsweep.trainer.distributed import BUCKET_NUMBERS
 from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Inputs, Scorer
 from xsweep.trainer.optimizer import MOMENTS, clip, set_lr, write_weights
@@ -27,25 +28,29 @@ def load_deepspeed() -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
 
-    # Otherwise the CPU accelerator compiles a C++ operator (half a minute with g++) to exchange
-    # through shared memory; gloo does that, and one rank exchanges nothing.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Otherwise it runs compilers to find out which of its operators could be built, and on a CPU it
+    # builds one (half a minute with g++) to exchange through shared memory. None is used here.
+    deepspeed.ops.__dict__["__compatible_ops__"] = {}
     return deepspeed
 
 
 class DeepSpeedEngine(PlainEngine):
     """AdamW under DeepSpeed; in stage 0 its state is that of the plain engine."""
 
-    can_agree = False
+    has_buckets = False
 
     def __init__(self, deepspeed: Any, scorer: Scorer, settings: OptimisationSpec) -> None:
         super().__init__(scorer, settings)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self.stage = settings.zero_stage
+        self.can_agree = self.stage < 2  # stage 2 exchanges gradients in every backward pass
         self.norm = 0.0
         if self.stage == 0:
             # It does not report the norm, so we clip ourselves, between reduction and update.
             self.adamw.register_step_pre_hook(self._clip)
+        # The defaults are buffers for 500 million numbers, five times a BERT-base.
+        numbers = min(BUCKET_NUMBERS, sum(parameter.numel() for parameter in self.parameters))
+        numbers += numbers % 2  # an odd number is refused
         self.inner, *_ = deepspeed.initialize(
             model=scorer,
             optimizer=self.adamw,
@@ -56,7 +61,11 @@ class DeepSpeedEngine(PlainEngine):
                 "managed_gradient_accumulation": False,
                 "gradient_allreduce_op": "sum",
                 "gradient_clipping": settings.clip if self.stage else 0.0,
-                "zero_optimization": {"stage": self.stage},
+                "zero_optimization": {
+                    "stage": self.stage,
+                    "reduce_bucket_size": numbers,
+                    "allgather_bucket_size": numbers,
+                },
                 "zero_allow_untested_optimizer": True,
                 "steps_per_print": None,
             },
@@ -71,15 +80,15 @@ class DeepSpeedEngine(PlainEngine):
     def _clip(self, *_: object) -> None:
         self.norm = clip(self.parameters, self.max_norm)
 
-    def __call__(self, forwards: Sequence[Inputs]) -> Tensor:
-        return self.inner(forwards)
+    def __call__(self, forwards: Sequence[Inputs], seeds: Sequence[int] = ()) -> Tensor:
+        return self.inner(forwards, seeds)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool = False) -> None:
         self.inner.backward(loss)
 
     def discard(self) -> bool:
         # Stages 1 and 2 keep part of the gradient in their own buckets.
-        return super().discard() and self.ranks == 1 and self.stage == 0
+        return super().discard() and self.stage == 0
 
     def step(self, lr: float) -> float:
         set_lr(self.adamw, lr)

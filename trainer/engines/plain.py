@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed
 
+from xsweep.trainer.distributed import GradientBuckets
 from xsweep.trainer.forward import Inputs, Scorer
 from xsweep.trainer.optimizer import MOMENTS, build_adamw, clip, set_lr, write_weights
 from xsweep.trainer.specs import OptimisationSpec
@@ -13,8 +14,11 @@ from xsweep.trainer.specs import OptimisationSpec
 class PlainEngine:
     """AdamW on full replicas; sums gradients over backward passes, and over ranks in `step`."""
 
+    has_buckets = True
+    """True if this class sums the gradients over ranks itself."""
     can_agree = True
-    """True if ranks exchange gradients only in `step`: before it they can agree on a failure."""
+    """True if a rank whose backward pass failed can still take part in all exchanges of a step, so
+    that the ranks agree on the failure after them."""
 
     def __init__(self, scorer: Scorer, settings: OptimisationSpec) -> None:
         self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
@@ -22,34 +26,45 @@ class PlainEngine:
         self.max_norm = settings.clip
         self.adamw = build_adamw(scorer.model, settings)
         self.parameters = [p for p in scorer.parameters() if p.requires_grad]
+        exchanges = self.ranks > 1 and self.has_buckets
+        self.buckets = GradientBuckets(self.parameters) if exchanges else None
 
-    def __call__(self, forwards: Sequence[Inputs]) -> Tensor:
-        """The logits of a micro-batch, as `Scorer` gives them."""
-        return self.scorer(forwards)
+    def __call__(self, forwards: Sequence[Inputs], seeds: Sequence[int] = ()) -> Tensor:
+        """The logits of some forward passes, as `Scorer` gives them."""
+        return self.scorer(forwards, seeds)
 
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of this rank's part of the global loss."""
+    def backward(self, loss: Tensor, *, last: bool = False) -> None:
+        """Adds the gradient of this rank's part of the global loss; `last` in the step begins to
+        exchange gradients while it computes others."""
+        if self.buckets and last:
+            self.buckets.overlap()
         loss.backward()
 
-    def discard(self) -> bool:
-        """Drops the gradient after a failed backward pass; False if the engine cannot continue.
+    def reduce(self) -> None:
+        """Ends the exchange of gradients between ranks."""
+        if self.buckets:
+            self.buckets.reduce()
 
-        If ranks cannot agree, the others wait in an exchange that never completes.
-        """
-        self.adamw.zero_grad()
+    def discard(self) -> bool:
+        """Drops the gradient after a failed backward pass; False if the engine cannot continue."""
+        self._clear()
         return True
 
     def step(self, lr: float) -> float:
         """Clips, updates the weights, clears the gradient; returns its norm before clipping."""
-        if self.ranks > 1:
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    distributed.all_reduce(parameter.grad)
+        if self.buckets:
+            self.buckets.hide_unused()
         set_lr(self.adamw, lr)
         norm = clip(self.parameters, self.max_norm)
         self.adamw.step()
-        self.adamw.zero_grad()
+        self._clear()
         return norm
+
+    def _clear(self) -> None:
+        if self.buckets:
+            self.buckets.clear()
+        else:
+            self.adamw.zero_grad()
 
     def moments(self) -> dict[str, Tensor]:
         """AdamW's state as `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, fp32, unsharded.

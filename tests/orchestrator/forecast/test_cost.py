@@ -107,6 +107,24 @@ def test_a_step_takes_as_long_as_its_arithmetic_or_its_kernel_launches() -> None
     assert seconds(scoring, HERE, 4) == pytest.approx(1e15 / (0.75 * 4e11) + 8)
 
 
+def test_ranks_share_arithmetic_as_evenly_as_pieces_allow_and_sum_their_gradients() -> None:
+    gpu = GPUS["H100"]
+    work = Work(training_flops=1e18, scoring_flops=8e17, steps=1000, layers=12, pieces=8)
+    alone_s, scoring_s = 1e18 / (0.30 * 989e12), 8e17 / (0.40 * 989e12)
+    assert seconds(work, gpu, 1, 4) == pytest.approx(alone_s / 4 + scoring_s / 4)
+    # Three ranks: 3, 3 and 2 of the 8 pieces. Sixteen: no more than 8 have one.
+    assert seconds(work, gpu, 1, 3) == pytest.approx(alone_s * 3 / 8 + scoring_s / 3)
+    assert seconds(work, gpu, 1, 16) == pytest.approx(alone_s / 8 + scoring_s / 16)
+    # 400 MB of gradients twice half way at 1e11 bytes a second: 4 ms in each of 1,000 steps.
+    exchanging = work._replace(gradient_bytes=4e8)
+    assert seconds(exchanging, gpu, 1, 2) - seconds(work, gpu, 1, 2) == pytest.approx(4.0)
+
+
+def test_a_training_that_waits_for_launches_gains_nothing_by_ranks() -> None:
+    waits = Work(training_flops=1e12, steps=1000, layers=12, pieces=8)
+    assert seconds(waits, GPUS["H100"], 1, 8) == seconds(waits, GPUS["H100"], 1)
+
+
 def test_bf16_is_faster_only_on_cores_with_bf16_instructions() -> None:
     training = Work(training_flops=1e13)
     assert seconds(training, HERE, 1) == pytest.approx(1e13 / (0.6 * 1e11))

@@ -1,10 +1,17 @@
 """Problems of nodes, and the messages about them."""
 
 import pytest
+import torch
 
 from xsweep.errors import SetupError
 from xsweep.orchestrator.runtime.placement import Node
-from xsweep.orchestrator.runtime.preflight import Preflight, find_problem, own_report, runs_jobs
+from xsweep.orchestrator.runtime.preflight import (
+    Preflight,
+    _reporter,
+    find_problem,
+    own_report,
+    runs_jobs,
+)
 from xsweep.orchestrator.storage.store import Store
 
 NOW_S = 1_800_000_000.0
@@ -39,12 +46,26 @@ def test_a_node_like_this_one_is_fit():
         (report(write_error="Read-only file system"), r"cannot write the store \(Read-only"),
         (report(clock_s=NOW_S - 600), "east's clock is .* behind"),
         (report(clock_s=NOW_S + 600), "east's clock is .* ahead"),
+        (report(gpu_error="Found no NVIDIA driver"), "cannot use them: Found no NVIDIA driver. Ch"),
     ],
 )
 def test_a_problem_is_reported_with_the_nodes_name_and_a_remedy(node, message):
     import re
 
     assert re.search(message, problem(node))
+
+
+def test_builds_of_one_pytorch_for_cpus_and_gpus_work_together(monkeypatch):
+    cpu, gpu = (versions(torch=f"2.13.0{build}") for build in ("+cpu", ""))
+    assert find_problem("east", report(**gpu), report(**cpu), (NOW_S - 1, NOW_S + 1)) is None
+
+
+@pytest.mark.slow(3)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_node_that_offers_gpus_is_asked_for_them():
+    words = _reporter()([], None, 2)["gpu_error"]
+    assert "CUDA" in words or "NVIDIA" in words, words
+    assert _reporter()([], None, 0)["gpu_error"] is None
 
 
 def test_a_slow_answer_is_not_clock_skew():

@@ -6,6 +6,7 @@ import socket
 
 import psutil
 import pytest
+import torch
 from tiny import write_collection
 
 from xsweep.evaluator.jobs import run_job
@@ -28,6 +29,27 @@ def test_a_worker_that_asked_for_no_gpu_sees_none(environment):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,1", "Ray selects the GPU that is shared"
     Worker(0)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_memory_of_a_gpu_grows_in_segments_unless_the_user_set_the_allocator(environment):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        environment.delenv(name, raising=False)
+    Worker(1)
+    assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    environment.delenv("PYTORCH_ALLOC_CONF")
+    environment.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    Worker(1)
+    assert "PYTORCH_ALLOC_CONF" not in os.environ
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_job_that_reserved_a_gpu_does_not_run_on_the_cpu(environment, tmp_path):
+    out = tmp_path / "jobs/train/aa/aa/attempt-1"
+    task = {"job_id": 1, "token": 1, "kind": "train", "name": "train", "spec": {}, "inputs": {}}
+    task |= {"out": str(out), "log": f"{out}.log", "previous": [], "root": str(tmp_path)}
+    outcome = Worker(0.5).run(task | {"remote": None})
+    assert (outcome["state"], outcome["failure"]) == ("failed", "INFRA")
+    assert outcome["reason"].startswith("this job reserved a GPU, but PyTorch")
 
 
 def test_a_rank_gets_torchruns_environment_variables(environment):

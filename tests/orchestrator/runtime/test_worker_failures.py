@@ -4,6 +4,7 @@ import pydantic
 import pytest
 import torch
 from disks import run_on_a_small_disk
+from torch.distributed import DistBackendError
 
 from xsweep.errors import ConfigError, DataError, DivergenceError, SetupError, Stopped
 from xsweep.orchestrator.runtime.worker import classify
@@ -30,6 +31,15 @@ def invalid_settings() -> Exception:
         (invalid_settings(), "CONFIG"),
         (ModuleNotFoundError("no flash_attn"), "CONFIG"),
         (torch.OutOfMemoryError("CUDA out of memory"), "OOM_GPU"),
+        (RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA"), "OOM_GPU"),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+            "OOM_GPU",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "OOM_GPU"),
+        (DistBackendError("NCCL error: ... Cuda failure 2 'out of memory'"), "OOM_GPU"),
+        (DistBackendError("NCCL error: remote process exited"), "NODE"),
+        (RuntimeError("could not create a primitive"), "OOM_HOST"),
         (MemoryError(), "OOM_HOST"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "OOM_HOST"),
         (OSError(errno.ENOSPC, "No space left on device"), "INFRA"),
