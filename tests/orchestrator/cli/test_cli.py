@@ -71,6 +71,9 @@ def test_submitting_again_adds_nothing_and_a_larger_grid_its_new_cells(
     larger = write_grid(tmp_path, ("[1, 2]", "[1, 2, 3]"))
     assert "25 jobs" in (planned := xsweep("plan", str(larger)).stdout)
     assert "6 new, 19 known" in planned
+    assert re.search(
+        r"Speed of a training on 2, 4, 8 processes .*\n  \d\.\d×, \d\.\d×, \d\.\d×  ", planned
+    )
     assert "6 new, 19 known" in xsweep("submit", str(larger), "--no-start").stdout
 
 
