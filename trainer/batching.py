@@ -282,11 +282,13 @@ class Assembler:
         ]
         return passes, group(used, self.micro_batch_tokens)
 
-    def lengths(self, sample: Sample) -> np.ndarray:
-        """Tokens of every pair of a sample without padding, the cost of computing it."""
-        query = np.array([len(self.queries[sample.query_id])])
-        documents = np.array([len(self.documents[doc_id]) for doc_id in sample.doc_ids])
-        return self.encoder.lengths(query, documents, *self.side_tokens)
+    def lengths(self, samples: Sequence[Sample]) -> list[np.ndarray]:
+        """Tokens of every sample's pairs without padding, the cost of computing them."""
+        sizes = [len(sample.doc_ids) for sample in samples]
+        query = np.repeat([len(self.queries[sample.query_id]) for sample in samples], sizes)
+        documents = [len(self.documents[doc_id]) for sample in samples for doc_id in sample.doc_ids]
+        lengths_P = self.encoder.lengths(query, np.array(documents), *self.side_tokens)
+        return np.split(lengths_P, np.cumsum(sizes)[:-1])
 
 
 def group(sizes: Sequence[int], budget: int) -> list[slice]:

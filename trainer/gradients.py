@@ -181,10 +181,10 @@ class Gradients:
         self.device = scorer.model.device
 
     def prepare(self, samples: list[Sample], step: int) -> Prepared:
-        """Assembles this rank's shares of a step; may run in another thread."""
+        """Assembles this rank's shares of a step."""
         assembler, budget, ranks = copy(self.assembler), self.budgets.at(step), self.engine.ranks
         assembler.limit(budget)
-        lengths = [assembler.lengths(sample) for sample in samples]
+        lengths = assembler.lengths(samples)
         micro_batches = group([int(each.sum()) for each in lengths], budget)
         shares: list[Share] = []
         pairs = largest_tokens = 0
@@ -206,12 +206,19 @@ class Gradients:
             largest_tokens = max(largest_tokens, *used)
         return Prepared(budget, largest_tokens, shares)
 
-    def add(self, samples: list[Sample], step: int, prepared: Prepared | None = None) -> Work:
+    def add(
+        self,
+        samples: list[Sample],
+        step: int,
+        prepared: Prepared | None = None,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Work:
         """Adds the gradient of a step's samples; halves the budget where memory runs out.
 
         `prepared` may be missing or cut for an older, larger budget. A rank that ran out of memory
         takes part in all exchanges of the step; then all halve. Raises the device's error if
-        nothing is left to halve or the engine cannot continue after it.
+        nothing is left to halve or the engine cannot continue after it. `meanwhile` is called once
+        all passes of an attempt are launched, before the host waits for the device.
         """
         while True:
             if prepared is None or prepared.budget != self.budgets.at(step):
@@ -219,6 +226,7 @@ class Gradients:
             errors: list[Exception] = []
             shares = prepared.shares
             loss = self._add_shares(samples, step, shares, errors)
+            meanwhile()
             if not self._any_failed(errors):
                 tokens, slots = sum(s.tokens for s in shares), sum(s.slots for s in shares)
                 return Work(loss.item(), tokens, slots)

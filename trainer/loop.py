@@ -3,9 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from transformers import PreTrainedModel
 from xsweep.errors import ConfigError, DivergenceError, Stopped
 from xsweep.trainer.batching import Assembler, draw_samples
 from xsweep.trainer.checkpoint import Checkpoint, Weights, load_newest, save_checkpoint
-from xsweep.trainer.distributed import check_same_step, own_device, sum_over_ranks
+from xsweep.trainer.distributed import check_same_step, sum_over_ranks
 from xsweep.trainer.engines import open_engine
 from xsweep.trainer.forward import Scorer, attention, needs_ids
 from xsweep.trainer.gradients import Budgets, Gradients, Prepared
@@ -120,13 +119,9 @@ def train_model(
         check_same_step(start, model.device)
         kept = read_metrics(resume_from, start)
         metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
-        if prefetches(model.device):
-            batches = prefetch(training.prepare, start, settings.steps)
-        else:
-            batches = (training.prepare(step) for step in range(start, settings.steps))
-        with closing(batches), metrics or nullcontext():
+        with metrics or nullcontext():
             while not training.finished:
-                record = training.step(batches)
+                record = training.step()
                 if validate and training.validation_is_due:
                     record["validation"] = training.validate(validate)
                 if metrics:
@@ -158,6 +153,8 @@ class _Training:
         self.scoring_attention = scoring_attention
         self.progress = Progress(ranks=[[0, self.engine.ranks]])
         self.best: Weights = {}
+        self.following: tuple[list[Sample], Prepared] | None = None
+        """The next step's batch, once prepared."""
         self.saved_s = time.monotonic()
 
     @property
@@ -176,12 +173,12 @@ class _Training:
         step = self.progress.step
         return step % self.spec.validation.every_steps == 0 or step == self.spec.optimisation.steps
 
-    def step(self, batches: Iterator[tuple[list[Sample], Prepared]]) -> dict[str, float]:
+    def step(self) -> dict[str, float]:
         """Runs one step, forward, backward and update, and returns its figures."""
         started = time.perf_counter()
         progress, step = self.progress, self.progress.step
-        samples, prepared = next(batches)
-        loss, tokens, slots = self.gradients.add(samples, step, prepared)
+        (samples, prepared), self.following = self.following or self.prepare(step), None
+        loss, tokens, slots = self.gradients.add(samples, step, prepared, self.prepare_next)
         if not math.isfinite(loss):
             raise _diverged("loss", loss, step, samples)
         lr = learning_rate(self.spec.optimisation, step)
@@ -204,10 +201,19 @@ class _Training:
         }
 
     def prepare(self, step: int) -> tuple[list[Sample], Prepared]:
-        """Draws and assembles the batch of a step; may run in another thread."""
+        """Draws and assembles the batch of a step."""
         batch_queries = self.spec.optimisation.batch_queries
         samples = draw_samples(self.teacher, self.spec.seed, step, batch_queries)
         return samples, self.gradients.prepare(samples, step)
+
+    def prepare_next(self) -> None:
+        """Prepares the batch of the next step while a GPU computes this one's gradients.
+
+        A thread would do so earlier, but hold Python's lock while kernels are to be launched.
+        """
+        step = self.progress.step + 1
+        if not self.following and step < self.spec.optimisation.steps:
+            self.following = self.prepare(step)
 
     def validate(self, measure: Validate) -> float:
         """Measures the model and keeps its weights if it is the best so far."""
@@ -300,22 +306,3 @@ def _diverged(figure: str, value: float, step: int, samples: list[Sample]) -> Di
         f"the {figure} of step {step} is {value}; its queries: {queries}{more}. "
         "Lower the learning rate, clip, or check the teacher's scores of these queries"
     )
-
-
-def prefetches(device: torch.device) -> bool:
-    """True if the next step is prepared during the current one; a CPU would only share its time."""
-    return device.type == "cuda"
-
-
-def prefetch(make: Callable[[int], Item], start: int, stop: int) -> Generator[Item, None, None]:
-    """Yields `make(step)` for each step from `start`; a thread prepares the next one meanwhile.
-
-    An exception in `make` is raised when its step is due. Closing waits for the running call.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch", initializer=own_device) as thread:
-        pending = thread.submit(make, start)
-        for step in range(start, stop):
-            item = pending.result()
-            if step + 1 < stop:
-                pending = thread.submit(make, step + 1)
-            yield item

@@ -146,7 +146,7 @@ def test_an_assembled_batch_counts_its_tokens_and_slots(world):
     _, _, assembler, samples = world.prepared(forward_tokens=100)
     batch = assembler.assemble(samples)
     masks = [inputs["attention_mask"] for inputs in batch.forwards]
-    tokens = sum(int(assembler.lengths(sample).sum()) for sample in samples)
+    tokens = sum(int(each.sum()) for each in assembler.lengths(samples))
     assert batch.tokens == sum(int(mask.sum()) for mask in masks) == tokens
     assert batch.slots == sum(mask.numel() for mask in masks)
     assert all(mask.numel() <= 100 for mask in masks)

@@ -1,5 +1,5 @@
 import json
-import threading
+import re
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
@@ -11,8 +11,9 @@ from transformers import BertForSequenceClassification
 from xsweep.errors import ConfigError, DivergenceError, Stopped
 from xsweep.evaluator.data.files import write_manifest
 from xsweep.trainer.checkpoint import list_checkpoints
+from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Scorer, slots
-from xsweep.trainer.loop import _Training, prefetch
+from xsweep.trainer.loop import _Training
 from xsweep.trainer.train import run_job
 
 
@@ -113,23 +114,35 @@ def test_a_checkpoint_of_an_older_version_is_resumed(world, undisturbed, tmp_pat
     assert digest(out) == digest(undisturbed["plain"])
 
 
-def test_prefetched_steps_give_the_same_weights(world, undisturbed, tmp_path):
-    prepare, threads = _Training.prepare, []
+def test_the_next_step_is_prepared_between_the_passes_and_the_update_of_this_one(
+    world, undisturbed, tmp_path
+):
+    events: list[str] = []
 
-    def watched(self, step):
-        threads.append((step, threading.current_thread().name))
-        return prepare(self, step)
+    def watched(kind, name, event):
+        method = getattr(kind, name)
+
+        def call(self, *arguments, **named):
+            value = method(self, *arguments, **named)
+            events.append(event)
+            return value
+
+        return patch.object(kind, name, call)
 
     with (
-        patch("xsweep.trainer.loop.prefetches", lambda device: True),
-        patch.object(_Training, "prepare", watched),
+        watched(_Training, "prepare", "prepared"),
+        watched(PlainEngine, "backward", "computed"),
+        watched(PlainEngine, "step", "updated"),
     ):
         with pytest.raises(Stopped):
             train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(5))
         out = train(world, tmp_path / "out", **ENGINES["plain"], resume_from=[tmp_path / "first"])
     assert digest(out) == digest(undisturbed["plain"])
-    assert [step for step, _ in threads] == [0, 1, 2, 3, 4, 5, 5, 6, 7]
-    assert all(name.startswith("prefetch") for _, name in threads)
+    first, *steps = "".join(event[0] for event in events).split("u")
+    assert re.fullmatch("pc+p", first)
+    assert all(re.fullmatch("c+p", step) for step in steps[:4])
+    assert re.fullmatch("pc+p", steps[4]), "prepared again after the stop"
+    assert re.fullmatch("c+", steps[6]), "nothing is left to prepare"
 
 
 def test_the_seed_determines_the_weights(world, undisturbed, tmp_path):
@@ -278,39 +291,3 @@ def test_a_combination_of_losses_is_trained(world, tmp_path):
         run_job("train", alone, world.inputs, tmp_path / name)
         parts.append(curve(tmp_path / name)[0])
     assert curve(tmp_path / "out")[0] == pytest.approx(parts[0] + 0.1 * parts[1], rel=1e-4)
-
-
-def test_the_next_step_is_prepared_before_it_is_requested():
-    made, ready = [], threading.Event()
-
-    def make(step):
-        made.append(step)
-        if step == 6:
-            ready.set()
-        return step * 10
-
-    steps = prefetch(make, 5, 8)
-    assert next(steps) == 50
-    assert ready.wait(10)
-    assert list(steps) == [60, 70]
-    assert made == [5, 6, 7]
-
-
-def test_closing_ends_the_thread_and_prepares_no_further_step():
-    made = []
-    steps = prefetch(made.append, 0, 100)
-    next(steps)
-    steps.close()
-    assert made == [0, 1]
-
-
-def test_an_error_in_the_thread_is_raised_where_the_step_is_requested():
-    def make(step):
-        if step == 1:
-            raise ValueError("unreadable")
-        return step
-
-    steps = prefetch(make, 0, 3)
-    next(steps)
-    with pytest.raises(ValueError, match="unreadable"):
-        next(steps)
