@@ -152,6 +152,35 @@ def test_an_assembled_batch_counts_its_tokens_and_slots(world):
     assert all(mask.numel() <= 100 for mask in masks)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_assembled_batch_equals_pairs_encoded_one_by_one(world, packed):
+    _, _, assembler, samples = world.prepared(packed=packed, forward_tokens=100)
+    batch = assembler.assemble(samples)
+    longest = batch.targets.mask_QD.shape[1]
+    places = [divmod(place, longest) for place in batch.places_P.tolist()]
+    assert len(places) == sum(len(sample.doc_ids) for sample in samples)
+    for inputs in batch.forwards:
+        count = len(inputs.lengths if packed else inputs["input_ids"])
+        chosen, places = places[:count], places[count:]
+        pairs = [
+            assembler.encoder.encode(
+                assembler.queries[samples[query].query_id],
+                assembler.documents[samples[query].doc_ids[document]],
+                *assembler.side_tokens,
+            )
+            for query, document in chosen
+        ]
+        if packed:
+            assert inputs.ids_T.tolist() == [n for pair in pairs for n in pair.input_ids]
+            assert inputs.segments_T.tolist() == [n for pair in pairs for n in pair.token_type_ids]
+        else:
+            for row, pair in enumerate(pairs):
+                kept = inputs["attention_mask"][row].bool()
+                assert inputs["input_ids"][row][kept].tolist() == pair.input_ids.tolist()
+                assert kept.sum() == len(pair.input_ids)
+    assert not places
+
+
 @pytest.mark.parametrize(
     ("settings", "on_cpu", "on_gpu"),
     [({"forward_tokens": 2048}, 2048, 9000), ({"forward_tokens": 100}, 100, 100)],
