@@ -146,9 +146,9 @@ def network_seconds(engine: str) -> Iterator[list[float]]:
     def watched(name: str):
         method = getattr(kind, name)
 
-        def call(self, *arguments):
+        def call(self, *arguments, **named):
             started_s = time.process_time()
-            value = method(self, *arguments)
+            value = method(self, *arguments, **named)
             spent[-1] += time.process_time() - started_s
             if name == "step":
                 spent.append(0.0)

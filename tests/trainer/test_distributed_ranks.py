@@ -1,5 +1,3 @@
-import threading
-
 import pytest
 import torch
 from hypothesis import given
@@ -15,7 +13,6 @@ from xsweep.trainer.distributed import (
 )
 from xsweep.trainer.engines import open_engine
 from xsweep.trainer.forward import Scorer
-from xsweep.trainer.loop import prefetch
 from xsweep.trainer.specs import OptimisationSpec
 
 
@@ -47,14 +44,10 @@ def test_ranks_that_found_different_checkpoints_do_not_resume(monkeypatch):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Pretends that a number of GPUs is visible; returns the calls of `set_device` by thread."""
+    """Pretends that a number of GPUs is visible; returns the calls of `set_device`."""
     calls = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        torch.cuda,
-        "set_device",
-        lambda device: calls.append((threading.current_thread().name, device)),
-    )
+    monkeypatch.setattr(torch.cuda, "set_device", calls.append)
 
     def visible(count, local_rank=None):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
@@ -70,13 +63,7 @@ def gpus(monkeypatch):
 def test_a_rank_takes_the_gpu_of_its_local_rank(gpus, count, local_rank, expected):
     calls = gpus(count, local_rank)
     assert own_device() == torch.device("cuda", expected)
-    assert calls == [("MainThread", torch.device("cuda", expected))]
-
-
-def test_the_prefetching_thread_takes_the_gpu_of_its_rank_too(gpus):
-    calls = gpus(4, 2)
-    assert list(prefetch(lambda step: step, 0, 3)) == [0, 1, 2]
-    assert calls == [("prefetch_0", torch.device("cuda", 2))]
+    assert calls == [torch.device("cuda", expected)]
 
 
 @pytest.fixture
