@@ -12,7 +12,7 @@ from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.scoring import score_pairs
 from xsweep.evaluator.specs import ScoringSpec
-from xsweep.evaluator.varlen.attention import pack
+from xsweep.evaluator.varlen.attention import attend_padded, pack
 from xsweep.evaluator.varlen.encoders import build_encoder, build_scorer, has_unpadded
 from xsweep.evaluator.varlen.layers import Kernels
 
@@ -79,6 +79,22 @@ def test_packed_pairs_equal_one_row_under_a_block_diagonal_mask(
     found = scorer(pack(pairs))
     assert found.std() > 0.05, "scores that hardly differ would prove nothing"
     torch.testing.assert_close(found, _flattened_logits(model, pairs), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", UNPADDED)
+@torch.no_grad()
+def test_attention_over_padded_sequences_gives_a_model_the_same_scores(
+    family: str, make_model_folder: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_cross_encoder(make_model_folder(family))
+    packing = pack(_encoded(tokenizer))
+    expected = build_scorer(model, FP32)(packing)
+    monkeypatch.setattr(
+        "xsweep.evaluator.varlen.layers.attend",
+        lambda query, sides, packing, window: attend_padded(query, sides, packing, window, 0.0),
+    )
+    found = build_scorer(model, FP32)(packing.with_slots())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("family", UNPADDED)
