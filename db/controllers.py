@@ -1,5 +1,6 @@
 """Register controllers, record their heartbeats, and recover the attempts of dead ones."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from sqlalchemy import Connection, Engine, delete, insert, select, update
@@ -88,3 +89,14 @@ def adopt(engine: Engine, claim: Claim, *, owner: str, lease_s: float) -> Claim 
         return adopted
 
     return transact(engine, work)
+
+
+def adopted_by_others(engine: Engine, leases: Collection[Lease]) -> set[Lease]:
+    """Those of an owner's leases whose attempts another owner has adopted, ended or not."""
+    if not leases:
+        return set()
+    attempts = select(Attempt.job_id, Attempt.token, Attempt.owner)
+    attempts = attempts.where(Attempt.job_id.in_([lease.job_id for lease in leases]))
+    rows = read(engine, lambda connection: connection.execute(attempts).all())
+    owners = {(row.job_id, row.token): row.owner for row in rows}
+    return {lease for lease in leases if owners.get(lease[:2], lease.owner) != lease.owner}

@@ -67,6 +67,12 @@ def history(
     return [EventRow(**row) for row in reversed(rows)]
 
 
+def first_event_s(engine: Engine) -> float:
+    """When this job table's history began, in s by the database's clock: no two share it."""
+    first = select(Event.at).order_by(Event.id).limit(1)
+    return read(engine, lambda connection: connection.scalar(first)) or 0.0
+
+
 def last_event(engine: Engine) -> int:
     """Id of the newest event, 0 before there is any."""
     return read(engine, _last_event)

@@ -315,6 +315,9 @@ def pack_scores(scores: Mapping[str, Mapping[str, float]], name: str) -> PackedS
     {"nDCG@10": {"q2": 0.5, "q1": 1.0}} packs 1.0 and 0.5, of q1 and q2; their mean is 0.75. Raises
     DataError when measures cover different queries, or none, or a value is not finite.
     """
+    for measure, values in scores.items():
+        if not isinstance(values, Mapping):
+            raise DataError(f"scores of {name}: {measure} is {values!r:.40}, not a value per query")
     query_ids = tuple(sorted(next(iter(scores.values()), ())))
     arrays: dict[str, bytes] = {}
     means: dict[str, float] = {}
@@ -324,10 +327,10 @@ def pack_scores(scores: Mapping[str, Mapping[str, float]], name: str) -> PackedS
                 f"scores of {name}: {measure} has {len(values)} queries where the first measure has"
                 f" {len(query_ids)}; every measure needs a value for every query of the qrels"
             )
+        for query_id, value in values.items():
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise DataError(f"scores of {name}: {measure} of query {query_id} is {value!r:.40}")
         ordered = [float(values[query_id]) for query_id in query_ids]
-        if not all(map(math.isfinite, ordered)):
-            worst = next(q for q in query_ids if not math.isfinite(values[q]))
-            raise DataError(f"scores of {name}: {measure} of query {worst} is {values[worst]}")
         arrays[measure] = struct.pack(f"<{len(ordered)}d", *ordered)
         means[measure] = math.fsum(ordered) / len(ordered)
     return PackedScores(name=name, query_ids=query_ids, arrays=arrays, means=means)

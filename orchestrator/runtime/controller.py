@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sqlalchemy import Engine
 
 from xsweep.db import controllers, jobs
 from xsweep.db.status import LiveController, live_controllers, open_resources, pending_demand
-from xsweep.errors import DataError, SetupError
+from xsweep.errors import DataError, SetupError, first_line
 from xsweep.evaluator.data.files import checksum
 from xsweep.orchestrator.runtime.asha import Pruner
 from xsweep.orchestrator.runtime.attempt import (
@@ -146,9 +147,8 @@ class Controller:
             if actors := actors_of(job, workers):
                 kept |= set(names_of(job))
                 self._continue(job, actors)
-            elif job.folder and self.store.is_published(job.folder):
-                if self._accept([(job, job.folder)]):
-                    log.info("done      %s (found finished)", job.name)
+            elif self._accept_published(job):
+                continue
             elif job.folder is None:
                 self._release(job, "its controller died before it began")
             else:
@@ -167,8 +167,22 @@ class Controller:
             if actors := actors_of(orphan, workers):
                 if job := self._take_over(orphan):
                     self._continue(job, actors)
+            elif orphan.folder and self.store.is_published(orphan.folder):
+                if job := self._take_over(orphan):
+                    self._accept_published(job)
             elif jobs.requeue_expired(self.engine, orphan.lease):
                 log.warning("requeued  %s: its lease expired and its worker is gone", orphan.name)
+
+    def _accept_published(self, job: jobs.Claim) -> bool:
+        """Accept the folder of an attempt that had finished when nobody watched; False: it had not.
+
+        A folder that is damaged ends the attempt, too.
+        """
+        if not job.folder or not self.store.is_published(job.folder):
+            return False
+        if self._accept([(job, job.folder)]):
+            log.info("done      %s (found finished)", job.name)
+        return True
 
     def _take_over(self, orphan: jobs.Claim) -> jobs.Claim | None:
         return jobs.adopt(self.engine, orphan, owner=self.owner, lease_s=self.lease_s)
@@ -176,7 +190,7 @@ class Controller:
     def _continue(self, job: jobs.Claim, actors: list[Any]) -> None:
         placement = self.pool.adopt(job.actor or "", request_of(job.resources), actors, job.node)
         awaited = {
-            actor.outcome.options(name=job.name).remote(job.token): rank
+            actor.outcome.options(name=job.name).remote(job.job_id, job.token): rank
             for rank, actor in enumerate(actors)
         }
         attempt = RunningAttempt(job, job.folder or "", placement, awaited, answered=True)
@@ -189,18 +203,23 @@ class Controller:
             placed: list[tuple[jobs.Claim, Placement]] = []
             while self.unplaced:
                 claim = self.unplaced[0]
-                request = request_of(claim.resources)
-                if reason := self.pool.infeasible_reason(request):
-                    if self.demand.wait(claim.job_id, reason):
+                try:
+                    request = request_of(claim.resources)
+                    reason = self.pool.infeasible_reason(request)
+                    placement = None if reason else self._place(claim, request)
+                except ValueError as error:  # Ray's, for an amount that it cannot reserve
+                    self._fail(claim, "CONFIG", f"{claim.resources}: {first_line(error)}")
+                else:
+                    if placement:
+                        placed.append((claim, placement))
+                        self.demand.satisfied(claim.job_id)
+                        self._latest = request
+                    elif not reason:
+                        break
+                    elif self.demand.wait(claim.job_id, reason):
                         self._release(claim, reason)
                     else:
                         self._fail(claim, "CONFIG", reason)
-                elif placement := self._place(claim, request):
-                    placed.append((claim, placement))
-                    self.demand.satisfied(claim.job_id)
-                    self._latest = request
-                else:
-                    break
                 self.unplaced.pop(0)
             self._start(placed)
             if self.unplaced:
@@ -280,6 +299,7 @@ class Controller:
         outcomes = [(attempt, attempt.outcome()) for attempt in ended]
         finished = [each for each, outcome in outcomes if outcome["state"] == "finished"]
         accepted = self._accept([(each.job, each.folder) for each in finished])
+        theirs = controllers.adopted_by_others(self.engine, [each.job.lease for each in ended])
         for attempt, outcome in outcomes:
             job, failure = attempt.job, outcome["failure"]
             if outcome["state"] == "finished":
@@ -291,6 +311,9 @@ class Controller:
             else:
                 self._fail(job, failure or "UNKNOWN", outcome["reason"] or "")
             self.attempts.remove(attempt)
+            if job.lease in theirs:
+                self.pool.forget(attempt.placement)
+                continue
             self._record_on_nodes(attempt, failure)
             reusable = failure not in ("NODE", "PREEMPTED") and attempt.placement.shared
             self.pool.give_back(attempt.placement, reusable=reusable)
@@ -306,9 +329,16 @@ class Controller:
         progress = self._ask_workers(since_s)
         leases = [each.job.lease for each in self.attempts] + [each.lease for each in self.unplaced]
         held = jobs.renew(self.engine, leases, lease_s=self.lease_s, progress=progress)
-        for attempt in [each for each in self.attempts if each.job.lease not in held]:
-            log.warning("lost      %s: its lease is gone; stopping it", attempt.job.name)
-            self._drop(attempt)
+        lost = [each for each in self.attempts if each.job.lease not in held]
+        adopted = controllers.adopted_by_others(self.engine, [each.job.lease for each in lost])
+        for attempt in lost:
+            if attempt.job.lease in adopted:
+                log.warning("lost      %s: another controller adopted it", attempt.job.name)
+                self.attempts.remove(attempt)
+                self.pool.forget(attempt.placement)
+            else:
+                log.warning("lost      %s: its lease is gone; stopping it", attempt.job.name)
+                self._drop(attempt)
         self.unplaced = [claim for claim in self.unplaced if claim.lease in held]
         if self.demand.scales:
             waiting = [request_of(claim.resources) for claim in self.unplaced]
@@ -325,19 +355,22 @@ class Controller:
             if self.pool.is_draining(placement):
                 attempt.drain()
             answers = statuses.get(placement.name)
-            if answers and all(status["token"] == job.token for status in answers):
+            asked = {(status["job_id"], status["token"]) for status in answers or ()}
+            if answers and asked == {job.lease[:2]}:
                 attempt.answered, attempt.silent_s = True, 0.0
                 made = {"node": placement.node, "places": self._places}
                 progress[job.lease] = {**answers[0]["progress"], **made}
                 if self.pruner.ends(job, attempt.folder):
                     for actor in placement.actors:
-                        actor.halt.remote(job.token)
+                        actor.halt.remote(job.job_id, job.token)
                 continue
             attempt.silent_s += since_s
             if attempt.answered and attempt.silent_s > self.lease_s:
                 # Stopped, stuck or unreachable: another attempt does it meanwhile.
                 self._drop(attempt)
                 reason = f"its worker has not answered for {attempt.silent_s:.0f} s"
+                if self._accept_published(replace(job, folder=attempt.folder)):
+                    continue
                 self._fail(job, "NODE", reason)
                 self._record_on_nodes(attempt, "NODE")
                 for host in set(placement.hosts):
@@ -418,21 +451,29 @@ def accept_all(
 
 
 def _result(store: Store, lease: jobs.Lease, folder: str) -> jobs.NewResult:
-    path = store.fetch_results(folder)
-    return jobs.NewResult(
-        lease=lease,
-        folder=folder,
-        manifest_sha256=checksum(path / "manifest.json"),
-        summary=_read(path / "summary.json") or {},
-        provenance=_read(path / "provenance.json") or {},
-        scores=_read(path / "per_query.json"),
-    )
+    try:
+        path = store.fetch_results(folder)
+        return jobs.NewResult(
+            lease=lease,
+            folder=folder,
+            manifest_sha256=checksum(path / "manifest.json"),
+            summary=_read(path / "summary.json") or {},
+            provenance=_read(path / "provenance.json") or {},
+            scores=_read(path / "per_query.json"),
+        )
+    except OSError as error:  # no right to read it, a folder in a file's place, a broken disk
+        raise DataError(
+            f"{error.filename or folder}: {error.strerror}: run its job again"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}): run its job again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: not a JSON object: run its job again")
+    return content

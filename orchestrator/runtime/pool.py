@@ -150,6 +150,10 @@ class Pool:
         if placement.group:
             ray.util.remove_placement_group(placement.group)
 
+    def forget(self, placement: Placement) -> None:
+        """Leave a placement to another controller, which has adopted its workers."""
+        self._placements.pop(placement.name, None)
+
     def statuses(self, placements: Sequence[Placement]) -> dict[str, list[Status]]:
         """Ask workers for their status; by name, the answers of all ranks that came in time."""
         asked = [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 from sqlalchemy import Engine
 
 from xsweep.db.engine import connect, redacted
+from xsweep.db.events import first_event_s
 from xsweep.db.status import Outlook, outlook, summary
 from xsweep.errors import SetupError, first_line
 from xsweep.orchestrator.forecast import eta
@@ -74,7 +75,7 @@ def run(
             show(engine) if show else nullcontext(lambda: None) as draw,
         ):
             log.info("connecting to Ray (starting it takes some seconds)")
-            dashboard = ray_cluster.connect(settings, namespace=namespace(settings))
+            dashboard = ray_cluster.connect(settings, namespace=namespace(settings, engine))
             token = os.environ.get("RAY_AUTH_TOKEN_PATH")
             hint = f" (it asks for a token: cat {token})" if dashboard and token else ""
             log.info("Ray's dashboard: %s%s", dashboard or "not running", hint)
@@ -113,9 +114,13 @@ def start_detached(settings: Settings) -> int | None:
     return process.pid
 
 
-def namespace(settings: Settings) -> str:
-    """Return Ray's namespace for this job table's actors, distinct on a shared cluster."""
-    return f"xsweep-{hashlib.sha256(redacted(settings.database).encode()).hexdigest()[:12]}"
+def namespace(settings: Settings, engine: Engine) -> str:
+    """Return Ray's namespace for this job table's actors, distinct on a shared cluster.
+
+    Tables on two hosts may have one URL, such as the same path, and a copy shares its history.
+    """
+    table = f"{redacted(settings.database)} since {first_event_s(engine)!r}"
+    return f"xsweep-{hashlib.sha256(table.encode()).hexdigest()[:12]}"
 
 
 @contextmanager
@@ -144,7 +149,7 @@ def _controller(
             engine,
             store,
             dashboard=dashboard,
-            pool=Pool(prefix=f"{namespace(settings)}/", preflight=preflight),
+            pool=Pool(prefix=f"{namespace(settings, engine)}/", preflight=preflight),
             lease_s=settings.lease_s,
             demand=Demand(settings.node_wait_s if given else 0.0, scales=bool(given)),
             limits=settings.limits,

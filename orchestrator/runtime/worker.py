@@ -115,11 +115,11 @@ class Worker:
             event.clear()
         # Not in the calling thread: the caller may die, and the job continues for its successor.
         threading.Thread(target=self._run, args=(task,), name=task["name"], daemon=True).start()
-        return self.outcome(task["token"])
+        return self.outcome(task["job_id"], task["token"])
 
-    def outcome(self, token: int) -> Outcome | None:
-        """Wait for the end of the task with this token; None if the worker has another one."""
-        if self._task is None or self._task["token"] != token:
+    def outcome(self, job_id: int, token: int) -> Outcome | None:
+        """Wait for the end of this attempt; None if the worker has another one."""
+        if not self._has(job_id, token):
             return None
         self._ended.wait()
         return self._outcome
@@ -141,10 +141,15 @@ class Worker:
         """Ask the task to save a checkpoint and stop at its next progress report."""
         self._stop.set()
 
-    def halt(self, token: int) -> None:
-        """End the trial with this token after its next report: it was pruned."""
-        if self._task and self._task["token"] == token:
+    def halt(self, job_id: int, token: int) -> None:
+        """End this trial after its next report: it was pruned."""
+        if self._has(job_id, token):
             self._halt.set()
+
+    def _has(self, job_id: int, token: int) -> bool:
+        return self._task is not None and (
+            (self._task["job_id"], self._task["token"]) == (job_id, token)
+        )
 
     def _report(self, done: int, total: int, **figures: Any) -> bool:
         """Record and print progress. True: end early; raises Stopped where a stop was requested."""

@@ -6,6 +6,7 @@ from sqlalchemy import event
 
 from xsweep.db import controllers, jobs
 from xsweep.db.check import check
+from xsweep.db.controllers import adopted_by_others
 from xsweep.db.events import history
 from xsweep.db.status import summary
 
@@ -74,6 +75,16 @@ def test_an_adopted_attempt_belongs_to_the_new_owner_only(engine, lost):
 def test_a_result_is_accepted_after_its_lease_expired_while_nobody_took_the_job(engine, lost):
     assert finish(engine, lost)
     assert states(engine) == {"train": "done"}
+
+
+def test_an_owner_learns_which_of_its_attempts_others_adopted_even_after_their_end(engine, lost):
+    assert adopted_by_others(engine, [lost.lease]) == set()
+    adopted = jobs.adopt(engine, lost, owner="bob", lease_s=60)
+    assert adopted_by_others(engine, [lost.lease]) == {lost.lease}
+    assert finish(engine, adopted)
+    assert adopted_by_others(engine, [lost.lease]) == {lost.lease}
+    assert adopted_by_others(engine, [adopted.lease]) == set()
+    assert adopted_by_others(engine, []) == set()
 
 
 def test_an_ended_attempt_can_neither_be_adopted_nor_requeued(engine, lost):

@@ -59,3 +59,33 @@ def test_a_job_whose_lease_is_lost_is_refused_and_holds_up_no_other(three):
     engine, store, claims = three
     assert jobs.adopt(engine, claims[2], owner="bob", lease_s=60)
     assert accept_all(engine, Store(store), finished(claims)) == [True, True, False]
+
+
+def test_a_folder_that_cannot_be_read_is_refused_and_holds_up_no_other(three):
+    engine, store, claims = three
+    manifest = store / str(claims[1].job_id) / "manifest.json"
+    manifest.unlink()
+    manifest.mkdir()
+    first, second, third = accept_all(engine, Store(store), finished(claims))
+    assert (first, third) == (True, True)
+    assert f"{manifest}: Is a directory" in str(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", "[1]"),
+        ("provenance.json", "null"),
+        ("per_query.json", '["nDCG@10"]'),
+        ("per_query.json", '{"nDCG@10": [0.5]}'),
+        ("per_query.json", '{"nDCG@10": {"q1": "high"}}'),
+    ],
+)
+def test_a_folder_whose_files_have_another_shape_is_refused(three, name, content):
+    engine, store, claims = three
+    folder = store / str(claims[0].job_id)
+    (folder / name).write_text(content)
+    write_manifest(folder)
+    first, *others = accept_all(engine, Store(store), finished(claims))
+    assert isinstance(first, DataError), first
+    assert others == [True, True]

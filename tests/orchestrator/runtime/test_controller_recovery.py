@@ -214,12 +214,14 @@ def test_a_job_that_fails_for_good_stops_what_needs_it_and_nothing_else(workplac
     assert ended["evaluate", "Tiny"].state == "done"
 
 
-def test_a_request_that_no_node_can_meet_fails_with_the_reason(workplace):
+def test_requests_that_cannot_be_met_fail_with_the_reason_and_stop_no_controller(workplace):
     grid = write_study(workplace.folder)
-    grid.write_text(grid.read_text() + "resources: {train: {cpus: 1, gpus: 64}}\n")
+    needs = "{train: {cpus: 1, gpus: 64}, evaluate: {cpus: 0.00001}}"
+    grid.write_text(f"{grid.read_text()}resources: {needs}\n")
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
     output = workplace.xsweep("run", code=1)
     assert "asks for 1 CPU, 64 GPU; the largest node has" in output
+    assert re.search(r"failed    evaluate BM25 .*: CONFIG: \{'cpus': 1e-05.*beyond 0.0001", output)
 
 
 def test_a_controller_that_loses_sight_of_its_database_kills_no_job(

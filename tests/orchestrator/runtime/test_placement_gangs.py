@@ -109,6 +109,27 @@ def test_a_gang_outlives_its_controller_and_the_one_after_a_killed_rank_resumes_
     assert_result_of_one_rank(place, alone)
 
 
+def test_a_controller_that_wakes_leaves_alone_what_another_has_adopted(workplace, several_nodes):
+    place = run_with(workplace, several_nodes, 1)
+    place.environment |= {"XSWEEP_LEASE_S": "10"}
+    asleep = place.start("run")
+    first_checkpoint(place)
+    asleep.send_signal(signal.SIGSTOP)
+    # The other one is on another host, as it were: it shares the database, the store and Ray.
+    place.environment |= {"XSWEEP_DB": f"sqlite:///{place.home}/xsweep.db"}
+    place.environment |= {"XSWEEP_STORE": str(place.home / "store"), "XSWEEP_HOME": "elsewhere"}
+    output = place.xsweep("run")
+    assert "adopted   train" in output
+    asleep.send_signal(signal.SIGCONT)
+    late, _ = asleep.communicate(timeout=120)
+    assert asleep.returncode == 0, late
+    assert "stopping it" not in late
+    engine = connect(f"sqlite:///{place.home}/xsweep.db")
+    assert set(attempts(engine).values()) == {1}, "nothing was begun again"
+    assert check(engine) == []
+    engine.dispose()
+
+
 RESERVE = """
 import os, sys, ray
 ray.init(address=os.environ["RAY_ADDRESS"], namespace=sys.argv[1], log_to_driver=False)
@@ -121,7 +142,8 @@ def test_a_group_that_no_job_holds_is_removed_and_three_nodes_give_the_result_of
     alone, workplace, several_nodes
 ):
     place = run_with(workplace, several_nodes, 3)
-    space = namespace(load_settings(database=f"sqlite:///{place.home}/xsweep.db"))
+    url = f"sqlite:///{place.home}/xsweep.db"
+    space = namespace(load_settings(database=url), connect(url))
     subprocess.run(
         [sys.executable, "-c", RESERVE, space, f"{space}/left by nobody"],
         env={**place.environment, "RAY_ADDRESS": several_nodes["RAY_ADDRESS"]},

@@ -52,6 +52,20 @@ def test_a_job_that_reserved_a_gpu_does_not_run_on_the_cpu(environment, tmp_path
     assert outcome["reason"].startswith("this job reserved a GPU, but PyTorch")
 
 
+def test_a_warm_worker_answers_for_its_latest_attempt_alone(environment, tmp_path):
+    worker, out = Worker(0), tmp_path / "jobs/prepare/aa/aa/attempt-1"
+    task = {"job_id": 7, "token": 1, "kind": "prepare", "name": "prepare", "spec": {}, "inputs": {}}
+    task |= {"out": str(out), "log": f"{out}.log", "previous": [], "root": str(tmp_path)}
+    outcome = worker.run(task | {"remote": None})
+    assert outcome["state"] == "failed"
+    assert worker.outcome(7, 1) == outcome
+    assert worker.outcome(8, 1) is None, "another job, whose first attempt has the same token"
+    assert worker.outcome(7, 2) is None
+    for attempt, halted in (((8, 1), False), ((7, 1), True)):
+        worker.halt(*attempt)
+        assert worker._halt.is_set() is halted
+
+
 def test_a_rank_gets_torchruns_environment_variables(environment):
     environment.setattr("xsweep.orchestrator.runtime.worker.ray_address", lambda: "127.0.0.1")
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
