@@ -110,7 +110,8 @@ def home(world, tmp_path_factory):
         phase(size, again, job(f"{size} zero-1 killed", "zero-1", killed_at=5), code=KILLED)
         phase(size, job(f"{size} zero-1 again", "zero-1", [f"{size} zero-1 killed"]))
     whole = {"dropout": False, "micro_batch_tokens": 500}
-    phase(2, job("2 no dropout", "plain", **whole), job("2 memory", "plain", **whole))
+    limited = [job(f"2 memory {name}", name, **whole) for name in ("plain", "zero-0")]
+    phase(2, job("2 no dropout", "plain", **whole), *limited)
     phase(3, job("3 plain", "plain"), job("3 zero-2", "zero-2"))
     phase(8, job("8 plain", "plain"))
     fewer = [job(f"fewer {name}", name, [f"2 {name} killed"]) for name in ("plain", "zero-1")]
@@ -164,12 +165,13 @@ def test_a_training_of_two_ranks_can_resume_on_one_and_records_it(home, name):
     assert summary(home / f"fewer {name}")["ranks"] == [[0, 2], [3, 1]]
 
 
-def test_all_ranks_halve_the_budget_if_one_runs_out_of_memory(home):
+@pytest.mark.parametrize("name", ["plain", "zero-0"])
+def test_all_ranks_halve_the_budget_if_one_runs_out_of_memory(home, name):
     for figure in ("loss", "grad_norm", "validation"):
         expected = curve(home / "2 no dropout", figure)
-        assert curve(home / "2 memory", figure) == pytest.approx(expected, rel=1e-4)
+        assert curve(home / f"2 memory {name}", figure) == pytest.approx(expected, rel=1e-4)
     assert summary(home / "2 no dropout")["halved_budgets"] == []
-    halved = summary(home / "2 memory")["halved_budgets"]
+    halved = summary(home / f"2 memory {name}")["halved_budgets"]
     assert halved[0][0] == 0
     assert halved[-1][1] <= 250
 
