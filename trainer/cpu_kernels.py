@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout, gelu
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from xsweep.evaluator.varlen.attention import Packing, attend
@@ -101,12 +102,31 @@ class TrainingKernels(Kernels):
             return checkpoint(self._layer_of, self.packing, layer, *arguments, use_reentrant=False)
         return layer(*arguments)
 
+    def head(self, head: Layer, *arguments: object) -> Tensor:
+        with _HeadDropout(self):
+            return head(*arguments)
+
     def _layer_of(self, packing: Packing | None, layer: Layer, *arguments: object) -> Tensor:
         self.packing = packing  # by the time of the gradient, another pass is under way
         return layer(*arguments)
 
     def _rate(self, rate: float) -> float:
         return rate if self.dropout else 0.0
+
+
+class _HeadDropout(TorchFunctionMode):
+    """Lets the kernels do the dropout of a classification head, which is the model's own module."""
+
+    def __init__(self, kernels: TrainingKernels) -> None:
+        super().__init__()
+        self.kernels = kernels
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is dropout:
+            return self.kernels.drop(args[0], (kwargs or {})["p"])
+        return func(*args, **(kwargs or {}))
 
 
 class _PreparedLinear:

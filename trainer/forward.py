@@ -1,15 +1,13 @@
 """The forward passes of a batch, which an engine wraps and differentiates."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import zip_longest
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import sdpa_kernel
-from torch.nn.functional import dropout
-from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from xsweep.errors import ConfigError
@@ -60,10 +58,9 @@ class Scorer(nn.Module):
         words = self.model.get_input_embeddings()(ids_T)
         words_of_passes = words.split([len(packing.ids_T) for packing in packings])
         logits = []
-        with _HeadDropout(kernels) if ids_T.is_cpu else nullcontext():
-            for packing, words_TE in seeded(zip(packings, words_of_passes, strict=True), seeds):
-                kernels.packing = packing
-                logits.append(score(packing._replace(words_TE=words_TE)))
+        for packing, words_TE in seeded(zip(packings, words_of_passes, strict=True), seeds):
+            kernels.packing = packing
+            logits.append(score(packing._replace(words_TE=words_TE)))
         return torch.cat(logits)
 
     def _padded(self, forwards: Sequence[dict[str, Tensor]], seeds: Sequence[int]) -> Tensor:
@@ -84,21 +81,6 @@ class Scorer(nn.Module):
                 output = self.model(inputs_embeds=words_PLE, **others)
                 logits.append(output.logits[:, 0].float())
         return torch.cat(logits)
-
-
-class _HeadDropout(TorchFunctionMode):
-    """Lets the kernels do the dropout of a classification head, which is the model's own module."""
-
-    def __init__(self, kernels: TrainingKernels) -> None:
-        super().__init__()
-        self.kernels = kernels
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if func is dropout:
-            return self.kernels.drop(args[0], (kwargs or {})["p"])
-        return func(*args, **(kwargs or {}))
 
 
 def seeded(passes: Iterable[Item], seeds: Sequence[int]) -> Iterator[Item]:

@@ -208,7 +208,7 @@ def build_scorer(model: PreTrainedModel, kernels: Kernels) -> Callable[[Packing]
     head, reads_first = _head(model)
 
     def score(packing: Packing) -> torch.Tensor:
-        return head(encoder(packing, reads_first), packing)[:, 0]
+        return kernels.head(head, encoder(packing, reads_first), packing)[:, 0]
 
     return score
 

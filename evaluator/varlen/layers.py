@@ -147,6 +147,10 @@ class Kernels:
         """The fp32 residual plus the output of a layer, in training after dropout."""
         return residual + states.float()
 
+    def head(self, head: Layer, *arguments: object) -> torch.Tensor:
+        """A model's own head on some arguments."""
+        return head(*arguments)
+
     def run(self, layer: Layer, *arguments: object) -> torch.Tensor:
         """Calls a layer; training may recompute its activations for the gradient."""
         return layer(*arguments)
