@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -33,6 +33,12 @@ log = logging.getLogger("xsweep")
 
 LOG_EVERY_S = 30.0
 """Interval of progress lines in the log."""
+
+START_S = 10.0
+"""Time for a controller that was started to take the lock."""
+
+PROBATION_S = 1.0
+"""Time after that in which it opens database and store; Ray takes longer."""
 
 GRACE_S = 120.0
 """Time for jobs to save a checkpoint when the controller is stopped."""
@@ -89,7 +95,10 @@ def run(
 
 
 def start_detached(settings: Settings) -> int | None:
-    """Start a controller that outlives this process; its pid, or None if one runs already."""
+    """Start a controller that outlives this process; its pid, or None if one runs already.
+
+    Raises SetupError, with the last line of its log, where it ends in its first second.
+    """
     if is_running(settings):
         return None
     logs = settings.home / "logs"
@@ -110,6 +119,17 @@ def start_detached(settings: Settings) -> int | None:
             stdout=out,
             stderr=out,
             start_new_session=True,
+        )
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and process.poll() is None:
+        if _holder(settings.home) == str(process.pid):
+            until = min(until, time.monotonic() + PROBATION_S)
+        time.sleep(0.05)
+    if process.returncode:
+        lines = (logs / "controller.log").read_text(errors="replace").strip().splitlines()
+        raise SetupError(
+            f"the controller that was started ended at once: {lines[-1] if lines else 'no output'} "
+            f"(its log: {logs / 'controller.log'})"
         )
     return process.pid
 
@@ -243,6 +263,13 @@ def is_running(settings: Settings) -> bool:
         return False
     with path.open() as file:
         return not _lock(file, shared=True)
+
+
+def _holder(home: Path) -> str:
+    """Return the pid in the lock's file without locking it: that could be in the holder's way."""
+    with suppress(OSError):
+        return (home / "controller.lock").read_text().strip()
+    return ""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import pytest
 import typer
 from finished import run_all, submit_small
 from gridtext import write_grid
-from tiny import write_backbone
+from tiny import write_backbone, write_study
 from typer.testing import CliRunner, Result
 
 from xsweep import __version__
@@ -484,3 +484,14 @@ def test_a_trained_run_is_evaluated_by_its_name(tmp_path: Path) -> None:
     for name in ("L3 infonce bm25 s1", "train L3 infonce bm25 s1", training.identity[:12]):
         assert _model(settings, name)["folder"] == str(store / str(folder) / "model")
     assert _model(settings, "bert-base-uncased") == {"id": "bert-base-uncased"}
+
+
+@pytest.mark.slow(3)
+def test_submit_says_why_the_controller_that_it_started_ended(workplace) -> None:
+    write_study(workplace.folder)
+    (workplace.folder / "file").touch()
+    workplace.environment["XSWEEP_STORE"] = str(workplace.folder / "file" / "store")
+    output = workplace.xsweep("submit", "tiny.yaml", code=3)
+    assert "error: the controller that was started ended at once: error: " in output
+    assert "file/store" in output
+    assert "9 new" in output, "the jobs are stored all the same"
