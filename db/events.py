@@ -68,7 +68,7 @@ def history(
 
 
 def first_event_s(engine: Engine) -> float:
-    """When this job table's history began, in s by the database's clock: no two share it."""
+    """Start of this job table's history, in s by the database's clock: no two tables share it."""
     first = select(Event.at).order_by(Event.id).limit(1)
     return read(engine, lambda connection: connection.scalar(first)) or 0.0
 
