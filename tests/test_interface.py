@@ -24,7 +24,7 @@ MEASURED = ("evaluate BM25", "evaluate L6 s1", "evaluate L6 s2")
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("XSWEEP_DB", "XSWEEP_STORE"):
+    for name in ("XSWEEP_DB", "XSWEEP_STORE", "COLUMNS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XSWEEP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
