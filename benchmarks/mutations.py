@@ -105,7 +105,8 @@ def mutants_of(path: str, source: str) -> Iterator[Mutant]:
 
 
 def _without_behaviour(node: ast.AST) -> Iterator[ast.AST]:
-    """Parts of a node that are never mutated: docstrings, annotations, f-strings' texts."""
+    """Parts of a node that are never mutated: docstrings, annotations, f-strings' texts, and
+    `strict=True`, an assertion that holds."""
     if isinstance(node, ast.AnnAssign | ast.arg) and node.annotation:
         yield node.annotation
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.returns:
@@ -114,6 +115,8 @@ def _without_behaviour(node: ast.AST) -> Iterator[ast.AST]:
         yield node
     if isinstance(node, ast.JoinedStr):
         yield node
+    if isinstance(node, ast.keyword) and node.arg == "strict":
+        yield node.value
 
 
 def _mutated(node: ast.AST) -> ast.AST | None:
