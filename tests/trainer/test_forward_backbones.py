@@ -65,6 +65,7 @@ OWN: dict[str, dict[str, Any]] = {
     "luke": {"entity_vocab_size": 10, "entity_emb_size": 8},
     "mobilebert": {"initializer_range": 0.1},
     "modernbert-decoder": {"pad_token_id": PAD},
+    "perceiver": {"d_latents": 256},
     "qwen3_5_text": {"layer_types": LAYER_TYPES},
     "qwen3_next": {"layer_types": LAYER_TYPES},
     "roc_bert": {"pronunciation_vocab_size": 20, "shape_vocab_size": 20},

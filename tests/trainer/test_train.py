@@ -103,6 +103,7 @@ def test_without_validation_the_last_weights_are_the_result(world, tmp_path):
     assert "nothing was selected" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
+@pytest.mark.slow(6)
 def test_bf16_follows_the_losses_of_fp32_on_a_packaged_backbone(world, tmp_path):
     from xsweep.evaluator.data.readers import read_texts
     from xsweep.evaluator.models.token_store import TokenStore
