@@ -306,6 +306,12 @@ def test_a_password_on_the_command_line_is_refused(home: Path) -> None:
     assert "secret" not in result.output
 
 
+def test_the_program_alone_prints_its_help(home: Path) -> None:
+    shown = CliRunner().invoke(app, [], prog_name="xsweep").output
+    assert "First steps:" in shown
+    assert "Missing command" not in shown
+
+
 def test_without_a_sweep_there_is_a_hint(home: Path) -> None:
     xsweep("db", "upgrade")
     assert "No sweep has been submitted yet" in xsweep("status").stdout

@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import object_store
+import psutil
 import pytest
 from chaos import account
 from proxy import Line
@@ -106,6 +107,30 @@ def test_a_killed_worker_is_replaced_and_its_training_resumes_at_the_checkpoint(
     assert attempts(engine)[job] == 2
     assert "resuming after step" in study.xsweep("logs", str(job))
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+
+
+def test_a_worker_that_answers_no_more_is_killed_and_its_training_resumes(workplace):
+    write_study(workplace.folder, steps=400, objectives=("infonce",))
+    workplace.environment["XSWEEP_LEASE_S"] = "10"
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+    controller = workplace.start("run")
+
+    def progress():
+        """Steps that a worker has reported in answer to the controller's question."""
+        running = [job.progress or {} for job in status.summary(engine).running]
+        return any(20 < each.get("done", 0) < 400 == each["total"] for each in running)
+
+    wait_for(progress)
+    job, pid = training(workplace)
+    output, _ = controller.communicate(timeout=240)
+    assert controller.returncode == 0, output
+    assert re.search(r"train .*: NODE: its worker has not answered for 1\d s", output), output
+    assert not psutil.pid_exists(pid)
+    assert attempts(engine)[job] == 2
+    assert "resuming after step" in workplace.xsweep("logs", str(job))
+    assert check(engine) == []
+    engine.dispose()
 
 
 def test_after_a_crash_of_the_whole_machine_the_next_run_does_the_rest(study, engine, calm_report):
