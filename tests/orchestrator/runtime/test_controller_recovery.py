@@ -23,8 +23,8 @@ from xsweep.orchestrator.runtime import ray_cluster
 # a calm run is made first, and on a busy machine each run takes minutes
 pytestmark = [pytest.mark.slow(30), pytest.mark.timeout(600)]
 
-STEPS = 60
-"""Three checkpoints: most of a training is left when the first one is there."""
+STEPS = 120
+"""Six checkpoints: most of a training is left when the first one is there."""
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +56,10 @@ def engine(study):
     engine.dispose()
 
 
-def training(study) -> tuple[int, int]:
+def training(place, store: str = ".xsweep/store") -> tuple[int, int]:
     """Job and process of a training that is past its first checkpoint, and stopped there."""
-    folder = wait_for(
-        lambda: next(study.home.glob("store/jobs/train/*/*/attempt-1/checkpoints/step-*"), None)
-    ).parent.parent
+    pattern = f"{store}/jobs/train/*/*/attempt-1/checkpoints/step-*"
+    folder = wait_for(lambda: next(place.folder.glob(pattern), None)).parent.parent
     log = folder.with_suffix(".log").read_text()
     job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
     os.kill(pid, signal.SIGSTOP)
@@ -148,20 +147,16 @@ def test_after_a_crash_of_the_whole_machine_the_next_run_does_the_rest(study, en
 def test_a_study_in_an_object_store_is_drained_on_one_host_and_finished_on_another(
     workplace, calm_report
 ):
-    def checkpoint():
-        assert controller.poll() is None, controller.communicate()[0]
-        return any(
-            workplace.folder.glob("one/stores/*/jobs/train/*/*/attempt-1/checkpoints/step-*")
-        )
-
     with contextlib.contextmanager(object_store.serve)() as url:
         write_study(workplace.folder, steps=STEPS)
         workplace.environment |= {name: os.environ[name] for name in os.environ if "AWS_" in name}
         workplace.environment |= {"XSWEEP_STORE": f"{url}/study", "XSWEEP_CACHE": "one"}
         workplace.xsweep("submit", "tiny.yaml", "--no-start")
         controller = workplace.start("run")
-        wait_for(checkpoint)
+        _, pid = training(workplace, "one/stores/*")
         controller.terminate()
+        assert any("stopping: waiting for" in line for line in controller.stdout)
+        os.kill(pid, signal.SIGCONT)
         controller.communicate(timeout=120)
         ray_cluster.stop_local(workplace.home)
         shutil.rmtree(workplace.folder / "one")

@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow(30), pytest.mark.timeout(600)]
 
 NODES = ("1", "1", "1")
 """CPUs of each: too few for two ranks on one node."""
-STEPS = 60
-"""Three checkpoints: most of a training is left when the first one is there."""
+STEPS = 120
+"""Six checkpoints: most of a training is left when the first one is there."""
 
 
 def run_with(workplace, environment, ranks):

@@ -30,8 +30,8 @@ pytestmark = [
     ),
 ]
 
-STEPS = 100
-"""Five checkpoints: most of a training is left when the first one is there."""
+STEPS = 200
+"""Ten checkpoints: most of a training is left when the first one is there."""
 RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
 OTHER_DISK = 'mount -t tmpfs none "$XSWEEP_CACHE" && exec "$@"'
 
