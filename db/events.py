@@ -68,9 +68,15 @@ def history(
 
 
 def first_event_s(engine: Engine) -> float:
-    """Start of this job table's history, in s by the database's clock: no two tables share it."""
+    """Start of this job table's history, in s by the database's clock: no two tables share it.
+
+    An empty history begins now, and keeps this start.
+    """
     first = select(Event.at).order_by(Event.id).limit(1)
-    return read(engine, lambda connection: connection.scalar(first)) or 0.0
+    if (found := read(engine, lambda connection: connection.scalar(first))) is not None:
+        return found
+    record_event(engine, "opened")
+    return first_event_s(engine)
 
 
 def last_event(engine: Engine) -> int:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -294,7 +294,9 @@ PORTS = (
 
 
 def _start(home: Path) -> LocalCluster:
-    ports = {name: free_port() for name in PORTS}
+    ports: dict[str, int] = {}
+    for name in PORTS:
+        ports[name] = free_port(ports.values())
     folder = temporary_folder()
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
@@ -397,13 +399,16 @@ def _cores_of_cgroup() -> Iterator[int]:
                 yield math.floor(int(quota) / int(period))
 
 
-def free_port() -> int:
+def free_port(taken: Collection[int] = ()) -> int:
     """Return a port that nothing uses and that neither the kernel nor Ray will give to another.
 
-    The kernel gives ports from 32768 on to connections, and Ray those below 20000 to its workers.
+    `taken` are ports that were drawn before and that nothing listens on yet. The kernel gives
+    ports from 32768 on to connections, and Ray those below 20000 to its workers.
     """
     while True:
         port = 20_000 + secrets.randbelow(12_000)
+        if port in taken:
+            continue
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("", port))
             return port

@@ -1,7 +1,7 @@
 from job_table import begin, expire, fail, finish, new_job, submit, take
 
 from xsweep.db import jobs
-from xsweep.db.events import failures_since, history, last_event
+from xsweep.db.events import failures_since, first_event_s, history, last_event
 from xsweep.db.status import summary
 
 
@@ -50,3 +50,10 @@ def test_all_changes_of_a_job_are_recorded_in_order(engine):
     ]
     assert [event.kind for event in history(engine, latest=1)] == ["ready"]
     assert [event.kind for event in history(engine, sweep_id=1)] == ["submitted"]
+
+
+def test_an_empty_history_begins_when_it_is_asked_for_and_keeps_its_start(engine):
+    began = first_event_s(engine)
+    assert began > 0
+    submit(engine, [new_job("a")])
+    assert first_event_s(engine) == began == history(engine)[0].at

@@ -287,9 +287,12 @@ def test_a_free_port_is_in_use_by_nobody_and_given_to_no_connection_or_worker(mo
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port()))
         port, other = taken.getsockname()[1], free_port()
-        draws = iter([port - 20_000, port - 20_000, other - 20_000])
+        given = other - 1
+        draws = iter([port - 20_000, given - 20_000, other - 20_000])
         monkeypatch.setattr(ray_cluster.secrets, "randbelow", lambda most: next(draws))
-        assert free_port() == other
+        assert free_port([given]) == other, (
+            "the first is in use, the second given to another server"
+        )
     first, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
     assert int(first) >= 20_000 + 12_000
 
