@@ -222,7 +222,7 @@ def submit(
 
     where = load_settings(**settings)
     planned = plan_grid(find_grid(Path(grid)), where, changes)
-    submission = store_plan(connect(where.database, create=True), planned, replace)
+    submission = store_plan(where.database, planned, replace)
     if start and submission.done < submission.total:
         process.start_detached(where)
     return submission

@@ -270,7 +270,7 @@ def submit(
         typer.echo("Dry run: nothing was stored.")
         return
 
-    submission = store_plan(open_database(ctx, create=True), planned, replace)
+    submission = store_plan(settings.database, planned, replace)
     show_plan(settings, planned, submission)
     if submission.done == submission.total:
         typer.echo("All jobs are done already. Next: xsweep report")

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine
-
+from xsweep.db.engine import connect
 from xsweep.db.jobs import NewJob, Submission, add_sweep
 from xsweep.errors import DataError
 from xsweep.orchestrator.grid.cells import Cell, Layers, SkippedCell, check_names, select_cells
@@ -51,8 +50,8 @@ class Plan:
         return dict(Counter(job.kind for job in self.jobs))
 
 
-def store_plan(engine: Engine, plan: Plan, replace: bool = False) -> Submission:
-    """Add the jobs of a plan to the job table; with `replace`, others leave the sweep.
+def store_plan(database: str, plan: Plan, replace: bool = False) -> Submission:
+    """Add the jobs of a plan to the job table at a URL; with `replace`, others leave the sweep.
 
     Raises DataError for missing files, ConfigError for a sweep of that name with other settings.
     """
@@ -62,6 +61,7 @@ def store_plan(engine: Engine, plan: Plan, replace: bool = False) -> Submission:
             f"{len(plan.absent)} files that the jobs depend on are missing, first {path}: "
             f"{what}. Add them and submit again; `xsweep plan` lists them all"
         )
+    engine = connect(database, create=True)
     return add_sweep(engine, name=plan.name, grid=plan.grid, jobs=plan.jobs, replace=replace)
 
 

@@ -306,6 +306,15 @@ def test_a_password_on_the_command_line_is_refused(home: Path) -> None:
     assert "secret" not in result.output
 
 
+def test_a_grid_whose_files_are_missing_is_refused_before_a_job_table_is_made(home: Path) -> None:
+    (home.parent / "runs").mkdir()
+    (home.parent / "runs" / "apidocs-test.run").write_text("q Q0 d 1 1.0 x\n")
+    grid = write_grid(home.parent, ("depth: 20", "first_stage: {runs: runs}"))
+    result = xsweep("submit", str(grid), "--no-start", code=2)
+    assert "1 files that the jobs depend on are missing, first " in result.stderr
+    assert not (home / "xsweep.db").exists()
+
+
 def test_the_program_alone_prints_its_help(home: Path) -> None:
     shown = CliRunner().invoke(app, [], prog_name="xsweep").output
     assert "First steps:" in shown
