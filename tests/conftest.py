@@ -58,6 +58,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty home in an empty working folder, with the settings of nobody's shell."""
+    for name in ("XSWEEP_DB", "XSWEEP_STORE", "XSWEEP_DATA_HOME", "RAY_ADDRESS", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real TREC and BEIR data, where this machine has one."""

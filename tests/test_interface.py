@@ -23,16 +23,6 @@ MEASURED = ("evaluate BM25", "evaluate L6 s1", "evaluate L6 s2")
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("XSWEEP_DB", "XSWEEP_STORE", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
-
-
-@pytest.fixture
 def finished(home: Path) -> Path:
     """A home with the sweep `demo`, whose attempts' folders are still empty."""
     engine = connect(f"sqlite:///{home / 'xsweep.db'}", create=True)

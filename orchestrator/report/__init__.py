@@ -104,7 +104,7 @@ def join(found: Mapping[str, Sequence[Cell]]) -> tuple[list[Cell], tuple[str, ..
             cells.setdefault((row_of(labels), cell.identity), replace(kept, labels=labels))
     notes = tuple(
         f"Only the {len(shared[name])} of {len(ids)} queries of {name} count that all its "
-        "evaluations have."
+        "evaluations have; recall and queries without results are over each one's own."
         for name, ids in every.items()
         if ids > shared[name]
     )

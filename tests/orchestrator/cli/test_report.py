@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from finished_sweep import QUERIES, submit, work
@@ -14,16 +13,6 @@ from typer.testing import CliRunner, Result
 
 from xsweep.db.engine import connect
 from xsweep.orchestrator.cli import app
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("XSWEEP_DB", "XSWEEP_STORE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "home").mkdir()
-    return tmp_path / "home"
 
 
 @pytest.fixture

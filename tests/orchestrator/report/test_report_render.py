@@ -108,7 +108,10 @@ def test_sweeps_are_compared_on_the_queries_that_all_their_evaluations_have(make
     assert [cell.query_ids for cell in cells] == [("q2", "q3")] * 2
     (comparison,) = make_report(cells).comparisons
     assert (comparison.difference, comparison.queries) == (pytest.approx(0.45 - 0.35), 2)
-    assert notes == ("Only the 2 of 5 queries of news count that all its evaluations have.",)
+    assert notes == (
+        "Only the 2 of 5 queries of news count that all its evaluations have; recall and queries "
+        "without results are over each one's own.",
+    )
 
     apart = evaluation(make_cell, 2, "apart", [0.5], first=9)
     with pytest.raises(DataError, match="no query of news in common"):
