@@ -308,7 +308,8 @@ def _start(home: Path) -> LocalCluster:
         *("--object-store-memory", str(OBJECT_STORE_BYTES), "--disable-usage-stats"),
     ]
     # Waits for a line that confirms the record; a starter that dies before sends none.
-    once_recorded = ["/bin/sh", "-c", 'read -r _ && exec "$@" </dev/null', "sh", *command]
+    wait = 'read -r _ || exec rmdir "$0"; exec "$@" </dev/null'
+    once_recorded = ["/bin/sh", "-c", wait, str(folder), *command]
     output = _log_of(home)
     output.parent.mkdir(exist_ok=True)
     # Python's own sockets lie in TMPDIR, too.

@@ -253,7 +253,7 @@ from xsweep.orchestrator.runtime import ray_cluster
 from xsweep.orchestrator.settings import load_settings
 
 def die(home, local):
-    print(local.pid, flush=True)
+    print(local.pid, local.folder, flush=True)
     os.kill(os.getpid(), 9)
 
 ray_cluster._record = die
@@ -265,7 +265,9 @@ def test_a_starter_that_is_killed_before_it_has_recorded_its_cluster_leaves_none
     starter = start(BEGIN_AND_DIE, home)
     out, _ = starter.communicate(timeout=120)
     assert starter.returncode == -signal.SIGKILL
-    wait_for(lambda: not session(int(out)))
+    pid, folder = out.split()
+    wait_for(lambda: not session(int(pid)))
+    assert not Path(folder).exists()
     assert (home / "logs" / "ray.log").read_text() == "", "Ray itself never began"
 
 
