@@ -321,6 +321,7 @@ def run(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     settings = settings_of(ctx)
     raise typer.Exit(
         process.run(settings, until_idle=until_idle, metrics_port=metrics_port, show=live_view)

@@ -15,6 +15,7 @@ import ray
 from xsweep.db import jobs
 from xsweep.errors import first_line
 from xsweep.orchestrator.runtime.placement import Placement, rank_name, request_of
+from xsweep.orchestrator.runtime.pool import UNLISTED
 from xsweep.orchestrator.runtime.worker import Outcome, Task
 from xsweep.orchestrator.storage.store import Store
 
@@ -134,7 +135,7 @@ def start_task(placement: Placement, task: Task) -> dict[ray.ObjectRef, int]:
     """
     actors, ranks = placement.actors, len(placement.actors)
     # Passed on as a reference: Ray resolves it once the first rank has started.
-    meeting = actors[0].meeting_point.remote() if ranks > 1 else None
+    meeting = actors[0].meeting_point.options(**UNLISTED).remote() if ranks > 1 else None
     refs = {}
     for rank, actor in enumerate(actors):
         name = f"{task['name']} (rank {rank} of {ranks})" if ranks > 1 else task["name"]

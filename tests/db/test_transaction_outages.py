@@ -1,6 +1,8 @@
 """The database is away for a while, for all or for one process: nothing is lost."""
 
+import re
 import time
+from types import SimpleNamespace
 
 import pytest
 from chaos import CHAOS, account
@@ -116,6 +118,27 @@ def test_a_connection_cut_for_a_while_loses_nothing(line, postgresql_url, monkey
     assert finish(engine, claim)
     assert states(engine) == {"a": "done", "b": "ready"}
     assert check(engine) == []
+
+
+def test_a_process_asks_a_lost_server_ever_more_seldom_at_least_every_two_seconds(
+    line, monkeypatch, caplog
+):
+    engine = connect(line.url)
+    line.cut()
+    now_s = 0.0
+
+    def sleep(wait_s):
+        nonlocal now_s
+        now_s += wait_s
+
+    clock = SimpleNamespace(monotonic=lambda: now_s, sleep=sleep)
+    monkeypatch.setattr(xsweep.db.transaction, "time", clock)
+    with pytest.raises(SetupError, match="check that the server runs"):
+        jobs.running(engine)
+    waits_s = [float(re.search(r"next try in (.*) s", line)[1]) for line in caplog.messages]
+    assert waits_s[:6] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.6]
+    assert set(waits_s[6:]) == {2.0}
+    assert 28 < now_s <= 30
 
 
 def test_a_reply_lost_with_the_connection_is_repeated(line, monkeypatch):

@@ -510,3 +510,9 @@ def test_submit_says_why_the_controller_that_it_started_ended(workplace) -> None
     assert "error: the controller that was started ended at once: error: " in output
     assert "file/store" in output
     assert "9 new" in output, "the jobs are stored all the same"
+
+
+def test_a_controller_of_a_folder_without_sweeps_makes_its_job_table_and_ends(workplace) -> None:
+    (line,) = workplace.xsweep("run").splitlines()
+    assert line.endswith("nothing to do: 0 of 0 jobs are done")
+    assert (workplace.home / "xsweep.db").exists()

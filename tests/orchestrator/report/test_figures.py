@@ -1,8 +1,11 @@
 import re
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.transforms import Bbox
 from reports import make_report
 
 from xsweep.orchestrator.report.figures import (
@@ -83,6 +86,18 @@ def test_a_ranking_shows_every_level_at_its_rank_and_a_bar_per_clique(ranking):
     for bar, (first, last) in zip(bars, ranking.cliques, strict=True):
         low, high = bar.get_xdata()
         assert low < ranking.mean_ranks[first] <= ranking.mean_ranks[last] < high
+
+
+@pytest.mark.parametrize("count", [3, 5, 20])
+def test_no_two_names_of_a_ranking_overlap(count):
+    values = np.random.default_rng(0).uniform(size=(12, count)) + np.arange(count) / count
+    figure = draw_ranking(
+        rank("AP", "objective", [f"objective {i}" for i in range(count)], values, "queries", 0.05)
+    )
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
+    assert not any(Bbox.intersection(a, b) for a, b in combinations(boxes, 2))
 
 
 def test_rankings_are_saved_beside_the_differences(report, ranking, tmp_path):

@@ -56,6 +56,8 @@ class Quick:
         pass
     def run(self, *task):
         return task[0]["name"]
+    def meeting_point(self):
+        return "here"
     def status(self):
         return {"node": "here", "node_id": ray.get_runtime_context().get_node_id()}
 
@@ -66,6 +68,9 @@ for _ in range(30):
     assert pool.statuses([placement])
 for name in names:
     assert ray.get(list(start_task(placement, {"name": name}))) == [name]
+names += ["train L3 s1 (rank 0 of 2)", "train L3 s1 (rank 1 of 2)"]
+gang = pool.take("train L3 s1 #2.1", request_of({"ranks": 2, "cpus": 0.25}), alone=True)
+assert list(start_task(gang, {"name": "train L3 s1"}).values()) == [0, 1]
 listed = lambda: {task.name for task in list_tasks() if task.type == "ACTOR_TASK"}
 wait_for(lambda: listed().issuperset(names))
 print(json.dumps([sorted(listed()), [actor.name for actor in list_actors()]]))
@@ -122,8 +127,9 @@ def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_re
     shown = connect_in_a_process(home, NAMES, PYTHONPATH=str(Path(__file__).parents[2]), **known)
     assert shown.returncode == 0, shown.stderr
     tasks, actors = json.loads(shown.stdout)
-    assert tasks == ["evaluate L6 s1 [law]", "evaluate L6 s1 [news]", "train L6 s1"]
-    assert actors == ["train L6 s1 #1.1"], "and no question among the tasks"
+    gang = ["train L3 s1 (rank 0 of 2)", "train L3 s1 (rank 1 of 2)"]
+    assert tasks == ["evaluate L6 s1 [law]", "evaluate L6 s1 [news]", *gang, "train L6 s1"]
+    assert "train L6 s1 #1.1" in actors, "and no question among the tasks"
 
     token = home / "another-token"
     token.write_text("f" * 64)
