@@ -217,8 +217,8 @@ class Gradients:
 
         `prepared` may be missing or cut for an older, larger budget. A rank that ran out of memory
         takes part in all exchanges of the step; then all halve. Raises the device's error if
-        nothing is left to halve or the engine cannot continue after it. `meanwhile` is called once
-        all passes of an attempt are launched, before the host waits for the device.
+        nothing is left to halve. `meanwhile` is called once all passes of an attempt are launched,
+        before the host waits for the device.
         """
         while True:
             if prepared is None or prepared.budget != self.budgets.at(step):
@@ -232,13 +232,12 @@ class Gradients:
                 return Work(loss.item(), tokens, slots)
             errors.append(torch.OutOfMemoryError("another rank of this training ran out of it"))
             self.budgets.halve(step, prepared.largest_tokens, errors[0])
-            if not self.engine.discard():
-                raise errors[0]
+            self.engine.discard()
             release_freed_memory()
 
     def _any_failed(self, errors: list[Exception]) -> bool:
-        """True if a rank ran out of memory; only this rank's state if they cannot exchange it."""
-        if self.engine.ranks == 1 or not self.engine.can_agree:
+        """True if any rank ran out of memory."""
+        if self.engine.ranks == 1:
             return bool(errors)
         failed = torch.tensor(float(len(errors)), device=self.device)
         return sum_over_ranks(failed).item() > 0
@@ -256,17 +255,14 @@ class Gradients:
             share = on_host.to(self.device)
             seeds = [dropout_seed(self.seed, step, *place) for place in share.numbers]
             logits_P = _within_memory(errors, self._score, share, seeds)
-            if errors and not self.engine.can_agree:
-                return loss
             scores_QD = self._exchange(share, logits_P).requires_grad_()
             part = weigh_terms(self.terms, scores_QD, share.targets, counts)
             (slopes_QD,) = torch.autograd.grad(part, scores_QD)
             slopes_P = slopes_QD.flatten()[share.places_P]
             is_last = number == len(shares) - 1
-            _within_memory(errors, self._backward, share, seeds, logits_P, slopes_P, is_last)
+            self._backward(share, seeds, logits_P, slopes_P, is_last, errors)
             loss += part.detach()
-        if self.engine.can_agree or not errors:
-            self.engine.reduce()
+        self.engine.reduce()
         return loss
 
     def _score(self, share: Share, seeds: list[int]) -> Tensor:
@@ -289,26 +285,35 @@ class Gradients:
         self,
         share: Share,
         seeds: list[int],
-        logits_P: Tensor,
+        logits_P: Tensor | None,
         slopes_P: Tensor,
         is_last: bool,
+        errors: list[Exception],
     ) -> None:
         """Adds the gradient of a share, given the loss's slope for each logit.
 
         Above the budget, passes run again, see Gao et al. 2021, section 4
         (https://arxiv.org/abs/2101.06983): from the same seeds, so dropout is the same.
         """
-        left = len(share.groups) + len(share.idle)
-        start = 0
-        for part in share.groups:
-            if len(share.groups) > 1:
-                logits_P = self.engine(share.forwards[part], seeds[part])
-            slopes = slopes_P[start : start + len(logits_P)]
-            left, start = left - 1, start + len(logits_P)
-            self.engine.backward((logits_P * slopes).sum(), last=is_last and not left)
-        for inputs in share.idle:
-            left -= 1
-            self.engine.backward(self.engine([inputs]).sum() * 0, last=is_last and not left)
+        passes = [*share.groups, *share.idle]
+
+        def backward(number: int, start: int) -> int:
+            each, logits = passes[number], logits_P
+            if not isinstance(each, slice):
+                loss = self.engine([each]).sum() * 0
+            else:
+                if len(share.groups) > 1:
+                    logits = self.engine(share.forwards[each], seeds[each])
+                assert logits is not None
+                start += len(logits)
+                loss = (logits * slopes_P[start - len(logits) : start]).sum()
+            self.engine.backward(loss, last=is_last and number == len(passes) - 1)
+            return start
+
+        start: int | None = 0
+        for number in range(len(passes)):
+            start = _within_memory(errors, backward, number, start)
+            self.engine.end_pass()
 
 
 def _within_memory(

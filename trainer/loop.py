@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from xsweep.errors import ConfigError, DivergenceError, Stopped
+from xsweep.evaluator.device import is_out_of_memory
 from xsweep.trainer.batching import Assembler, draw_samples
 from xsweep.trainer.checkpoint import Checkpoint, Weights, load_newest, save_checkpoint
 from xsweep.trainer.distributed import check_same_step, sum_over_ranks
@@ -121,7 +122,13 @@ def train_model(
         metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
         with metrics or nullcontext():
             while not training.finished:
-                record = training.step()
+                try:
+                    record = training.step()
+                except Exception as error:
+                    if is_out_of_memory(error):  # where no step can be repeated, as in the update
+                        step = training.progress.step
+                        budgets.halve(step, budgets.at(step), error)
+                    raise
                 if validate and training.validation_is_due:
                     record["validation"] = training.validate(validate)
                 if metrics:

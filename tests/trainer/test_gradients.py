@@ -17,7 +17,7 @@ from xsweep.trainer.specs import ObjectiveSpec
 class PlainBackward:
     """An engine of one rank that adds up gradients and counts backward passes."""
 
-    rank, ranks, can_agree = 0, 1, True
+    rank, ranks = 0, 1
 
     def __init__(self, scorer):
         self.scorer, self.passes = scorer, 0
@@ -29,8 +29,10 @@ class PlainBackward:
         self.passes += 1
         loss.backward()
 
-    def reduce(self):
+    def end_pass(self):
         """One rank exchanges nothing."""
+
+    reduce = end_pass
 
 
 def gradient(world, objective, budget, out, *, dropout, labels=False, packed=False):

@@ -43,7 +43,6 @@ class DeepSpeedEngine(PlainEngine):
         super().__init__(scorer, settings)
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         self.stage = settings.zero_stage
-        self.can_agree = self.stage < 2  # stage 2 exchanges gradients in every backward pass
         self.norm = 0.0
         if self.stage == 0:
             # It does not report the norm, so we clip ourselves, between reduction and update.
@@ -71,10 +70,15 @@ class DeepSpeedEngine(PlainEngine):
             },
         )
         self.functions = deepspeed.utils
+        self.zero = self.inner.optimizer
         if self.stage:
             self._link_moments(steps=0)
-        elif self.ranks == 1:
-            # It would flatten, exchange with no rank and copy back: 5 times AdamW's own time.
+        if self.stage == 2:
+            # It would exchange gradients within a backward pass, which a rank that runs out of
+            # memory there could not complete: `end_pass` does so after it.
+            self.zero._coalesce_grad_reduction = True
+        if self.stage == 2 or (self.stage == 0 and self.ranks == 1):
+            # On one rank it would flatten, exchange and copy back: 5 times AdamW's own time.
             self.inner.enable_backward_allreduce = False
 
     def _clip(self, *_: object) -> None:
@@ -86,9 +90,19 @@ class DeepSpeedEngine(PlainEngine):
     def backward(self, loss: Tensor, *, last: bool = False) -> None:
         self.inner.backward(loss)
 
-    def discard(self) -> bool:
-        # Stages 1 and 2 keep part of the gradient in their own buckets.
-        return super().discard() and self.stage == 0
+    def end_pass(self) -> None:
+        if self.stage == 2:
+            for parameter in self.parameters:  # the same on all ranks, or they would wait for ever
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            self.inner._flush_coalesced_reduction_zero12(self.zero)
+
+    def discard(self) -> None:
+        if self.stage == 0:
+            super().discard()
+            return
+        self.zero.zero_grad()
+        self.zero.all_grad_tensors.clear()  # the sums over earlier passes of the step
 
     def step(self, lr: float) -> float:
         set_lr(self.adamw, lr)
@@ -123,11 +137,10 @@ class DeepSpeedEngine(PlainEngine):
         DeepSpeed itself links them in the first step, after the first parameter group's update,
         and misses the other groups (0.19.8).
         """
-        zero = self.inner.optimizer
-        for partition in zero.single_partition_of_fp32_groups:
+        for partition in self.zero.single_partition_of_fp32_groups:
             self.adamw.state[partition] = {
                 "step": torch.tensor(float(steps), device=partition.device),
                 **{moment: torch.zeros_like(partition) for moment in MOMENTS},
             }
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
+        self.zero._hp_optimizer_states_linked = False
+        self.zero._lazy_init_hp_params_optimizer_state()

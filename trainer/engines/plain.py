@@ -16,9 +16,6 @@ class PlainEngine:
 
     has_buckets = True
     """True if this class sums the gradients over ranks itself."""
-    can_agree = True
-    """True if a rank whose backward pass failed can still take part in all exchanges of a step, so
-    that the ranks agree on the failure after them."""
 
     def __init__(self, scorer: Scorer, settings: OptimisationSpec) -> None:
         self.rank, self.ranks = distributed.get_rank(), distributed.get_world_size()
@@ -40,15 +37,17 @@ class PlainEngine:
             self.buckets.overlap()
         loss.backward()
 
+    def end_pass(self) -> None:
+        """Ends a backward pass; also a rank on which it failed or was left out takes part."""
+
     def reduce(self) -> None:
-        """Ends the exchange of gradients between ranks."""
+        """Ends the exchange of gradients between ranks; also a rank that failed takes part."""
         if self.buckets:
             self.buckets.reduce()
 
-    def discard(self) -> bool:
-        """Drops the gradient after a failed backward pass; False if the engine cannot continue."""
+    def discard(self) -> None:
+        """Drops the gradient of all backward passes since the last step."""
         self._clear()
-        return True
 
     def step(self, lr: float) -> float:
         """Clips, updates the weights, clears the gradient; returns its norm before clipping."""
