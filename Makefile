@@ -34,15 +34,15 @@ sweep:
 	    --format $${format%:*} --output reports/$(NAME).$${format#*:} || exit 1; done
 	@cat reports/$(NAME).txt
 
-# Many tests wait for processes: three lanes keep two cores busy. Mypy runs beside them.
-LANES := --numprocesses 3 --dist loadfile --no-loadscope-reorder
+# Slow tests wait for processes: three lanes keep two cores busy. Mypy runs beside them.
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED) ruff ## run the linters and the whole test suite
 	@$(BIN)/mypy >.mypy.log 2>&1 & mypy=$$!; \
-	$(BIN)/python -m pytest $(LANES) --durations=15; tests=$$?; \
+	$(PYTEST) --numprocesses 3 --durations=15; tests=$$?; \
 	wait $$mypy || { cat .mypy.log; exit 1; }; exit $$tests
 
 test-fast: $(INSTALLED) ## run the tests that start no cluster, server or program
-	$(BIN)/python -m pytest $(LANES) -q -m "not slow"
+	$(PYTEST) --numprocesses 2 -q -m "not slow"
 
 # About eleven minutes; each test has its own time limit.
 chaos: $(INSTALLED) ## fault tests: kill, stop and disconnect processes; report what happened

@@ -104,7 +104,7 @@ def sqlite_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow(0.1))])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database with the empty tables, once per kind."""
     if request.param == "postgresql":

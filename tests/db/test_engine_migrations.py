@@ -42,7 +42,7 @@ def dump(request) -> Path:
     return request.param
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow(0.1))])
 def old_url(request, dump: Path, tmp_path: Path) -> str:
     """A database of the dump's schema that holds its rows."""
     path = tmp_path / "old.db"

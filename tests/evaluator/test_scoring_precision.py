@@ -11,6 +11,8 @@ from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import score_pairs
 from xsweep.evaluator.specs import IrdsSpec, ModelSpec, ScoringSpec
 
+pytestmark = pytest.mark.slow(0.8)
+
 COLLECTIONS = {
     "trec-dl": ("msmarco-passage/trec-dl-2020/judged", "trec-dl-passage/runs/bm25.dl20"),
     "scifact": ("beir/scifact/test", "first-stage-bm25/scifact.test"),

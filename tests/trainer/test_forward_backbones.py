@@ -28,6 +28,8 @@ from xsweep.evaluator.scoring import score_pairs
 from xsweep.evaluator.specs import ScoringSpec
 from xsweep.trainer.forward import Scorer, attention, needs_ids
 
+pytestmark = pytest.mark.slow(0.1)
+
 BOS, PAD, EOS = 0, 1, 2
 SMALL = {
     **dict.fromkeys(("hidden_size", "embedding_size", "d_model", "n_embd", "dim", "emb_dim"), 32),

@@ -13,6 +13,8 @@ from xsweep.errors import ConfigError, Stopped
 from xsweep.evaluator.data.files import read_manifest
 from xsweep.trainer.train import run_job
 
+pytestmark = pytest.mark.slow(0.5)
+
 PROJECT = Path(__file__).parents[2]
 PAIRS = [("w1 w2 w3", "w1 w4 w5 w2"), ("w9", "w3 w3 w8 w8 w10 w11 w12")]
 

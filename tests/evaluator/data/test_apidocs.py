@@ -7,6 +7,8 @@ from xsweep.evaluator.data import apidocs
 from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.specs import ApidocsSpec
 
+pytestmark = pytest.mark.slow(0.5)
+
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, Collection]:
