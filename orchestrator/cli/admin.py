@@ -93,8 +93,7 @@ def gc(
       xsweep gc --yes
     """
     from xsweep.db.results import load_folders
-    from xsweep.orchestrator.storage.gc import find_garbage, remove
-    from xsweep.orchestrator.storage.store import open_store
+    from xsweep.orchestrator.storage.store import find_garbage, open_store, remove_garbage
 
     store = open_store(settings_of(ctx).store)
     attempts = load_folders(open_database(ctx))
@@ -105,7 +104,7 @@ def gc(
     if not garbage:
         typer.echo("Nothing to remove.")
     elif yes:
-        remove(store, garbage)
+        remove_garbage(store, garbage)
         typer.echo(f"Removed {total}.")
     else:
         typer.echo(f"Would remove {total}. To remove them: xsweep gc --yes")

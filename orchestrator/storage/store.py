@@ -11,16 +11,18 @@ import json
 import logging
 import os
 import posixpath
+import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from xsweep.errors import DataError, SetupError, XsweepError, first_line
@@ -30,12 +32,16 @@ from xsweep.orchestrator.settings import absolute
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+    from xsweep.db.results import AttemptFolder
 
 log = logging.getLogger(__name__)
 
 RESULTS = ("summary.json", "provenance.json", "per_query.json")
 """Files of a finished folder that a controller reads."""
 UPLOAD_EVERY_S = 15.0
+KEPT_CHECKPOINTS = 2
+"""Checkpoints that a job that is not done keeps; the second in case the furthest is damaged."""
+CHECKPOINT = re.compile(r"(?P<folder>.*/checkpoints/step-(?P<step>\d+))/")
 
 
 def attempt_folder(kind: str, identity: str, token: int) -> str:
@@ -312,6 +318,64 @@ def open_store(uri: str) -> Store:
             f"store {store.url or store.root} cannot be written ({first_line(error)}): {remedy}"
         ) from error
     return store
+
+
+class Garbage(NamedTuple):
+    """A folder of the store that can be removed."""
+
+    folder: str
+    size_bytes: int
+    why: str
+
+
+def find_garbage(
+    store: Store, attempts: "list[AttemptFolder]", *, older_than_s: float
+) -> list[Garbage]:
+    """Find superseded attempts of done jobs, and all but the furthest checkpoints of other jobs.
+
+    Never an accepted result, a running attempt, a log, or a folder that this database does not
+    know; nothing that was written within `older_than_s`, since a worker that lost its controller
+    may still run.
+    """
+    by_job: dict[str, list[AttemptFolder]] = {}
+    for attempt in attempts:
+        by_job.setdefault(attempt.identity, []).append(attempt)
+    needed = {attempt.folder for attempt in attempts if attempt.accepted}
+    garbage: list[Garbage] = []
+    for of_job in by_job.values():
+        if any(attempt.live for attempt in of_job):
+            continue
+        files = {
+            f"{attempt.folder}/{name}": stat
+            for attempt in of_job
+            if not attempt.accepted
+            for name, stat in store.listing(attempt.folder).items()
+        }
+        why = f"another attempt at {of_job[0].name} was accepted"
+        superseded = [(attempt.folder, why) for attempt in of_job if not attempt.accepted]
+        candidates = superseded if of_job[0].job_done else _old_checkpoints(of_job, files)
+        for folder, why in candidates:
+            assert not any(each == folder or each.startswith(f"{folder}/") for each in needed)
+            stats = [stat for name, stat in files.items() if name.startswith(f"{folder}/")]
+            if stats and time.time() - max(at for _, at in stats) >= older_than_s:
+                garbage.append(Garbage(folder, sum(size for size, _ in stats), why))
+    return garbage
+
+
+def remove_garbage(store: Store, garbage: list[Garbage]) -> int:
+    """Remove garbage; returns the bytes that were freed."""
+    for each in garbage:
+        store.remove(each.folder)
+    return sum(each.size_bytes for each in garbage)
+
+
+def _old_checkpoints(
+    attempts: "list[AttemptFolder]", files: Iterable[str]
+) -> list[tuple[str, str]]:
+    matches = filter(None, map(CHECKPOINT.match, files))
+    steps = {(int(match["step"]), match["folder"]) for match in matches}
+    why = f"{attempts[0].name} continues from a later checkpoint"
+    return [(folder, why) for _, folder in sorted(steps, reverse=True)[KEPT_CHECKPOINTS:]]
 
 
 def _local_disk() -> "AbstractFileSystem":

@@ -9,8 +9,7 @@ from sqlalchemy import Engine
 
 from xsweep.db import jobs
 from xsweep.db.results import load_folders
-from xsweep.orchestrator.storage.gc import find_garbage, remove
-from xsweep.orchestrator.storage.store import Store, attempt_folder
+from xsweep.orchestrator.storage.store import Store, attempt_folder, find_garbage, remove_garbage
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def test_a_done_job_keeps_its_accepted_attempt_and_all_logs(engine: Engine, stor
         (lost.relative_to(store).as_posix(), True)
     ]
     assert "was accepted" in found[0].why
-    assert remove(Store(store), found) >= 2_000
+    assert remove_garbage(Store(store), found) >= 2_000
     assert not lost.exists()
     assert (store / f"{lost.relative_to(store)}.log").exists()
     assert (store / kept / "manifest.json").exists()
