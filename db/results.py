@@ -101,6 +101,34 @@ def load_cells(
     ]
 
 
+class Training(NamedTuple):
+    """A training of a sweep, in any state."""
+
+    identity: str
+    name: str
+    labels: dict[str, Any]
+    state: str
+    spec: dict[str, Any]
+    folder: str | None
+    """Folder of the newest attempt, relative to the store's root."""
+
+
+def load_trainings(engine: Engine, sweep: str | int) -> list[Training]:
+    """The sweep's trainings by id. Raises ConfigError for an unknown sweep."""
+    newest = (Attempt.job_id == Job.id) & (Attempt.token == Job.token)
+    columns = (Job.identity, Job.name, SweepJob.labels, Job.state, Definition.spec, Attempt.folder)
+    with reading(engine) as connection:
+        trainings = (
+            select(*columns)
+            .join_from(SweepJob, Job)
+            .join(Definition, Definition.job_id == Job.id)
+            .outerjoin(Attempt, newest)
+            .where(SweepJob.sweep_id == find_sweep(connection, sweep), Job.kind == "train")
+            .order_by(Job.id)
+        )
+        return [Training(*row) for row in connection.execute(trainings)]
+
+
 def _results(connection: Connection, job_ids: Collection[int]) -> dict[int, dict[str, Any]]:
     """The results of those jobs that have one: fields of a cell and of a parent."""
     stored = select(*_RESULT).where(among(connection, Result.job_id, job_ids))

@@ -1,17 +1,33 @@
 """Settings of an installation: by flag, then environment, then default."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 from urllib.parse import quote
 
-from xsweep.errors import SetupError
+from xsweep.errors import SetupError, did_you_mean
 
 Kind = Literal["prepare", "teach", "search", "train", "evaluate"]
 KINDS: tuple[str, ...] = get_args(Kind)
 STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
 """Those of `xsweep.db.schema.State`, whose import takes longer than all of `--help`."""
+
+TRACKERS = {
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+    "tensorboard": "tensorboardX",
+}
+"""Experiment trackers, with the module that each needs."""
+
+SECRETS = (
+    *("XSWEEP_DB", "XSWEEP_WEBHOOK", "PGPASSWORD", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"),
+    *("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD", "TRACKIO_SERVER_URL"),
+    *("TRACKIO_WRITE_TOKEN", "TRACKIO_WEBHOOK_URL"),
+)
+"""Variables that may hold credentials: workers do not get them, and no message shows them."""
 
 SHORTEST_LEASE_S = 10.0
 """A shorter lease would expire after a few unanswered status questions."""
@@ -38,6 +54,8 @@ class Settings:
     """Time for which jobs wait for a node that can run them, on a cluster not started here."""
     limits: dict[str, int] = field(default_factory=dict, hash=False)
     """Most jobs of a kind that run at once."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers to which a controller sends curves and results."""
 
 
 def load_settings(
@@ -62,6 +80,7 @@ def load_settings(
         lease_s=_seconds("XSWEEP_LEASE_S", 60.0, least=SHORTEST_LEASE_S),
         node_wait_s=_seconds("XSWEEP_NODE_WAIT_S", 300.0, least=0.0),
         limits=_limits(environment.get("XSWEEP_LIMITS", "")),
+        trackers=parse_trackers(environment.get("XSWEEP_TRACKERS", "").split(",")),
     )
 
 
@@ -81,6 +100,16 @@ def _seconds(name: str, default: float, *, least: float) -> float:
             f"{name}={given}: give seconds, at least {least:.0f}; the default is {default:.0f}"
         )
     return seconds
+
+
+def parse_trackers(given: Iterable[str]) -> tuple[str, ...]:
+    """The named trackers, each once. Raises SetupError for an unknown one."""
+    names = tuple(dict.fromkeys(filter(None, map(str.strip, given))))
+    for name in names:
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS)
+            raise SetupError(f"tracker {name!r}: {hint or 'use some of ' + ', '.join(TRACKERS)}")
+    return names
 
 
 def _limits(given: str) -> dict[str, int]:

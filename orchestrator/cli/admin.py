@@ -1,4 +1,4 @@
-"""`export`, `import`, `gc`, `db`, `store`, `serve`, `metrics`, `version`: results and pages."""
+"""`export`, `import`, `gc`, `db`, `store`, `serve`, `metrics`, `track`: where results go."""
 
 import sys
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from xsweep import __version__
-from xsweep.errors import DataError, SetupError, XsweepError
+from xsweep.errors import ConfigError, DataError, SetupError, XsweepError
 from xsweep.orchestrator.cli.app import app, open_database, settings_of, sweep_argument
+from xsweep.orchestrator.settings import TRACKERS, parse_trackers
 
 
 @app.command("export")
@@ -267,3 +268,58 @@ def metrics(ctx: typer.Context) -> None:
 
     engine = connect(settings_of(ctx).database, read_only=True)
     typer.echo(as_text(engine), nl=False)
+
+
+@app.command()
+def track(
+    ctx: typer.Context,
+    sweep: Annotated[str | None, sweep_argument(help="A sweep [the newest].")] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="wandb, mlflow, trackio or tensorboard; may be repeated [XSWEEP_TRACKERS].",
+            autocompletion=lambda: TRACKERS,
+        ),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send what was sent before, too, as to a new server.")
+    ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Send whatever open sweeps add, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Send a sweep's curves, test scores and table to experiment trackers.
+
+    With XSWEEP_TRACKERS set, a controller does so while jobs run; this sends what it missed.
+
+    \b
+    Examples:
+      xsweep track quickstart --to mlflow
+      xsweep track quickstart --to wandb --to tensorboard
+      xsweep track --follow --to trackio
+    """
+    from xsweep.db.explain import only_sweep
+    from xsweep.orchestrator.monitoring import trackers
+    from xsweep.orchestrator.runtime.process import leash
+    from xsweep.orchestrator.storage.store import store_at
+
+    settings = settings_of(ctx)
+    names = parse_trackers(to or settings.trackers)
+    if not names or (follow and len(names) > 1):
+        raise ConfigError("name a tracker with --to; --follow takes one")
+    engine, store = open_database(ctx, read_only=True), store_at(settings.store)
+    failed = 0
+    for name in names:
+        relay = trackers.Relay(name, settings.home, engine, store)
+        try:
+            if follow:
+                trackers.follow(relay, leash())
+                continue
+            chosen = only_sweep(engine, sweep)
+            if again:
+                relay.forget(chosen)
+            failed += relay.send(chosen)
+        finally:
+            relay.close()
+    if failed:
+        raise XsweepError(f"{failed} runs could not be sent: see above, then run this again")

@@ -101,7 +101,18 @@ GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
 ORDER = (
     *("init", "plan", "submit", "run", "status", "report", "compare", "explain", "logs"),
-    *("serve", "metrics", "cancel", "pause", "resume", "retry", "redo", "drop", "evaluate"),
+    *(
+        "serve",
+        "metrics",
+        "track",
+        "cancel",
+        "pause",
+        "resume",
+        "retry",
+        "redo",
+        "drop",
+        "evaluate",
+    ),
     *("data", "schema", "export", "import", "gc", "db", "store", "doctor", "version"),
 )
 """Commands in `--help`, in the order in which a newcomer needs them; others follow."""

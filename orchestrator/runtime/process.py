@@ -4,7 +4,9 @@ import fcntl
 import hashlib
 import logging
 import os
+import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -43,6 +45,9 @@ PROBATION_S = 1.0
 GRACE_S = 120.0
 """Time for jobs to save a checkpoint when the controller is stopped."""
 
+TRACKED_S = 30.0
+"""Time for trackers to receive the rest when the controller ends."""
+
 
 def run(
     settings: Settings,
@@ -63,8 +68,10 @@ def run(
     do not answer.
     """
     from xsweep.orchestrator.monitoring.metrics import serving_metrics
+    from xsweep.orchestrator.monitoring.trackers import require
     from xsweep.orchestrator.monitoring.webhook import announcing
 
+    require(settings.trackers)
     settings.home.mkdir(parents=True, exist_ok=True)
     with _exclusive(settings.home):
         engine = connect(settings.database, create=True)
@@ -78,6 +85,7 @@ def run(
         with (
             serving_metrics(engine, metrics_port),
             announcing(engine, settings.webhook) as announce,
+            _tracking(settings),
             show(engine) if show else nullcontext(lambda: None) as draw,
         ):
             log.info("connecting to Ray (starting it takes some seconds)")
@@ -101,8 +109,32 @@ def start_detached(settings: Settings) -> int | None:
     """
     if is_running(settings):
         return None
-    logs = settings.home / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
+    path = _log_of(settings, "controller")
+    process = _start(settings, path, "run")
+    until = time.monotonic() + START_S
+    while time.monotonic() < until and process.poll() is None:
+        if _holder(settings.home) == str(process.pid):
+            until = min(until, time.monotonic() + PROBATION_S)
+        time.sleep(0.05)
+    if process.returncode:
+        lines = path.read_text(errors="replace").strip().splitlines()
+        raise SetupError(
+            f"the controller that was started ended at once: {lines[-1] if lines else 'no output'} "
+            f"(its log: {path})"
+        )
+    return process.pid
+
+
+def _log_of(settings: Settings, name: str) -> Path:
+    path = settings.home / "logs" / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _start(
+    settings: Settings, output: Path, *arguments: str, stdin: int = subprocess.DEVNULL
+) -> "subprocess.Popen[bytes]":
+    """Start the program with these settings, in a session of its own."""
     # By environment, not by argument: a database URL may hold a password, and `ps` shows arguments.
     environment = child_environment() | {
         "XSWEEP_HOME": str(settings.home),
@@ -111,27 +143,58 @@ def start_detached(settings: Settings) -> int | None:
     }
     if settings.ray_address:
         environment["RAY_ADDRESS"] = settings.ray_address
-    with (logs / "controller.log").open("a") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "xsweep.orchestrator", "run"],
+    with output.open("a") as out:
+        return subprocess.Popen(
+            [sys.executable, "-m", "xsweep.orchestrator", *arguments],
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=out,
             stderr=out,
             start_new_session=True,
         )
-    until = time.monotonic() + START_S
-    while time.monotonic() < until and process.poll() is None:
-        if _holder(settings.home) == str(process.pid):
-            until = min(until, time.monotonic() + PROBATION_S)
-        time.sleep(0.05)
-    if process.returncode:
-        lines = (logs / "controller.log").read_text(errors="replace").strip().splitlines()
-        raise SetupError(
-            f"the controller that was started ended at once: {lines[-1] if lines else 'no output'} "
-            f"(its log: {logs / 'controller.log'})"
-        )
-    return process.pid
+
+
+@contextmanager
+def _tracking(settings: Settings) -> Iterator[None]:
+    """Send to each tracker from a process of its own; at the end they have `TRACKED_S` for it."""
+    started = {}
+    for name in settings.trackers:
+        command = "track", "--follow", "--to", name
+        started[name] = _start(settings, _log_of(settings, name), *command, stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        for process in started.values():
+            assert process.stdin
+            process.stdin.close()
+        until = time.monotonic() + TRACKED_S
+        for name, process in started.items():
+            try:
+                process.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                log.warning(
+                    "tracker   %s: not all is sent: later, xsweep track --to %s", name, name
+                )
+
+
+def leash() -> Callable[[float], bool]:
+    """Return a function that waits, and returns True after a signal or the end of a piped stdin.
+
+    A controller holds the other end of the pipe, however it dies.
+    """
+    received, piped = _record_signals(), stat.S_ISFIFO(os.fstat(0).st_mode)
+
+    def ended(pause_s: float = 0.0) -> bool:
+        until = time.monotonic() + pause_s
+        while not (over := received or (piped and select.select([0], [], [], 0)[0])):
+            if time.monotonic() >= until:
+                break
+            time.sleep(0.2)
+        return bool(over)
+
+    return ended
 
 
 def namespace(settings: Settings, engine: Engine) -> str:

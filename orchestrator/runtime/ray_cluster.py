@@ -31,7 +31,7 @@ import psutil
 from xsweep.errors import SetupError
 from xsweep.evaluator.data.files import atomic_write
 from xsweep.orchestrator.runtime.import_path import child_environment
-from xsweep.orchestrator.settings import Settings
+from xsweep.orchestrator.settings import SECRETS, Settings
 
 log = logging.getLogger("xsweep")
 
@@ -58,9 +58,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 OBJECT_STORE_BYTES = 128 * 1024**2
 """Jobs exchange paths, not objects: Ray's default, 30% of the memory, would be wasted."""
-
-SECRETS = ("XSWEEP_DB", "XSWEEP_WEBHOOK", "PGPASSWORD")
-"""Environment variables of the controller that workers must not inherit."""
 
 
 @dataclass(frozen=True)

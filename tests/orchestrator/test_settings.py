@@ -12,7 +12,9 @@ def test_leases_waits_and_limits_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("XSWEEP_LEASE_S", "20")
     monkeypatch.setenv("XSWEEP_NODE_WAIT_S", "inf")
     monkeypatch.setenv("XSWEEP_LIMITS", "train=4, evaluate=8")
+    monkeypatch.setenv("XSWEEP_TRACKERS", "mlflow, wandb,mlflow")
     settings = load_settings()
+    assert settings.trackers == ("mlflow", "wandb")
     assert (settings.lease_s, settings.node_wait_s) == (20.0, float("inf"))
     assert settings.limits == {"train": 4, "evaluate": 8}
 
@@ -23,6 +25,7 @@ def test_leases_waits_and_limits_come_from_the_environment(monkeypatch):
         ("XSWEEP_LEASE_S", "2", "at least 10"),
         ("XSWEEP_LEASE_S", "soon", "give seconds"),
         ("XSWEEP_NODE_WAIT_S", "nan", "give seconds"),
+        ("XSWEEP_TRACKERS", "mlflow,wandbb", "did you mean 'wandb'"),
         ("XSWEEP_LIMITS", "train", "not KIND=NUMBER"),
         ("XSWEEP_LIMITS", "report=2", "kinds are prepare, teach, search, train, evaluate"),
     ],

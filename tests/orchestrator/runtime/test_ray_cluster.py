@@ -20,7 +20,7 @@ from waiting import wait_for
 from xsweep.errors import SetupError
 from xsweep.orchestrator.runtime import ray_cluster
 from xsweep.orchestrator.runtime.ray_cluster import free_port
-from xsweep.orchestrator.settings import load_settings
+from xsweep.orchestrator.settings import SECRETS, load_settings
 
 pytestmark = pytest.mark.slow(2)
 
@@ -103,7 +103,7 @@ def connect_in_a_process(home, program=CONNECT, **environment):
 
 @pytest.mark.slow(15)
 def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_request(home):
-    first = connect_in_a_process(home, XSWEEP_WEBHOOK="http://127.0.0.1/secret", PGPASSWORD="p")
+    first = connect_in_a_process(home, **dict.fromkeys(SECRETS, "secret"))
     assert first.returncode == 0, first.stderr
     second = connect_in_a_process(home)
     assert second.stdout == first.stdout, "the second process must find the first one's cluster"
@@ -140,7 +140,7 @@ def test_a_local_cluster_outlives_its_starter_requires_its_token_and_stops_on_re
     processes = psutil.Process(local.pid).children(recursive=True)
     assert processes
     for process in processes:
-        assert not {"XSWEEP_WEBHOOK", "PGPASSWORD"} & process.environ().keys(), process.name()
+        assert not {*SECRETS} & process.environ().keys(), process.name()
         assert "ray.util.client.server" not in process.cmdline(), "its port would be everybody's"
     ray_cluster.stop_local(home)
     assert not any(map(lives, processes))
