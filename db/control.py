@@ -1,6 +1,8 @@
 """Requests of users about sweeps and jobs: cancel, pause, resume, retry, redo, drop."""
 
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, case, delete, func, insert, select, text, update
@@ -15,7 +17,7 @@ from xsweep.db.dependencies import (
     lock,
     move,
     needed_by_sweep,
-    reopen,
+    reopen_unhindered,
     skip_descendants,
 )
 from xsweep.db.events import record
@@ -34,27 +36,36 @@ from xsweep.db.schema import (
     Tally,
     now_s,
 )
-from xsweep.db.transaction import among, reading, transact
+from xsweep.db.transaction import among, pieces, reading, transact
 from xsweep.errors import ConfigError
+
+AT_ONCE = 5_000
+"""Jobs that one transaction cancels or reopens: claims and results wait for it."""
+TURN_S = 0.05
+"""Pause between two such transactions: who waits for SQLite's lock looks every 0.1 s at least."""
 
 
 def cancel(engine: Engine, *, sweep: str | int | None = None, job: str | int | None = None) -> int:
     """Cancel a job, or a sweep's jobs that no other sweep needs; returns their number.
 
     Running attempts end at once: `renew` reports it to their owner. Jobs that need a cancelled one
-    are skipped. Raises ConfigError for an unknown sweep or job.
+    are skipped. A large sweep takes several transactions; if they are interrupted, cancel again.
+    Raises ConfigError for an unknown sweep or job.
     """
 
-    def work(connection: Connection) -> int:
-        if job is not None:
-            return _cancel(connection, [find_job(connection, job)])
+    def close(connection: Connection) -> Sequence[int]:
         id_ = find_sweep(connection, _named(sweep))
         _set_state(connection, id_, "cancelled")
         members = select(Job.id).join(SweepJob).where(SweepJob.sweep_id == id_)
-        unneeded = members.where(Job.state.in_(OPEN), ~needed_by_sweep(Job.id))
-        return _cancel(connection, connection.scalars(unneeded).all())
+        return connection.scalars(members.where(Job.state.in_(OPEN)).order_by(Job.id.desc())).all()
 
-    return transact(engine, work)
+    if job is not None:
+        return transact(engine, lambda connection: _cancel(connection, [find_job(connection, job)]))
+    # Children first: a job whose parent is cancelled before it would be skipped.
+    return sum(
+        transact(engine, partial(_cancel_unneeded, ids=piece))
+        for piece in _turns(transact(engine, close))
+    )
 
 
 def pause(engine: Engine, sweep: str | int) -> None:
@@ -81,10 +92,11 @@ def retry(
 
     Returns the number of jobs. `failures` selects those that failed, or were stopped, in these
     classes. A skipped job is reopened with the jobs it needs. Earlier failures no longer count.
-    Raises ConfigError for an unknown name.
+    Many jobs take several transactions; if they are interrupted, retry again. Raises ConfigError
+    for an unknown name.
     """
 
-    def work(connection: Connection) -> int:
+    def chosen(connection: Connection) -> set[int]:
         if job is not None:
             id_ = find_job(connection, job)
             ids = {id_} | ancestors(connection, id_, BROKEN)
@@ -102,11 +114,31 @@ def retry(
             ids = set(connection.scalars(failed.where(among(connection, Job.id, ids)))) | {
                 id_ for id_, failure in stopped.items() if failure in failures
             }
-        reopened = reopen(connection, ids)
-        _reactivate_sweeps(connection, reopened)
-        return len(reopened)
+        return ids
 
-    return transact(engine, work)
+    todo = transact(engine, chosen)
+    reopened, before = set[int](), -1
+    while len(reopened) > before:
+        before = len(reopened)
+        for piece in _turns(sorted(todo)):
+            able, skipped = transact(engine, partial(_reopen, ids=piece))
+            reopened |= able
+            todo = (todo - able) | skipped
+    return len(reopened)
+
+
+def _turns(ids: Sequence[int]) -> Iterator[list[int]]:
+    """The jobs of each transaction, with a pause between two in which others get the lock."""
+    for number, piece in enumerate(pieces(ids, AT_ONCE)):
+        if number:
+            time.sleep(TURN_S)
+        yield piece
+
+
+def _reopen(connection: Connection, ids: Collection[int]) -> tuple[set[int], set[int]]:
+    able, skipped = reopen_unhindered(connection, ids)
+    _reactivate_sweeps(connection, able)
+    return able, skipped
 
 
 class Redone(NamedTuple):
@@ -216,8 +248,12 @@ def remove_members(connection: Connection, sweep_id: int, job_ids: Collection[in
     connection.execute(insert(Tally).from_select(columns, counts))
     connection.execute(delete(SweepJob).where(leaving))
     record(connection, "removed", {"sweep_id": sweep_id, "jobs": len(job_ids)})
-    unneeded = select(Job.id).where(among(connection, Job.id, job_ids), ~needed_by_sweep(Job.id))
-    _cancel(connection, connection.scalars(unneeded).all())
+    _cancel_unneeded(connection, job_ids)
+
+
+def _cancel_unneeded(connection: Connection, ids: Collection[int]) -> int:
+    unneeded = select(Job.id).where(among(connection, Job.id, ids), ~needed_by_sweep(Job.id))
+    return _cancel(connection, connection.scalars(unneeded).all())
 
 
 def _cancel(connection: Connection, ids: Collection[int]) -> int:

@@ -1,4 +1,5 @@
 import pytest
+import sqlalchemy as sa
 from job_table import (
     begin,
     counts,
@@ -14,6 +15,7 @@ from job_table import (
     take,
 )
 
+import xsweep.db.control
 from xsweep.db import jobs
 from xsweep.db.check import check
 from xsweep.db.events import history
@@ -60,6 +62,34 @@ def test_retrying_a_cancelled_sweep_runs_the_missing_jobs(engine):
     assert jobs.retry(engine, sweep="study") == 7
     assert len(run_all(engine)) == 7
     assert check(engine) == []
+
+
+def test_a_large_sweep_is_cancelled_and_retried_in_several_transactions(engine, monkeypatch):
+    monkeypatch.setattr(xsweep.db.control, "AT_ONCE", 2)
+    monkeypatch.setattr(xsweep.db.control, "TURN_S", 0)
+    submit(engine, study())
+    finish(engine, take(engine))
+    before = states(engine)
+    statements = []
+    sa.event.listen(engine, "commit", statements.append)
+    assert jobs.cancel(engine, sweep="study") == 7
+    assert len(statements) == 1 + 4, "the sweep, then two jobs at a time"
+    assert counts(engine) == {"done": 1, "cancelled": 7}, "and none is skipped"
+    assert jobs.retry(engine, sweep="study") == 7
+    assert states(engine) == before
+    assert check(engine) == []
+
+
+def test_skipped_jobs_are_retried_after_those_that_they_need_in_several_transactions(
+    engine, monkeypatch
+):
+    monkeypatch.setattr(xsweep.db.control, "AT_ONCE", 1)
+    monkeypatch.setattr(xsweep.db.control, "TURN_S", 0)
+    submit(engine, study())
+    jobs.cancel(engine, job="tokens")
+    assert counts(engine)["skipped"] == 6
+    assert jobs.retry(engine, sweep="study") == 8 - 1
+    assert counts(engine) == {"ready": 2, "waiting": 6}
 
 
 def test_a_retry_forgives_earlier_failures(engine):
