@@ -11,9 +11,14 @@ import numpy as np
 
 from xsweep.evaluator.significance import CORRECTIONS, corrected, satterthwaite
 from xsweep.orchestrator.formatting import listed, p_value
-from xsweep.orchestrator.report.rankings import rank, rankings_section
 from xsweep.orchestrator.report.report import Ranking, Report, Section
-from xsweep.orchestrator.report.significance import CONFIDENCE, paired_statistics, testable
+from xsweep.orchestrator.report.significance import (
+    CONFIDENCE,
+    paired_statistics,
+    rank,
+    rankings_section,
+    testable,
+)
 from xsweep.orchestrator.report.table import Column, Row, Table, build_table
 
 CHOICES = {"backbone": "model", "objective": "objective", "teacher": "teacher"}

@@ -4,7 +4,7 @@ from reports import make_report
 from scipy import stats
 
 from xsweep.orchestrator.report.effects import complete_runs, rankings
-from xsweep.orchestrator.report.rankings import cliques, rank, rankings_section
+from xsweep.orchestrator.report.significance import cliques, rank, rankings_section
 
 
 def ranked(values, alpha=0.05):
