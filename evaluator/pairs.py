@@ -71,6 +71,17 @@ class PairEncoder:
         document = np.minimum(document_lengths, np.minimum(document_tokens, room - query))
         return self.overhead_tokens + query + document
 
+    def lengths_of(
+        self,
+        pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+        query_tokens: int,
+        document_tokens: int,
+    ) -> np.ndarray:
+        """Tokens of each encoded pair, int64."""
+        sides = np.array([[len(side) for side in pair] for pair in pairs], dtype=np.int64)
+        queries, documents = sides.reshape(-1, 2).T
+        return self.lengths(queries, documents, query_tokens, document_tokens)
+
     def encode(
         self,
         query_ids: np.ndarray,

@@ -13,16 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xsweep.evaluator.data.files import tree_sha256
 from xsweep.evaluator.data.trec import Run, sort_docs
 from xsweep.evaluator.models import bi_encoder
+from xsweep.evaluator.models.causal_reranker import PromptEncoder, load_causal_reranker
 from xsweep.evaluator.models.cross_encoder import load_cached
 from xsweep.evaluator.models.token_store import Sources, TextTokens
 from xsweep.evaluator.models.tokenizer import locate
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import (
+    Pairs,
     PartialScores,
     ScoredPairs,
     TokenPair,
@@ -30,7 +32,7 @@ from xsweep.evaluator.scoring import (
     score_on,
     visible_devices,
 )
-from xsweep.evaluator.specs import ModelSpec, ScoringSpec, TeacherModelSpec
+from xsweep.evaluator.specs import ModelSpec, PromptSpec, ScoringSpec, TeacherModelSpec
 
 
 class ToRerank(NamedTuple):
@@ -77,9 +79,9 @@ def rerank(
 ) -> list[Reranked]:
     """Raw scores of every list's documents; several models give the mean of their scores.
 
-    Cross-encoders run on all visible GPUs, bi-encoders on the first. Cross-encoders save
-    unfinished scores in the first of `partial_folders` and resume from any of them. Raises
-    DataError for an unknown document or query.
+    Bi-encoders run on the first visible GPU, other models on all. These save unfinished scores in
+    the first of `partial_folders` and resume from any of them. Raises DataError for an unknown
+    document or query.
     """
     devices = visible_devices()
     dtype, reason = choose_precision(settings.precision, devices[0])
@@ -88,14 +90,18 @@ def rerank(
     scored: list[tuple[ScoredPairs, int]] = []
     for place, model in enumerate(models.models):
         progress = _progress(report, place, len(models.models)) if report else None
-        if models.type == "cross_encoder":
-            partial = None
-            if partial_folders:
-                description = _description(model, settings)
-                partial = PartialScores(partial_folders, f"scores-{place}", description)
-            scored.append(_cross_encode(model, lists, settings, devices, progress, partial))
-        else:
+        if models.type == "bi_encoder":
             scored.append(_bi_encode(model, lists, settings, devices[0], progress))
+            continue
+        if models.prompt:
+            inputs = _prompts(model, models.prompt, dtype, lists, settings)
+        else:
+            inputs = _token_pairs(model, lists, settings)
+        partial = None
+        if partial_folders:
+            description = _description(model, models.prompt, settings)
+            partial = PartialScores(partial_folders, f"scores-{place}", description)
+        scored.append(_score_inputs(inputs, settings, devices, progress, partial))
     means = np.mean([each.scores for each, _ in scored], axis=0, dtype=np.float64)
     scores = iter(np.asarray(means, dtype=np.float32).tolist())
     waste = float(np.mean([each.padding_waste for each, _ in scored]))
@@ -130,26 +136,59 @@ def _progress(
     return progress
 
 
-def _description(spec: ModelSpec, settings: ScoringSpec) -> str:
-    """The weights, settings and program that determine the scores of given token ids."""
+def _description(spec: ModelSpec, prompt: PromptSpec | None, settings: ScoringSpec) -> str:
+    """The weights, settings and program that determine the scores of given pairs."""
     folder = Path(locate(spec))
     weights = tree_sha256(folder) if folder.is_dir() else ""
     scoring = settings.model_dump_json(include=set(ScoringSpec.model_fields))
-    return "\n".join((spec.model_dump_json(), weights, scoring, torch.__version__))
+    asked = (prompt.model_dump_json(),) if prompt else ()
+    return "\n".join((spec.model_dump_json(), *asked, weights, scoring, torch.__version__))
 
 
-def _cross_encode(
-    spec: ModelSpec,
-    lists: Sequence[ToRerank],
+class Inputs(NamedTuple):
+    """A model's distinct inputs for the pairs of all lists."""
+
+    model: PreTrainedModel
+    encoder: PairEncoder | PromptEncoder
+    unique: Pairs
+    rows_W: np.ndarray
+    """int64[windows]: the input of each window of a pair"""
+    owners_W: np.ndarray
+    """int64[windows]: the pair of each window"""
+    pairs: int
+
+
+def _score_inputs(
+    inputs: Inputs,
     settings: ScoringSpec,
     devices: Sequence[torch.device],
     progress: Callable[[int, int], None] | None,
     partial: PartialScores | None,
 ) -> tuple[ScoredPairs, int]:
-    """One cross-encoder's scores of all lists' pairs, and the number of inputs that it read."""
+    """One model's scores of all lists' pairs, and the number of inputs that it read."""
+    count = len(inputs.unique)
+    result = score_on(
+        devices,
+        inputs.model,
+        inputs.encoder,
+        inputs.unique,
+        settings,
+        progress=(lambda done: progress(done, count)) if progress else None,
+        partial=partial,
+    )
+    scores = best(result.scores[inputs.rows_W], inputs.owners_W, inputs.pairs)
+    return result._replace(scores=scores), count
+
+
+def _token_pairs(spec: ModelSpec, lists: Sequence[ToRerank], settings: ScoringSpec) -> Inputs:
+    """A cross-encoder's inputs; documents are cut after the tokens that are read."""
     model, tokenizer = load_cached(spec)
-    encoder = PairEncoder(tokenizer)
-    pairs = _token_pairs(tokenizer, lists, settings)
+    encoder, tokens = PairEncoder(tokenizer), TextTokens(tokenizer)
+    pairs: list[TokenPair] = []
+    for each in lists:
+        queries = each.sources.query_tokens(tokens, each.candidates, settings.query_tokens)
+        documents = each.sources.document_tokens(tokens, each.candidates, settings.read_tokens)
+        pairs += [(queries[query], documents[doc]) for query, doc in each.pairs]
     window = settings.document_tokens
     if settings.max_passages > 1:
         # Equal windows for all queries; a single passage gets the room that its own query leaves.
@@ -158,30 +197,52 @@ def _cross_encode(
     overlap = min(settings.passage_overlap_tokens, window - 1)
     parts, owners = split(pairs, window, overlap, settings.max_passages)
     unique, rows = _unique(parts, settings.query_tokens, settings.document_tokens)
-    result = score_on(
-        devices,
-        model,
-        encoder,
-        unique,
-        settings,
-        progress=(lambda done: progress(done, len(unique))) if progress else None,
-        partial=partial,
-    )
-    scores = best(result.scores[rows], owners, len(pairs))
-    return result._replace(scores=scores), len(unique)
+    return Inputs(model, encoder, unique, rows, owners, len(pairs))
 
 
-def _token_pairs(
-    tokenizer: PreTrainedTokenizerFast, lists: Sequence[ToRerank], settings: ScoringSpec
-) -> list[TokenPair]:
-    """Token ids of all lists' pairs; documents are cut after the tokens that are read."""
-    tokens = TextTokens(tokenizer)
-    pairs: list[TokenPair] = []
+def _prompts(
+    spec: ModelSpec,
+    prompt: PromptSpec,
+    dtype: torch.dtype,
+    lists: Sequence[ToRerank],
+    settings: ScoringSpec,
+) -> Inputs:
+    """A causal reranker's inputs: texts, each cut after its tokens."""
+    model, tokenizer = load_cached(spec, load_causal_reranker, prompt, dtype)
+    counts: dict[str, int] = {}
+    places: dict[tuple[str, str], int] = {}
+    rows, owners, count = [], [], 0
+    cuts = settings.document_tokens, settings.passage_overlap_tokens, settings.max_passages
     for each in lists:
-        queries = each.sources.query_tokens(tokens, each.candidates, settings.query_tokens)
-        documents = each.sources.document_tokens(tokens, each.candidates, settings.read_tokens)
-        pairs += [(queries[query], documents[doc]) for query, doc in each.pairs]
-    return pairs
+        texts = each.sources.query_texts(each.candidates)
+        queries = cut_texts(tokenizer, texts, (settings.query_tokens, 0, 1), counts)
+        texts = each.sources.texts(dict.fromkeys(doc for _, doc in each.pairs))
+        documents = cut_texts(tokenizer, texts, cuts, counts)
+        for owner, (query, doc) in enumerate(each.pairs, count):
+            for window in documents[doc]:
+                rows.append(places.setdefault((queries[query][0], window), len(places)))
+                owners.append(owner)
+        count += len(each.pairs)
+    encoder = PromptEncoder(tokenizer, prompt, model, counts)
+    return Inputs(model, encoder, list(places), np.array(rows), np.array(owners), count)
+
+
+def cut_texts(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Mapping[str, str],
+    cuts: tuple[int, int, int],
+    counts: dict[str, int],
+) -> dict[str, list[str]]:
+    """The texts of each text's windows (see `windows`), whose numbers of tokens go to `counts`."""
+    found: dict[str, list[str]] = {}
+    for text_id, text in texts.items():
+        places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        offsets = np.array(places["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        parts = windows(offsets, *cuts)
+        is_whole = len(offsets) <= cuts[0]
+        found[text_id] = [text if is_whole else text[part[0, 0] : part[-1, 1]] for part in parts]
+        counts.update(zip(found[text_id], map(len, parts), strict=True))
+    return found
 
 
 def windows(

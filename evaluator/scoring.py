@@ -1,4 +1,4 @@
-"""Scores of (query, document) pairs by one cross-encoder, longest first within a token budget.
+"""Scores of (query, document) pairs by one model, longest first within a token budget.
 
 Pairs are sorted by their true length and cut into batches of at most `batch_tokens` slots. If
 `varlen.encoders` knows the model's family, they are scored end to end without padding, else padded
@@ -28,14 +28,18 @@ from transformers import PreTrainedModel
 from xsweep.errors import DivergenceError
 from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
+from xsweep.evaluator.models.causal_reranker import PromptEncoder, build_scorer
 from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision, ScoringSpec
 from xsweep.evaluator.varlen.attention import KERNELS, Packing, pack
-from xsweep.evaluator.varlen.encoders import build_scorer, runs_unpadded
+from xsweep.evaluator.varlen.encoders import build_scorer as build_unpadded
+from xsweep.evaluator.varlen.encoders import runs_unpadded
 from xsweep.evaluator.varlen.layers import Kernels
 
 TokenPair = tuple[np.ndarray, np.ndarray]
 """Token ids of a query and of a document, without special tokens."""
+Pairs = Sequence[TokenPair] | Sequence[tuple[str, str]]
+"""Pairs of token ids for a `PairEncoder`, of texts for a `PromptEncoder`."""
 
 CPU_TOKENS = 2048
 """Budget of one pass without padding on a CPU: its activations stay in the cache. With 4,096
@@ -83,7 +87,7 @@ class PartialScores:
     _digest: str = field(default="", init=False)
     _saved_s: float = field(default_factory=time.monotonic, init=False)
 
-    def read(self, pairs: Sequence[TokenPair]) -> ScoringState | None:
+    def read(self, pairs: Pairs) -> ScoringState | None:
         """The furthest state that some attempt saved for these pairs; None if there is none."""
         self._digest = digest_of(self.description, pairs)
         found = []
@@ -107,20 +111,21 @@ class PartialScores:
         self._saved_s = time.monotonic()
 
 
-def digest_of(description: str, pairs: Sequence[TokenPair]) -> str:
-    """One digest of a description and of the token ids of all pairs."""
+def digest_of(description: str, pairs: Pairs) -> str:
+    """One digest of a description and of the token ids, or texts, of all pairs."""
     digest = hashlib.sha256(description.encode())
     for query, document in pairs:
         digest.update(f"\n{len(query)} {len(document)} ".encode())
-        digest.update(np.asarray(query, dtype=np.int32).tobytes())
-        digest.update(np.asarray(document, dtype=np.int32).tobytes())
+        for side in (query, document):
+            ids = side.encode() if isinstance(side, str) else np.asarray(side, np.int32).tobytes()
+            digest.update(ids)
     return digest.hexdigest()
 
 
 def score_pairs(
     model: PreTrainedModel,
-    encoder: PairEncoder,
-    pairs: Sequence[TokenPair],
+    encoder: PairEncoder | PromptEncoder,
+    pairs: Pairs,
     settings: ScoringSpec,
     *,
     device: torch.device | str | None = None,
@@ -139,11 +144,7 @@ def score_pairs(
     device = torch.device(device) if device is not None else model.device
     dtype, _ = choose_precision(settings.precision, device)
     cuts = settings.query_tokens, settings.document_tokens
-    lengths = encoder.lengths(
-        np.array([len(query) for query, _ in pairs], dtype=np.int64),
-        np.array([len(document) for _, document in pairs], dtype=np.int64),
-        *cuts,
-    )
+    lengths = encoder.lengths_of(pairs, *cuts)  # type: ignore[arg-type]
     order = np.argsort(-lengths, kind="stable")
     state = partial.read(pairs) if partial else None
     if state is None:
@@ -221,7 +222,10 @@ class ScoringMode(NamedTuple):
 
 
 def _mode(
-    model: PreTrainedModel, encoder: PairEncoder, dtype: torch.dtype, layout: Layout
+    model: PreTrainedModel,
+    encoder: PairEncoder | PromptEncoder,
+    dtype: torch.dtype,
+    layout: Layout,
 ) -> ScoringMode:
     device = model.device
 
@@ -240,9 +244,14 @@ def _mode(
             logits = model(**batch).logits[:, 0]
         return logits, batch["input_ids"].numel()
 
+    if isinstance(encoder, PromptEncoder):
+        ask = build_scorer(model, encoder)
+        return ScoringMode(
+            batches, collate, lambda inputs: (ask(inputs), inputs["input_ids"].numel())
+        )
     if not runs_unpadded(model, layout):
         return ScoringMode(batches, collate, padded)
-    scorer = build_scorer(model, Kernels(dtype))
+    scorer = build_unpadded(model, Kernels(dtype))
 
     def unpadded(packing: Packing) -> tuple[torch.Tensor, int]:
         return scorer(packing), packing.ids_T.numel()
@@ -316,8 +325,8 @@ def visible_devices() -> list[torch.device]:
 def score_on(
     devices: Sequence[torch.device],
     model: PreTrainedModel,
-    encoder: PairEncoder,
-    pairs: Sequence[TokenPair],
+    encoder: PairEncoder | PromptEncoder,
+    pairs: Pairs,
     settings: ScoringSpec,
     progress: Callable[[int], object] | None = None,
     partial: PartialScores | None = None,
@@ -333,8 +342,7 @@ def score_on(
         return score_pairs(
             model, encoder, pairs, settings, device=devices[0], progress=progress, partial=partial
         )
-    queries, documents = np.array([[len(side) for side in pair] for pair in pairs]).T
-    lengths = encoder.lengths(queries, documents, settings.query_tokens, settings.document_tokens)
+    lengths = encoder.lengths_of(pairs, settings.query_tokens, settings.document_tokens)  # type: ignore[arg-type]
     # A layer multiplies a token's states with weights 24 H² times, with other tokens' 4 H L times.
     hidden = model.config.get_text_config().hidden_size
     shares = share_out(lengths * (6 * hidden + lengths), len(devices))

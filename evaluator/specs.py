@@ -8,7 +8,15 @@ behaviour. Measures have ir_measures' names: nDCG@10, RR(rel=2)@10, AP, R@100, .
 import re
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 from xsweep.errors import ConfigError
 
@@ -74,6 +82,10 @@ class Spec(BaseModel):
     """A value from a file: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class FileSpec(Spec):
@@ -215,11 +227,93 @@ class ModelSpec(Spec):
         return self
 
 
+class PromptSpec(Spec):
+    """A question to a causal reranker about a pair of texts, and its answers, one token each."""
+
+    template: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+    """A text with `{query}` and `{document}`, or parts of it that are tokenised each by itself. The
+    tokenizer's own special tokens are added around it."""
+    answers: tuple[str, ...] = Field(min_length=1, max_length=2)
+    """The score is the logit of the first, less that of the second if there is one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in PROMPTS:
+            raise ValueError(
+                f"unknown prompt {value!r}: write one of {', '.join(PROMPTS)}, or a template with "
+                "its answers"
+            )
+        return PROMPTS[value]
+
+    @model_validator(mode="after")
+    def _has_both_texts(self) -> "PromptSpec":
+        for text in ("{query}", "{document}"):
+            if (found := "".join(self.template).count(text)) != 1:
+                raise ValueError(f"the template must name {text} once, it does so {found} times")
+        return self
+
+
+PROMPTS: dict[str, dict[str, Any]] = {
+    "qwen3-reranker": {
+        "template": (
+            "<|im_start|>system\nJudge whether the Document meets the requirements based on the "
+            'Query and the Instruct provided. Note that the answer can only be "yes" or "no".'
+            "<|im_end|>\n<|im_start|>user\n",
+            "<Instruct>: Given a web search query, retrieve relevant passages that answer the query"
+            "\n<Query>: {query}\n<Document>: {document}",
+            "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        ),
+        "answers": ("yes", "no"),
+    },
+    "mxbai-rerank-v2": {
+        "template": (
+            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
+            "assistant.<|im_end|>\n<|im_start|>user\n",
+            *("query: {query}", "\n", "document: {document}", "\n"),
+            "You are a search relevance expert who evaluates how well documents match search "
+            "queries. For each query-document pair, carefully analyze the semantic relationship "
+            "between them, then provide your binary relevance judgment (0 for not relevant, 1 for "
+            "relevant).\nRelevance:",
+            "<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        "answers": ("1", "0"),
+    },
+    "bge-reranker-gemma": {
+        "template": (
+            *("A: {query}", "\n", "B: {document}", "\n"),
+            "Given a query A and a passage B, determine whether the passage contains an answer to "
+            "the query by providing a prediction of either 'Yes' or 'No'.",
+        ),
+        "answers": ("Yes",),
+    },
+    "monot5": {
+        "template": "Query: {query} Document: {document} Relevant:",
+        "answers": ("true", "false"),
+    },
+}
+"""Prompts by the models that were trained with them, part by part as their programs tokenise them:
+Qwen/Qwen3-Reranker, mixedbread-ai/mxbai-rerank-v2, BAAI/bge-reranker-v2-gemma, castorini/monot5."""
+
+
 class TeacherModelSpec(Spec):
     """Models that score pairs; several give the mean of their scores."""
 
-    type: Literal["bi_encoder", "cross_encoder"]
+    type: Literal["bi_encoder", "cross_encoder", "causal_reranker"]
     models: tuple[ModelSpec, ...] = Field(min_length=1)
+    prompt: PromptSpec | None = None
+    """The prompt of causal rerankers."""
+
+    @model_validator(mode="after")
+    def _asks_only_causal_rerankers(self) -> "TeacherModelSpec":
+        if (self.type == "causal_reranker") != (self.prompt is not None):
+            raise ValueError(
+                f"a causal_reranker has a prompt ({', '.join(PROMPTS)}, or a template with its "
+                "answers), other models have none"
+            )
+        return self
 
 
 Precision = Literal["auto", "fp32", "bf16"]

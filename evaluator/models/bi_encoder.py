@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.models.cross_encoder import load_model
-from xsweep.evaluator.models.tokenizer import locate
+from xsweep.evaluator.models.tokenizer import locate, special_tokens
 from xsweep.evaluator.pairs import PairIds
 from xsweep.evaluator.scoring import (
     ScoredPairs,
@@ -131,7 +131,7 @@ def embed(
     DivergenceError for a vector that is not finite.
     """
     model, tokenizer = encoder.model, encoder.tokenizer
-    prefix, suffix = _template(tokenizer)
+    prefix, suffix = special_tokens(tokenizer)
     room = tokenizer.model_max_length - len(prefix) - len(suffix)
     inputs = [np.concatenate((prefix, ids[:room], suffix)) for ids in texts]
     lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
@@ -182,11 +182,3 @@ def _pooled_padded(
         return states_BTH[:, 0], ids_BT.numel()
     sums_BH = (states_BTH * mask_BT[..., None]).sum(1)
     return sums_BH / mask_BT.sum(1, keepdim=True), ids_BT.numel()
-
-
-def _template(tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
-    """The special tokens before and after a single text."""
-    probe = tokenizer("a")
-    sides, ids = probe.sequence_ids(), np.array(probe["input_ids"], dtype=np.int64)
-    text = [place for place, side in enumerate(sides) if side is not None]
-    return ids[: text[0]], ids[text[-1] + 1 :]

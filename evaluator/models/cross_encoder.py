@@ -1,6 +1,6 @@
 """Cross-encoders: a backbone with one logit, loaded as fp32 with an explicit attention."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
@@ -10,6 +10,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -115,19 +117,22 @@ def _set_padding(model: PreTrainedModel, pad_id: int) -> None:
     model.config.get_text_config().pad_token_id = pad_id
 
 
-_cached: dict[str, tuple[PreTrainedModel, PreTrainedTokenizerFast]] = {}
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerFast]
+_cached: dict[str, Loaded] = {}
 
 
-def load_cached(spec: ModelSpec) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """`load_cross_encoder(spec)`, from memory if it was the last one and its files are the same.
+def load_cached(
+    spec: ModelSpec, load: Callable[..., Loaded] = load_cross_encoder, *settings: object
+) -> Loaded:
+    """`load(spec, *settings)`, from memory if it was the last one and its files are the same.
 
     Consecutive evaluations usually share their model, and scoring does not change it. Only one is
     cached: a GPU holds one model beside its batches.
     """
-    key = f"{spec.model_dump_json()} {_file_state(Path(locate(spec)))}"
+    key = f"{load.__name__} {spec!r} {settings} {_file_state(Path(locate(spec)))}"
     if key not in _cached:
         _cached.clear()  # before loading: there may not be room for both
-        _cached[key] = load_cross_encoder(spec)
+        _cached[key] = load(spec, *settings)
     return _cached[key]
 
 
@@ -156,12 +161,12 @@ def _keep_head_in_fp32(model: PreTrainedModel) -> None:
 
 
 def load_model(
-    kind: Any, spec: ModelSpec, **settings: Any
+    kind: Any, spec: ModelSpec, dtype: torch.dtype = torch.float32, **settings: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[str]]:
     """A model of a transformers auto class, its tokenizer, and the weights that its files lack.
 
-    fp32 weights, dropout off (`eval`). The tokenizer's `model_max_length` becomes the longest
-    input that the model has positions for. Raises DataError if it cannot be loaded.
+    Dropout is off (`eval`). The tokenizer's `model_max_length` becomes the longest input that the
+    model has positions for. Raises DataError if it cannot be loaded.
     """
     tokenizer = load_tokenizer(spec)
     where, revision = locate(spec), spec.revision or "main"
@@ -179,12 +184,14 @@ def load_model(
             )
         if hasattr(config, "attention_type"):  # BigBird's sparse one depends on the batch's length
             config.attention_type = "original_full"
+        if kind is AutoModelForCausalLM and config.is_encoder_decoder:
+            kind = AutoModelForSeq2SeqLM
         model, info = kind.from_pretrained(
             where,
             revision=revision,
             trust_remote_code=False,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation=_attention(kind, config, spec.attention),
             output_loading_info=True,
             **settings,

@@ -160,15 +160,19 @@ class Sources(NamedTuple):
     tokens: Path | None = None
     """A token store of the documents, used if the model's tokenizer made it."""
 
-    def query_tokens(
-        self, tokens: TextTokens, candidates: Iterable[str], max_tokens: int
-    ) -> dict[str, np.ndarray]:
-        """Ids of the named queries. Raises DataError if one has no text."""
+    def query_texts(self, candidates: Iterable[str]) -> dict[str, str]:
+        """Texts of the named queries. Raises DataError if one has none."""
         wanted = list(candidates)
         if unknown := [query_id for query_id in wanted if query_id not in self.queries]:
             raise DataError(f"{len(unknown)} queries, such as {unknown[0]!r}, have no text")
-        ids = tokens((self.queries[query_id] for query_id in wanted), max_tokens)
-        return dict(zip(wanted, ids, strict=True))
+        return {query_id: self.queries[query_id] for query_id in wanted}
+
+    def query_tokens(
+        self, tokens: TextTokens, candidates: Iterable[str], max_tokens: int
+    ) -> dict[str, np.ndarray]:
+        """Token ids of the named queries. Raises DataError if one has no text."""
+        texts = self.query_texts(candidates)
+        return dict(zip(texts, tokens(texts.values(), max_tokens), strict=True))
 
     def document_tokens(
         self, tokens: TextTokens, candidates: Mapping[str, Sequence[str]], max_tokens: int

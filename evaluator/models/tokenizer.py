@@ -104,6 +104,14 @@ def fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> tuple[np.ndarray, np.ndarray]:
+    """The special tokens before and after a single text."""
+    probe = tokenizer("a")
+    sides, ids = probe.sequence_ids(), np.array(probe["input_ids"], dtype=np.int64)
+    text = [place for place, side in enumerate(sides) if side is not None]
+    return ids[: text[0]], ids[text[-1] + 1 :]
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], max_tokens: int
 ) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from xsweep.orchestrator.settings import Settings, absolute
 
 if TYPE_CHECKING:
     from xsweep.evaluator.jobs import Evaluation
-    from xsweep.evaluator.specs import CollectionSpec, IdenticalIds
+    from xsweep.evaluator.specs import CollectionSpec, IdenticalIds, TeacherModelSpec
 
 
 @app.command()
@@ -51,6 +51,10 @@ def evaluate(
     query_tokens: Annotated[int, typer.Option(min=1)] = 32,
     document_tokens: Annotated[int, typer.Option(min=1)] = 256,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Prompt of a causal reranker: qwen3-reranker, mxbai-rerank-v2, …"),
+    ] = None,
     max_passages: Annotated[
         int, typer.Option(help="Windows per document; the best score counts.", min=1)
     ] = 1,
@@ -71,6 +75,7 @@ def evaluate(
       xsweep evaluate my-model --collection apidocs/test --depth 20
       xsweep evaluate my-model --collection irds:beir/scifact/test --run bm25.run.gz
       xsweep evaluate cross-encoder/ms-marco-MiniLM-L6-v2 --suite beir-13 -o results/
+      xsweep evaluate Qwen/Qwen3-Reranker-0.6B --prompt qwen3-reranker --suite nano-beir
       xsweep evaluate "MiniLM-L6 infonce bm25_lists s1" --collection data/mine --split dev --json
     """
     import tempfile
@@ -79,6 +84,7 @@ def evaluate(
 
     measures = [str(parse_measure(name)) for name in measure or ["nDCG@10", "RR@10"]]
     source = _model(settings_of(ctx), model)
+    scorer = _scorer(source, prompt)
     collections = _collections(collection or [], split, suite or [], identical_ids)
     if run is not None and len(collections) != 1:
         raise ConfigError("--run re-ranks one collection: give exactly one --collection")
@@ -93,7 +99,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as scratch:
         root = absolute(output or scratch)
         stage = _stage(first_stage, run, order)
-        rows = _evaluate(collections, source, stage, settings, root)
+        rows = _evaluate(collections, scorer, stage, settings, root)
     rows += [_suite_row(name, rows) for name in suite or []]
     if as_json:
         results = [
@@ -150,6 +156,20 @@ def _model(settings: "Settings", name: str) -> dict[str, str]:
     raise ConfigError(f"{name!r} is neither a folder, nor a run that is trained, nor a Hub id")
 
 
+def _scorer(model: dict[str, str], prompt: str | None) -> "TeacherModelSpec":
+    """Return the specification of a cross-encoder, or of a causal reranker with its prompt."""
+    from pydantic import ValidationError
+
+    from xsweep.errors import field_errors
+    from xsweep.evaluator.specs import TeacherModelSpec
+
+    spec = {"type": "causal_reranker" if prompt else "cross_encoder", "prompt": prompt}
+    try:
+        return TeacherModelSpec.model_validate({**spec, "models": [model]})
+    except ValidationError as problem:
+        raise ConfigError(f"--prompt: {field_errors(problem)}") from problem
+
+
 def _stage(name: str, run: Path | None, order: str) -> dict[str, object]:
     """Return the first stage as a job's specification. Raises ConfigError if it is unknown."""
     if run is not None:
@@ -197,7 +217,7 @@ def _collections(
 
 def _evaluate(
     collections: "list[CollectionSpec]",
-    model: dict[str, str],
+    scorer: "TeacherModelSpec",
     stage: dict[str, object],
     settings: dict[str, object],
     root: Path,
@@ -209,22 +229,25 @@ def _evaluate(
 
     scorers = {
         "first-stage": {"type": "first_stage"},
-        "model": {"type": "model", "model": {"type": "cross_encoder", "models": [model]}},
+        "model": {"type": "model", "model": scorer},
     }
     evaluations: dict[str, list[Evaluation]] = {part: [] for part in scorers}
+    job: dict[str, object] = {"first_stage": stage, **settings}
+    job["model"] = scorer.models[0].model_dump(exclude_unset=True)
+    if scorer.prompt:
+        job["prompt"] = scorer.prompt.model_dump(mode="json")
     for collection in collections:
         place = root / collection.name.replace("/", "-")
         described = collection.model_dump(mode="json")
-        _claim(place, {"collection": described, "first_stage": stage, "model": model, **settings})
+        _claim(place, {"collection": described, **job})
         candidates = place / "candidates"
         if not is_finished(candidates):
             spec = {"collection": described, "first_stage": stage, "depth": settings["depth"]}
             candidates.mkdir(exist_ok=True)
             run_job("prepare", {"type": "candidates", **spec}, {}, candidates, _progress)
-        for part, scorer in scorers.items():
-            checked = EvaluateSpec.model_validate(
-                {"collection": described, "scorer": scorer, **settings}
-            )
+        for part, by in scorers.items():
+            spec = {"collection": described, "scorer": by, **settings}
+            checked = EvaluateSpec.model_validate(spec)
             (place / part).mkdir(exist_ok=True)
             evaluations[part].append(Evaluation(checked, {"candidates": candidates}, place / part))
     for each in evaluations.values():

@@ -61,8 +61,14 @@ KNOWN = {
     "FacebookAI/roberta-base": Shape(12, 768, 3072, 50_265),
     "microsoft/deberta-v3-base": Shape(12, 768, 3072, 128_100, slowdown=1.6),
     "naver/splade-v3-distilbert": Shape(6, 768, 3072, 30_522),
+    "Qwen/Qwen3-Reranker-0.6B": Shape(28, 1024, 3072, 151_669, gated=True),
+    "Qwen/Qwen3-Reranker-4B": Shape(36, 2560, 9728, 151_669, gated=True),
+    "Qwen/Qwen3-Reranker-8B": Shape(36, 4096, 12_288, 151_669, gated=True),
+    "mixedbread-ai/mxbai-rerank-base-v2": Shape(24, 896, 4864, 151_936, gated=True),
+    "mixedbread-ai/mxbai-rerank-large-v2": Shape(28, 1536, 8960, 151_936, gated=True),
+    "BAAI/bge-reranker-v2-gemma": Shape(18, 2048, 16_384, 256_000, gated=True),
 }
-"""Published configurations."""
+"""Published configurations; heads that share keys are counted as if they did not."""
 
 
 def shape_of(model: Mapping[str, Any]) -> tuple[Shape, bool]:
@@ -93,7 +99,7 @@ def _installed(place: str | None, package: str | None) -> Shape | None:
                 config["hidden_size"],
                 config["intermediate_size"],
                 config["vocab_size"],
-                gated=config.get("model_type") == "modernbert",
+                gated=config["model_type"] == "modernbert" or config.get("hidden_act") == "silu",
             )
         except (OSError, ValueError, KeyError):
             continue

@@ -204,7 +204,10 @@ def _scoring(
     texts = pairs = float(pairs)
     if model["type"] == "bi_encoder":
         texts = min(pairs, size.documents + size.queries)
-    flops = sum(texts * _pair_flops(shape_of(each)[0], size, spec) for each in model["models"])
+    asked = TOKENS_PER_WORD * len(" ".join((model.get("prompt") or {}).get("template", ())).split())
+    flops = sum(
+        texts * _pair_flops(shape_of(each)[0], size, spec, asked) for each in model["models"]
+    )
     return Work(pairs=pairs, scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
 
 
@@ -229,9 +232,11 @@ def _allows_bf16(settings: Mapping[str, Any]) -> bool:
     return settings.get("precision", "fp32") != "fp32"
 
 
-def _pair_flops(shape: Shape, size: Size, spec: Mapping[str, Any]) -> float:
+def _pair_flops(
+    shape: Shape, size: Size, spec: Mapping[str, Any], prompt_tokens: float = 0.0
+) -> float:
     """FLOPs of one pair's forward pass, at mean lengths."""
-    tokens = _pair_tokens(size, spec)
+    tokens = _pair_tokens(size, spec) + prompt_tokens
     return tokens * shape.token_flops(round(tokens))
 
 

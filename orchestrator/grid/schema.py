@@ -23,6 +23,7 @@ from xsweep.evaluator.specs import (
     Layout,
     ModelSpec,
     Precision,
+    PromptSpec,
     Spec,
     SpladeSpec,
     parse_measure,
@@ -171,8 +172,10 @@ class Teacher(_FileKeys):
     """`irds:<id>`: the docpairs of an ir_datasets data set."""
     model: Annotated[tuple[ModelSpec, ...], Listed] = ()
     """A model that scores the candidates in a teach job, or several whose mean counts."""
-    type: Literal["bi_encoder", "cross_encoder"] = "bi_encoder"
+    type: Literal["bi_encoder", "cross_encoder", "causal_reranker"] = "bi_encoder"
     """The type of the model."""
+    prompt: PromptSpec | None = None
+    """The prompt of a causal reranker: the name of a published one, or a template and answers."""
     over: str = "bm25"
     """Candidates that the model scores: those of `bm25`, or of a teacher with a run."""
     md5: str | None = None
@@ -193,8 +196,8 @@ class Teacher(_FileKeys):
     def _check(self) -> Self:
         one_of(self, *FILE_KEYS, "source", "model")
         given = self.model_fields_set
-        if not self.model and given & {"over", "type"}:
-            raise ValueError("over and type belong to a teacher with a model")
+        if not self.model and given & {"over", "type", "prompt"}:
+            raise ValueError("over, type and prompt belong to a teacher with a model")
         if self.jsonl and self.collection:
             raise ValueError("a jsonl file carries its own texts: leave out collection")
         if (self.md5 or self.sha256) and (self.run == "bm25" or self.model or self.source):
@@ -470,7 +473,7 @@ def json_schema() -> dict[str, Any]:
         blocks[name]["properties"]["training"] = training
     collection = {"collection": {"type": "string"}}
     schema["properties"]["training"] = {**training, "properties": {**settings, **collection}}
-    for name in ("ModelSpec", "Backbone"):
+    for name in ("ModelSpec", "Backbone", "PromptSpec"):
         blocks[name] = {"anyOf": [{"type": "string"}, blocks[name]]}
     blocks["Need"]["properties"]["memory"] = {"type": ["string", "integer", "null"]}
     # a file that extends another inherits what it lacks

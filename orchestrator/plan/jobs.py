@@ -106,7 +106,8 @@ def resolve_teacher(context: PlanContext, name: str) -> ResolvedTeacher:
         context.model(("teachers", name, "model", place), model)
         for place, model in enumerate(entry.model)
     )
-    model = TeacherModelSpec(type=entry.type, models=models)
+    scorer = {"type": entry.type, "models": models, "prompt": entry.prompt}
+    model = refs.build(("teachers", name), TeacherModelSpec, **scorer)
     label = entry.label or "+".join(map(model_name, models))
     settings = {"collection": collection, "model": model, **context.scoring()}
     teach = refs.build(("training",), TeachSpec, **settings)

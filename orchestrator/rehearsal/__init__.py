@@ -18,7 +18,7 @@ from xsweep.orchestrator.grid.schema import (
     TrainingSettings,
 )
 from xsweep.orchestrator.rehearsal.datasets import write_datasets, write_teacher
-from xsweep.orchestrator.rehearsal.models import Head, write_model
+from xsweep.orchestrator.rehearsal.models import HEADS, Head, write_model
 from xsweep.trainer.teachers.formats import FILE_KEYS
 
 STEPS, WARMUP_STEPS, BATCH_QUERIES = 4, 1, 8
@@ -114,8 +114,7 @@ def _first_stage(stage: FirstStage, folder: Path) -> FirstStage:
 
 
 def _teacher(grid: Grid, entry: Teacher, folder: Path) -> Teacher:
-    head: Head = "score" if entry.type == "cross_encoder" else "none"
-    models = tuple(_tiny(model, folder, head) for model in entry.model)
+    models = tuple(_tiny(model, folder, HEADS[entry.type]) for model in entry.model)
     changed: dict[str, object] = {"model": models}
     form = next((form for form in FILE_KEYS if getattr(entry, form)), None)
     name = entry.collection or grid.training.get("collection")

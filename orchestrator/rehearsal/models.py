@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xsweep.evaluator.data.files import atomic_write
+from xsweep.evaluator.specs import PROMPTS
 from xsweep.orchestrator.rehearsal.datasets import CODAS, ONSETS, VOWELS, corpus, seed_of, words
 
 if TYPE_CHECKING:
@@ -19,9 +20,11 @@ POSITIONS = 512
 WHOLE_WORDS = 100
 """Generated words that are one token each; all others are split."""
 
-Head = Literal["none", "masked", "score"]
+Head = Literal["none", "masked", "score", "next"]
 """Layers above the encoder: none, as published backbones; a masked language model's, as SPLADE;
-or the one logit of a cross-encoder."""
+the one logit of a cross-encoder; or a decoder's, which gives the next token."""
+HEADS: dict[str, Head] = {"bi_encoder": "none", "cross_encoder": "score", "causal_reranker": "next"}
+"""Heads of a teacher's models, by its type."""
 
 
 def family_of(name: str) -> str:
@@ -38,7 +41,12 @@ def write_model(folder: Path, name: str, *, family: str, head: Head) -> None:
     if (folder / "config.json").exists():
         return
     import torch
-    from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForMaskedLM,
+        AutoModelForSequenceClassification,
+    )
 
     from xsweep.evaluator.models.cross_encoder import quiet_loading
 
@@ -46,9 +54,11 @@ def write_model(folder: Path, name: str, *, family: str, head: Head) -> None:
         "none": AutoModel,
         "masked": AutoModelForMaskedLM,
         "score": AutoModelForSequenceClassification,
+        "next": AutoModelForCausalLM,
     }[head]
-    tokenizer = TOKENIZERS[family_of(family)]()
-    config = _config(family_of(family), tokenizer)
+    family = "qwen3" if head == "next" else family_of(family)
+    tokenizer = _qwen3() if head == "next" else TOKENIZERS[family]()
+    config = _config(family, tokenizer)
     config.num_labels = 1
     with atomic_write(folder) as draft:
         with quiet_loading(), torch.random.fork_rng(devices=[]):
@@ -79,6 +89,8 @@ def _config(family: str, tokenizer: "PreTrainedTokenizerFast") -> "PreTrainedCon
             first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
             own = {"cls_token_id": first, "sep_token_id": last, "local_attention": 16}
             own |= {"bos_token_id": first, "eos_token_id": last}
+        case "qwen3":
+            own = {"head_dim": 16, "num_key_value_heads": 1, "max_position_embeddings": 4096}
         case "distilbert":
             shape = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 2}
     common = {
@@ -149,6 +161,16 @@ def _modernbert() -> "PreTrainedTokenizerFast":
         model_input_names=["input_ids", "attention_mask"],
         **{f"{name}_token": f"[{name.upper()}]" for name in names},
     )
+
+
+def _qwen3() -> "PreTrainedTokenizerFast":
+    from transformers import PreTrainedTokenizerFast
+
+    # The answers of all prompts are tokens, as they are in published vocabularies.
+    answers = dict.fromkeys(each for prompt in PROMPTS.values() for each in prompt["answers"])
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *answers]
+    tokenizer = _byte_pairs(special)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"pad_token": special[0]})
 
 
 def _deberta() -> "PreTrainedTokenizerFast":

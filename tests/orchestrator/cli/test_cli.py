@@ -13,7 +13,7 @@ import pytest
 import typer
 from finished import run_all, submit_small
 from gridtext import write_grid
-from tiny import write_backbone, write_study
+from tiny import write_backbone, write_collection, write_study
 from typer.testing import CliRunner, Result
 
 from xsweep import __version__
@@ -24,6 +24,7 @@ from xsweep.evaluator.data.trec import read_run
 from xsweep.orchestrator.cli import app
 from xsweep.orchestrator.cli.app import Program, _global_options_first
 from xsweep.orchestrator.cli.evaluate import _model
+from xsweep.orchestrator.rehearsal.models import write_model
 from xsweep.orchestrator.settings import load_settings
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -279,6 +280,7 @@ def test_logs_are_those_of_the_last_attempt(submitted: Path) -> None:
         (["report"], "nothing to report"),
         (["evaluate", "nowhere"], "nothing to evaluate on"),
         (["evaluate", "no such run"], "neither a folder, nor a run that is trained, nor a Hub id"),
+        (["evaluate", "a/b", "--prompt", "qwen"], "unknown prompt 'qwen': write one of qwen3-"),
     ],
 )
 def test_wrong_names_end_with_exit_code_2_and_a_suggestion(
@@ -442,6 +444,24 @@ def test_shell_completion_offers_the_commands() -> None:
         cwd=PROJECT,
     )
     assert done.stdout.split() == ["status", "store"]
+
+
+def test_a_causal_reranker_is_evaluated_with_its_prompt(home: Path, tmp_path: Path) -> None:
+    write_model(tmp_path / "llm", "a/b", family="a/b", head="next")
+    write_collection(tmp_path / "mine", queries=3, documents=9)
+    command = ("evaluate", str(tmp_path / "llm"), "--collection", str(tmp_path / "mine"), "--json")
+    found = [
+        json.loads(xsweep(*command, "--prompt", prompt, "-o", str(tmp_path / prompt)).stdout)
+        for prompt in ("qwen3-reranker", "bge-reranker-gemma")
+    ]
+    runs = [
+        read_run(tmp_path / prompt / "mine" / "model" / "run.trec.gz")["q0"]
+        for prompt in ("qwen3-reranker", "bge-reranker-gemma")
+    ]
+    assert all(each["results"][0]["means"]["nDCG@10"]["model"] > 0 for each in found)
+    assert runs[0] != runs[1]
+    again = xsweep(*command, "--prompt", "monot5", "-o", str(tmp_path / "qwen3-reranker"), code=2)
+    assert "holds another evaluation" in again.stderr
 
 
 def test_a_model_is_evaluated_beside_its_first_stage(home: Path, tmp_path: Path) -> None:

