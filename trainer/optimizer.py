@@ -53,9 +53,10 @@ def clip(parameters: list[nn.Parameter], max_norm: float) -> float:
     """Clips gradients to a norm (0 does not clip) and returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if 0 < max_norm < norm:
+    before = norm.item()
+    if 0 < max_norm < before:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    return norm.item()
+    return before
 
 
 def write_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
