@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine, func, insert, select
 
 from xsweep.db.schema import Edge, Event, Job, Sweep, SweepJob, now_s
-from xsweep.db.transaction import among, read, reading, transact
+from xsweep.db.transaction import among, insert_rows, read, reading, to_json, transact
 
 SUBJECT = ("sweep_id", "job_id", "token", "owner")
 
@@ -15,6 +15,9 @@ RUNG = "rung"
 
 SCANNED = 2_000
 """Latest events that are scanned for failures: a cost that does not grow with the history."""
+
+MANY = 100
+"""Events from which on they are inserted in bulk, which takes two more round trips."""
 
 _APPEND = insert(Event).values(at=now_s())
 
@@ -35,17 +38,17 @@ class EventRow:
 
 def record(connection: Connection, kind: str, *rows: Mapping[str, Any]) -> None:
     """Append an event for each row: its subject's columns, and the rest of it as detail."""
-    if not rows:
-        return
-    connection.execute(
-        _APPEND,
-        [
-            {name: row.get(name) for name in SUBJECT}
-            | {"kind": kind}
-            | {"detail": {name: row[name] for name in row if name not in SUBJECT}}
-            for row in rows
-        ],
-    )
+    details = [{name: row[name] for name in row if name not in SUBJECT} for row in rows]
+    subjects = [{name: row.get(name) for name in SUBJECT} for row in rows]
+    events = list(zip(subjects, details, strict=True))
+    if len(rows) > MANY:
+        at = connection.scalar(select(now_s()))
+        columns = ("at", "kind", *SUBJECT, "detail")
+        plain = ((at, kind, *subject.values(), to_json(detail)) for subject, detail in events)
+        insert_rows(connection, Event, columns, plain)
+    elif rows:
+        given = [{**subject, "kind": kind, "detail": detail} for subject, detail in events]
+        connection.execute(_APPEND, given)
 
 
 def record_event(engine: Engine, kind: str, **row: Any) -> None:

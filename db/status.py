@@ -2,11 +2,23 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Engine, Select, Text, case, cast, delete, func, insert, select
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    Text,
+    case,
+    cast,
+    delete,
+    func,
+    insert,
+    select,
+)
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Row
 
 from xsweep.db.claim import MAY_START
@@ -314,6 +326,54 @@ def overview(engine: Engine, sweep: str | int) -> list[OverviewRow]:
         for job_id, measure, mean in connection.execute(scores):
             means[job_id][measure] = mean
     return [OverviewRow(**row, means=means.get(row["job_id"], {})) for row in rows]
+
+
+class JobGroup(NamedTuple):
+    """Jobs of a sweep that stand alike and have the same labels but for their seed."""
+
+    kind: str
+    state: str
+    failure: str | None
+    labels: dict[str, Any]
+    """Without the seed."""
+    jobs: list[tuple[int, str]]
+    """The id of each with its seed, or with its name where it has none; in the order of ids."""
+    means: Mapping[str, float] = {}
+    """By measure: the sum of the jobs' means over queries."""
+
+
+def groups(engine: Engine, sweep: str | int) -> list[JobGroup]:
+    """The sweep's jobs in groups, in the order of their first ids; the database forms them.
+
+    Raises ConfigError for an unknown sweep.
+    """
+    with reading(engine) as connection:
+        labels = func.json_remove(SweepJob.labels, "$.seed").label("labels")
+        if connection.dialect.name == "postgresql":
+            labels = cast(cast(SweepJob.labels, JSONB).op("-")("seed"), Text).label("labels")
+        seed = func.coalesce(SweepJob.labels["seed"].as_string(), Job.name)
+        member = (cast(Job.id, Text) + " " + seed).label("member")
+        columns = (labels, Job.kind, Job.state, Job.failure, Job.id, member)
+        all_ = select(*columns).join_from(SweepJob, Job)
+        job = all_.where(SweepJob.sweep_id == find_sweep(connection, sweep)).subquery().c
+        like = (job.labels, job.kind, job.state, job.failure)
+        members = func.aggregate_strings(job.member, "\n")
+        rows = connection.execute(select(*like, members).group_by(*like)).all()
+        sums = select(*like, Score.measure, func.sum(Score.mean)).group_by(*like, Score.measure)
+        means: dict[tuple[str, ...], dict[str, float]] = defaultdict(dict)
+        for *group, measure, total in connection.execute(sums.join(Score, Score.job_id == job.id)):
+            means[tuple(group)][measure] = total
+    found = [
+        JobGroup(kind, state, failure, json.loads(key), _members(listed), means[row[:-1]])
+        for row in map(tuple, rows)
+        for key, kind, state, failure, listed in [row]
+    ]
+    return sorted(found, key=lambda group: group.jobs[0])
+
+
+def _members(listed: str) -> list[tuple[int, str]]:
+    pairs = (line.split(" ", 1) for line in listed.split("\n"))
+    return sorted((int(job_id), label) for job_id, label in pairs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,9 @@ from servers import cpu_of_server, database, load, postgresql
 from xsweep.db import jobs
 from xsweep.db.engine import connect
 from xsweep.db.status import outlook, summary
+from xsweep.orchestrator.serve.pages import Site
+from xsweep.orchestrator.serve.server import Request
+from xsweep.orchestrator.storage.store import Store
 
 TOO_SHORT_S = 0.05
 """Times below are noise and fixed costs; growth is judged from here on."""
@@ -133,5 +136,9 @@ def measure(url: str, size: int, server: int | None) -> dict[str, float]:
     timed("2 results that all others wait for", lambda: work_off(1, at_once=2))
     timed("100 claims and results", lambda: work_off(min(100, len(grid) - 2)))
     timed("status of a sweep, later", lambda: summary(engine, "s"), repeats=3)
+    site, page = Site(engine, Store(Path("unused")), ""), Request(("sweep", "s"), {})
+    timed("web page of a sweep", lambda: site.respond(page), repeats=3)
+    timed("cancel the sweep", lambda: jobs.cancel(engine, sweep="s"))
+    timed("retry the sweep", lambda: jobs.retry(engine, sweep="s"))
     engine.dispose()
     return found

@@ -7,8 +7,9 @@ values and marks show states, so that neither depends on the other.
 import json
 import logging
 import math
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+import time
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -22,7 +23,7 @@ from sqlalchemy import Engine
 from xsweep.db import events, jobs, status
 from xsweep.db.explain import AttemptRow
 from xsweep.db.schema import OPEN, State
-from xsweep.db.status import OverviewRow
+from xsweep.db.status import JobGroup
 from xsweep.errors import ConfigError, XsweepError
 from xsweep.orchestrator.forecast.eta import count, progress_text
 from xsweep.orchestrator.formatting import duration
@@ -65,9 +66,13 @@ TRAINING = "training"
 """The heat map's column of trainings."""
 READ_FILES = ("metrics.jsonl", "trials.json")
 """Files of an attempt's folder that the page of a job reads."""
+MAX_SEEDS, MAX_ROWS, MAX_OTHERS = 8, 100, 200
+"""Jobs that a tile links, rows of a heat map, and links below it; the rest is counted."""
 TAIL_BYTES, WHOLE_LOG_BYTES = 32_000, 5_000_000
 LISTED_JOBS, LISTED_EVENTS = 1_000, 200
 REFRESH_S = 15
+REFRESH_TIMES = 50
+"""A page that changes is renewed every 15 s, but at most for 1/50 of a core."""
 
 
 class Curve(NamedTuple):
@@ -130,7 +135,10 @@ class Tile(NamedTuple):
 
     state: str
     """The worst state of its jobs."""
+    counts: dict[str, int]
+    """Jobs in each state, the worst first."""
     seeds: tuple[Seed, ...]
+    """Its jobs by id; none where there are more than `MAX_SEEDS`."""
     value: float | None
     """Mean over the seeds that are done."""
     level: int | None
@@ -150,64 +158,87 @@ class HeatMap:
     """Jobs of no cell, by kind: those that runs share, and stages before the last."""
 
 
-def heat_map(found: Sequence[OverviewRow], measure: str | None = None) -> HeatMap:
-    """The heat map of a sweep's jobs by a measure; by default nDCG, if there is one."""
-    names = {name for job in found for name in job.means}
+def heat_map(
+    found: Sequence[JobGroup],
+    measure: str | None = None,
+    progress: Mapping[int, Mapping[str, Any] | None] = {},
+) -> HeatMap:
+    """The heat map of a sweep's jobs by a measure, by default nDCG, if there is one.
+
+    `progress` is that of running jobs, by id.
+    """
+    names = {name for group in found for name in group.means}
     measures = tuple(sorted(names, key=lambda name: (not name.startswith("nDCG"), name)))
     chosen = measure if measure in measures else next(iter(measures), None)
-    groups: dict[tuple[Row, str], list[OverviewRow]] = defaultdict(list)
+    tiles: dict[tuple[Row, str], list[JobGroup]] = defaultdict(list)
     others: dict[str, list[Seed]] = defaultdict(list)
-    tested = {row_of(job.labels)[1:] for job in found if job.kind == "evaluate"}
-    for job in found:
-        row, column = row_of(job.labels), _column(job)
-        if column and (job.kind == "evaluate" or row[1:] in tested):
-            groups[row, column].append(job)
+    tested = {row_of(group.labels)[1:] for group in found if group.kind == "evaluate"}
+    for group in found:
+        row, column = row_of(group.labels), _column(group)
+        if column and (group.kind == "evaluate" or row[1:] in tested):
+            tiles[row, column].append(group)
         else:
-            others[job.kind].append(_seed(job))
-    columns = dict.fromkeys(column for _, column in groups)
+            others[group.kind] += _seeds(group, progress)
+    columns = dict.fromkeys(column for _, column in tiles)
     values: dict[str, dict[Row, float]] = {column: {} for column in columns}
-    for (row, column), group in groups.items():
-        scored = [job for job in group if chosen and chosen in job.means]
+    for (row, column), tile in tiles.items():
+        scored = [group for group in tile if chosen in group.means]
+        seeds = [seed for group in scored for _, seed in group.jobs]
         # two results of one seed have different settings, which no mean may mix
-        if scored and len({job.labels.get("seed") for job in scored}) == len(scored):
-            values[column][row] = fmean(job.means[str(chosen)] for job in scored)
+        if scored and len(set(seeds)) == len(seeds):
+            values[column][row] = sum(group.means[str(chosen)] for group in scored) / len(seeds)
     return HeatMap(
         measure=chosen,
         measures=measures,
         columns=tuple(sorted(columns, key=lambda column: column != TRAINING)),
-        rows=tuple(dict.fromkeys(row for row, _ in groups)),
+        rows=tuple(dict.fromkeys(row for row, _ in tiles)),
         tiles={
-            (row, column): _tile(group, values[column].get(row), values[column].values())
-            for (row, column), group in groups.items()
+            (row, column): _tile(tile, values[column].get(row), values[column].values(), progress)
+            for (row, column), tile in tiles.items()
         },
         others=dict(others),
     )
 
 
-def _column(job: OverviewRow) -> str | None:
-    if job.kind == "evaluate":
-        return str(job.labels.get("collection") or "")
-    is_cell = job.kind == "train" and "backbone" in job.labels and "trial" not in job.labels
+def _column(group: JobGroup) -> str | None:
+    if group.kind == "evaluate":
+        return str(group.labels.get("collection") or "")
+    is_cell = group.kind == "train" and "backbone" in group.labels and "trial" not in group.labels
     return TRAINING if is_cell else None
 
 
-def _tile(group: list[OverviewRow], value: float | None, column: Collection[float]) -> Tile:
-    seeds = tuple(map(_seed, group))
+def _tile(
+    groups: list[JobGroup],
+    value: float | None,
+    column: Collection[float],
+    progress: Mapping[int, Mapping[str, Any] | None],
+) -> Tile:
     level = None
     if value is not None:
         low, high = min(column), max(column)
         level = round((value - low) / (high - low) * (LEVELS - 1)) if high > low else LEVELS - 1
-    states = {seed.state for seed in seeds}
-    return Tile(next(state for state in MARKS if state in states), seeds, value, level)
+    counts = Counter[str]()
+    for group in groups:
+        counts[group.state] += len(group.jobs)
+    seeds: list[Seed] = []
+    if counts.total() <= MAX_SEEDS:
+        seeds = sorted(seed for group in groups for seed in _seeds(group, progress))
+    ordered = {str(state): counts[state] for state in MARKS if counts[state]}
+    return Tile(next(iter(ordered)), ordered, tuple(seeds), value, level)
 
 
-def _seed(job: OverviewRow) -> Seed:
-    progress = job.progress or {}
-    note = f"{job.state} {job.failure or ''}".strip()
-    if job.state == "running" and progress.get("total"):
-        note += f" {100 * progress['done'] // progress['total']:.0f}%"
-    seed = job.labels.get("seed")
-    return Seed(job.job_id, str(seed) if seed is not None else job.name, job.state, note)
+def _seeds(group: JobGroup, progress: Mapping[int, Mapping[str, Any] | None]) -> list[Seed]:
+    note = f"{group.state} {group.failure or ''}".strip()
+    return [
+        Seed(job_id, label, group.state, note + _percent(progress.get(job_id)))
+        for job_id, label in group.jobs
+    ]
+
+
+def _percent(progress: Mapping[str, Any] | None) -> str:
+    if not progress or not progress.get("total"):
+        return ""
+    return f" {100 * progress['done'] // progress['total']:.0f}%"
 
 
 @dataclass(frozen=True)
@@ -221,6 +252,14 @@ class Site:
 
     def respond(self, request: Request) -> Answer:
         """The answer to a request; an error becomes a page with its message."""
+        began_s = time.thread_time()
+        answer = self._answer(request)
+        if answer.refresh_s is None:
+            return answer
+        took_s = time.thread_time() - began_s
+        return answer._replace(refresh_s=max(answer.refresh_s, REFRESH_TIMES * took_s))
+
+    def _answer(self, request: Request) -> Answer:
         try:
             match request.parts:
                 case ():
@@ -230,7 +269,7 @@ class Site:
                 case ("metrics",):
                     return Answer(as_text(self.engine), PROMETHEUS)
                 case ("sweep", name):
-                    return self._sweep(name, request.options.get("measure"))
+                    return self._sweep(name, request.options)
                 case ("sweep", name, "jobs"):
                     return self._jobs(name, request.options)
                 case ("job", job):
@@ -261,16 +300,28 @@ class Site:
             ],
         )
 
-    def _sweep(self, name: str, measure: str | None) -> Answer:
+    def _sweep(self, name: str, options: dict[str, str]) -> Answer:
         found = status.summary(self.engine, name)
         [sweep] = found.sweeps
+        running = {job.job_id: job.progress for job in found.running}
+        whole = heat_map(status.groups(self.engine, sweep.id), options.get("measure"), running)
+        words = options.get("row", "").casefold().split()
+        rows = [
+            row for row in whole.rows if all(word in " ".join(row).casefold() for word in words)
+        ]
+        first = int(options["from"]) if options.get("from", "").isdecimal() else 0
         return _page(
             "sweep",
             refresh=bool(count(sweep, OPEN)),
             sweep=sweep,
             found=found,
             progress=progress_text(sweep, found),
-            map=heat_map(status.overview(self.engine, sweep.id), measure),
+            map=whole,
+            rows=rows,
+            first=first,
+            options=options,
+            max_rows=MAX_ROWS,
+            max_others=MAX_OTHERS,
             marks=MARKS,
         )
 
@@ -359,7 +410,7 @@ def _render(name: str, **values: Any) -> str:
 
 
 def _page(name: str, *, refresh: bool = False, **values: Any) -> Answer:
-    return Answer(_render(f"{name}.html", refresh_s=REFRESH_S if refresh else None, **values))
+    return Answer(_render(f"{name}.html", **values), refresh_s=REFRESH_S if refresh else None)
 
 
 def _message(text: str, code: HTTPStatus) -> Answer:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import BoundedSemaphore
 from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -18,10 +19,15 @@ LOOPBACK = "127.0.0.1"
 HOSTS = (LOOPBACK, "localhost", "[::1]")
 IDLE_S = 10.0
 """Time within which a client must send its request."""
+PAGES_AT_ONCE = 4
+"""Pages that are computed at the same time; others wait for their turn."""
+TURN_S = 10.0
+"""Time that a request waits for its turn."""
+RETRY_S = 15
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; frame-ancestors 'none'; "
-    "base-uri 'none'; form-action 'none'",
+    "base-uri 'none'; form-action 'self'",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -43,6 +49,8 @@ class Answer(NamedTuple):
     body: str
     type: str = HTML
     status: HTTPStatus = HTTPStatus.OK
+    refresh_s: float | None = None
+    """Time after which a browser asks again."""
 
 
 Respond = Callable[[Request], Answer]
@@ -51,16 +59,22 @@ Respond = Callable[[Request], Answer]
 def open_server(respond: Respond, port: int) -> ThreadingHTTPServer:
     """A server on 127.0.0.1 at a port, 0 for any free one; `serve_forever` starts it.
 
-    It calls `respond` in one thread per request. Raises OSError where the port is in use.
+    It calls `respond` in one thread per request, in few at the same time; a request that waits too
+    long for its turn is answered 503. Raises OSError where the port is in use.
     """
-    handler = type("Handler", (_Handler,), {"respond": staticmethod(respond)})
-    server = ThreadingHTTPServer((LOOPBACK, port), handler)
-    server.daemon_threads = True
-    return server
+    turns = BoundedSemaphore(PAGES_AT_ONCE)
+    handler = type("Handler", (_Handler,), {"respond": staticmethod(respond), "turns": turns})
+    return _Server((LOOPBACK, port), handler)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
 
 
 class _Handler(BaseHTTPRequestHandler):
     respond: Respond
+    turns: BoundedSemaphore
     timeout = IDLE_S
     server_version = "xsweep"
     sys_version = ""
@@ -75,7 +89,15 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         parts = tuple(unquote(part) for part in url.path.split("/") if part)
         options = {name: values[-1] for name, values in parse_qs(url.query).items()}
-        self._send(type(self).respond(Request(parts, options)))
+        if not self.turns.acquire(timeout=TURN_S):
+            busy = "Too many pages are asked for at once.\n"
+            self._send(Answer(busy, TEXT, HTTPStatus.SERVICE_UNAVAILABLE))
+            return
+        try:
+            answer = type(self).respond(Request(parts, options))
+        finally:
+            self.turns.release()
+        self._send(answer)
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -97,6 +119,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if answer.status == HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
+        if answer.status == HTTPStatus.SERVICE_UNAVAILABLE:
+            self.send_header("Retry-After", str(RETRY_S))
+        if answer.refresh_s is not None:
+            self.send_header("Refresh", f"{answer.refresh_s:.0f}")
         self.send_header("Content-Type", answer.type)
         self.send_header("Content-Length", str(len(body)))
         # A browser that closed the connection meanwhile is no error.

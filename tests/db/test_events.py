@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 from job_table import begin, expire, fail, finish, new_job, submit, take
 
+import xsweep.db.events
 from xsweep.db import jobs
-from xsweep.db.events import failures_since, first_event_s, history, last_event
+from xsweep.db.events import failures_since, first_event_s, history, last_event, record
 from xsweep.db.status import summary
+from xsweep.db.transaction import transact
 
 
 def test_failed_attempts_are_listed_with_the_next_state_of_their_jobs(engine):
@@ -57,3 +61,18 @@ def test_an_empty_history_begins_when_it_is_asked_for_and_keeps_its_start(engine
     assert began > 0
     submit(engine, [new_job("a")])
     assert first_event_s(engine) == began == history(engine)[0].at
+
+
+def test_many_events_are_stored_as_a_few_are(engine, monkeypatch):
+    submit(engine, [new_job("a")])
+    rows = [{"job_id": 1, "token": 2, "owner": "bob", "reason": 'π \\ "\t\n'}, {"sweep_id": 1}]
+    transact(engine, lambda connection: record(connection, "noted", *rows))
+    monkeypatch.setattr(xsweep.db.events, "MANY", 1)
+    transact(engine, lambda connection: record(connection, "noted", *rows))
+    events = history(engine, latest=4)
+    few, many = events[:2], events[2:]
+    assert [replace(event, id=0, at=0) for event in few] == [
+        replace(event, id=0, at=0) for event in many
+    ]
+    assert few[0].detail == {"reason": 'π \\ "\t\n'}
+    assert 0 <= many[0].at - few[0].at < 60

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from sqlalchemy import text
 import xsweep.db.status
 from xsweep.db import controllers, jobs
 from xsweep.db.check import check
-from xsweep.db.status import list_jobs, outlook, overview, pending_demand, summary
+from xsweep.db.status import groups, list_jobs, outlook, overview, pending_demand, summary
 from xsweep.errors import ConfigError
 
 
@@ -136,6 +137,36 @@ def test_an_overview_has_states_labels_progress_and_means_of_one_sweep(engine):
     )
     with pytest.raises(ConfigError, match="no sweep 'none'"):
         overview(engine, "none")
+
+
+def test_jobs_of_a_sweep_are_grouped_over_their_seeds(engine):
+    submit(engine, study(seeds=[1]), name="another")
+    submit(engine, study(seeds=[1, 2]))
+    while claims := jobs.claim(engine, owner="alice", limit=1, lease_s=60):
+        [claim] = claims
+        if claim.name == "evaluate s2 dl20":
+            fail(engine, claim, "DATA")
+            continue
+        seed = float(claim.name[10]) if claim.kind == "evaluate" else 0.0
+        finish(engine, claim, scores={"AP": {"a": seed, "b": 4.0}} if seed else {})
+    known = {job.name: job.job_id for job in list_jobs(engine, "study")}
+
+    def members(*names):
+        seeds = (re.search(r"evaluate s(\d)", name) for name in names)
+        return [(known[n], seed[1] if seed else n) for n, seed in zip(names, seeds, strict=True)]
+
+    found = groups(engine, "study")
+    assert [(group.kind, group.state, group.failure, group.jobs) for group in found] == [
+        ("prepare", "done", None, members("tokens", "candidates")),
+        ("train", "done", None, members("train s1", "train s2")),
+        ("evaluate", "done", None, members("evaluate s1 dl19", "evaluate s2 dl19")),
+        ("evaluate", "done", None, members("evaluate s1 dl20")),
+        ("evaluate", "failed", "DATA", members("evaluate s2 dl20")),
+    ]
+    assert [dict(group.means) for group in found[2:]] == [{"AP": 2.5 + 3.0}, {"AP": 2.5}, {}]
+    assert found[2].labels == {"collection": "dl19"}
+    with pytest.raises(ConfigError, match="no sweep 'none'"):
+        groups(engine, "none")
 
 
 def test_folding_the_tally_keeps_its_counts(engine, monkeypatch):

@@ -5,37 +5,49 @@ import re
 from pathlib import Path
 
 import pytest
+from job_table import begin, finish, new_job, submit, take
 from served_sweep import Served
 
-from xsweep.db.status import OverviewRow
+from xsweep.db.engine import connect
+from xsweep.db.status import JobGroup
 from xsweep.orchestrator.report.table import Row
-from xsweep.orchestrator.serve.pages import LEVELS, POINTS, draw, heat_map, read_curves
+from xsweep.orchestrator.serve.pages import (
+    LEVELS,
+    MAX_SEEDS,
+    POINTS,
+    Site,
+    draw,
+    heat_map,
+    read_curves,
+)
+from xsweep.orchestrator.serve.server import Request
 from xsweep.orchestrator.storage.store import Store
 
 TRAINING = "train L6 infonce bm25 s2"
 
 
-def place(number: int, **more) -> OverviewRow:
-    given = {"kind": "evaluate", "name": f"job {number}", "state": "done", "failure": None}
+def group(*seeds: int, **more) -> JobGroup:
+    """Jobs with their seeds as ids; `means` are the sums over them."""
+    given = {"kind": "evaluate", "state": "done", "failure": None}
+    given["jobs"] = [(seed, str(seed)) for seed in seeds]
     labels = {"system": "run", "backbone": "L6", "objective": "bce", "teacher": "t"}
-    labels |= {"collection": "news", "seed": number} | more.pop("labels", {})
-    return OverviewRow(job_id=number, progress=None, labels=labels, **(given | more))
+    labels |= {"collection": "news"} | more.pop("labels", {})
+    return JobGroup(labels=labels, **(given | more))
 
 
 def test_a_tile_is_the_mean_of_its_done_seeds_and_has_the_worst_state() -> None:
     found = heat_map(
         [
-            place(1, means={"AP": 0.25}),
-            place(2, means={"AP": 0.75}),
-            place(3, state="failed", failure="NAN"),
-            place(4, labels={"objective": "hinge"}, means={"AP": 0.3}),
-            place(5, labels={"objective": "infonce"}, means={"AP": 0.4}),
+            group(1, 2, means={"AP": 0.25 + 0.75}),
+            group(3, state="failed", failure="NAN"),
+            group(4, labels={"objective": "hinge"}, means={"AP": 0.3}),
+            group(5, labels={"objective": "infonce"}, means={"AP": 0.4}),
         ]
     )
     rows = [Row("run", "L6", name, "t") for name in ("bce", "hinge", "infonce")]
     assert found.rows == tuple(rows)
     bce, hinge, infonce = (found.tiles[row, "news"] for row in rows)
-    assert (bce.value, bce.state) == (0.5, "failed")
+    assert (bce.value, bce.state, bce.counts) == (0.5, "failed", {"failed": 1, "done": 2})
     assert [seed.state for seed in bce.seeds] == ["done", "done", "failed"]
     assert bce.seeds[2].note == "failed NAN"
     # 0.3, 0.4 and 0.5: the worst, the middle and the best shade of nine
@@ -43,36 +55,38 @@ def test_a_tile_is_the_mean_of_its_done_seeds_and_has_the_worst_state() -> None:
 
 
 def test_two_results_of_one_seed_are_not_averaged() -> None:
-    twins = [place(1, means={"AP": 0.25}), place(2, labels={"seed": 1}, means={"AP": 0.75})]
+    twins = [group(1, means={"AP": 0.25}), group(2, jobs=[(2, "1")], means={"AP": 0.75})]
     (tile,) = heat_map(twins).tiles.values()
     assert (tile.value, tile.level, len(tile.seeds)) == (None, None, 2)
-    twins[1] = place(2, state="cancelled", labels={"seed": 1})
+    twins[1] = group(2, state="cancelled", jobs=[(2, "1")])
     (tile,) = heat_map(twins).tiles.values()
     assert tile.value == 0.25
 
 
+def test_a_tile_of_many_seeds_counts_them() -> None:
+    (tile,) = heat_map([group(*range(MAX_SEEDS)), group(9, state="ready")]).tiles.values()
+    assert (tile.seeds, tile.counts) == ((), {"ready": 1, "done": MAX_SEEDS})
+
+
 def test_the_heat_map_shows_the_chosen_measure_or_else_the_first() -> None:
-    places = [place(1, means={"nDCG@10": 0.5, "AP": 0.25})]
-    assert heat_map(places).measure == "nDCG@10"
-    assert heat_map(places, "AP").tiles[Row("run", "L6", "bce", "t"), "news"].value == 0.25
-    assert heat_map(places, "nonsense").measure == "nDCG@10"
-    assert heat_map([place(1, state="ready")]).measure is None
+    groups = [group(1, means={"nDCG@10": 0.5, "AP": 0.25})]
+    assert heat_map(groups).measure == "nDCG@10"
+    assert heat_map(groups, "AP").tiles[Row("run", "L6", "bce", "t"), "news"].value == 0.25
+    assert heat_map(groups, "nonsense").measure == "nDCG@10"
+    assert heat_map([group(1, state="ready")]).measure is None
 
 
 def test_trainings_are_the_first_column_and_stages_are_listed_apart() -> None:
-    cell = {"backbone": "L6", "objective": "bce", "teacher": "t", "seed": 1}
-    stage = {**cell, "objective": "infonce"}
+    stage = {"objective": "infonce"}
     found = heat_map(
         [
-            OverviewRow(job_id=1, kind="prepare", name="tokens", state="done", failure=None,
-                  labels={}, progress=None),
-            OverviewRow(job_id=2, kind="train", name="stage", state="done", failure=None,
-                  labels=stage, progress=None),
-            OverviewRow(job_id=3, kind="train", name="train", state="running", failure=None,
-                  labels=cell, progress={"done": 1, "total": 4}),
-            place(4, state="waiting"),
-        ]
-    )  # fmt: skip
+            JobGroup("prepare", "done", None, {}, [(1, "tokens")]),
+            group(2, kind="train", labels=stage),
+            group(3, kind="train", state="running"),
+            group(4, state="waiting"),
+        ],
+        progress={3: {"done": 1, "total": 4}},
+    )
     assert found.columns == ("training", "news")
     [row] = found.rows
     assert found.tiles[row, "training"].seeds[0].note == "running 25%"
@@ -82,13 +96,37 @@ def test_trainings_are_the_first_column_and_stages_are_listed_apart() -> None:
     }
 
 
+def test_a_large_heat_map_is_shown_in_parts_and_by_name(tmp_path: Path) -> None:
+    jobs = [
+        new_job(
+            f"evaluate L{model} {loss}",
+            kind="evaluate",
+            labels={"backbone": f"L{model}", "objective": loss, "collection": "news"},
+        )
+        for model in range(120)
+        for loss in ("bce", "hinge")
+    ]
+    engine = connect(f"sqlite:///{tmp_path / 'xsweep.db'}", create=True)
+    submit(engine, jobs)
+
+    def rows(**options: str) -> list[str]:
+        page = Site(engine, Store(tmp_path), "").respond(Request(("sweep", "study"), options)).body
+        return re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', page)
+
+    assert rows() == [(f"L{model}", loss) for model in range(50) for loss in ("bce", "hinge")]
+    assert rows(**{"from": "200"})[-1] == ("L119", "hinge")
+    assert rows(row="l7 HINGE") == [("L7", "hinge"), *((f"L{n}", "hinge") for n in range(70, 80))]
+    assert rows(row="nothing") == []
+    engine.dispose()
+
+
 def test_the_page_of_a_sweep_links_every_job_once(served: Served) -> None:
     text = served.get("/sweep/small").text
     table = text[: text.index("<h2>Running</h2>")]
     linked = [int(number) for number in re.findall(r'href="/job/(\d+)"', table)]
     assert sorted(linked) == sorted(served.ids.values())
     assert "about 90 s left" in text
-    assert '<meta http-equiv="refresh"' in text, "a job is running"
+    assert served.get("/sweep/small").headers["Refresh"] == "15", "a job is running"
 
 
 def test_the_page_of_a_job_shows_attempts_events_parents_and_the_end_of_the_log(
@@ -108,12 +146,6 @@ def test_the_page_of_a_job_shows_attempts_events_parents_and_the_end_of_the_log(
 
 
 def test_the_page_of_a_search_lists_its_trials_best_first(tmp_path: Path) -> None:
-    from job_table import begin, finish, new_job, submit, take
-
-    from xsweep.db.engine import connect
-    from xsweep.orchestrator.serve.pages import Site
-    from xsweep.orchestrator.serve.server import Request
-
     engine = connect(f"sqlite:///{tmp_path / 'xsweep.db'}", create=True)
     roles = ["trial-001", "trial-002", "trial-003"]
     submit(engine, [*(new_job(role) for role in roles), new_job("s", *roles, kind="search")])

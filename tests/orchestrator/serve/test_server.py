@@ -4,14 +4,18 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 from served_sweep import NASTY, Served, Serving
 
+import xsweep.orchestrator.serve.server
 from xsweep.db.engine import connect
 from xsweep.db.schema import Attempt
 from xsweep.db.transaction import transact
+from xsweep.orchestrator.serve.server import Answer, Request, open_server
 from xsweep.orchestrator.storage.store import Store
 
 TRAINING = "train L6 infonce bm25 s2"
@@ -117,6 +121,35 @@ def test_a_slow_client_does_not_block_others(served: Served) -> None:
     with socket.create_connection((address[0], int(address[1]))) as silent:
         silent.sendall(b"GET / HTTP/1.1\r\n")
         assert served.get("/").status == 200
+
+
+def test_200_clients_at_once_are_all_served(served: Served) -> None:
+    with ThreadPoolExecutor(200) as clients:
+        replies = list(clients.map(served.get, ["/", "/sweep/small"] * 100))
+    assert {reply.status for reply in replies} == {200}
+
+
+def test_a_request_that_waits_too_long_for_its_turn_is_told_to_come_back(monkeypatch) -> None:
+    monkeypatch.setattr(xsweep.orchestrator.serve.server, "PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(xsweep.orchestrator.serve.server, "TURN_S", 0.1)
+    begun, end = Event(), Event()
+
+    def respond(request: Request) -> Answer:
+        begun.set()
+        assert end.wait(30)
+        return Answer("page")
+
+    with open_server(respond, 0) as server, ThreadPoolExecutor(2) as threads:
+        threads.submit(server.serve_forever)
+        served = Served(f"http://127.0.0.1:{server.server_port}", Path(), {})
+        first = threads.submit(served.get, "/")
+        assert begun.wait(30)
+        refused = served.get("/")
+        assert (refused.status, refused.headers["Retry-After"]) == (503, "15")
+        end.set()
+        assert first.result().text == "page"
+        assert served.get("/").status == 200, "and the turn is given back"
+        server.shutdown()
 
 
 def test_a_missing_database_is_an_error_page(tmp_path: Path) -> None:
