@@ -4,6 +4,8 @@ import json
 import random
 import shutil
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from gridtext import write_grid
 from sqlalchemy import Engine
@@ -60,16 +62,22 @@ def finish_one(engine: Engine, store: Path, claim: jobs.Claim) -> str:
 
 def write_result(path: Path, claim: jobs.Claim) -> None:
     path.mkdir(parents=True)
-    (path / "summary.json").write_text(json.dumps({"pairs": 7, "queries_without_results": 0}))
+    summary: dict[str, Any] = {"pairs": 7, "queries_without_results": 0}
     spec = without_places(claim.spec)
-    (path / "provenance.json").write_text(json.dumps({"xsweep": "1", "spec": spec}))
+    provenance = {"xsweep": "1", "spec": spec, "python": "3", "source": None, "started": "now"}
+    provenance |= {"packages": {}, "hardware": {"cpu": "c", "gpus": []}}
+    (path / "provenance.json").write_text(json.dumps(provenance))
     if claim.kind == "train":
         (path / "model").mkdir()
         (path / "model" / "model.safetensors").write_bytes(claim.identity.encode())
         (path / "model" / "README.md").write_text("# a card")
+        summary |= {"steps": 100, "best_step": 50, "best_validation": 0.5, "final_loss": 0.1}
+        summary |= {"pairs_per_s": 9.0, "padding_waste": 0.0}
     if claim.kind == "evaluate":
         values = random.Random(claim.identity)
         scores = {f"q{number}": values.random() for number in range(20)}
         (path / "per_query.json").write_text(json.dumps({"nDCG@10": scores}))
+        summary["means"] = {"nDCG@10": fmean(scores.values())}
         (path / "run.trec.gz").write_bytes(b"run")
+    (path / "summary.json").write_text(json.dumps(summary))
     write_manifest(path)

@@ -1,4 +1,4 @@
-"""The result folder of a training or a search: curves, summary, provenance and manifest.
+"""The result folder of a training or a search: curves, model, summary, provenance and manifest.
 
 The curves are `metrics.jsonl`, and the same figures as TensorBoard scalars.
 """
@@ -11,11 +11,16 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch.utils.tensorboard import SummaryWriter
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xsweep.errors import SetupError
 from xsweep.evaluator.data.files import write_manifest
+from xsweep.evaluator.models.cross_encoder import quiet_loading
+from xsweep.trainer.card import Model, model_card
+from xsweep.trainer.specs import TrainSpec
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 LINES = 2000
@@ -44,6 +49,30 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON with a final newline."""
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def export_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    spec: TrainSpec,
+    summary: dict,
+    provenance: dict,
+) -> None:
+    """Writes fp32 weights, configuration, tokenizer and a model card.
+
+    `CrossEncoder(folder).predict` gives raw logits, as `AutoModelForSequenceClassification` does.
+    Without the key set here, sentence-transformers applies a sigmoid to one-logit scores, which
+    saturates and ties them.
+    """
+    model.config.sentence_transformers = {
+        "activation_fn": f"{torch.nn.Identity.__module__}.{torch.nn.Identity.__qualname__}"
+    }
+    with quiet_loading(), writing(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        card = model_card(Model(spec=spec, summary=summary, provenance=provenance))
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def write_result(out: Path, summary: dict, provenance: dict) -> None:

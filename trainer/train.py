@@ -28,9 +28,8 @@ from xsweep.evaluator.varlen.encoders import runs_unpadded
 from xsweep.trainer.batching import Assembler
 from xsweep.trainer.cpu_kernels import keep_freed_memory
 from xsweep.trainer.distributed import own_device, rank_and_ranks, sum_over_ranks
-from xsweep.trainer.export import export_model
 from xsweep.trainer.loop import Progress, Report, Validate, train_model
-from xsweep.trainer.result import read_json, write_result
+from xsweep.trainer.result import export_model, read_json, write_result
 from xsweep.trainer.search import (
     apply_winner,
     fingerprint,

@@ -2,7 +2,8 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import typer
 
@@ -24,8 +25,23 @@ def export(
     ] = None,
     models: Annotated[bool, typer.Option(help="Include the trained models.")] = True,
     runs: Annotated[bool, typer.Option(help="Include the TREC runs.")] = True,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(help="Upload the models to the Hugging Face Hub.", metavar="ORG/NAME"),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository private.")
+    ] = False,
+    license: Annotated[
+        str | None, typer.Option(help="For the cards: the Hub's id, such as apache-2.0.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="For the cards, such as en; may be repeated.")
+    ] = None,
 ) -> None:
     """Export a sweep for publication: tables, models with cards, scores, provenance.
+
+    With --push-to-hub the export itself is kept only if --output is given.
 
     \b
     Examples:
@@ -33,20 +49,32 @@ def export(
       xsweep export quickstart -o published
       xsweep export full_grid -o tables --no-models --no-runs
       xsweep export quickstart --run "train MiniLM-L3 bce bm25_pairs s1" -o one_model
+      xsweep export quickstart --push-to-hub my-org/quickstart --license apache-2.0 --language en
     """
     from xsweep.db.explain import explain, only_sweep
-    from xsweep.orchestrator.storage.archive import export_sweep, packing
+    from xsweep.orchestrator.storage.archive import export_sweep, packing, push_models
     from xsweep.orchestrator.storage.store import open_store
 
     engine = open_database(ctx, read_only=True)
     name = only_sweep(engine, sweep)
-    folder = output or Path(f"{name}-export")
     only_job = explain(engine, run, compare=False).identity if run else None
     store = open_store(settings_of(ctx).store)
-    with packing(folder) as out:
-        kinds = export_sweep(engine, store, name, out, only_job=only_job, models=models, runs=runs)
-    listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    typer.echo(f"Wrote {folder}: {listed}. Next, elsewhere: xsweep import {folder}")
+    about: dict[str, Any] = {"license": license, "languages": tuple(language or ())}
+    if push_to_hub:
+        about["address"] = push_to_hub
+        if license is None:
+            typer.echo("warning: the cards name no licence: give --license", err=True)
+    with TemporaryDirectory(prefix="xsweep-export-") as work:
+        kept = output or (None if push_to_hub else Path(f"{name}-export"))
+        with packing(kept or Path(work, name)) as out:
+            kinds = export_sweep(
+                engine, store, name, out, only_job=only_job, models=models, runs=runs, about=about
+            )
+            if push_to_hub:
+                typer.echo(f"Uploaded: {push_models(out, push_to_hub, private=private)}")
+    if kept:
+        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        typer.echo(f"Wrote {kept}: {listed}. Next, elsewhere: xsweep import {kept}")
 
 
 @app.command("import")

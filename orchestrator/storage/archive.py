@@ -1,31 +1,34 @@
 """Archives: a sweep as a folder or one packed file, to publish and to import elsewhere.
 
 `sweep.json` holds grid and jobs, `results.jsonl.gz` a line per accepted result with its summary,
-provenance and per-query scores, `files/` the result folders as in the store, `report/` the tables;
-a manifest with checksums of everything is written last. Token stores are left out: they are large,
-and any database recreates them.
+provenance and per-query scores, `files/` the result folders as in the store, `models/` models with
+full cards, under names for people, `report/` the tables; a manifest with checksums is written last.
+Token stores are left out: they are large, and any database recreates them.
 """
 
 import gzip
 import io
 import json
+import os
+import re
 import shutil
 import tarfile
 import tempfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import accumulate
 from math import inf, isclose, nan
 from pathlib import Path, PurePath
 from statistics import fmean
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from xsweep.db.jobs import NewJob
-from xsweep.errors import ConfigError, DataError, SetupError, field_errors
+from xsweep.errors import ConfigError, DataError, SetupError, field_errors, first_line
 from xsweep.evaluator.data.files import MANIFEST, checksum, read_manifest, write_manifest
 from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.formatting import data_size
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 
     from xsweep.db.results import Cell
     from xsweep.db.transfer import ImportCount, StoredSweep
+    from xsweep.trainer.card import Score
 
 SCHEMA = "xsweep.archive/1"
 MOST_SHRUNK = 100
@@ -132,11 +136,13 @@ def export_sweep(
     only_job: str | None = None,
     models: bool = True,
     runs: bool = True,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, int]:
     """Write a sweep's finished jobs to a new folder; returns their number by kind.
 
     `only_job` (an identity) limits it to a run with its evaluations and all their ancestors.
     Without `models` or `runs` the files of trainings or evaluations are left out, not their scores.
+    `about` has fields of `trainer.card.Model` for all cards, such as `license`.
     Raises ConfigError where the folder is not empty or nothing is done, DataError where a result's
     files differ from their manifest.
     """
@@ -167,8 +173,9 @@ def export_sweep(
     content["jobs"] = [without_places(asdict(job)) for job in exported]
     (out / "sweep.json").write_text(json.dumps(content, indent=1) + "\n")
     (out / "grid.yaml").write_text(grid)
-    trainings = [job for job in exported if job.kind == "train"]
-    rows = [f"| {job.name} | files/train/{job.identity}/model |\n" for job in trainings]
+    names = _write_models(stored, exported, out, about) if models else {}
+    titles = {job.identity: job.name for job in exported}
+    rows = [f"| {titles[each]} | models/{name} |\n" for each, name in names.items()]
     (out / "README.md").write_text(README.format(name=stored.name) + "".join(rows))
     if only_job is None:
         _write_reports(engine, sweep, out / "report")
@@ -336,6 +343,105 @@ def _paths(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for each in value.values() if isinstance(value, dict) else value:
             yield from _paths(each)
+
+
+def _write_models(
+    stored: "StoredSweep", exported: Sequence[NewJob], out: Path, about: Mapping[str, Any]
+) -> dict[str, str]:
+    """Fill `models/`: a folder per exported model with a full card; their names by identity."""
+    from xsweep.trainer.card import Model, collective_card, model_card
+    from xsweep.trainer.specs import TrainSpec
+
+    made = [job for job in exported if (out / "files/train" / job.identity / "model").is_dir()]
+    names = model_names([job for job in made if "trial" not in job.labels])
+    models = []
+    for identity, name in names.items():
+        result = stored.results[identity]
+        model = Model(
+            spec=TrainSpec.model_validate(result.provenance["spec"]),
+            summary=result.summary,
+            provenance=result.provenance,
+            name=name,
+            scores=_test_scores(stored, identity),
+            **about,
+        )
+        folder = out / "models" / name
+        shutil.copytree(out / "files/train" / identity / "model", folder, copy_function=_link)
+        (folder / "README.md").unlink(missing_ok=True)  # a link: the sealed file stays as it is
+        (folder / "README.md").write_text(model_card(model), encoding="utf-8")
+        models.append(model)
+    if len(models) > 1:
+        card = collective_card(stored.name, models)
+        (out / "models" / "README.md").write_text(card, encoding="utf-8")
+    return names
+
+
+def model_names(trainings: Sequence[NewJob]) -> dict[str, str]:
+    """Names of folders by identity: `MiniLM-L6_infonce_s12`, longer where two would be the same."""
+    forms = {}
+    for job in trainings:
+        label = {key: re.sub(r"[^\w.-]+", "-", str(value)) for key, value in job.labels.items()}
+        short = f"{label['backbone']}_{label['objective']}_s{label['seed']}"
+        long = f"{label['backbone']}_{label['objective']}_{label['teacher']}_s{label['seed']}"
+        forms[job.identity] = short, long, f"{long}_{job.identity[:8]}"
+    used = Counter(form for short, long, _ in forms.values() for form in (short, long))
+    return {
+        identity: next(form for form in named if used[form] < 2)
+        for identity, named in forms.items()
+    }
+
+
+def _test_scores(stored: "StoredSweep", run: str) -> "tuple[Score, ...]":
+    from xsweep.evaluator.specs import EvaluateSpec
+    from xsweep.trainer.card import Score
+
+    return tuple(
+        Score(
+            collection=EvaluateSpec.model_validate(job.spec).collection,
+            candidates=f"{job.labels['first_stage']}, first {job.labels['depth']}",
+            measure=measure,
+            value=mean,
+        )
+        for job in stored.jobs
+        if job.parents.get("run") == run and job.identity in stored.results
+        for measure, mean in stored.results[job.identity].summary.get("means", {}).items()
+    )
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file where the disk can, for weights take no room then; else copy it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def push_models(export: Path, repository: str, *, private: bool = False) -> str:
+    """Upload an export's models to the Hugging Face Hub; returns the commit's address.
+
+    A single model goes to the repository's root. Raises ConfigError where there is none or the
+    name is wrong, SetupError where the Hub refuses or does not answer.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    folders = [path.parent for path in export.glob("models/*/README.md")]
+    if not folders:
+        raise ConfigError("no model is exported: nothing to upload")
+    source, hub = folders[0] if len(folders) == 1 else export / "models", HfApi()
+    try:
+        hub.create_repo(repository, private=private or None, exist_ok=True)
+        message = "Upload by xsweep"
+        return hub.upload_folder(
+            repo_id=repository, folder_path=source, commit_message=message
+        ).commit_url
+    except HFValidationError as error:
+        raise ConfigError(f"--push-to-hub {repository}: {first_line(error)}") from error
+    except Exception as error:  # it raises those of its HTTP library, too
+        raise SetupError(
+            f"{repository}: the Hub at {hub.endpoint} did not take the models "
+            f"({first_line(error)}): log in with `hf auth login`, or set HF_TOKEN"
+        ) from error
 
 
 def _copy(source: Path, target: Path, manifest_sha256: str) -> None:
