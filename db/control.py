@@ -17,7 +17,7 @@ from xsweep.db.dependencies import (
     lock,
     move,
     needed_by_sweep,
-    reopen_unhindered,
+    reopen,
     skip_descendants,
 )
 from xsweep.db.events import record
@@ -136,7 +136,7 @@ def _turns(ids: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _reopen(connection: Connection, ids: Collection[int]) -> tuple[set[int], set[int]]:
-    able, skipped = reopen_unhindered(connection, ids)
+    able, skipped = reopen(connection, ids)
     _reactivate_sweeps(connection, able)
     return able, skipped
 

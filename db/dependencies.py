@@ -125,30 +125,22 @@ def skip_descendants(connection: sa.Connection, job_ids: Collection[int], reason
         parents = skipped
 
 
-def reopen(connection: sa.Connection, job_ids: Collection[int]) -> None:
-    """Let broken jobs, and those skipped because of them, run again if no parent is broken."""
-    todo = set(job_ids)
-    able = todo
-    while able:
-        able, skipped = reopen_unhindered(connection, todo)
-        todo = (todo - able) | skipped
-
-
-def reopen_unhindered(
-    connection: sa.Connection, job_ids: Collection[int]
-) -> tuple[set[int], set[int]]:
-    """Let the broken ones of the jobs run again that have no broken parent.
+def reopen(connection: sa.Connection, job_ids: Collection[int]) -> tuple[set[int], set[int]]:
+    """Let the broken ones of the jobs run again that have no broken parent, parents first.
 
     Returns the ids of these, which are waiting or ready now, and of their skipped children.
     """
-    able = _without_broken_parent(connection, job_ids)
-    lock(connection, able)
-    ready = sa.case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
-    broken = sa.update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
-    cleared = dict.fromkeys(("retry_at", "failure", "reason", "ended_at"))
-    connection.execute(broken.values(state=ready, forgiven_token=Job.token, **cleared))
-    record(connection, "retried", *({"job_id": id_} for id_ in sorted(able)))
-    return able, children(connection, able, [State.SKIPPED])
+    todo, reopened, skipped = set(job_ids), set[int](), set[int]()
+    while able := _without_broken_parent(connection, todo):
+        lock(connection, able)
+        ready = sa.case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
+        broken = sa.update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
+        cleared = dict.fromkeys(("retry_at", "failure", "reason", "ended_at"))
+        connection.execute(broken.values(state=ready, forgiven_token=Job.token, **cleared))
+        record(connection, "retried", *({"job_id": id_} for id_ in sorted(able)))
+        todo, reopened = todo - able, reopened | able
+        skipped |= children(connection, able, [State.SKIPPED])
+    return reopened, skipped - reopened
 
 
 def _without_broken_parent(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:

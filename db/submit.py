@@ -273,7 +273,10 @@ def _reopen_removed(connection: Connection, known: dict[str, Row]) -> None:
     """Reopen jobs that were cancelled when they left their last sweep, and now join one again."""
     cancelled = [row.id for row in known.values() if row.state == State.CANCELLED]
     member = select(SweepJob.job_id).where(among(connection, SweepJob.job_id, cancelled))
-    reopen(connection, set(cancelled) - set(connection.scalars(member)))
+    todo = able = set(cancelled) - set(connection.scalars(member))
+    while able:
+        able, skipped = reopen(connection, todo)
+        todo = (todo - able) | skipped
 
 
 def _insert_jobs(
