@@ -14,7 +14,6 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ import torch
 from gpu_models import QUERY_TOKENS, World
 from gpu_report import Figures
 from measuring import memory_bytes
-from torch.nn.modules.module import register_module_forward_pre_hook
 
+from xsweep.evaluator.device import release_freed_memory
 from xsweep.evaluator.models.token_store import TokenStore
 from xsweep.trainer.checkpoint import list_checkpoints
 from xsweep.trainer.train import run_job
@@ -67,9 +66,10 @@ def resume(home: Path, world: World, options: argparse.Namespace) -> Figures:
 def capped(home: Path, world: World, options: argparse.Namespace) -> Figures:
     """How a training goes on with half of the memory that its micro-batches take.
 
-    A first training without a cap says what they take: what comes on top at most from its first
-    forward pass on, less gradient and moments. Smaller micro-batches need a second gradient, which
-    is added to the first. Both trainings compute the same two steps without dropout, so their
+    A first training without a cap says what they take: what its second step takes at most, less the
+    gradient. Smaller micro-batches need a second gradient, which is added to the first. The first
+    step is never capped: it loads code, starts threads and makes the moments, which no smaller
+    micro-batch makes smaller. Both trainings compute the same two steps without dropout, so their
     losses agree. On a CPU both compute in fp32 without oneDNN's blocked weights.
     """
     on_cpu = options.device.type == "cpu"
@@ -80,8 +80,8 @@ def capped(home: Path, world: World, options: argparse.Namespace) -> Figures:
     run(job, home / "roomy", options, **REFUSES_MEMORY)
     taken = json.loads((home / "roomy.json").read_text())["taken_bytes"]
     weights = (world.folder(options.shapes[0]) / "model.safetensors").stat().st_size
-    activations = taken - 3 * weights
-    room = 4 * weights + activations // 2
+    activations = taken - weights
+    room = 2 * weights + activations // 2
     if room > taken:
         raise ValueError("gradients take more than micro-batches: this shape has too few layers")
     run(job, home / "capped", options, "--room", str(room), **REFUSES_MEMORY)
@@ -177,18 +177,9 @@ def _digest(out: Path) -> str:
     return hashlib.sha256((out / "model/model.safetensors").read_bytes()).hexdigest()
 
 
-def at_first_pass(call: Callable[[], object]) -> None:
-    """Calls a function once, when a training has all but its gradients and activations."""
-
-    def hook(*_: object) -> None:
-        handle.remove()
-        call()
-
-    handle = register_module_forward_pre_hook(hook)
-
-
 def taken_bytes() -> int:
-    """Memory of the GPU that PyTorch holds, or the address space of this process."""
+    """Memory of the GPU that PyTorch needs now, or the address space of this process."""
+    release_freed_memory()
     if torch.cuda.is_available():
         return torch.cuda.memory_reserved()
     return memory_bytes("VmSize")
@@ -201,9 +192,8 @@ def most_taken_bytes() -> int:
     return memory_bytes("VmPeak")
 
 
-def cap_memory(room_bytes: int) -> None:
-    """Lets this process take so much more than it has."""
-    most = taken_bytes() + room_bytes
+def cap_memory(most: int) -> None:
+    """Lets this process take at most so many bytes."""
     if torch.cuda.is_available():
         whole = torch.cuda.get_device_properties(0).total_memory
         torch.cuda.set_per_process_memory_fraction(most / whole)
@@ -217,7 +207,7 @@ def main() -> None:
     parser.add_argument("job", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kill-after", type=int, metavar="STEP")
-    parser.add_argument("--room", type=int, help="bytes above those before the first pass")
+    parser.add_argument("--room", type=int, help="bytes above those after the first step")
     options = parser.parse_args()
     job = json.loads(options.job.read_text())
 
@@ -226,12 +216,13 @@ def main() -> None:
     def report(done: int, total: int, **_: object) -> None:
         if done == options.kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
+        if done == 1:
+            before.append(taken_bytes())
+            if options.room:
+                cap_memory(before[0] + options.room)
 
     if not torch.cuda.is_available():
         resource.setrlimit(resource.RLIMIT_AS, (NO_CAP_BYTES, NO_CAP_BYTES))
-    at_first_pass(lambda: before.append(taken_bytes()))
-    if options.room:
-        at_first_pass(lambda: cap_memory(options.room))
     inputs = {role: Path(folder) for role, folder in job["inputs"].items()}
     run_job("train", job["spec"], inputs, options.out, report, resume_from=[options.out])
     said = json.dumps({"taken_bytes": most_taken_bytes() - before[0]})
