@@ -67,12 +67,14 @@ RETRIES: dict[str, int | None] = {
     "INFRA": 5,
     "NODE": 8,
     "PREEMPTED": None,
+    "NODE_FULL": None,
 }
 """Retries of a job per failure class; None is unlimited.
 
 Failures that a second try cannot change have none. OOM_GPU has one for each halving of the
-micro-batch from 16,384 tokens to 1,024. NODE also counts expired leases: most are not the job's
-fault, but one that takes its machine down each time must fail in the end.
+micro-batch from 16,384 tokens to 1,024. NODE_FULL is memory that others took. NODE also counts
+expired leases: most are not the job's fault, but one that takes its machine down each time must
+fail in the end.
 """
 
 BACKOFF_S = {"OOM_GPU": 0.0, "PREEMPTED": 0.0, "NODE": 0.0}
@@ -88,7 +90,9 @@ def backoff_s(failure: str, failures: int) -> float:
     Doubles from `FIRST_WAIT_S` to `LONGEST_WAIT_S`; jitter between half and the whole keeps jobs
     that failed together from starting together: the third INFRA waits 10 to 20 s.
     """
-    wait = min(BACKOFF_S.get(failure, FIRST_WAIT_S) * 2 ** (failures - 1), LONGEST_WAIT_S)
+    # Some classes have no last failure, and a float has a largest power of 2.
+    doubled = 2.0 ** min(failures - 1, 100)
+    wait = min(BACKOFF_S.get(failure, FIRST_WAIT_S) * doubled, LONGEST_WAIT_S)
     return wait * random.uniform(0.5, 1.0)  # noqa: S311  (spreads load, guards nothing)
 
 

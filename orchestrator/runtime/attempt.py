@@ -5,6 +5,7 @@ others would wait for it in a collective operation that never completes.
 """
 
 import logging
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import ray
 
 from xsweep.db import jobs
 from xsweep.errors import first_line
-from xsweep.orchestrator.runtime.placement import Placement, rank_name, request_of
+from xsweep.orchestrator.runtime.placement import Placement, ResourceRequest, rank_name, request_of
 from xsweep.orchestrator.runtime.pool import UNLISTED
 from xsweep.orchestrator.runtime.worker import Outcome, Task
 from xsweep.orchestrator.storage.store import Store
@@ -61,6 +62,9 @@ class RunningAttempt:
         rank = self.awaited.pop(ref)
         try:
             outcome: Outcome | None = ray.get(ref)
+        except ray.exceptions.OutOfMemoryError as error:
+            actor_id = self.placement.actors[rank]._actor_id.hex()
+            outcome = out_of_memory(str(error), actor_id, self.placement.request)
         except ray.exceptions.RayError as error:
             failure = "PREEMPTED" if self.draining or was_preempted(error) else "NODE"
             reason = f"the worker died: {first_line(error)}"
@@ -103,6 +107,26 @@ def decide(outcomes: Mapping[int, Outcome], ranks: int) -> Outcome:
         return {**chosen, "reason": f"rank {rank} of {ranks}: {chosen['reason']}"}
     stopped = [each for each in outcomes.values() if each["state"] == "stopped"]
     return stopped[0] if stopped else outcomes[0]
+
+
+def out_of_memory(report: str, actor_id: str, request: ResourceRequest) -> Outcome:
+    """Return the outcome of a rank that Ray killed because the memory of its node was full.
+
+    OOM_HOST if the rank took more than it requested or, without a request, than all other
+    processes; NODE_FULL if others did. `report` is Ray's message; one in other words is OOM_HOST.
+    """
+    node = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB limit", report)
+    own = re.search(rf"Actor\({actor_id}\).*?actual memory used=([\d.]+)GB", report, re.DOTALL)
+    if not (node and own):
+        return Outcome(state="failed", failure="OOM_HOST", reason=report.splitlines()[0])
+    used, limit, taken = (float(each) for each in (*node.groups(), *own.groups()))
+    requested = request.resources.get("memory", 0.0) / 2**30
+    failure = "OOM_HOST" if taken > (requested or used / 2) else "NODE_FULL"
+    reason = (
+        f"Ray killed it when {used:g} of {limit:g} GB of its node's memory were in use, "
+        f"{taken:g} GB by itself, which requested {f'{requested:g} GB' if requested else 'none'}"
+    )
+    return Outcome(state="failed", failure=failure, reason=reason)
 
 
 def was_preempted(error: ray.exceptions.RayError) -> bool:

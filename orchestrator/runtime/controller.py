@@ -315,7 +315,8 @@ class Controller:
                 self.pool.forget(attempt.placement)
                 continue
             self._record_on_nodes(attempt, failure)
-            reusable = failure not in ("NODE", "PREEMPTED") and attempt.placement.shared
+            has_died = failure in ("NODE", "PREEMPTED", "OOM_HOST", "NODE_FULL")
+            reusable = attempt.placement.shared and not has_died
             self.pool.give_back(attempt.placement, reusable=reusable)
 
     def _refresh(self) -> None:

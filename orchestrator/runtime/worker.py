@@ -213,8 +213,8 @@ class Worker:
 def classify(error: BaseException) -> tuple[str, str]:
     """Return the failure class of an exception and a line that describes it.
 
-    CONFIG and DATA are the user's, OOM_GPU, OOM_HOST and NAN the run's, HANG, PREEMPTED, NODE and
-    INFRA the machines', UNKNOWN the rest; `xsweep.db.schema` has the retries of each.
+    CONFIG and DATA are the user's, OOM_GPU, OOM_HOST and NAN the run's, HANG, PREEMPTED, NODE,
+    NODE_FULL and INFRA the machines', UNKNOWN the rest; `xsweep.db.schema` has the retries of each.
     """
     reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}"
     if isinstance(error, XsweepError):

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import sqlalchemy as sa
 from job_table import (
     expire,
     fail,
@@ -19,7 +20,7 @@ from xsweep.db.check import check
 from xsweep.db.engine import connect
 from xsweep.db.events import history
 from xsweep.db.results import load_cells
-from xsweep.db.schema import RETRIES, backoff_s
+from xsweep.db.schema import RETRIES, Job, backoff_s, now_s
 from xsweep.errors import DataError
 
 
@@ -220,6 +221,20 @@ def test_waits_double_up_to_their_limit_with_jitter_below_it():
         waits = [backoff_s("INFRA", failures) for _ in range(200)]
         assert longest_s / 2 <= min(waits) < max(waits) <= longest_s
     assert backoff_s("OOM_GPU", 3) == 0
+    assert backoff_s("PREEMPTED", 5000) == 0
+
+
+def test_a_job_on_a_full_node_waits_longer_each_time_and_never_fails(engine):
+    submit(engine, [new_job("train")])
+    waits = []
+    for _ in range(12):
+        claim = take(engine)
+        assert jobs.fail(engine, claim.lease, failure="NODE_FULL", reason="full") == "ready"
+        with engine.begin() as connection:
+            waits.append(connection.scalar(sa.select(Job.retry_at - now_s())))
+            connection.execute(sa.update(Job).values(retry_at=now_s()))
+    assert 2 < waits[0] <= 5
+    assert 290 < waits[-1] <= 600
 
 
 def test_the_cost_of_accepting_a_parent_grows_linearly_with_its_children(tmp_path):
