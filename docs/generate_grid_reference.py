@@ -161,6 +161,8 @@ def _value(value: Any) -> str:
         return f"`{{{given}}}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
+    if isinstance(value, tuple) and isinstance(value[0], BaseModel):
+        return ", ".join(map(_value, value))
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
     return f"`{value}`"

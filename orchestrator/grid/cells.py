@@ -89,14 +89,14 @@ def _check_collections(refs: References) -> None:
     for place, name in enumerate(evaluation.collections):
         with refs.source.collecting():
             refs.collection(("evaluation", "collections", place), name)
-            refs.first_stage(name, "evaluation")
+            refs.first_stages(name, "evaluation")
     for place, name in enumerate(evaluation.suites):
         with refs.source.collecting():
             refs.suite(("evaluation", "suites", place), name)
     with refs.source.collecting():
         if validation and validation.collection:
             refs.collection(("validation", "collection"), validation.collection)
-            refs.first_stage(validation.collection, "validation")
+            refs.first_stages(validation.collection, "validation")
         elif validation:
             refs.suite(("validation", "suite"), validation.suite or "")
 

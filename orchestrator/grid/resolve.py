@@ -164,23 +164,33 @@ class References:
         home = self.grid.ir_datasets_home
         return str(self.path(("ir_datasets_home",), home)) if home else None
 
-    def first_stage_label(self, collection: str) -> str:
-        """The name of a collection's first stage in reports."""
-        _, stage = self._first_stage_of(collection, "evaluation")
-        return stage.label or ("BM25" if stage.bm25 else "first stage")
+    def first_stages(self, collection: str, role: Role) -> dict[str, FirstStageSpec]:
+        """The first stages of a collection by their names in reports: its own, else the role's.
 
-    def _first_stage_of(self, collection: str, role: Role) -> tuple[Where, FirstStage]:
+        A validation has one.
+        """
         validation = self.grid.validation
         own = self.grid.collections.get(collection)
+        where: Where = ("evaluation", "first_stage")
+        stages = self.grid.evaluation.first_stage
         if own and own.first_stage:
-            return ("collections", collection, "first_stage"), own.first_stage
-        if role == "validation" and validation and validation.first_stage:
-            return ("validation", "first_stage"), validation.first_stage
-        return ("evaluation", "first_stage"), self.grid.evaluation.first_stage
+            where, stages = ("collections", collection, "first_stage"), own.first_stage
+        elif role == "validation" and validation and validation.first_stage:
+            where, stages = ("validation", "first_stage"), (validation.first_stage,)
+        found: dict[str, FirstStageSpec] = {}
+        for place, stage in enumerate(stages[:1] if role == "validation" else stages):
+            here = where if len(stages) == 1 else (*where, place)
+            label = stage.label or ("BM25" if stage.bm25 else "first stage")
+            spec = self._first_stage(here, stage, collection)
+            if label in found or spec in found.values():
+                message = f"two first stages are called {label!r}: set a different `label`"
+                if label not in found:
+                    message = f"{label!r} is the same first stage as another of this list"
+                raise self.source.error(here, message)
+            found[label] = spec
+        return found
 
-    def first_stage(self, collection: str, role: Role) -> FirstStageSpec:
-        """The first stage of a collection: its own, else that of the role."""
-        where, stage = self._first_stage_of(collection, role)
+    def _first_stage(self, where: Where, stage: FirstStage, collection: str) -> FirstStageSpec:
         if stage.bm25:
             return stage.bm25
         if stage.scoreddocs:

@@ -103,6 +103,9 @@ class FirstStage(Spec):
 
 FirstStageEntry = Annotated[FirstStage, BeforeValidator(_as_first_stage)]
 
+FirstStages = Annotated[tuple[FirstStageEntry, ...], Field(min_length=1), Listed]
+"""One, or several with different labels: each makes columns of its own."""
+
 
 class Collection(Spec):
     """A named collection: own documents, queries and qrels, or a data set of ir_datasets."""
@@ -118,8 +121,8 @@ class Collection(Spec):
     """`drop` leaves a document with the query's own id out of its candidates; `keep` does not.
 
     By default `drop` for ArguAna, Quora and CQADupStack of BEIR, whose queries are documents."""
-    first_stage: FirstStageEntry | None = None
-    """Candidates to re-rank, in place of `evaluation.first_stage`."""
+    first_stage: FirstStages | None = None
+    """Candidates to re-rank, in place of `evaluation.first_stage`; one or several."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -338,8 +341,8 @@ class Validation(Spec):
     collection: str | None = None
     suite: str | None = None
     first_stage: FirstStageEntry | None = None
-    """Candidates to re-rank; None: `evaluation.first_stage`. Given here, sweeps with different
-    evaluations share their trainings."""
+    """Candidates to re-rank; None: the first of `evaluation.first_stage`. Given here, sweeps with
+    different evaluations share their trainings."""
     measure: Measure = "nDCG@10"
     every_steps: int = Field(ge=1)
     depth: int = Field(100, ge=1)
@@ -356,7 +359,8 @@ class Evaluation(Spec):
 
     collections: Names = ()
     suites: Names = ()
-    first_stage: FirstStageEntry = FirstStage(bm25=Bm25Spec())
+    first_stage: FirstStages = (FirstStage(bm25=Bm25Spec()),)
+    """Candidates to re-rank; a list compares several, each in columns of its own."""
     depth: int = Field(100, ge=1)
     measures: Annotated[tuple[Measure, ...], Listed] = ("nDCG@10",)
     precision: Precision = "fp32"

@@ -39,9 +39,13 @@ MAX_TOKENS = 512
 
 
 class TestSet(NamedTuple):
-    """A test collection."""
+    """A test collection with one of its first stages."""
 
     collection: CollectionSpec
+    title: str
+    """Its name in reports: `scifact`, or `scifact (BM25)` if it has several first stages."""
+    first_stage: str
+    """The first stage's name in reports."""
     candidates: str
     """Identity of the job that makes the first stage's candidates."""
 

@@ -17,7 +17,6 @@ from xsweep.evaluator.specs import (
     TeachSpec,
 )
 from xsweep.orchestrator.grid.cells import Cell
-from xsweep.orchestrator.grid.resolve import Role
 from xsweep.orchestrator.grid.schema import TrainingSettings, model_name
 from xsweep.orchestrator.grid.yaml import Where
 from xsweep.orchestrator.plan.context import PlanContext, ResolvedTeacher, TestSet, ValidationPlan
@@ -26,7 +25,7 @@ from xsweep.trainer.specs import ValidationSpec, validation_roles
 
 
 def test_sets(context: PlanContext) -> list[TestSet]:
-    """The test collections in the grid's order, each with its candidates."""
+    """The test collections in the grid's order, once for each of their first stages."""
     refs, evaluation = context.refs, context.grid.evaluation
     named: list[tuple[Where, CollectionSpec]] = []
     for place, name in enumerate(evaluation.collections):
@@ -38,17 +37,21 @@ def test_sets(context: PlanContext) -> list[TestSet]:
     if not named:
         message = "evaluation needs collections or suites, such as apidocs/test"
         raise refs.source.error(("evaluation",), message)
-    tests: dict[str, TestSet] = {}
+    tests: list[TestSet] = []
+    names: dict[str, str] = {}
     for where, collection in named:
-        test = TestSet(*_candidates(context, collection, evaluation.depth, "evaluation"))
-        twin = tests.setdefault(_content(test.collection), test)
-        if twin is not test:
+        pinned, name = context.pins.pin(collection), collection.name
+        if twin := names.get(_content(pinned)):
             raise refs.source.error(
-                where,
-                f"duplicate test collection: {collection.name!r} is the same data as "
-                f"{twin.collection.name!r}",
+                where, f"duplicate test collection: {name!r} is the same data as {twin!r}"
             )
-    return list(tests.values())
+        names[_content(pinned)] = name
+        stages = refs.first_stages(name, "evaluation")
+        for label, stage in stages.items():
+            candidates = context.candidates(pinned, context.pins.pin(stage), evaluation.depth)
+            title = f"{name} ({label})" if len(stages) > 1 else name
+            tests.append(TestSet(pinned, title, label, candidates))
+    return tests
 
 
 def validation_plan(context: PlanContext) -> ValidationPlan | None:
@@ -60,24 +63,18 @@ def validation_plan(context: PlanContext) -> ValidationPlan | None:
         collections = [refs.collection(("validation", "collection"), validation.collection)]
     else:
         collections = refs.suite(("validation", "suite"), validation.suite or "")
-    ranked = [_candidates(context, each, validation.depth, "validation") for each in collections]
-    pinned, *further = [collection for collection, _ in ranked]
+    pinned, *further = map(context.pins.pin, collections)
+    ranked = []
+    for each in (pinned, *further):
+        [stage] = refs.first_stages(each.name, "validation").values()
+        ranked.append(context.candidates(each, context.pins.pin(stage), validation.depth))
     spec = ValidationSpec(
         collection=pinned,
         further=tuple(further),
         **validation.model_dump(include={"measure", "every_steps", "depth", "patience"}),
     )
-    parents = {validation_roles(place)[0]: job for place, (_, job) in enumerate(ranked)}
+    parents = {validation_roles(place)[0]: job for place, job in enumerate(ranked)}
     return ValidationPlan(spec, parents)
-
-
-def _candidates(
-    context: PlanContext, collection: CollectionSpec, depth: int, role: Role
-) -> tuple[CollectionSpec, str]:
-    """A pinned collection and the job that makes its candidates."""
-    pinned = context.pins.pin(collection)
-    stage = context.pins.pin(context.refs.first_stage(collection.name, role))
-    return pinned, context.candidates(pinned, stage, depth)
 
 
 def validation_tokens(
@@ -139,8 +136,7 @@ def _content(spec: BaseModel) -> str:
 def add_references(context: PlanContext) -> None:
     """Add the evaluations that runs are compared with: first stages and teachers' models."""
     for test in context.tests:
-        name = context.refs.first_stage_label(test.collection.name)
-        _evaluate(context, test, name, FirstStageScorer(), {"system": "first_stage"})
+        _evaluate(context, test, test.first_stage, FirstStageScorer(), {"system": "first_stage"})
     models: dict[str, tuple[str, ModelScorer]] = {}
     for teacher in context.teachers.values():
         if teacher.model:
@@ -192,14 +188,14 @@ def _evaluate(
     spec = context.evaluate_specs[key]
     tokens = tokenizer and context.tokens(collection, tokenizer, spec.read_tokens)
     place = {
-        "collection": collection.name,
-        "first_stage": context.refs.first_stage_label(collection.name),
+        "collection": test.title,
+        "first_stage": test.first_stage,
         "depth": settings.depth,
         "order": len(context.jobs),
     }
     context.add(
         "evaluate",
-        f"evaluate {name} [{collection.name}]",
+        f"evaluate {name} [{test.title}]",
         spec,
         parents={"candidates": test.candidates, **parents},
         cache_parents={"tokens": tokens} if tokens else {},

@@ -42,11 +42,11 @@ def rehearsal_of(grid: Grid, folder: Path) -> Grid:
     home = folder / "ir_datasets"
     write_datasets(home, set(_data_sets(grid)))
 
-    def stage(given: FirstStage | None) -> FirstStage | None:
-        return given and _first_stage(given, folder)
+    def stages(given: tuple[FirstStage, ...] | None) -> tuple[FirstStage, ...] | None:
+        return given and tuple(_first_stage(each, folder) for each in given)
 
     collections = {
-        name: entry.model_copy(update={"first_stage": stage(entry.first_stage)})
+        name: entry.model_copy(update={"first_stage": stages(entry.first_stage)})
         for name, entry in grid.collections.items()
     }
     evaluation, validation = grid.evaluation, grid.validation
@@ -56,12 +56,13 @@ def rehearsal_of(grid: Grid, folder: Path) -> Grid:
         "collections": collections,
         "backbones": tuple(_backbone(each, folder) for each in grid.backbones),
         "teachers": {name: _teacher(grid, each, folder) for name, each in grid.teachers.items()},
-        "evaluation": evaluation.model_copy(update={"first_stage": stage(evaluation.first_stage)}),
+        "evaluation": evaluation.model_copy(update={"first_stage": stages(evaluation.first_stage)}),
         "resources": {kind: Need(cpus=1) for kind in grid.resources},
     }
     if validation:
         every_steps = min(EVERY_STEPS, validation.every_steps)
-        shorter = {"every_steps": every_steps, "first_stage": stage(validation.first_stage)}
+        stage = validation.first_stage and _first_stage(validation.first_stage, folder)
+        shorter = {"every_steps": every_steps, "first_stage": stage}
         changed["validation"] = validation.model_copy(update=shorter)
     return grid.model_copy(update=changed)
 

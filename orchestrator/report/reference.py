@@ -16,6 +16,7 @@ from xsweep.orchestrator.report.table import (
     build_table,
     complete_suites,
     row_of,
+    without_stage,
 )
 
 FOLDER = Path(__file__).resolve().parents[2] / "sweeps" / "reference"
@@ -148,7 +149,8 @@ def _results(report: Report) -> Iterator[tuple[Row, Column, Entry]]:
 def _matches(
     published: Published, row: Row, column: Column, models: set[str], stages: dict[str, str]
 ) -> bool:
-    places = (column.place, SUITE_NAMES.get(column.place, column.place))
+    place = without_stage(column.place)
+    places = (column.place, place, SUITE_NAMES.get(place, place))
     return (
         published.system == row.system
         and _plain(published.model) in models

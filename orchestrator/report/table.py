@@ -168,17 +168,26 @@ def build_table(
 def complete_suites(collections: set[str]) -> dict[str, tuple[str, ...]]:
     """Named suites of which the sweep has every collection, with the names that it uses.
 
-    An incomplete suite is left out: its mean is not comparable with published ones.
+    An incomplete suite is left out: its mean is not comparable with published ones. Of several
+    first stages each has its own: `beir-13 (BM25)` of `scifact (BM25)` and so on.
     """
     suites = dict(SUITES)
     suites["ood"] = {name: id for part in OUT_OF_DOMAIN for name, id in SUITES[part].items()}
-    used = {
-        suite: tuple(({name, id} & collections) for name, id in members.items())
-        for suite, members in suites.items()
-    }
+    by_stage: dict[str, set[str]] = defaultdict(set)
+    for name in sorted(collections):
+        bare = without_stage(name)
+        by_stage[name.removeprefix(bare)].add(bare)
     return {
-        suite: tuple(sorted(set().union(*names))) for suite, names in used.items() if all(names)
+        suite + stage: tuple(f"{name}{stage}" for name in sorted(set().union(*names)))
+        for stage, present in by_stage.items()
+        for suite, members in suites.items()
+        if all(names := [{name, id} & present for name, id in members.items()])
     }
+
+
+def without_stage(place: str) -> str:
+    """The name of a collection or suite without that of its first stage: `scifact (BM25)`."""
+    return re.sub(r" \(.*\)$", "", place)
 
 
 def count_states(cells: Iterable[Cell]) -> str:

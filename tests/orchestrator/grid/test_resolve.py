@@ -82,6 +82,32 @@ def test_an_own_collection_may_have_its_own_first_stage(study: Study) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ("{bm25: {k1: 1.2}}", "two first stages are called 'BM25': set a different `label`"),
+        ("{bm25: {}, label: again}", "'again' is the same first stage as another of this list"),
+    ],
+)
+def test_two_first_stages_differ_in_name_and_content(
+    study: Study, second: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        study.specs("evaluate", ("depth: 20", f"depth: 20, first_stage: [bm25, {second}]"))
+    assert "grid.yaml:18:" in str(error.value)
+
+
+def test_a_validation_takes_the_first_of_several_first_stages(study: Study) -> None:
+    stages = "first_stage: [{bm25: {k1: 1.2}, label: tuned}, bm25], depth: 20"
+    found = study.specs("prepare", ("depth: 20", stages))
+    used = [
+        (spec["collection"]["name"], spec["first_stage"]["k1"])
+        for spec in found
+        if spec["type"] == "candidates" and spec["collection"]["name"] != "apidocs/train"
+    ]
+    assert used == [("apidocs/test", 1.2), ("apidocs/test", 0.9), ("apidocs/validation", 1.2)]
+
+
 def test_data_sets_of_ir_datasets_share_their_documents_tokens(study: Study) -> None:
     changes = (
         ("apidocs/train", "irds:beir/scifact/train"),

@@ -307,6 +307,8 @@ def test_the_json_schema_accepts_short_forms_and_variants(tmp_path: Path) -> Non
     own = ("seeds:", "collections: {own: irds:beir/scifact/test}\nseeds:")
     stage = ("depth: 20", "first_stage: bm25, depth: 20")
     assert VALIDATOR.is_valid(load_yaml(write_grid(tmp_path, own, stage)))
+    several = ("depth: 20", "first_stage: [bm25, {run: a.run}], depth: 20")
+    assert VALIDATOR.is_valid(load_yaml(write_grid(tmp_path, several)))
     assert VALIDATOR.is_valid({"extends": "grid.yaml", "name": "variant"})
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from gridtext import write_grid
 
+from xsweep.db.engine import connect
 from xsweep.db.jobs import NewJob
-from xsweep.orchestrator.plan import Plan, plan_grid
+from xsweep.db.results import load_cells
+from xsweep.orchestrator.plan import Plan, plan_grid, store_plan
 from xsweep.orchestrator.settings import Settings
 
 SWEEPS = Path(__file__).resolve().parents[3] / "sweeps"
@@ -101,6 +103,38 @@ def test_a_larger_grid_contains_the_smaller_one(tmp_path: Path, settings: Settin
     large = plan_grid(write_grid(tmp_path, ("[1, 2]", "[1, 2, 3]")), settings)
     assert identities(small) < identities(large)
     assert len(large.jobs) - len(small.jobs) == 2 * 3
+
+
+TWO_STAGES = ("depth: 20", "first_stage: [bm25, {bm25: {k1: 1.2}, label: tuned}], depth: 20")
+
+
+def test_each_first_stage_of_a_list_is_reranked_and_reported_by_itself(
+    tmp_path: Path, settings: Settings
+) -> None:
+    one = plan_grid(write_grid(tmp_path), settings)
+    two = plan_grid(write_grid(tmp_path, TWO_STAGES), settings)
+    assert identities(one) < identities(two)
+    # the second's candidates; itself, the bi-encoder and the 6 runs
+    assert two.kinds == {"prepare": 5, "teach": 1, "train": 6, "evaluate": 16}
+    titles = "apidocs/test (BM25)", "apidocs/test (tuned)"
+    for title, stage in zip(titles, ("BM25", "tuned"), strict=True):
+        run = named(two, f"evaluate L3 infonce bm25 s1 [{title}]")
+        assert (run.labels["collection"], run.labels["first_stage"]) == (title, stage)
+        assert named(two, f"evaluate {stage} [{title}]").labels["system"] == "first_stage"
+        k1 = {job.identity: job.spec for job in two.jobs}[run.parents["candidates"]]["first_stage"]
+        assert k1["k1"] == {"BM25": 0.9, "tuned": 1.2}[stage]
+
+
+def test_a_sweep_is_extended_by_a_first_stage(tmp_path: Path, settings: Settings) -> None:
+    database = f"sqlite:///{tmp_path / 'xsweep.db'}"
+    store_plan(database, plan_grid(write_grid(tmp_path), settings))
+    added = store_plan(database, plan_grid(write_grid(tmp_path, TWO_STAGES), settings))
+    assert (added.new, added.removed, added.refusal) == (1 + 8, 0, "")
+    cells = load_cells(connect(database), "small")
+    assert {cell.labels["collection"] for cell in cells} == {
+        "apidocs/test (BM25)",
+        "apidocs/test (tuned)",
+    }
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,16 @@ def test_only_complete_suites_become_columns_and_collections_match_by_name_or_id
     }
 
 
+def test_each_first_stage_has_suites_of_its_own():
+    in_domain = SUITES["in-domain"]
+    first, *rest = in_domain
+    collections = {f"{name} (BM25)" for name in in_domain} | {f"{name} (SPLADE)" for name in rest}
+    found = complete_suites(collections)
+    assert found == {"in-domain (BM25)": tuple(f"{name} (BM25)" for name in sorted(in_domain))}
+    both = complete_suites(collections | {f"{first} (SPLADE)"})
+    assert list(both) == ["in-domain (BM25)", "in-domain (SPLADE)"]
+
+
 def test_best_and_second_best_are_ranked_by_printed_values_and_ties_share_the_mark(make_cell):
     report = make_report(
         [
