@@ -15,7 +15,15 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
-from xsweep.evaluator.specs import Bm25Spec, DenseSpec, FileSpec, ModelSpec, SpladeSpec
+from xsweep.evaluator.specs import (
+    Bm25Spec,
+    ColumnsSpec,
+    DenseSpec,
+    FileSpec,
+    ModelSpec,
+    PromptSpec,
+    SpladeSpec,
+)
 from xsweep.orchestrator.grid import schema
 from xsweep.orchestrator.grid.schema import Range
 from xsweep.trainer.specs import AshaSpec
@@ -25,6 +33,8 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "collections.NAME": schema.Collection,
     "backbones[]": schema.Backbone,
     "teachers.NAME": schema.Teacher,
+    "teachers.NAME.prompt": PromptSpec,
+    "teachers.NAME.columns": ColumnsSpec,
     "objectives.NAME": schema.Objective,
     "objectives.NAME.plus.LOSS": schema.Term,
     "objectives.NAME.stages[]": schema.Stage,

@@ -88,6 +88,11 @@ def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+HUB = "hf://datasets/"
+"""Beginning of the path of a data set on the Hugging Face Hub: `hf://datasets/ORG/NAME/FOLDER`, or
+`ORG/NAME@COMMIT/FOLDER`, which identifies its content."""
+
+
 class FileSpec(Spec):
     """A data file, with its declared checksum if one is known."""
 
@@ -149,6 +154,58 @@ class FolderSpec(Named):
     """Checksum of the three files, see `xsweep.evaluator.data.collection.folder_sha256`."""
 
 
+class ColumnsSpec(Spec):
+    """Columns of Parquet files by their meaning: ids of a collection's texts, or the texts.
+
+    A row is a query with a document, with a list of documents, or with a positive and a negative.
+    """
+
+    query: str | None = None
+    query_id: str | None = None
+    document: str | None = None
+    document_id: str | None = None
+    positive: str | None = None
+    positive_id: str | None = None
+    negative: str | None = None
+    negative_id: str | None = None
+    positive_ids: str | None = None
+    """Ids of the relevant documents of a row's list."""
+    score: str | None = None
+    """The teacher's score of the document, or of each; beside a positive and a negative, their
+    difference."""
+    label: str | None = None
+    """1 for a relevant document, else 0."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ColumnsSpec":
+        given = self.model_dump(exclude_none=True).keys() - {"score", "label", "positive_ids"}
+        forms = [{"query", "document"}, {"query", "positive", "negative"}]
+        forms += [{f"{name}_id" for name in form} for form in forms]
+        if given not in forms:
+            known = "; ".join(", ".join(sorted(form, reverse=True)) for form in forms)
+            raise ValueError(f"name the columns of one form: {known}")
+        return self
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns of a row that are texts, the query first; empty for ids."""
+        return tuple(filter(None, (self.query, self.document, self.positive, self.negative)))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The columns of a row that are ids, the query first; empty for texts."""
+        names = self.query_id, self.document_id, self.positive_id, self.negative_id
+        return tuple(filter(None, names))
+
+
+class ParquetSpec(Named):
+    """Parquet files of a teacher that carry their texts: numbered documents, queries among them."""
+
+    source: Literal["parquet"] = "parquet"
+    file: FileSpec
+    columns: ColumnsSpec
+
+
 class JsonlSpec(Named):
     """A training file that carries its texts, see `xsweep.evaluator.data.readers.read_records`."""
 
@@ -157,10 +214,11 @@ class JsonlSpec(Named):
 
 
 CollectionSpec = Annotated[
-    ApidocsSpec | IrdsSpec | FilesSpec | FolderSpec | JsonlSpec, Field(discriminator="source")
+    ApidocsSpec | IrdsSpec | FilesSpec | FolderSpec | JsonlSpec | ParquetSpec,
+    Field(discriminator="source"),
 ]
 COLLECTION = TypeAdapter[CollectionSpec](CollectionSpec)
-"""`COLLECTION.validate_python({...})` makes one of the five."""
+"""`COLLECTION.validate_python({...})` makes one of the six."""
 
 
 class Bm25Spec(Spec):

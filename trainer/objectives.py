@@ -54,6 +54,8 @@ class Objective(NamedTuple):
     """The function's keyword-only parameters with their defaults, all positive numbers."""
     package: Package | None = None
     """None for a built-in loss."""
+    pointwise: bool = False
+    """True for a loss that learns from a document by itself."""
 
     @property
     def labels_only(self) -> bool:
@@ -65,7 +67,7 @@ _DECLARED: dict[Loss, Objective] = {}
 _BUILT_IN: dict[str, Objective] = {}
 
 
-def objective(*, signals: tuple[Signal, ...]) -> Callable[[Loss], Loss]:
+def objective(*, signals: tuple[Signal, ...], pointwise: bool = False) -> Callable[[Loss], Loss]:
     """Declares a function as a loss that any of these signals can feed.
 
     Raises ConfigError for an unknown signal and for a parameter whose default is not positive.
@@ -84,7 +86,7 @@ def objective(*, signals: tuple[Signal, ...]) -> Callable[[Loss], Loss]:
                         f"{function.__name__}: {name} needs a default that is positive and finite"
                     )
                 parameters[name] = default
-        declared = Objective(function, frozenset(signals), parameters)
+        declared = Objective(function, frozenset(signals), parameters, None, pointwise)
         _DECLARED[function] = declared
         if function.__module__ == __name__:
             _BUILT_IN[function.__name__] = declared
@@ -184,7 +186,7 @@ def preferred_pairs(targets_QD: Tensor, mask_QD: Tensor) -> Tensor:
     return (targets_QD[:, :, None] > targets_QD[:, None, :]) & both_QDD
 
 
-@objective(signals=("labels",))
+@objective(signals=("labels",), pointwise=True)
 def bce(
     scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor, *, positive_weight: float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -285,7 +287,7 @@ def adr_mse(
     return masked_sum(losses_QD, mask_QD), mask_QD.sum()
 
 
-@objective(signals=("scores",))
+@objective(signals=("scores",), pointwise=True)
 def mse(scores_QD: Tensor, targets_QD: Tensor, mask_QD: Tensor) -> tuple[Tensor, Tensor]:
     """Sum over documents of (s - t)²; the count of documents.
 

@@ -83,6 +83,11 @@ class ObjectiveSpec(LossSpec):
         signals = [loss.signals for loss in losses if not loss.labels_only]
         return frozenset.intersection(*signals) if signals else losses[0].signals
 
+    @property
+    def pointwise(self) -> bool:
+        """True if all losses learn from a document by itself."""
+        return all(OBJECTIVES[term.name].pointwise for term in (self, *self.plus))
+
 
 class TeacherSpec(Spec):
     """The source of the training signal, and the sampling from a query's list."""
@@ -106,6 +111,8 @@ class TeacherSpec(Spec):
         if self.signal not in self.source.signals:
             given = " or ".join(sorted(self.source.signals))
             raise ValueError(f"a {kind!r} source gives {given}, not {self.signal}")
+        if problem := self.source.lacks(self.signal):
+            raise ValueError(problem)
         if self.negatives and self.list_size:
             raise ValueError("give negatives (positive first) or list_size (any), not both")
         if self.source.pairs:
@@ -267,6 +274,8 @@ class TrainSpec(Spec):
         if not usable:
             names = " and ".join(term.name for term in (self.objective, *self.objective.plus))
             raise ValueError(f"no signal of a teacher feeds {names} together")
+        if self.teacher.source.single and (not self.objective.pointwise or self.objective.plus):
+            raise ValueError("rows of one document each feed one loss that compares none")
         if self.teacher.signal not in usable:
             raise ValueError(
                 f"{self.objective.name} learns from {' or '.join(sorted(usable))}, "

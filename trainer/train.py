@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.provenance import collect, now
 from xsweep.evaluator.scoring import score_pairs, share_out
-from xsweep.evaluator.specs import IdenticalIds, ModelSpec, ScoringSpec
+from xsweep.evaluator.specs import IdenticalIds, ModelSpec, ParquetSpec, ScoringSpec
 from xsweep.evaluator.varlen.encoders import runs_unpadded
 from xsweep.trainer.batching import Assembler
 from xsweep.trainer.cpu_kernels import keep_freed_memory
@@ -106,8 +107,10 @@ def train(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     packed = runs_unpadded(model, spec.optimisation.layout)
-    query_ids = tokenize(tokenizer, list(teacher.queries.values()), spec.query_tokens)
-    queries = dict(zip(teacher.queries, query_ids, strict=True))
+    queries: Any = documents
+    if not isinstance(spec.collection, ParquetSpec):  # its queries are among its documents
+        query_ids = tokenize(tokenizer, list(teacher.queries.values()), spec.query_tokens)
+        queries = dict(zip(teacher.queries, query_ids, strict=True))
     encoder = PairEncoder(tokenizer)
     progress = train_model(
         spec,
@@ -153,8 +156,8 @@ def open_teacher(
     return ListTeacher(
         spec,
         lists,
-        collection.queries,
-        collection.qrels,
+        collection.queries or documents,  # type: ignore[arg-type] # queries among the documents
+        lists.labels or collection.qrels,
         documents,
         drop_identical=identical_ids == "drop",
     )

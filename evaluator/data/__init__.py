@@ -5,7 +5,13 @@
 """
 
 from xsweep.evaluator.data import apidocs, irds
-from xsweep.evaluator.data.collection import Collection, from_files, from_folder, from_jsonl
+from xsweep.evaluator.data.collection import (
+    Collection,
+    from_files,
+    from_folder,
+    from_jsonl,
+    from_parquet,
+)
 from xsweep.evaluator.specs import (
     ApidocsSpec,
     CollectionSpec,
@@ -13,6 +19,7 @@ from xsweep.evaluator.specs import (
     FolderSpec,
     IrdsSpec,
     JsonlSpec,
+    ParquetSpec,
 )
 
 
@@ -32,3 +39,5 @@ def load_collection(spec: CollectionSpec) -> Collection:
             return from_folder(spec)
         case JsonlSpec():
             return from_jsonl(spec)
+        case ParquetSpec():
+            return from_parquet(spec)

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data.files import checked, checksum, combined, plain_or_gz
-from xsweep.evaluator.data.readers import Texts, read_records, read_texts
+from xsweep.evaluator.data.readers import Texts, parquet_texts, read_records, read_texts
 from xsweep.evaluator.data.trec import Qrels, read_qrels
-from xsweep.evaluator.specs import FilesSpec, FolderSpec, JsonlSpec
+from xsweep.evaluator.specs import FilesSpec, FolderSpec, JsonlSpec, ParquetSpec
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,17 @@ def from_jsonl(spec: JsonlSpec) -> Collection:
                     yield passage.doc_id, passage.text
 
     return Collection(name=spec.name, documents=documents, queries=queries, qrels=qrels)
+
+
+def from_parquet(spec: ParquetSpec) -> Collection:
+    """All texts of Parquet files as documents, numbered as they are read, queries among them."""
+    path = checked(spec.file)
+
+    def documents() -> Texts:
+        texts = parquet_texts(path, spec.columns.texts)
+        return ((str(number), text) for number, text in enumerate(texts))
+
+    return Collection(name=spec.name, documents=documents, queries={}, qrels={})
 
 
 class FolderFiles(NamedTuple):

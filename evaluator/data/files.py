@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from xsweep.errors import DataError
-from xsweep.evaluator.specs import FileSpec
+from xsweep.errors import DataError, first_line
+from xsweep.evaluator.specs import HUB, FileSpec
 
 MANIFEST = "manifest.json"
 
@@ -108,11 +108,54 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def parquet_files(path: Path) -> list[Path]:
+    """The files of a path: itself, those of a pattern such as `train-*.parquet`, or of a folder."""
+    if "*" in path.name:
+        return sorted(path.parent.glob(path.name))
+    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+
+
+def checksum_of(path: Path, algorithm: str = "sha256") -> str:
+    """The checksum of a file, or one over those of several Parquet files."""
+    files = parquet_files(path)
+    if files == [path]:
+        return checksum(path, algorithm)
+    return combined(f"{file.name} {checksum(file, algorithm)}" for file in files)
+
+
+def from_hub(path: str, download: bool = True) -> tuple[str, Path]:
+    """A path on the Hugging Face Hub with its commit, and the local copy of its files.
+
+    Without a download the commit is found, in the local cache if the hub cannot be reached. Raises
+    DataError if that fails.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        org, name, *inside = path.removeprefix(HUB).rstrip("/").split("/")
+        name, _, revision = name.partition("@")
+        folder = "/".join(inside)
+        patterns = [folder, f"{folder}/*"] if folder else ["*"]
+        found = snapshot_download(
+            f"{org}/{name}",
+            repo_type="dataset",
+            revision=revision or None,
+            allow_patterns=patterns if download else ["-"],
+        )
+    except (OSError, ValueError) as error:  # its own errors are of these classes
+        raise DataError(f"{path}: cannot be fetched: {first_line(error)}") from error
+    pinned = "/".join((f"{HUB}{org}", f"{name}@{Path(found).name}", *inside))
+    return pinned, Path(found) / folder
+
+
 def checked(file: FileSpec) -> Path:
-    """The path of a declared file. Raises DataError if its checksum differs."""
-    path = Path(file.path)
+    """The path of a declared file, fetched from the hub if it is there.
+
+    Raises DataError if its checksum differs.
+    """
+    path = from_hub(file.path)[1] if file.path.startswith(HUB) else Path(file.path)
     for algorithm, declared in (("md5", file.md5), ("sha256", file.sha256)):
-        if declared and (found := checksum(path, algorithm)) != declared:
+        if declared and (found := checksum_of(path, algorithm)) != declared:
             raise DataError(
                 f"{path}: {algorithm} is {found}, declared is {declared}: "
                 "the file was changed or is another one"

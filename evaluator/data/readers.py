@@ -1,17 +1,20 @@
-"""Readers of text files: tables, JSON lines, TREC markup, and training files with their texts."""
+"""Readers of tables, JSON lines, TREC markup, training files with their texts, and Parquet."""
 
 import hashlib
 import html
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from xsweep.errors import DataError
+from xsweep.errors import DataError, first_line
 from xsweep.evaluator.data import files
+
+if TYPE_CHECKING:
+    import pyarrow
 
 Texts = Iterator[tuple[str, str]]
 """(id, text) of documents or queries."""
@@ -228,3 +231,38 @@ def _is_number(value: Any) -> bool:
     """Tests for a finite number that a float32 can hold."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and abs(value) < 2**127
+
+
+BATCH_ROWS = 16_384
+
+
+def read_parquet(path: Path, columns: Sequence[str]) -> "Iterator[pyarrow.RecordBatch]":
+    """Batches of some columns of Parquet files (see `files.parquet_files`), streamed.
+
+    Raises DataError if there is no file, it is damaged, or it lacks a column.
+    """
+    import pyarrow.parquet
+
+    parts = files.parquet_files(path)
+    if not parts:
+        raise DataError(f"{path}: there are no Parquet files")
+    for part in parts:
+        try:
+            with pyarrow.parquet.ParquetFile(part) as file:
+                if missing := set(columns) - set(file.schema_arrow.names):
+                    raise DataError(
+                        f"{part}: there is no column {min(missing)!r}, there are "
+                        f"{', '.join(file.schema_arrow.names)}"
+                    )
+                yield from file.iter_batches(BATCH_ROWS, columns=list(columns))
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{part}: cannot be read: {first_line(error)}") from error
+
+
+def parquet_texts(path: Path, columns: Sequence[str]) -> Iterator[str]:
+    """All texts of the columns, row by row, also those of lists."""
+    for batch in read_parquet(path, columns):
+        for row in zip(*(batch[name].to_pylist() for name in columns), strict=True):
+            for cell in row:
+                for text in cell if isinstance(cell, list) else (cell,):
+                    yield text or ""

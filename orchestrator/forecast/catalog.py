@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from xsweep.db.jobs import NewJob
 from xsweep.errors import DataError
-from xsweep.evaluator.data.files import read_lines
+from xsweep.evaluator.data.files import parquet_files, read_lines
 from xsweep.evaluator.data.irds import sources
 from xsweep.evaluator.data.suites import Size, size
-from xsweep.evaluator.specs import FileSpec, IrdsSpec
+from xsweep.evaluator.specs import HUB, FileSpec, IrdsSpec
 
 
 class Shape(NamedTuple):
@@ -156,6 +156,9 @@ FILE_BYTES = {
 bytes."""
 
 
+HOW_HUB = "fetched from huggingface.co"
+
+
 class Download(NamedTuple):
     """A data set, file or model that jobs read and that is not on this machine."""
 
@@ -193,13 +196,18 @@ def _missing(block: Mapping[str, Any]) -> Iterator[Download]:
             yield Download(block["id"], None, str(problem))
     elif block.get("type") == "docpairs":
         yield Download(f"docpairs of {block['id']}", 1.84e9, "fetched by ir_datasets")
-    elif block.keys() == FileSpec.model_fields.keys() and not Path(block["path"]).exists():
-        size_bytes = FILE_BYTES.get(block["md5"] or "")
-        yield Download(block["path"], size_bytes, "put it there; its checksum is verified")
+    elif block.keys() == FileSpec.model_fields.keys() and not _exists(block["path"]):
+        size_bytes = FILE_BYTES.get(block["md5"] or block["path"])
+        how = "put it there; its checksum is verified"
+        yield Download(block["path"], size_bytes, HOW_HUB if block["path"].startswith(HUB) else how)
     elif block.get("id") and "layers" in block and not _in_hub_cache(block["id"]):
         shape, known = shape_of(block)
         size_bytes = 4.0 * shape.parameters if known else None
-        yield Download(block["id"], size_bytes, "fetched from huggingface.co")
+        yield Download(block["id"], size_bytes, HOW_HUB)
+
+
+def _exists(path: str) -> bool:
+    return any(file.exists() for file in parquet_files(Path(path)))
 
 
 def _in_hub_cache(model: str) -> bool:

@@ -168,7 +168,8 @@ def _training(spec: Mapping[str, Any]) -> Work:
 def training_pairs(spec: Mapping[str, Any]) -> int:
     """Pairs that a training reads: 10 steps of 4 queries with 7 negatives are 320."""
     teacher, settings = spec["teacher"], spec["optimisation"]
-    documents = teacher.get("list_size") or teacher.get("depth") or 2
+    is_single = not teacher["source"].get("lists", True)
+    documents = teacher.get("list_size") or teacher.get("depth") or (1 if is_single else 2)
     if teacher.get("negatives"):
         documents = teacher["negatives"] + 1
     return int(settings["steps"] * settings["batch_queries"] * documents)

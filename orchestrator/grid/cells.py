@@ -123,7 +123,7 @@ def select_cells(refs: References) -> tuple[list[Cell], list[SkippedCell]]:
     """
     grid, file = refs.grid, refs.source
     selected, skipped = [], []
-    signals = {name: steps_of(refs, name, "")[-1].spec.signals for name in grid.objectives}
+    losses = {name: steps_of(refs, name, "")[-1].spec for name in grid.objectives}
     for values in product(grid.backbones, grid.objectives, grid.teachers, grid.seeds):
         cell = Cell(*values)
         entry = grid.objectives[cell.objective]
@@ -133,7 +133,7 @@ def select_cells(refs: References) -> tuple[list[Cell], list[SkippedCell]]:
         if not is_listed and not any(rule.teacher for rule in included):
             continue
         excluded = [place for place, rule in enumerate(grid.exclude) if matches(rule, cell)]
-        if reason := mismatch(refs, cell.objective, signals[cell.objective], cell.teacher):
+        if reason := mismatch(refs, cell.objective, losses[cell.objective], cell.teacher):
             skipped.append(SkippedCell(cell, reason))
         elif excluded and not included:
             line, _ = file.position(("exclude", excluded[0]))

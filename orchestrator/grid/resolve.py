@@ -9,8 +9,10 @@ from pydantic import BaseModel, ValidationError
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data.collection import folder_files
+from xsweep.evaluator.data.files import from_hub, parquet_files
 from xsweep.evaluator.data.suites import SUITES, dataset, suite
 from xsweep.evaluator.specs import (
+    HUB,
     ApidocsSpec,
     Bm25Spec,
     CollectionSpec,
@@ -22,13 +24,14 @@ from xsweep.evaluator.specs import (
     IrdsSpec,
     JsonlSpec,
     ModelSpec,
+    ParquetSpec,
     RunSpec,
     ScoredDocsSpec,
 )
 from xsweep.orchestrator.grid.load import located
 from xsweep.orchestrator.grid.schema import Collection, FirstStage, Grid, Objective, Stage, Teacher
 from xsweep.orchestrator.grid.yaml import Where, YamlFile, nearest
-from xsweep.trainer.objectives import OBJECTIVES, Signal
+from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import ObjectiveSpec, TeacherSpec, TermSpec
 from xsweep.trainer.teachers.formats import FILE_KEYS, FORMATS
 
@@ -216,6 +219,9 @@ class References:
         if entry.jsonl:
             file = self._teacher_file(teacher, entry, "jsonl")
             return JsonlSpec(name=Path(entry.jsonl).name, file=file)
+        if entry.parquet and entry.columns and entry.columns.texts:
+            file = self._teacher_file(teacher, entry, "parquet")
+            return ParquetSpec(name=teacher, file=file, columns=entry.columns)
         if entry.collection:
             return self.collection(("teachers", teacher, "collection"), entry.collection)
         name = self.grid.training.get("collection")
@@ -272,7 +278,21 @@ class References:
 
     def _teacher_file(self, name: str, entry: Teacher, key: str) -> FileSpec:
         declared = FileSpec(path=getattr(entry, key), md5=entry.md5, sha256=entry.sha256)
-        return self.file(("teachers", name, key), declared)
+        where: Where = ("teachers", name, key)
+        return self._parquet(where, declared) if key == "parquet" else self.file(where, declared)
+
+    def _parquet(self, where: Where, declared: FileSpec) -> FileSpec:
+        """Parquet files: one, a folder, a pattern, or a commit on the Hugging Face Hub."""
+        if declared.path.startswith(HUB):
+            try:
+                return declared.model_copy(update={"path": from_hub(declared.path, False)[0]})
+            except DataError as problem:
+                self.absent[declared.path] = f"the commit of a data set ({problem})"
+                return declared.model_copy(update={"sha256": declared.sha256 or ABSENT})
+        path = self.path(where, declared.path, must_exist=False)
+        if not (declared.md5 or declared.sha256 or any(map(Path.exists, parquet_files(path)))):
+            raise self.source.error(where, f"there are no Parquet files at {path}")
+        return declared.model_copy(update={"path": str(path)})
 
     def names(self, where: Where, given: Sequence[str | int], known: Iterable[str | int]) -> None:
         """Check that all names or seeds are known and none is repeated."""
@@ -325,18 +345,19 @@ def _check_objective(refs: References, name: str, entry: Objective) -> None:
         if len(teachers) > 1:
             message = "a stage before the last has one teacher: list several in the last one"
             raise refs.source.error(where, message)
-        if reason := mismatch(refs, step.objective, step.spec.signals, step.teacher):
+        if reason := mismatch(refs, step.objective, step.spec, step.teacher):
             raise refs.source.error(where, reason)
 
 
-def mismatch(
-    refs: References, objective: str, signals: frozenset[Signal], teacher: str
-) -> str | None:
+def mismatch(refs: References, objective: str, spec: ObjectiveSpec, teacher: str) -> str | None:
     """The reason why a teacher cannot teach an objective; None if it can."""
-    signal = refs.grid.teachers[teacher].signal
-    if signal in signals:
-        return None
-    return f"{objective} learns from {' or '.join(sorted(signals))}; {teacher} gives {signal}"
+    entry = refs.grid.teachers[teacher]
+    if entry.signal not in spec.signals:
+        usable = " or ".join(sorted(spec.signals))
+        return f"{objective} learns from {usable}; {teacher} gives {entry.signal}"
+    if not entry.lists and not spec.pointwise:
+        return f"{objective} compares documents; {teacher} gives rows with one each"
+    return None
 
 
 def steps_of(refs: References, name: str, teacher: str) -> list[Step]:

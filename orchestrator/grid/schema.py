@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from xsweep.evaluator.specs import (
     BATCH_TOKENS,
     Bm25Spec,
+    ColumnsSpec,
     DenseSpec,
     FileSpec,
     IdenticalIds,
@@ -179,6 +180,10 @@ class Teacher(_FileKeys):
     """The type of the model."""
     prompt: PromptSpec | None = None
     """The prompt of a causal reranker: the name of a published one, or a template and answers."""
+    columns: ColumnsSpec | None = None
+    """Columns of the Parquet files, by their meaning."""
+    lists: bool = True
+    """Parquet: all rows of a query are its list; false: each row is a sample, as `mse` allows."""
     over: str = "bm25"
     """Candidates that the model scores: those of `bm25`, or of a teacher with a run."""
     md5: str | None = None
@@ -201,8 +206,10 @@ class Teacher(_FileKeys):
         given = self.model_fields_set
         if not self.model and given & {"over", "type", "prompt"}:
             raise ValueError("over, type and prompt belong to a teacher with a model")
-        if self.jsonl and self.collection:
-            raise ValueError("a jsonl file carries its own texts: leave out collection")
+        if bool(self.columns or "lists" in given) != bool(self.parquet):
+            raise ValueError("parquet needs columns; columns and lists belong to it alone")
+        if self.collection and (self.jsonl or (self.columns and self.columns.texts)):
+            raise ValueError("the teacher's file carries its own texts: leave out collection")
         if (self.md5 or self.sha256) and (self.run == "bm25" or self.model or self.source):
             raise ValueError("md5 and sha256 belong to a teacher that is a file")
         return self

@@ -22,6 +22,7 @@ from xsweep.evaluator.specs import (
     IrdsSpec,
     JsonlSpec,
     ModelSpec,
+    ParquetSpec,
     SpladeSpec,
     TeacherModelSpec,
     TokensSpec,
@@ -189,7 +190,7 @@ def documents_of(collection: CollectionSpec) -> CollectionSpec:
             file = FileSpec(path=str(files.documents))
             name = Path(collection.path).name
             return FilesSpec(name=name, documents=file, queries=file, qrels=file)
-        case JsonlSpec():
+        case JsonlSpec() | ParquetSpec():
             return collection
 
 

@@ -17,9 +17,9 @@ from pydantic.fields import FieldInfo
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.data.collection import folder_files, folder_sha256
-from xsweep.evaluator.data.files import atomic_write, checksum, tree_sha256
+from xsweep.evaluator.data.files import atomic_write, checksum_of, parquet_files, tree_sha256
 from xsweep.evaluator.provenance import installed_version
-from xsweep.evaluator.specs import ApidocsSpec, FileSpec, FolderSpec, Location, ModelSpec
+from xsweep.evaluator.specs import HUB, ApidocsSpec, FileSpec, FolderSpec, Location, ModelSpec
 
 _CHECKSUMS = ("md5", "sha256", "version")
 
@@ -122,8 +122,11 @@ class ChecksumCache:
         """
         match spec:
             case FileSpec(md5=None, sha256=None):
+                if spec.path.startswith(HUB):
+                    return spec  # its commit is part of it
                 path = Path(spec.path)
-                return _with(spec, sha256=self._sum([path], partial(checksum, path)))
+                compute = partial(checksum_of, path)
+                return _with(spec, sha256=self._sum(parquet_files(path), compute))
             case FolderSpec(sha256=None):
                 path = Path(spec.path)
                 files = folder_files(path, spec.split)

@@ -17,7 +17,7 @@ from xsweep.orchestrator.grid.schema import (
     Teacher,
     TrainingSettings,
 )
-from xsweep.orchestrator.rehearsal.datasets import write_datasets, write_teacher
+from xsweep.orchestrator.rehearsal.datasets import seed_of, write_datasets, write_teacher
 from xsweep.orchestrator.rehearsal.models import HEADS, Head, write_model
 from xsweep.trainer.teachers.formats import FILE_KEYS
 
@@ -120,10 +120,13 @@ def _teacher(grid: Grid, entry: Teacher, folder: Path) -> Teacher:
     form = next((form for form in FILE_KEYS if getattr(entry, form)), None)
     name = entry.collection or grid.training.get("collection")
     own = grid.collections.get(str(name))
-    generated = form == "jsonl" or (own.irds if own else str(name).startswith("irds:"))
+    generated = form in ("jsonl", "parquet") or (own.irds if own else str(name).startswith("irds:"))
     if form and generated and getattr(entry, form) != "bm25":
         path = folder / "teachers" / Path(getattr(entry, form)).name
-        write_teacher(path, form)
+        if entry.columns:
+            content = f"{entry.parquet} {entry.columns!r}"
+            path = path.with_name(f"{seed_of(content)}.parquet")
+        write_teacher(path, form, entry.columns)
         changed |= {form: str(path), "md5": None, "sha256": None}
     return entry.model_copy(update=changed)
 

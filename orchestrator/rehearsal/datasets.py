@@ -20,6 +20,7 @@ import numpy as np
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator.data.files import atomic_write
+from xsweep.evaluator.specs import ColumnsSpec
 
 WORDS = 600
 
@@ -289,17 +290,22 @@ FAMILIES: Mapping[str, tuple[str, Callable[..., Files]]] = {
 """Pattern of ids, the file that is written last, and the generator of all files."""
 
 
-def write_teacher(path: Path, form: str) -> None:
+def write_teacher(path: Path, form: str, columns: ColumnsSpec | None = None) -> None:
     """Generate a teacher's file unless it exists; `form` is the key that names it in a grid.
 
-    The content depends on the file's name. Raises ConfigError for an unsupported form.
+    The content depends on the file's name, and on the columns of a Parquet file. Raises ConfigError
+    for an unsupported form.
     """
     if path.exists():
         return
-    if form not in TEACHER_FILES:
+    random = np.random.default_rng(seed_of(path.name))
+    if columns:
+        content = _parquet(training_corpus(), random, columns)
+    elif form in TEACHER_FILES:
+        content = TEACHER_FILES[form](training_corpus(), random)
+    else:
         known = ", ".join(TEACHER_FILES)
         raise ConfigError(f"a rehearsal generates no {form!r} file: it knows {known}")
-    content = TEACHER_FILES[form](training_corpus(), np.random.default_rng(seed_of(path.name)))
     with atomic_write(path) as draft:
         draft.write_bytes(content)
 
@@ -343,6 +349,28 @@ def _passages(data: Corpus, random: np.random.Generator) -> bytes:
         ]
         lines.append({"query_id": query, "query": text, "passages": passages})
     return _jsonl(lines)
+
+
+def _parquet(data: Corpus, random: np.random.Generator, columns: ColumnsSpec) -> bytes:
+    """A row for each document of a query's list, with a negative beside it if columns name one."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = []
+    for query in data.queries:
+        ranked, relevant = _ranked(data, query, random)[:20], sorted(data.qrels[query])
+        for document, score in ranked:
+            row = {"query": query, "document": document, "positive": relevant[0]}
+            row["negative"] = next(other for other, _ in ranked if other not in relevant)
+            texts = {name: {**data.queries, **data.documents}[row[name]] for name in row}
+            ids = {f"{name}_id": text_id for name, text_id in row.items()}
+            label = int(document in relevant)
+            rows.append({**texts, **ids, "score": score, "label": label, "positive_ids": relevant})
+    named = columns.model_dump(exclude_none=True)
+    table = {column: [row[meaning] for row in rows] for meaning, column in named.items()}
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    return file.getvalue()
 
 
 TEACHER_FILES: Mapping[str, Callable[[Corpus, np.random.Generator], bytes]] = {

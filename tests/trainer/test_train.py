@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 from subprocess import PIPE
 
+import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from xsweep.errors import ConfigError, Stopped
+from xsweep.evaluator import jobs as evaluator_jobs
 from xsweep.evaluator.data.files import read_manifest
 from xsweep.trainer.train import run_job
 
@@ -224,3 +227,36 @@ def test_the_program_refuses_a_malformed_job_file(tmp_path, content):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "lists", "pairs"),
+    [("mse", False, 5 * 4), ("kl_div", True, 5 * 4 * 3), ("distill_ranknet", True, 5 * 4 * 3)],
+)
+def test_rows_of_parquet_with_their_texts_train_without_a_collection(
+    world, tmp_path, objective, lists, pairs
+):
+    texts = [f"w{number} w{number + 1}" for number in range(24)]
+    rows = {
+        "query": [f"w{row // 3}" for row in range(24)],
+        "document": texts,
+        "label": np.random.default_rng(1).normal(8, 4, 24).astype("f4"),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "train-0.parquet")
+    columns = {"query": "query", "document": "document", "score": "label"}
+    own = {"name": "own", "source": "parquet", "file": {"path": str(tmp_path)}, "columns": columns}
+    source = {"type": "parquet", "file": own["file"], "columns": columns, "lists": lists}
+    tokens = {"type": "tokens", "documents": own, "tokenizer": {"folder": str(world.backbone)}}
+    (tmp_path / "tokens").mkdir()
+    evaluator_jobs.run_job("prepare", tokens, {}, tmp_path / "tokens")
+    spec = world.spec("margin_mse", steps=4) | {
+        "collection": own,
+        "objective": {"name": objective},
+        "teacher": {"signal": "scores", "source": source},
+        "validation": None,
+    }
+    run_job("train", spec, {"tokens": tmp_path / "tokens"}, tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["pairs"] == pairs
+    assert 0 < summary["final_loss"] < 200
+    assert summary["teacher"].get("lines", 24) == 24

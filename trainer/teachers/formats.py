@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.files import checked, columns_of, decode, read_lines
-from xsweep.evaluator.data.readers import read_records
-from xsweep.evaluator.data.trec import run_lines
-from xsweep.evaluator.specs import FileSpec, Spec
+from xsweep.evaluator.data.readers import read_parquet, read_records
+from xsweep.evaluator.data.trec import Qrels, run_lines
+from xsweep.evaluator.specs import ColumnsSpec, FileSpec, Spec
 from xsweep.trainer.objectives import Signal
 
 
@@ -40,16 +40,18 @@ class ListFile(NamedTuple):
     entries: Iterable[Entry]
     by_rank: bool = False
     """True if the values are negated ranks; a list's n documents then score n to 1."""
+    labels: Qrels | None = None
+    """Relevant documents that the file names, complete when all entries are read."""
 
 
 class Pair(NamedTuple):
-    """A query with a better and a worse document."""
+    """A query with a better and a worse document, or with a single one."""
 
     query_id: str
     positive: str
-    negative: str
-    scores: tuple[float, float] | None = None
-    """Scores of both documents; None for labels."""
+    negative: str | None
+    scores: tuple[float, ...] | None = None
+    """Scores of the documents; None for labels."""
 
 
 class PairFile(NamedTuple):
@@ -90,6 +92,15 @@ class Source(Spec):
     def read(self, *_: Any, **__: Any) -> Any:
         """`read() -> PairFile` for finished pairs, else `read(signal, inputs) -> ListFile`."""
         raise NotImplementedError
+
+    @property
+    def single(self) -> bool:
+        """True if a sample has one document."""
+        return False
+
+    def lacks(self, signal: Signal) -> str:
+        """The reason why this source cannot give one of its format's signals; empty if it can."""
+        return ""
 
 
 class FileSource(Source):
@@ -271,3 +282,118 @@ def _passages(path: Path, scored: bool) -> Iterator[Entry]:
             if passage.doc_id not in seen:  # equal texts are one document
                 seen.add(passage.doc_id)
                 yield Entry(int(query_id), query_id, passage.doc_id, score)
+
+
+class ParquetSource(FileSource):
+    """A Parquet file, a folder or pattern of them, or `hf://datasets/ORG/NAME/FOLDER`.
+
+    `columns` names what is read: ids of the training's collection, or texts, which then are it.
+    """
+
+    type: Literal["parquet"] = "parquet"
+    columns: ColumnsSpec
+    lists: bool = True
+    """True if all rows of a query are its list; else each row is a sample of its own."""
+    signals = ("labels", "scores", "ranking")
+
+    @property
+    def pairs(self) -> bool:  # type: ignore[override]
+        """True unless rows with a document each make lists."""
+        return not self.lists or len(self.columns.ids or self.columns.texts) > 2
+
+    @property
+    def single(self) -> bool:
+        """True for rows with one document each that are samples of their own."""
+        return not self.lists and len(self.columns.ids or self.columns.texts) == 2
+
+    def lacks(self, signal: Signal) -> str:
+        """The column, or the lists, that a signal needs and that are not named."""
+        if signal == "ranking":
+            return "a ranking needs lists" if self.pairs else ""
+        width = len(self.columns.ids or self.columns.texts)
+        # Lists of ids have the labels of the qrels, a positive and a negative have their own.
+        has_labels = width > 2 or (self.lists and self.columns.ids) or self.columns.label
+        if signal == "labels" and self.pairs and self.columns.score:
+            return "labels of pairs leave out the column `score`"
+        if has_labels if signal == "labels" else self.columns.score:
+            return ""
+        return f"{signal} need the column `{signal[:-1]}`: name it in columns"
+
+    def read(self, signal: Signal = "labels", inputs: Mapping[str, Path] | None = None) -> Any:
+        """A `PairFile` of the rows, with scores if their column is named, or a `ListFile`."""
+        path = checked(self.file)
+        if not self.pairs:
+            labels: Qrels = {}
+            by_rank = signal != "scores" and not self.columns.score
+            entries = _parquet_entries(path, self.columns, signal, labels)
+            return ListFile(path, entries, by_rank, labels)
+        parse = _scored_triple if self.columns.score else _triple
+        if self.single:
+            parse = _scored_row
+        return PairFile(str(path), _parquet_lines(path, self.columns), parse, "a row")
+
+
+def _scored_row(line: str) -> Pair:
+    value, query_id, doc_id = line.split("\t")
+    return Pair(query_id, doc_id, None, (float(value),))
+
+
+def _parquet_lines(path: Path, columns: ColumnsSpec) -> Iterator[bytes]:
+    """Lines of each row's values and ids, some thousand at a time; texts are numbered."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    width, rows = len(columns.ids or columns.texts), 0
+    value = columns.score or (columns.label if width == 2 else None)
+    for batch in read_parquet(path, [*filter(None, [value]), *columns.ids]):
+        end = rows + len(batch)
+        parts = [batch[value].cast(pa.float64()).cast(pa.string())] if value else []
+        parts += [pa.array(["0"] * len(batch))] if width > 2 and value else []
+        parts += [batch[name].cast(pa.string()) for name in columns.ids]
+        if columns.texts:
+            first = np.arange(rows, end) * width
+            parts += [pa.array(first + place).cast(pa.string()) for place in range(width)]
+        lines = pc.binary_join_element_wise(*parts, "\t")
+        if lines.null_count:
+            row = rows + pc.index(pc.is_null(lines), True).as_py() + 1
+            raise DataError(f"{path}:{row}: the row has an empty cell")
+        yield "\n".join([*lines.to_pylist(), ""]).encode()
+        rows = end
+
+
+def _parquet_entries(
+    path: Path, columns: ColumnsSpec, signal: Signal, labels: Qrels
+) -> Iterator[Entry]:
+    """Entries of the rows; relevant documents go to `labels`. Texts are numbered."""
+    query_column, doc_column = columns.ids or columns.texts
+    optional = [columns.score if signal != "labels" else None, columns.label, columns.positive_ids]
+    names = [query_column, doc_column, *filter(None, optional)]
+    known: dict[str, str] = {}
+    places, numbers, row = itertools.count(1), itertools.count(), 0
+    for batch in read_parquet(path, names):
+        cells = {name: batch[name].to_pylist() for name in names}
+        missing = itertools.repeat(None)
+        others = (cells[name] if name else missing for name in optional)
+        for query, found, scores, marks, positives in zip(
+            cells[query_column], cells[doc_column], *others, strict=False
+        ):
+            row += 1
+            is_list = isinstance(found, list)
+            docs = found if is_list else [found]
+            if query is None or None in docs or (optional[0] and scores is None):
+                raise DataError(f"{path}:{row}: the row has an empty cell")
+            query_id = str(query)
+            if columns.texts:
+                number = str(next(numbers))
+                query_id = known.setdefault(query_id, number)
+                docs = [str(next(numbers)) for _ in docs]
+            values = scores if is_list else [scores]
+            graded = dict(zip(docs, marks if is_list else [marks], strict=True)) if marks else {}
+            graded |= dict.fromkeys(positives or (), 1)
+            for doc, grade in graded.items():
+                if grade and grade > 0:
+                    labels.setdefault(query_id, {})[str(doc)] = int(grade)
+            for place, doc in enumerate(docs):
+                value = values[place] if values and values[place] is not None else -next(places)
+                yield Entry(row, query_id, str(doc), float(value))

@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,9 @@ _HEAD = struct.Struct("<II")
 def read_lists(spec: TeacherSpec, inputs: Mapping[str, Path]) -> "RankedLists":
     """Each query's documents, best first, with their scores."""
     file = spec.source.read(spec.signal, inputs)
-    return RankedLists(file.path, file.entries, by_rank=file.by_rank)
+    lists = RankedLists(file.path, file.entries, by_rank=file.by_rank)
+    lists.labels = file.labels or {}
+    return lists
 
 
 class _Block(NamedTuple):
@@ -55,6 +57,7 @@ class RankedLists(Mapping[str, dict[str, float]]):
 
         Raises DataError for a document, or a rank with `by_rank`, that occurs twice for a query.
         """
+        self.labels: Qrels = {}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the lists
         self._path, self._size, self._by_rank = path, 0, by_rank
         self._starts: dict[str, int] = {}
@@ -139,7 +142,7 @@ class ListTeacher:
         self,
         spec: TeacherSpec,
         lists: Mapping[str, Mapping[str, float]],
-        queries: Mapping[str, str],
+        queries: Mapping[str, Any],
         qrels: Qrels,
         documents: Container[str],
         *,
@@ -155,7 +158,7 @@ class ListTeacher:
         self._drop_identical = drop_identical
         self.uses_chance = bool(spec.negatives or spec.list_size)
         self.counts = {"used": 0, "no_text": 0, "no_positive": 0, "too_short": 0, "tied": 0}
-        self.queries: dict[str, str] = {}
+        self.queries: dict[str, Any] = {}
         unknown: dict[str, str] = {}
         for query_id in sorted(lists):
             if query_id not in queries:

@@ -10,7 +10,7 @@ import tempfile
 import zlib
 from collections.abc import Container, Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def _temporary_file(parts: Iterable[bytes]) -> IO[bytes]:
 
 def open_pairs(source: Source, collection: Collection, documents: Container[str]) -> "PairTeacher":
     """Opens the teacher over a file of pairs. Raises DataError if the file cannot be read."""
-    return PairTeacher(source.read(), collection.queries, documents)
+    return PairTeacher(source.read(), collection.queries or documents, documents)
 
 
 class PairTeacher:
@@ -101,7 +101,7 @@ class PairTeacher:
 
     uses_chance = False
 
-    def __init__(self, file: PairFile, queries: dict[str, str], documents: Container[str]) -> None:
+    def __init__(self, file: PairFile, queries: Any, documents: Container[str]) -> None:
         """Raises DataError if the file is empty or cannot be read."""
         self.file, self.queries, self.documents = file, queries, documents
         self.lines = (
@@ -120,9 +120,10 @@ class PairTeacher:
         Raises DataError with `file:line` if the line is malformed or an id is unknown.
         """
         line = self.lines[unit]
-        targets_D = LABELS
         try:
             query_id, positive, negative, scores = self.file.parse(line.decode())
+            doc_ids = (positive,) if negative is None else (positive, negative)
+            labels_D = targets_D = LABELS[: len(doc_ids)]
             if scores:
                 if not all(-LARGEST <= score <= LARGEST for score in scores):
                     raise ValueError
@@ -132,10 +133,10 @@ class PairTeacher:
             raise self._error(unit, f"expected {expected}, found {line[:80]!r}") from None
         if query_id not in self.queries:
             raise self._error(unit, f"the collection has no query {query_id!r}{MISMATCH}")
-        if positive not in self.documents or negative not in self.documents:
-            unknown = negative if positive in self.documents else positive
-            raise self._error(unit, f"the collection has no document {unknown!r}{MISMATCH}")
-        return Sample(query_id, (positive, negative), targets_D, LABELS)
+        for doc_id in doc_ids:
+            if doc_id not in self.documents:
+                raise self._error(unit, f"the collection has no document {doc_id!r}{MISMATCH}")
+        return Sample(query_id, doc_ids, targets_D, labels_D)
 
     def _error(self, unit: int, problem: str) -> DataError:
         return DataError(f"{self.file.name}:{unit + 1}: {problem}")

