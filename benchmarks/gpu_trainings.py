@@ -225,8 +225,9 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (NO_CAP_BYTES, NO_CAP_BYTES))
     inputs = {role: Path(folder) for role, folder in job["inputs"].items()}
     run_job("train", job["spec"], inputs, options.out, report, resume_from=[options.out])
-    said = json.dumps({"taken_bytes": most_taken_bytes() - before[0]})
-    options.out.with_suffix(".json").write_text(said)
+    if before:
+        said = json.dumps({"taken_bytes": most_taken_bytes() - before[0]})
+        options.out.with_suffix(".json").write_text(said)
 
 
 if __name__ == "__main__":

@@ -63,8 +63,8 @@ class RunningAttempt:
         try:
             outcome: Outcome | None = ray.get(ref)
         except ray.exceptions.OutOfMemoryError as error:
-            actor_id = self.placement.actors[rank]._actor_id.hex()
-            outcome = out_of_memory(str(error), actor_id, self.placement.request)
+            name = rank_name(self.placement.name, rank)
+            outcome = out_of_memory(str(error), name, self.placement.request)
         except ray.exceptions.RayError as error:
             failure = "PREEMPTED" if self.draining or was_preempted(error) else "NODE"
             reason = f"the worker died: {first_line(error)}"
@@ -109,14 +109,15 @@ def decide(outcomes: Mapping[int, Outcome], ranks: int) -> Outcome:
     return stopped[0] if stopped else outcomes[0]
 
 
-def out_of_memory(report: str, actor_id: str, request: ResourceRequest) -> Outcome:
+def out_of_memory(report: str, name: str, request: ResourceRequest) -> Outcome:
     """Return the outcome of a rank that Ray killed because the memory of its node was full.
 
     OOM_HOST if the rank took more than it requested or, without a request, than all other
-    processes; NODE_FULL if others did. `report` is Ray's message; one in other words is OOM_HOST.
+    processes; NODE_FULL if others did. `report` is Ray's message, in which `name` is the rank's
+    actor; one in other words is OOM_HOST.
     """
     node = re.search(r"was ([\d.]+)GB used / ([\d.]+)GB limit", report)
-    own = re.search(rf"Actor\({actor_id}\).*?actual memory used=([\d.]+)GB", report, re.DOTALL)
+    own = re.search(rf"task name={re.escape(name)}:.*actual memory used=([\d.]+)GB", report)
     if not (node and own):
         return Outcome(state="failed", failure="OOM_HOST", reason=report.splitlines()[0])
     used, limit, taken = (float(each) for each in (*node.groups(), *own.groups()))

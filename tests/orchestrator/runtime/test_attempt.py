@@ -31,24 +31,24 @@ def test_the_failure_of_a_gang_is_the_one_with_a_cause_of_its_own(outcomes, fail
 
 REPORT = """1 worker(s) were killed due to the node running low on memory. \
 Memory on the node (IP: 192.0.2.2, ID: 82a9) was 15.2GB used / 16GB limit (0.95)
-Selected to kill: (Actor(beef): pid=7, actual memory used=9.00GB, worker ID=1)
-(Actor(cafe): pid=8, actual memory used=3.00GB, worker ID=2)
+Selected to kill: (Actor(beef): task name=train (a+b):Worker.run, pid=7, actual memory used=9.00GB)
+Selected to kill: (Task: task name=worker 1:Worker.__init__, pid=8, actual memory used=3.00GB)
 """
 
 
 @pytest.mark.parametrize(
-    ("actor_id", "requested_bytes", "failure"),
+    ("name", "requested_bytes", "failure"),
     [
-        ("beef", None, "OOM_HOST"),  # 9 GB are more than the other 6.2
-        ("cafe", None, "NODE_FULL"),
-        ("beef", 10 * 2**30, "NODE_FULL"),
-        ("cafe", 2 * 2**30, "OOM_HOST"),
-        ("f00d", None, "OOM_HOST"),  # not in the report
+        ("train (a+b)", None, "OOM_HOST"),  # 9 GB are more than the other 6.2
+        ("worker 1", None, "NODE_FULL"),
+        ("train (a+b)", 10 * 2**30, "NODE_FULL"),
+        ("worker 1", 2 * 2**30, "OOM_HOST"),
+        ("worker", None, "OOM_HOST"),  # not in the report
     ],
 )
-def test_a_job_pays_for_a_full_node_if_its_own_memory_filled_it(actor_id, requested_bytes, failure):
+def test_a_job_pays_for_a_full_node_if_its_own_memory_filled_it(name, requested_bytes, failure):
     resources = {"memory": requested_bytes} if requested_bytes else {}
-    outcome = out_of_memory(REPORT, actor_id, ResourceRequest(resources=resources))
+    outcome = out_of_memory(REPORT, name, ResourceRequest(resources=resources))
     assert (outcome["state"], outcome["failure"]) == ("failed", failure)
     assert "\n" not in outcome["reason"]
 
@@ -64,13 +64,13 @@ class Worker:
 
 full = {"memory_usage_threshold": 0.001, "memory_monitor_refresh_ms": 50}
 ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=full)
-actor = ray.remote(Worker).remote()
+actor = ray.remote(Worker).options(name="worker 1").remote()
 try:
     ray.get(actor.run.remote())
 except ray.exceptions.OutOfMemoryError as error:
     for memory in ({}, {"memory": 1}):
         request = ResourceRequest(resources=memory)
-        print(json.dumps(out_of_memory(str(error), actor._actor_id.hex(), request)))
+        print(json.dumps(out_of_memory(str(error), "worker 1", request)))
 """
 
 
