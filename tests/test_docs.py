@@ -165,7 +165,8 @@ def test_the_studys_page_counts_what_is_planned(tmp_path: Path) -> None:
     settings = Settings(
         home=tmp_path / "home", database="", store="", ray_address=None, data_home=tmp_path
     )
-    for name in ("modernbert", "two_stage", "tuning", "single_gpu"):
+    names = ("modernbert", "two_stage", "tuning", "single_gpu", "ettin_recipe", "llm_teachers")
+    for name in names:
         planned = plan_grid(PROJECT / "sweeps" / f"{name}.yaml", settings)
         systems = Counter(job.labels["system"] for job in planned.jobs if job.kind == "evaluate")
         assert rows[name] == f"{planned.kinds['train']:,} | {systems['run']:,}"

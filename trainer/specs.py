@@ -104,6 +104,8 @@ class TeacherSpec(Spec):
     """Add relevant documents that the list misses; else a query without any is skipped."""
     relevant_grade: int = Field(default=1, ge=1)
     """Smallest grade in the qrels that counts as relevant."""
+    top_relevant: int | None = Field(default=None, ge=1)
+    """The n best documents of a list count as relevant; None: those of the qrels."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -111,7 +113,8 @@ class TeacherSpec(Spec):
         if self.signal not in self.source.signals:
             given = " or ".join(sorted(self.source.signals))
             raise ValueError(f"a {kind!r} source gives {given}, not {self.signal}")
-        if problem := self.source.lacks(self.signal):
+        problem = self.source.lacks(self.signal)
+        if problem and not (self.top_relevant and self.source.lacks("ranking") == ""):
             raise ValueError(problem)
         if self.negatives and self.list_size:
             raise ValueError("give negatives (positive first) or list_size (any), not both")

@@ -109,9 +109,10 @@ def checksum(path: Path, algorithm: str = "sha256") -> str:
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """The files of a path: itself, those of a pattern such as `train-*.parquet`, or of a folder."""
-    if "*" in path.name:
-        return sorted(path.parent.glob(path.name))
+    """The files of a path: itself, those of a pattern (`*/train-*.parquet`), or of a folder."""
+    for place, part in enumerate(path.parts):
+        if "*" in part:
+            return sorted(Path(*path.parts[:place]).glob("/".join(path.parts[place:])))
     return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
 
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -130,6 +131,9 @@ def size_of(collection: Mapping[str, Any]) -> tuple[Size, bool]:
             corpus = next(iter(sorted(folder.glob("corpus.jsonl*"))), folder / "corpus.jsonl")
             split = f"{collection['split']}.tsv"
             return _sampled(corpus, folder / "qrels" / split)
+        case "parquet":
+            found = PARQUET.get(re.sub("@[0-9a-f]+/", "/", collection["file"]["path"]))
+            return found or UNKNOWN, found is not None
     return UNKNOWN, False
 
 
@@ -145,6 +149,15 @@ def _sampled(documents: Path, qrels: Path) -> tuple[Size, bool]:
         return UNKNOWN, False
     return Size(len(queries), count, words / min(count, SAMPLED_DOCUMENTS)), True
 
+
+ETTIN = f"{HUB}cross-encoder/ettin-reranker-v1-data"
+PARQUET = {
+    f"{ETTIN}/*/train-*.parquet": Size(143_393_475, 286_786_950, 110),
+    f"{ETTIN}/rerank_msmarco/train-*.parquet": Size(502_939, 2 * 64 * 502_939, 56),
+}
+"""Published Parquet files with their texts, queries among the documents; words are a document's."""
+RUN_QUERIES = {"c37b78874d4893a00566ab40aa453c56": 10_000}
+"""Queries of published runs by MD5, where they are fewer than the collection's."""
 
 FILE_BYTES = {
     "4d99696386f96a7f1631076bcc53ac3c": 1.8e9,

@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from xsweep.db.jobs import NewJob
 from xsweep.evaluator.data.suites import TOKENS_PER_WORD, Size
 from xsweep.evaluator.device import bf16_units
-from xsweep.orchestrator.forecast.catalog import Shape, shape_of, size_of
+from xsweep.orchestrator.forecast.catalog import RUN_QUERIES, Shape, shape_of, size_of
 from xsweep.orchestrator.settings import KINDS
 from xsweep.trainer.specs import RANKS
 
@@ -135,7 +135,9 @@ def work_of(kind: str, spec: Mapping[str, Any], parents: Parents) -> Work:
             return Work(cpu_s=1.0)
         case "teach":
             size, _ = size_of(spec["collection"])
-            return _scoring(spec["model"], size.queries * _depth(parents, 100), size, spec, START_S)
+            stage = parents.get("candidates", {}).get("first_stage", {})
+            queries = RUN_QUERIES.get(stage.get("file", {}).get("md5"), size.queries)
+            return _scoring(spec["model"], queries * _depth(parents, 100), size, spec, START_S)
     return _preparation(spec)
 
 

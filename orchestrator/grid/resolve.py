@@ -255,6 +255,7 @@ class References:
         entry = self.grid.teachers[name]
         has_candidates = entry.run == "bm25" or bool(entry.model)
         sampling = {"negatives", "list_size", "add_positives", "relevant_grade", "signal"}
+        sampling |= {"top_relevant"}
         return self.build(
             ("teachers", name),
             TeacherSpec,
@@ -287,8 +288,10 @@ class References:
             try:
                 return declared.model_copy(update={"path": from_hub(declared.path, False)[0]})
             except DataError as problem:
-                self.absent[declared.path] = f"the commit of a data set ({problem})"
-                return declared.model_copy(update={"sha256": declared.sha256 or ABSENT})
+                self.absent[declared.path] = (
+                    f"the newest commit of the data set is unknown ({problem})"
+                )
+                return declared
         path = self.path(where, declared.path, must_exist=False)
         if not (declared.md5 or declared.sha256 or any(map(Path.exists, parquet_files(path)))):
             raise self.source.error(where, f"there are no Parquet files at {path}")

@@ -195,6 +195,8 @@ class Teacher(_FileKeys):
     """Length of the list that samples come from; 100 for BM25 by default."""
     add_positives: bool = False
     relevant_grade: int = 1
+    top_relevant: int | None = None
+    """The n best documents of a list count as relevant; None: those of the qrels."""
     collection: str | None = None
     """Collection of its queries and documents; None: `training.collection`."""
     label: str | None = None

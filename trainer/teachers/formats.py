@@ -324,9 +324,8 @@ class ParquetSource(FileSource):
         path = checked(self.file)
         if not self.pairs:
             labels: Qrels = {}
-            by_rank = signal != "scores" and not self.columns.score
-            entries = _parquet_entries(path, self.columns, signal, labels)
-            return ListFile(path, entries, by_rank, labels)
+            entries = _parquet_entries(path, self.columns, labels)
+            return ListFile(path, entries, not self.columns.score, labels)
         parse = _scored_triple if self.columns.score else _triple
         if self.single:
             parse = _scored_row
@@ -362,12 +361,10 @@ def _parquet_lines(path: Path, columns: ColumnsSpec) -> Iterator[bytes]:
         rows = end
 
 
-def _parquet_entries(
-    path: Path, columns: ColumnsSpec, signal: Signal, labels: Qrels
-) -> Iterator[Entry]:
+def _parquet_entries(path: Path, columns: ColumnsSpec, labels: Qrels) -> Iterator[Entry]:
     """Entries of the rows; relevant documents go to `labels`. Texts are numbered."""
     query_column, doc_column = columns.ids or columns.texts
-    optional = [columns.score if signal != "labels" else None, columns.label, columns.positive_ids]
+    optional = [columns.score, columns.label, columns.positive_ids]
     names = [query_column, doc_column, *filter(None, optional)]
     known: dict[str, str] = {}
     places, numbers, row = itertools.count(1), itertools.count(), 0

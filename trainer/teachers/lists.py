@@ -211,6 +211,8 @@ class ListTeacher:
         """A sample of all documents of a query."""
         (listed, scores_D), grades = self._ranked(query_id), self.qrels.get(query_id, {})
         relevant = {doc for doc, grade in grades.items() if grade >= self.spec.relevant_grade}
+        if self.spec.top_relevant:
+            relevant = set(listed[: self.spec.top_relevant])
         doc_ids, added = listed[: self.spec.depth], list[str]()
         if self.spec.add_positives:
             # Only labels give a target to a document that is not in the teacher's list.

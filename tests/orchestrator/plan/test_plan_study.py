@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from xsweep.orchestrator.forecast.cost import forecast
-from xsweep.orchestrator.forecast.cost_model import GPUS, disk_bytes
+from xsweep.orchestrator.forecast.cost_model import GPUS, disk_bytes, training_pairs
 from xsweep.orchestrator.plan import Plan, plan_grid
 from xsweep.orchestrator.settings import Settings
 
@@ -213,3 +213,54 @@ def test_a_learned_first_stage_reserves_the_resources_of_teachers(settings: Sett
         if job.kind == "prepare"
     )
     assert gpus == {("candidates", 1): CANDIDATES, ("tokens", 0): 9 * CORPORA}
+
+
+def test_the_recipe_of_the_ettin_rerankers_is_one_epoch_at_each_size(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    plan = planned("ettin_recipe", settings)
+    # NanoBEIR, 13 of BEIR and MS MARCO, with 6 tokenizers, and their own texts, of which three
+    # sizes read a part as well.
+    prepare = 6 * (13 + 13 + 1) + 6 + 3 + (13 + 3) + 13
+    assert plan.kinds == {"prepare": prepare, "train": 6 + 3 * 5, "evaluate": (21 + 1) * 16}
+    assert len(plan.absent) == 2  # data sets without a commit
+    pairs, lrs = {}, {}
+    for job in plan.jobs:
+        if job.kind == "train":
+            how, size = job.spec["optimisation"], job.labels["backbone"]
+            documents = training_pairs(job.spec) // (how["steps"] * how["batch_queries"])
+            pairs[size, job.labels["objective"]] = how["steps"], how["batch_queries"] * documents
+            lrs[size] = how["lr"]
+            assert how["warmup_steps"] == pytest.approx(0.03 * how["steps"], rel=0.01)
+    recipe = {size: step for (size, objective), (_, step) in pairs.items() if objective == "recipe"}
+    sizes = [f"Ettin-{size}" for size in ("17M", "32M", "68M", "150M", "400M", "1B")]
+    assert [recipe[size] for size in sizes] == [1024, 512, 256, 192, 256, 512]
+    assert [lrs[size] for size in sizes] == [2.4e-4, 1.2e-4, 3e-5, 1.5e-5, 7e-6, 3e-6]
+    for (size, objective), (steps, step) in pairs.items():
+        assert step == recipe[size]
+        rows = 143_393_475 if objective == "recipe" else 64 * 502_939
+        assert 0 <= steps * step - rows < 2 * step
+    assert forecast(plan.jobs, GPUS["H100"], devices=8).total_s > 0
+
+
+def test_six_teachers_score_the_same_lists(settings: Settings) -> None:
+    plan = planned("llm_teachers", settings)
+    prepare = (13 + 13 + 1) + (13 + 3) + 13 + 1  # the lists, as candidates of four teach jobs
+    trainings, rows = 6 * 3, 6 * 3 + 1 + 4
+    assert plan.kinds == {
+        "prepare": prepare,
+        "teach": 4,
+        "train": trainings,
+        "evaluate": rows * 16,
+    }
+    jobs = {job.identity: job for job in plan.jobs}
+    lists = set()
+    for job in plan.jobs:
+        if job.kind == "teach":
+            lists.add(jobs[job.parents["candidates"]].spec["first_stage"]["file"]["md5"])
+        elif job.kind == "train" and job.labels["teacher"] in ("rankzephyr", "labels"):
+            lists.add(job.spec["teacher"]["source"]["file"]["md5"])
+    assert lists == {"c37b78874d4893a00566ab40aa453c56"}
+    found = forecast(plan.jobs, GPUS["H100"], devices=8)
+    assert 0 < found.seconds["teach"] < found.seconds["train"]

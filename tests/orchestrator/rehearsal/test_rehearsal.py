@@ -10,12 +10,14 @@ import torch
 
 from xsweep.db.check import check
 from xsweep.db.engine import connect
+from xsweep.evaluator.jobs import run_job as evaluator_job
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.specs import ModelSpec
 from xsweep.orchestrator.plan import Plan, plan_grid
 from xsweep.orchestrator.rehearsal import EVERY_STEPS, STEPS
 from xsweep.orchestrator.rehearsal.models import TOKENIZERS, family_of, write_model
 from xsweep.orchestrator.settings import Settings
+from xsweep.trainer.train import run_job as trainer_job
 
 SWEEPS = Path(__file__).resolve().parents[3] / "sweeps"
 SMALL = """\
@@ -152,3 +154,43 @@ def test_a_rehearsal_fills_every_cell_and_every_format_marks_it(workplace) -> No
     for format in ("text", "markdown", "latex", "html"):
         assert "REHEARSAL" in workplace.xsweep("report", "--format", format)
     assert workplace.xsweep("report", "--format", "csv").startswith("rehearsal,name,")
+
+
+@pytest.mark.slow(3)
+@pytest.mark.parametrize(
+    ("sweep", "training"),
+    [
+        ("ettin_recipe", "Ettin-17M recipe published s12"),
+        ("ettin_recipe", "Ettin-68M infonce best s12"),
+        ("ettin_recipe", "Ettin-68M kl_div lists s12"),
+        ("llm_teachers", "Ettin-150M distill_ranknet qwen3 s12"),
+    ],
+)
+def test_a_training_of_the_recipes_is_rehearsed_from_its_data_to_its_model(
+    settings: Settings, tmp_path: Path, sweep: str, training: str
+) -> None:
+    text = (SWEEPS / f"{sweep}.yaml").read_text()
+    (tmp_path / f"{sweep}.yaml").write_text(text)
+    (tmp_path / "full_grid.yaml").write_text((SWEEPS / "full_grid.yaml").read_text())
+    (tmp_path / "small.yaml").write_text(
+        f"{{extends: {sweep}.yaml, name: small, rehearsal: true, validation: null, "
+        "evaluation: {collections: apidocs/test}}"
+    )
+    plan = plan_grid(tmp_path / "small.yaml", settings)
+    jobs = {job.identity: job for job in plan.jobs}
+    folders: dict[str, Path] = {}
+
+    def run(identity: str) -> Path:
+        if identity not in folders:
+            job = jobs[identity]
+            inputs = {role: run(parent) for role, parent in job.parents.items()}
+            folders[identity] = tmp_path / identity[:12]
+            folders[identity].mkdir()
+            run_job = trainer_job if job.kind == "train" else evaluator_job
+            run_job(job.kind, job.spec, inputs, folders[identity])
+        return folders[identity]
+
+    (identity,) = (job.identity for job in plan.jobs if job.name == f"train {training}")
+    summary = json.loads((run(identity) / "summary.json").read_text())
+    assert summary["steps"] == STEPS
+    assert summary["final_loss"] > 0

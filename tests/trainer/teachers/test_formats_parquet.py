@@ -10,10 +10,10 @@ import pytest
 from xsweep.errors import DataError
 from xsweep.evaluator.data import load_collection
 from xsweep.evaluator.data.collection import Collection
-from xsweep.evaluator.data.files import checksum_of, from_hub
+from xsweep.evaluator.data.files import checksum_of, from_hub, parquet_files
 from xsweep.evaluator.specs import ParquetSpec
 from xsweep.trainer.specs import TeacherSpec
-from xsweep.trainer.teachers.lists import read_lists
+from xsweep.trainer.teachers.lists import ListTeacher, read_lists
 from xsweep.trainer.teachers.pairs import open_pairs
 
 DOCUMENTS = [str(number) for number in range(100)]
@@ -171,6 +171,17 @@ def test_triplets_of_texts_with_a_margin(tmp_path):
         assert (found, sample.targets_D.tolist()) == (["r", "b", "d"], targets)
 
 
+def test_the_best_documents_of_a_list_can_be_its_labels(tmp_path):
+    path = write(tmp_path / "a.parquet", ROWS)
+    spec = teacher_spec(path, "labels", ETTIN, top_relevant=1, negatives=1)
+    texts = texts_of(path, ETTIN)
+    teacher = ListTeacher(spec, read_lists(spec, {}), texts, {}, texts)
+    sample = teacher.draw(0, RANDOM)
+    assert [texts[each] for each in sample.doc_ids] == ["she", "they"]
+    assert sample.targets_D.tolist() == sample.labels_D.tolist() == [1, 0]
+    assert teacher.counts["too_short"] == 1  # "where?" has one document
+
+
 @pytest.mark.parametrize(
     ("columns", "signal", "settings", "message"),
     [
@@ -209,6 +220,10 @@ def test_the_checksum_of_a_folder_is_that_of_its_parquet_files(tmp_path):
     for name in ("train-0.parquet", "train-1.parquet", "test-0.parquet"):
         write(tmp_path / name, {"a": [name]})
     whole, part = checksum_of(tmp_path), checksum_of(tmp_path / "train-*.parquet")
+    assert parquet_files(tmp_path.parent / f"{tmp_path.name[:-1]}*" / "train-*.parquet") == [
+        tmp_path / "train-0.parquet",
+        tmp_path / "train-1.parquet",
+    ]
     (tmp_path / "README.md").write_text("a note")
     assert (checksum_of(tmp_path), checksum_of(tmp_path / "train-*.parquet")) == (whole, part)
     write(tmp_path / "test-0.parquet", {"a": ["other"]})
