@@ -1,4 +1,4 @@
-"""Title, caption and conclusions of a report, derived from its results and options.
+"""Title, caption, notes and conclusions of a report, derived from its results and options.
 
 Plain text with the signs ± ▲ ▼ < in it; each format escapes it as needed.
 """
@@ -59,16 +59,23 @@ def title(report: Report) -> str:
 
 
 def caption(report: Report, style: Style) -> list[str]:
-    """Information needed to read the table, one paragraph per subject."""
+    """What a reader needs to read the numbers: at most three sentences, for after the title."""
+    return [_values(report), _ranks(report, style), _significance(report, style)]
+
+
+def notes(report: Report) -> list[str]:
+    """All else that a reviewer may ask, one paragraph per subject."""
+    done = [cell for cell in report.cells if cell.state == ACCEPTED]
     paragraphs = (
-        REHEARSAL if report.rehearsal else "",
-        _values(report),
-        _spread(report),
-        _ranks(report, style),
-        _significance(report, style),
+        [REHEARSAL] if report.rehearsal else [],
         _missing(report),
+        [*_suites(report), *_restriction(report)],
+        [*_queries(done), *report.notes, *_left_out(done)],
+        [*_facts("Candidates", done, _candidates), *_recall(done)],
+        [*_facts("Input limits", done, _input_lengths), *_teachers(report)],
+        _facts("Checkpoint", done, _checkpoint),
     )
-    return [paragraph for paragraph in paragraphs if paragraph]
+    return [" ".join(sentences) for sentences in paragraphs if sentences]
 
 
 def conclusions(report: Report) -> list[Conclusion]:
@@ -95,26 +102,40 @@ def _has_suites(report: Report) -> bool:
 
 def _values(report: Report) -> str:
     unit = "in percent" if report.options.percent else "as fractions of 1"
-    sentences = [f"Values are means over queries, {unit}."]
-    if _has_suites(report):
-        sentences.append("A suite's value is the unweighted mean of its collections.")
-    elif report.options.by == "suite":
-        sentences.append(
-            "No suite is complete in this sweep; its collections are shown individually."
+    accepted = (cell for cell in report.cells if cell.state == ACCEPTED)
+    seeds = sorted({cell.labels["seed"] for cell in accepted if "seed" in cell.labels})
+    named = ", ".join(map(str, seeds))
+    if any(len(entry.means) > 1 for entry in report.table.entries.values()):
+        return (
+            f"Means over queries, {unit}, and of runs over seeds {named}; ± is the sample standard "
+            "deviation (n − 1) over seeds, not over queries."
         )
-    done = [cell for cell in report.cells if cell.state == ACCEPTED]
-    sentences += [
-        *_queries(done),
-        *report.notes,
-        *_left_out(done),
-        *_facts("Candidates", done, _candidates),
-    ]
-    sentences += [*_recall(done), *_facts("Input limits", done, _input_lengths)]
-    sentences += [*_teachers(report), *_facts("Checkpoint", done, _checkpoint)]
-    if where := sorted(report.options.where.items()):
-        chosen = [f"{label} {' or '.join(values)}" for label, values in where]
-        sentences.append(f"Restricted to {listed(chosen)}.")
-    return " ".join(sentences)
+    if not seeds:
+        return f"Means over queries, {unit}."
+    return (
+        f"Means over queries, {unit}; one accepted seed per run (seed{'s' * (len(seeds) > 1)} "
+        f"{named}): no standard deviation, and seed variance is not tested."
+    )
+
+
+def _suites(report: Report) -> list[str]:
+    if _has_suites(report):
+        variance = (
+            " In the tests the variances of its collections' mean differences are summed, with "
+            "Satterthwaite's degrees of freedom."
+            if report.comparisons and report.options.test == "t"
+            else ""
+        )
+        return [f"A suite's value is the unweighted mean of its collections.{variance}"]
+    if report.options.by == "suite":
+        return ["No suite is complete in this sweep; its collections are shown individually."]
+    return []
+
+
+def _restriction(report: Report) -> list[str]:
+    where = sorted(report.options.where.items())
+    chosen = [f"{label} {' or '.join(values)}" for label, values in where]
+    return [f"Restricted to {listed(chosen)}."] if chosen else []
 
 
 def _queries(done: Iterable[Cell]) -> list[str]:
@@ -272,23 +293,6 @@ def _facts(
     ]
 
 
-def _spread(report: Report) -> str:
-    accepted = (cell for cell in report.cells if cell.state == ACCEPTED)
-    seeds = sorted({cell.labels["seed"] for cell in accepted if "seed" in cell.labels})
-    if not seeds:
-        return ""
-    named = ", ".join(map(str, seeds))
-    if any(len(entry.means) > 1 for entry in report.table.entries.values()):
-        return (
-            f"Runs are means over seeds {named}; ± is the sample standard deviation (n − 1) over "
-            "seeds, not over queries."
-        )
-    return (
-        f"One accepted seed per run (seed{'s' * (len(seeds) > 1)} {named}): no standard deviation; "
-        "seed variance is not tested."
-    )
-
-
 def _ranks(report: Report, style: Style) -> str:
     block = report.options.best == "block"
     among = "each backbone's rows of a column" if block else "each column"
@@ -317,20 +321,14 @@ def _significance(report: Report, style: Style) -> str:
         )
     text = "; ".join(marks)
     options = report.options
-    suites = (
-        " For a suite, the variances of its collections' mean differences are summed, with "
-        "Satterthwaite's degrees of freedom."
-        if options.test == "t" and _has_suites(report)
-        else ""
-    )
     return (
-        f"{text[0].upper()}{text[1:]}. Test: two-sided {TESTS[options.test]} on per-query scores "
+        f"{text[0].upper()}{text[1:]} (two-sided {TESTS[options.test]} on per-query scores "
         f"averaged over seeds, p < {options.alpha:g} {CORRECTIONS[options.correction]} over the "
-        f"table's {counted(len(report.comparisons), 'comparison')}.{suites}"
+        f"table's {counted(len(report.comparisons), 'comparison')})."
     )
 
 
-def _missing(report: Report) -> str:
+def _missing(report: Report) -> list[str]:
     pending = [cell for cell in report.cells if cell.state != ACCEPTED]
     entries = report.table.entries
     sentences = []
@@ -341,7 +339,7 @@ def _missing(report: Report) -> str:
         sentences.append("n/m: n of m seeds accepted so far.")
     if len(entries) < len(report.table.rows) * len(report.table.columns):
         sentences.append("–: not part of the sweep.")
-    return " ".join(sentences)
+    return sentences
 
 
 def _with_figures(report: Report, comparisons: Sequence[Comparison]) -> Found:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xsweep.orchestrator.report.caption import Style, caption
+from xsweep.orchestrator.report.caption import Style, caption, notes
 from xsweep.orchestrator.report.report import PLAIN, Layout, Report
 from xsweep.orchestrator.report.table import Column, Row
 
@@ -30,6 +30,7 @@ def render_json(report: Report, layout: Layout = PLAIN) -> str:
         "comparisons": len(report.comparisons),
         "baselines": [row_fields(row) for row in report.baselines],
         "caption": caption(report, STYLE),
+        "notes": notes(report),
         "places": [
             row_fields(row) | place | {"comparisons": compared}
             for row, place, compared in _places(report)

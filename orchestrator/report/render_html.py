@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from xsweep.db.results import Cell, ParentResult
 from xsweep.db.schema import State
 from xsweep.orchestrator.forecast.catalog import mappings_in
-from xsweep.orchestrator.report.caption import Style, caption, conclusions, title
+from xsweep.orchestrator.report.caption import Style, caption, conclusions, notes, title
 from xsweep.orchestrator.report.figures import inline_figures
 from xsweep.orchestrator.report.report import PLAIN, Layout, Report
 from xsweep.orchestrator.report.table import Column, Row, row_of
@@ -25,7 +25,7 @@ STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
 
 
 def render_html(report: Report, layout: Layout = PLAIN) -> str:
-    """A page with the table, its caption, figures, conclusions, sections, and all sources."""
+    """A page with table, caption, notes, figures, conclusions, sections, and all sources."""
     jobs: dict[tuple[Row, str], list[Cell]] = {}
     for cell in report.cells:
         if cell.state in (State.WAITING, State.READY):
@@ -51,7 +51,8 @@ def render_html(report: Report, layout: Layout = PLAIN) -> str:
             ]
             for block in report.table.blocks
         ],
-        caption=caption(report, STYLE),
+        caption=" ".join(caption(report, STYLE)),
+        notes=notes(report),
         conclusions=conclusions(report),
         sections=report.sections,
         figures=inline_figures(report),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from xsweep.orchestrator.report.caption import Style, caption, conclusions, detailed, title
+from xsweep.orchestrator.report.caption import Style, caption, conclusions, detailed, notes, title
 from xsweep.orchestrator.report.figures import captions
 from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report, Section
 from xsweep.orchestrator.report.table import Column
@@ -98,7 +98,9 @@ def _main_tables(report: Report, layout: Layout) -> list[str]:
     pages = [tabulars[start : start + stacked] for start in range(0, len(tabulars), stacked)]
     text = " ".join([f"{title(report)}.", *caption(report, STYLE)])
     label = rf"\label{{tab:{re.sub('[^0-9A-Za-z]', '-', report.sweep)}}}"
-    return _tables(title(report), [rf"\caption{{{escape(text)}}}", label], pages, layout)
+    below = escape(" ".join(notes(report)))
+    end = [rf"\caption{{{escape(text)}}}", label, rf"{{\footnotesize\raggedright {below}\par}}"]
+    return _tables(title(report), end, pages, layout)
 
 
 def _section_tables(section: Section, layout: Layout) -> list[str]:

@@ -5,7 +5,14 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice, zip_longest
 from textwrap import wrap
 
-from xsweep.orchestrator.report.caption import Conclusion, Style, caption, conclusions, title
+from xsweep.orchestrator.report.caption import (
+    Conclusion,
+    Style,
+    caption,
+    conclusions,
+    notes,
+    title,
+)
 from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report, Section
 from xsweep.orchestrator.report.table import Column
 
@@ -15,14 +22,15 @@ GAP = "   "
 
 
 def render_text(report: Report, layout: Layout = PLAIN) -> str:
-    """Title, table, caption, conclusions and sections, in lines of at most `layout.width`.
+    """Title, table, caption, notes, conclusions and sections, in lines of at most `layout.width`.
 
     Columns that do not fit beside the labels continue below, with the labels repeated.
     """
-    below = "\n".join(_wrap(paragraph, layout.width) for paragraph in caption(report, TEXT_STYLE))
+    below = _wrap(" ".join(caption(report, TEXT_STYLE)), layout.width)
+    further = "\n".join(_wrap(paragraph, layout.width) for paragraph in notes(report))
     found = [_conclusion(each, layout.width) for each in conclusions(report)]
     sections = [_section(each, layout.width) for each in report.sections]
-    parts = [*_tables(report, layout.width), below, *found, *sections]
+    parts = [*_tables(report, layout.width), below, further, *found, *sections]
     return "\n\n".join([title(report), *parts]) + "\n"
 
 
@@ -155,7 +163,7 @@ def _wrap(paragraph: str, width: int) -> str:
 
 
 def render_markdown(report: Report, layout: Layout = PLAIN) -> str:
-    """Title, one pipe table, caption, conclusions and sections."""
+    """Title, one pipe table, caption, notes, conclusions and sections."""
     heads = [" ".join(dict.fromkeys(levels)) for levels in zip(*report.heads, strict=True)]
     lines = [_line([*report.label_heads, *map(escape_markdown, heads)])]
     lines.append(_line([*[":--"] * len(report.label_heads), *["--:"] * len(heads)]))
@@ -165,7 +173,8 @@ def render_markdown(report: Report, layout: Layout = PLAIN) -> str:
         shown = (report.shown(row, column) for column in report.table.columns)
         lines.append(_line([*label, *map(_markdown_cell, shown)]))
     parts = [f"### {escape_markdown(title(report))}", "\n".join(lines)]
-    parts += map(escape_markdown, caption(report, MARKDOWN_STYLE))
+    below = " ".join(caption(report, MARKDOWN_STYLE))
+    parts += map(escape_markdown, (below, *notes(report)))
     for each in conclusions(report):
         lines = [
             f"- {name}: {'; '.join(map(', '.join, systems)) or 'none'}"

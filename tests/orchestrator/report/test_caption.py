@@ -1,33 +1,53 @@
+import re
 from dataclasses import replace
 
 import pytest
 from reports import make_report
 
 from xsweep.db.results import ParentResult
-from xsweep.orchestrator.report.caption import Style, caption, conclusions, title
+from xsweep.orchestrator.report.caption import Style, caption, conclusions, notes, title
 
 STYLE = Style(best="bold", second="underlined", better="▲", worse="▼")
 
 
 def sentences(cells, **options):
-    return " ".join(caption(make_report(cells, **options), STYLE))
+    report = make_report(cells, **options)
+    return " ".join([*caption(report, STYLE), *notes(report)])
 
 
-def test_the_caption_describes_data_tests_and_missing_results(small_sweep):
-    assert caption(make_report(small_sweep), STYLE) == [
-        "Values are means over queries, as fractions of 1. Queries: 60 in news. Queries without "
-        "results, scored 0: 3 in news. Candidates: BM25 (k1 = 0.9, b = 0.4), top 20. Teachers: "
-        "pairs for bce, lists for infonce, rankings for adr_mse. Checkpoint: best nDCG@10 on "
-        "held-out.",
-        "Runs are means over seeds 1, 2; ± is the sample standard deviation (n − 1) over seeds, "
-        "not over queries.",
+def test_the_caption_explains_the_numbers_and_notes_the_rest(small_sweep):
+    report = make_report(small_sweep)
+    assert caption(report, STYLE) == [
+        "Means over queries, as fractions of 1, and of runs over seeds 1, 2; ± is the sample "
+        "standard deviation (n − 1) over seeds, not over queries.",
         "Best in each column bold, second best underlined, by printed value; ties share the mark.",
-        "▲ and ▼: significantly better and worse than BM25 (first stage). Test: two-sided paired "
-        "t-test on per-query scores averaged over seeds, p < 0.05 after Holm correction over the "
-        "table's 6 comparisons.",
+        "▲ and ▼: significantly better and worse than BM25 (first stage) (two-sided paired t-test "
+        "on per-query scores averaged over seeds, p < 0.05 after Holm correction over the table's "
+        "6 comparisons).",
+    ]
+    assert notes(report) == [
         "Missing: 3 of 14 evaluations (1 failed (NAN), 1 running, 1 waiting). n/m: n of m "
         "seeds accepted so far.",
+        "Queries: 60 in news. Queries without results, scored 0: 3 in news.",
+        "Candidates: BM25 (k1 = 0.9, b = 0.4), top 20.",
+        "Teachers: pairs for bce, lists for infonce, rankings for adr_mse.",
+        "Checkpoint: best nDCG@10 on held-out.",
     ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pairs": True, "baselines": ["first_stage", "minilm"], "percent": True},
+        {"where": {"seed": ["1"]}, "baselines": []},
+        {"by": "suite", "best": "block", "test": "randomization"},
+    ],
+)
+def test_a_caption_has_at_most_four_sentences_with_its_title(small_sweep, options):
+    found = caption(make_report(small_sweep, **options), STYLE)
+    assert len(found) <= 3
+    assert [each for each in found if re.search(r"[.] ", each)] == []
 
 
 @pytest.mark.parametrize(
@@ -47,7 +67,7 @@ def test_the_caption_describes_data_tests_and_missing_results(small_sweep):
         ({"where": {"backbone": ["L6"]}}, "Restricted to backbone L6."),
         (
             {"where": {"seed": ["1"]}},
-            "One accepted seed per run (seed 1): no standard deviation; seed variance is not ",
+            "one accepted seed per run (seed 1): no standard deviation, and seed variance is not ",
         ),
     ],
 )
@@ -221,4 +241,4 @@ def test_only_seeds_with_an_accepted_result_are_named(make_cell):
             make_cell(3, seed=3, state="running"),
         ]
     )
-    assert "One accepted seed per run (seed 1)" in text
+    assert "one accepted seed per run (seed 1)" in text

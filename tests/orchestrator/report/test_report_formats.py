@@ -35,16 +35,17 @@ L3        hinge        0.015  ± 0.021 ▼
           adr_mse      running
 ───────────────────────────────────────────
 
-Values are means over queries, as fractions of 1. Queries: 4 in news. Candidates: BM25
-(k1 = 0.9, b = 0.4), top 20. Teachers: lists for bce, infonce, hinge and adr_mse. Checkpoint:
-best nDCG@10 on held-out.
-Runs are means over seeds 1, 2; ± is the sample standard deviation (n − 1) over seeds, not over
-queries.
-Best in each column *0.5*, second best _0.5_, by printed value; ties share the mark.
-▲ and ▼: significantly better and worse than BM25 (first stage). Test: two-sided paired t-test
-on per-query scores averaged over seeds, p < 0.05 after Holm correction over the table's 3
-comparisons.
+Means over queries, as fractions of 1, and of runs over seeds 1, 2; ± is the sample standard
+deviation (n − 1) over seeds, not over queries. Best in each column *0.5*, second best _0.5_, by
+printed value; ties share the mark. ▲ and ▼: significantly better and worse than BM25 (first
+stage) (two-sided paired t-test on per-query scores averaged over seeds, p < 0.05 after Holm
+correction over the table's 3 comparisons).
+
 Missing: 2 of 8 evaluations (1 failed (NAN), 1 running). n/m: n of m seeds accepted so far.
+Queries: 4 in news.
+Candidates: BM25 (k1 = 0.9, b = 0.4), top 20.
+Teachers: lists for bce, infonce, hinge and adr_mse.
+Checkpoint: best nDCG@10 on held-out.
 
 AP on news, compared with BM25 (first stage)
   better                     L6 bce      +0.250  p = 0.026  d = 3.06
@@ -142,7 +143,7 @@ def test_text_lines_fit_the_width_and_columns_that_do_not_fit_continue_below(mak
     ]
     text = render_text(make_report(cells, measures=["AP"]), Layout(width=100))
     assert max(map(len, text.splitlines())) <= 100
-    assert text.count("BM25 (first stage) ") == math.ceil(22 / 5)
+    assert text.count("\nBM25 (first stage) ") == math.ceil(22 / 5)
     for i in range(22):
         assert f"collection-{i}" in text
 
