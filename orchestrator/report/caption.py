@@ -59,7 +59,7 @@ def title(report: Report) -> str:
 
 
 def caption(report: Report, style: Style) -> list[str]:
-    """What a reader needs to read the numbers: at most three sentences, for after the title."""
+    """Sentences that explain the numbers, at most three: the title goes before them."""
     return [_values(report), _ranks(report, style), _significance(report, style)]
 
 
