@@ -95,9 +95,15 @@ def report(
     ] = None,
     standalone: Annotated[bool, _latex("--standalone", help="A complete document.")] = False,
     wide: Annotated[bool, _latex("--wide", help="Span both columns of a two-column page.")] = False,
+    columns: Annotated[
+        int,
+        _latex(
+            help="Columns of your paper's pages: with 2, the main table fits one.", min=1, max=2
+        ),
+    ] = 1,
     landscape: Annotated[bool, _latex("--landscape", help="Rotate tables by 90 degrees.")] = False,
     max_columns: Annotated[
-        int, _latex(help="Columns of one tabular; 0 for 6, or 10 in landscape.", min=0)
+        int, _latex(help="Columns of one tabular [6; 10 in landscape; 2 with --columns 2].", min=0)
     ] = 0,
 ) -> None:
     """Table of a sweep's accepted results, with significance against the baselines.
@@ -108,6 +114,7 @@ def report(
       xsweep report quickstart --measure nDCG@10 --measure RR@10
       xsweep report first second
       xsweep report quickstart --format latex --standalone --figures figures -o table.tex
+      xsweep report quickstart --format latex --columns 2 -o narrow.tex
       xsweep report quickstart --format html --effects --cost -o report.html
       xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large objective=bce
     """

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ class Page(NamedTuple):
 
 
 UPRIGHT = Page(columns=6, lines=45, height=r"0.8\textheight")
+NARROW = UPRIGHT._replace(columns=2)
 LANDSCAPE = Page(columns=10, lines=28, height=r"0.46\linewidth")
 
 
@@ -54,18 +56,21 @@ def render_latex(report: Report, layout: Layout = PLAIN) -> str:
     Rotated ones also need `rotating`. Columns beyond `max_columns` continue in a further tabular
     below, or in a further table if the page is full; a tabular that is too wide is scaled down.
     """
+    # text and figures of the rest would be too small in one of two columns
+    rest = replace(layout, wide=layout.wide or layout.columns == 2)
     tables = [
         *_main_tables(report, layout),
         *(
             table
             for section in (*_conclusions(report), *report.sections)
-            for table in _section_tables(section, layout)
+            for table in _section_tables(section, rest)
         ),
-        *(_figure(report, path, layout) for path in layout.figures),
+        *(_figure(report, path, rest) for path in layout.figures),
     ]
     if not layout.standalone:
         return "\n".join(tables)
-    parts = [PREAMBLE % {"options": "[twocolumn]" if layout.wide else ""}]
+    two_columns = layout.wide or layout.columns == 2
+    parts = [PREAMBLE % {"options": "[twocolumn]" if two_columns else ""}]
     for number, table in enumerate(tables, start=1):
         parts += [table, "\\clearpage\n" if number % FLOATS_PER_STANDALONE_PAGE == 0 else ""]
     return "".join([*parts, "\\end{document}\n"])
@@ -84,7 +89,9 @@ def escape(text: str) -> str:
 
 
 def _page(layout: Layout) -> Page:
-    return LANDSCAPE if layout.landscape else UPRIGHT
+    if layout.landscape:
+        return LANDSCAPE
+    return NARROW if layout.columns == 2 and not layout.wide else UPRIGHT
 
 
 def _main_tables(report: Report, layout: Layout) -> list[str]:
@@ -107,7 +114,7 @@ def _section_tables(section: Section, layout: Layout) -> list[str]:
     heads, *rows = (_line(map(escape, line)) for line in (section.heads, *section.lines))
     room = _page(layout).lines
     pages = [
-        [_tabular(len(section.heads), [heads, r"\midrule", *rows[start : start + room]])]
+        [_tabular("l" * len(section.heads), [heads, r"\midrule", *rows[start : start + room]])]
         for start in range(0, len(rows), room)
     ]
     text = rf"\caption{{{escape(f'{section.title}. {section.note}')}}}"
@@ -186,12 +193,13 @@ def _main_tabular(report: Report, columns: Sequence[Column], start: int) -> str:
     for level in levels[:-1]:
         spans, rules, place = [], [], labels + 1
         for name, same in groupby(level):
-            size = len(list(same))
+            size = 2 * len(list(same))
             spans.append(rf"\multicolumn{{{size}}}{{c}}{{{escape(name)}}}")
             rules.append(rf"\cmidrule(lr){{{place}-{place + size - 1}}}")
             place += size
         lines += ["& " * labels + _line(spans), "".join(rules)]
-    lines.append(_line(map(escape, (*report.label_heads, *levels[-1]))))
+    names = (rf"\multicolumn{{2}}{{c}}{{{escape(name)}}}" for name in levels[-1])
+    lines.append(_line([*map(escape, report.label_heads), *names]))
     for block in report.table.blocks:
         lines.append(r"\midrule")
         for row in block:
@@ -202,11 +210,12 @@ def _main_tabular(report: Report, columns: Sequence[Column], start: int) -> str:
                 first = label[0] if row is block[0] else ""
                 cells = [escape(part) for part in (first, *label[1:])]
             lines.append(_line([*cells, *(_cell(report.shown(row, c)) for c in columns)]))
-    return _tabular(labels + len(columns), lines)
+    # numbers to the right and marks to the left of an edge: they align at the decimal point
+    return _tabular("l" * labels + "r@{}l" * len(columns), lines)
 
 
-def _tabular(columns: int, lines: Sequence[str]) -> str:
-    begin = rf"\begin{{tabular}}{{{'l' * columns}}}"
+def _tabular(columns: str, lines: Sequence[str]) -> str:
+    begin = rf"\begin{{tabular}}{{{columns}}}"
     return "\n".join([begin, r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"])
 
 
@@ -216,7 +225,7 @@ def _line(cells: Iterable[str]) -> str:
 
 def _cell(shown: DisplayCell) -> str:
     if not shown.value:
-        return rf"\textit{{{escape(shown.note)}}}"
+        return rf"\multicolumn{{2}}{{c}}{{\textit{{{escape(shown.note)}}}}}"
     value = {1: r"\textbf{%s}", 2: r"\underline{%s}"}.get(shown.rank, "%s") % shown.value
     spread = rf"{{\scriptsize$\,\pm\,${shown.spread}}}" if shown.spread else ""
     arrows = " ".join(
@@ -227,4 +236,4 @@ def _cell(shown: DisplayCell) -> str:
     if shown.beaten:
         arrows += rf"\mathrm{{{shown.beaten_text}}}"
     note = rf" {{\scriptsize({shown.note})}}" if shown.note else ""
-    return value + spread + (f"$^{{{arrows}}}$" if arrows else "") + note
+    return f"{value} & {spread}" + (f"$^{{{arrows}}}$" if arrows else "") + note

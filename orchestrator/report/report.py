@@ -67,10 +67,12 @@ class Layout:
     """LaTeX: a complete document."""
     wide: bool = False
     """LaTeX: span both columns of a two-column page."""
+    columns: int = 1
+    """LaTeX: columns of the paper's pages; with 2, the main table fits one unless `wide`."""
     landscape: bool = False
     """LaTeX: rotate tables by 90 degrees, each on its own page."""
     max_columns: int = 0
-    """LaTeX: columns per tabular, the rest continues below; 0 for 6, or 10 in landscape."""
+    """LaTeX: columns per tabular, the rest continues below; 0 for what the page has room for."""
     figures: tuple[str, ...] = ()
     """LaTeX: figure files to include, relative to the document."""
 

@@ -88,16 +88,38 @@ def test_a_ranking_shows_every_level_at_its_rank_and_a_bar_per_clique(ranking):
         assert low < ranking.mean_ranks[first] <= ranking.mean_ranks[last] < high
 
 
+def overlap(figure, texts) -> bool:
+    """True if two of the texts do."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    return any(Bbox.intersection(a, b) for a, b in combinations(boxes, 2))
+
+
+@pytest.mark.parametrize("apart", [0, 1], ids=["alike", "apart"])
 @pytest.mark.parametrize("count", [3, 5, 20])
-def test_no_two_names_of_a_ranking_overlap(count):
-    values = np.random.default_rng(0).uniform(size=(12, count)) + np.arange(count) / count
+def test_no_two_names_of_a_ranking_overlap(count, apart):
+    values = np.random.default_rng(0).uniform(size=(12, count)) + apart * np.arange(count) / count
     figure = draw_ranking(
         rank("AP", "objective", [f"objective {i}" for i in range(count)], values, "queries", 0.05)
     )
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    boxes = [text.get_window_extent(canvas.get_renderer()) for text in figure.axes[0].texts]
-    assert not any(Bbox.intersection(a, b) for a, b in combinations(boxes, 2))
+    assert not overlap(figure, figure.axes[0].texts)
+
+
+@pytest.mark.parametrize("count", [3, 20])
+def test_no_two_names_of_the_differences_overlap(make_cell, count):
+    values = np.random.default_rng(0).uniform(size=(count + 1, 20))
+    cells = [make_cell(0, system="first_stage", AP=values[0])]
+    name = "ModernBERT-base-with-a-long-name"
+    cells += [
+        make_cell(i, backbone=name, objective=f"distill_ranknet_{i}", AP=values[i])
+        for i in range(1, count + 1)
+    ]
+    found = make_report(cells, measures=["AP"])
+    figure = draw_differences(found, found.table.columns[0], found.baselines[0])
+    (axes,) = figure.axes
+    assert len(axes.get_yticklabels()) == count
+    assert not overlap(figure, [*axes.get_yticklabels(), axes.xaxis.label])
 
 
 def test_rankings_are_saved_beside_the_differences(report, ranking, tmp_path):

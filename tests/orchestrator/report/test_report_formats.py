@@ -175,7 +175,7 @@ def test_latex_is_balanced_and_every_row_has_every_column(report):
     for line in body.splitlines():
         if line.endswith(r"\\"):
             spans = sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line))
-            assert line.count(" & ") + spans == 3
+            assert line.count(" & ") + spans == 2 + 2 * 2 - 1, "two labels, two parts a number"
 
 
 def test_latex_continues_wide_tables_in_further_tabulars(report):
@@ -185,6 +185,15 @@ def test_latex_continues_wide_tables_in_further_tabulars(report):
     assert below.count(r"\begin{tabular}") == 2
     assert r"better & L6 infonce & $" in below or r"better & L6 infonce & +" in below
     assert render_latex(report, Layout(wide=True)).startswith(r"\begin{table*}")
+
+
+def test_in_a_two_column_paper_the_main_table_fits_one_and_the_rest_spans_both(report):
+    main, *rest = render_latex(with_effects(report), Layout(columns=2)).split(r"\begin{table")[1:]
+    assert main.startswith("}[tp]")
+    assert len(rest) > 2
+    assert all(table.startswith("*}[tp]") for table in rest)
+    wide = render_latex(report, Layout(columns=2, wide=True))
+    assert wide.count(r"\begin{table*}") == wide.count(r"\begin{table")
 
 
 def compiled(text, folder, name="report"):
@@ -234,10 +243,11 @@ def test_latex_compiles_with_sections_and_figures(report, nasty, tmp_path):
     [
         (Layout(), {}),
         (Layout(wide=True), {"percent": True}),
+        (Layout(columns=2), {"percent": True}),
         (Layout(landscape=True), {"pairs": True}),
         (Layout(max_columns=30), {"digits": 4}),
     ],
-    ids=["upright", "two-column", "landscape", "all columns at once"],
+    ids=["upright", "two-column", "narrow", "landscape", "all columns at once"],
 )
 def test_latex_fits_its_page_with_any_number_of_columns(make_cell, tmp_path, layout, options):
     generator = np.random.default_rng(0)
