@@ -24,7 +24,7 @@ from xsweep.db.explain import leaves
 from xsweep.db.results import Training, load_trainings
 from xsweep.db.schema import OPEN
 from xsweep.db.status import OverviewRow, overview, sweeps
-from xsweep.errors import SetupError, XsweepError, first_line
+from xsweep.errors import SetupError, first_line
 from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.forecast.eta import count
@@ -231,13 +231,13 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         self.open, self.folder = SummaryWriter, folder / "tensorboard"
-        self.boards: dict[Path, Any] = {}
+        self.boards: dict[tuple[str, str], Any] = {}
 
     def _board(self, run: TrackedRun) -> Any:
-        path = self.folder / run.sweep / run.unique_name
-        if path not in self.boards:
-            self.boards[path] = self.open(str(path), filename_suffix=f".{time.time_ns()}")
-        return self.boards[path]
+        if run.key not in self.boards:
+            path = self.folder / run.sweep / run.unique_name
+            self.boards[run.key] = self.open(str(path), filename_suffix=f".{time.time_ns()}")
+        return self.boards[run.key]
 
     def log(self, run: TrackedRun, records: Sequence[Record]) -> None:
         for record in records:
@@ -247,11 +247,11 @@ class TensorBoard:
 
     def finish(self, run: TrackedRun, scores: Mapping[str, float], step: int) -> None:
         self.log(run, [{"step": step, **scores}])
-        self._board(run).close()
+        self.boards.pop(run.key).close()
 
     def publish(self, run: TrackedRun, report: Report) -> None:
         self._board(run).add_text("results", render(report, "markdown"))
-        self._board(run).close()
+        self.boards.pop(run.key).close()
 
     def close(self) -> None:
         for board in self.boards.values():
@@ -291,7 +291,7 @@ class Relay:
                 f"a controller sends to {name} already: its log is {home}/logs/{name}.log"
             ) from None
         self.sent: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
-        """By sweep and job: [last step, whether it is complete]; by sweep: what its table had."""
+        """By sweep and job: [last step, number of scores, once complete]; by sweep: its results."""
         self._tracker: Tracker | None = None
 
     @property
@@ -332,8 +332,8 @@ class Relay:
         self, sweep: str, training: Training, scores: Mapping[str, float], final: bool
     ) -> None:
         key = f"{sweep}/{training.identity}"
-        last, complete = self.sent.get(key, (0, False))
-        if complete or not training.folder:
+        last, scored = self.sent.get(key, (0, None))
+        if scored == len(scores) or not training.folder:
             return
         name = training.name.removeprefix("train ")
         run = TrackedRun(sweep, training.identity[:32], name, _config(training))
@@ -341,10 +341,10 @@ class Relay:
         if records:
             self.tracker.log(run, records)
             last = int(records[-1]["step"])
-            self._save(key, (last, False))
+            self._save(key, (last, None))
         if final:
             self.tracker.finish(run, scores, last)
-            self._save(key, (last, True))
+            self._save(key, (last, len(scores)))
 
     def _publish(self, sweep: str, rows: Sequence[OverviewRow]) -> None:
         evaluated = sorted(row.job_id for row in rows if row.means)
@@ -377,8 +377,8 @@ def follow(relay: Relay, ended: Callable[[float], bool]) -> None:
             for each in sweeps(relay.engine):
                 if settled.get(each.name) != each.counts and not relay.send(each.name):
                     settled |= {} if count(each, OPEN) else {each.name: each.counts}
-        except XsweepError as error:  # the database is away, or a sweep was dropped
-            log.warning("tracker   %s: %s", relay.name, error)
+        except Exception as error:  # the database is away, or a sweep was dropped
+            log.warning("tracker   %s: %s", relay.name, without_secrets(error))
         if last:
             return
         last = ended(max(LOOK_EVERY_S, LOOK_INTERVALS * (time.process_time() - began_s)))

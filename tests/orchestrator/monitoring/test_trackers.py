@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 import pytest
 from finished import OWNER, finish_one, run_all, submit_small
+from gridtext import write_grid
 from sqlalchemy import Engine
 from typer.testing import CliRunner
 from waiting import wait_for
@@ -26,6 +27,7 @@ from xsweep.errors import SetupError
 from xsweep.orchestrator.cli import app
 from xsweep.orchestrator.monitoring import trackers
 from xsweep.orchestrator.monitoring.trackers import Relay
+from xsweep.orchestrator.plan import plan_grid, store_plan
 from xsweep.orchestrator.runtime import process
 from xsweep.orchestrator.settings import TRACKERS, Settings
 from xsweep.orchestrator.storage.store import Store, attempt_folder
@@ -228,6 +230,28 @@ def test_a_job_is_one_run_with_each_step_once_however_often_worker_and_relay_sta
     check_contents(engine, READERS[name](home / "trackers"))
     files = [path for path in home.rglob("*") if path.is_file()]
     assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_scores_of_an_extended_sweep_follow(home, engine):
+    lose_worker(engine)
+    finish(engine, home / "store")
+    assert send("tensorboard", home, engine) == 0
+    settings = settings_of(home)
+    two = ("depth: 20", "first_stage: [bm25, {bm25: {k1: 1.2}, label: tuned}], depth: 20")
+    grid = write_grid(home, ("seeds: [1, 2]", "seeds: [1]"), two)
+    store_plan(settings.database, plan_grid(grid, settings))
+    run_all(engine, home / "store")
+    assert send("tensorboard", home, engine) == 0
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for run in (home / "trackers" / "tensorboard" / "small").glob("L*"):
+        events = EventAccumulator(str(run)).Reload()
+        tags = {tag for tag in events.Tags()["scalars"] if tag.startswith("test/")}
+        assert {f"test/apidocs/test_{stage}_/nDCG_10" for stage in ("_BM25", "_tuned")} <= {
+            tag.replace(" ", "_") for tag in tags
+        }
+        assert len(events.Scalars("loss")) == STEPS
 
 
 @pytest.fixture
