@@ -1,7 +1,8 @@
 """The card of a model: metadata that the Hugging Face Hub reads, and the same for people."""
 
 import json
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,18 @@ class Score:
     """The mean of a measure on a test collection."""
 
     collection: CollectionSpec
-    candidates: str
-    """The documents that were re-ranked: `BM25, first 100`."""
+    first_stage: str
+    depth: int
+    """Documents of each query that were re-ranked, the first stage's first ones."""
     measure: str
     value: float
+    before: float | None = None
+    """The value of the first stage's own order."""
+
+    @property
+    def candidates(self) -> str:
+        """`BM25, first 100`."""
+        return f"{self.first_stage}, first {self.depth}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +144,24 @@ def _distinct(values: Iterable[str | None]) -> list[str] | None:
     return list(dict.fromkeys(filter(None, values))) or None
 
 
+def model_names(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Names of folders by identity: `MiniLM-L6_infonce_s12`, longer where two would be the same.
+
+    `trainings` are labels by identity.
+    """
+    forms = {}
+    for identity, labels in trainings.items():
+        plain = {key: re.sub(r"[^\w.-]+", "-", str(value)) for key, value in labels.items()}
+        short = "{backbone}_{objective}_s{seed}".format(**plain)
+        long = "{backbone}_{objective}_{teacher}_s{seed}".format(**plain)
+        forms[identity] = short, long, f"{long}_{identity[:8]}"
+    used = Counter(form for short, long, _ in forms.values() for form in (short, long))
+    return {
+        identity: next(form for form in named if used[form] < 2)
+        for identity, named in forms.items()
+    }
+
+
 def hub_dataset(collection: CollectionSpec) -> str | None:
     """The Hub's name of a data set of ir_datasets: `irds/beir_scifact_test`."""
     if not isinstance(collection, IrdsSpec):
@@ -148,6 +175,9 @@ def _results(scores: Sequence[Score]) -> list[str]:
     measures = list(dict.fromkeys(score.measure for score in scores))
     rows: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for score in scores:
+        if score.before is not None:
+            own = f"not re-ranked: {score.candidates}"
+            rows[score.collection.name, own][score.measure] = f"{score.before:.4f}"
         rows[score.collection.name, score.candidates][score.measure] = f"{score.value:.4f}"
     cells = [[*row, *(values.get(name, "") for name in measures)] for row, values in rows.items()]
     head = ["test collection", "re-ranked", *measures]

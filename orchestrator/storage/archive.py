@@ -10,7 +10,6 @@ import gzip
 import io
 import json
 import os
-import re
 import shutil
 import tarfile
 import tempfile
@@ -349,11 +348,11 @@ def _write_models(
     stored: "StoredSweep", exported: Sequence[NewJob], out: Path, about: Mapping[str, Any]
 ) -> dict[str, str]:
     """Fill `models/`: a folder per exported model with a full card; their names by identity."""
-    from xsweep.trainer.card import Model, collective_card, model_card
+    from xsweep.trainer.card import Model, collective_card, model_card, model_names
     from xsweep.trainer.specs import TrainSpec
 
     made = [job for job in exported if (out / "files/train" / job.identity / "model").is_dir()]
-    names = model_names([job for job in made if "trial" not in job.labels])
+    names = model_names({job.identity: job.labels for job in made if "trial" not in job.labels})
     models = []
     for identity, name in names.items():
         result = stored.results[identity]
@@ -376,35 +375,32 @@ def _write_models(
     return names
 
 
-def model_names(trainings: Sequence[NewJob]) -> dict[str, str]:
-    """Names of folders by identity: `MiniLM-L6_infonce_s12`, longer where two would be the same."""
-    forms = {}
-    for job in trainings:
-        label = {key: re.sub(r"[^\w.-]+", "-", str(value)) for key, value in job.labels.items()}
-        short = f"{label['backbone']}_{label['objective']}_s{label['seed']}"
-        long = f"{label['backbone']}_{label['objective']}_{label['teacher']}_s{label['seed']}"
-        forms[job.identity] = short, long, f"{long}_{job.identity[:8]}"
-    used = Counter(form for short, long, _ in forms.values() for form in (short, long))
-    return {
-        identity: next(form for form in named if used[form] < 2)
-        for identity, named in forms.items()
-    }
-
-
 def _test_scores(stored: "StoredSweep", run: str) -> "tuple[Score, ...]":
     from xsweep.evaluator.specs import EvaluateSpec
     from xsweep.trainer.card import Score
 
+    means = {
+        job.identity: stored.results[job.identity].summary.get("means", {})
+        for job in stored.jobs
+        if job.kind == "evaluate" and job.identity in stored.results
+    }
+    alone = {
+        job.labels.get("collection"): means[job.identity]
+        for job in stored.jobs
+        if job.identity in means and job.labels.get("system") == "first_stage"
+    }
     return tuple(
         Score(
             collection=EvaluateSpec.model_validate(job.spec).collection,
-            candidates=f"{job.labels['first_stage']}, first {job.labels['depth']}",
+            first_stage=job.labels["first_stage"],
+            depth=job.labels["depth"],
             measure=measure,
             value=mean,
+            before=alone.get(job.labels["collection"], {}).get(measure),
         )
         for job in stored.jobs
-        if job.parents.get("run") == run and job.identity in stored.results
-        for measure, mean in stored.results[job.identity].summary.get("means", {}).items()
+        if job.parents.get("run") == run
+        for measure, mean in means.get(job.identity, {}).items()
     )
 
 

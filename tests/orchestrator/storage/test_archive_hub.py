@@ -16,12 +16,11 @@ from tiny import write_backbone
 from typer.testing import CliRunner, Result
 
 from xsweep.db.engine import connect
-from xsweep.db.jobs import NewJob
 from xsweep.db.results import load_cells
 from xsweep.evaluator.specs import IrdsSpec
 from xsweep.orchestrator.cli import app
-from xsweep.orchestrator.storage.archive import model_names, push_models
-from xsweep.trainer.card import Model, Score, collective_card, metadata, model_card
+from xsweep.orchestrator.storage.archive import push_models
+from xsweep.trainer.card import Model, Score, collective_card, metadata, model_card, model_names
 from xsweep.trainer.specs import TrainSpec
 
 TOKEN = "hf_5ec2e75ec2e7"
@@ -63,7 +62,9 @@ def test_a_sweeps_models_are_pushed_under_names_for_people_with_full_cards(hub, 
     assert {name.split("/")[0] for name in files} == {"README.md", *names}
     assert hub.private == {"org/small": True}
     engine = connect(f"sqlite:///{done}/.xsweep/xsweep.db")
-    for cell in load_cells(engine, "small"):
+    cells = load_cells(engine, "small")
+    [bm25] = [c.means["nDCG@10"] for c in cells if c.labels["system"] == "first_stage"]
+    for cell in cells:
         if cell.labels["system"] == "run":
             name = f"{cell.labels['backbone']}_{cell.labels['objective']}_s1"
             identity = cell.parents_summary["run"].identity
@@ -76,6 +77,7 @@ def test_a_sweeps_models_are_pushed_under_names_for_people_with_full_cards(hub, 
             assert result.dataset_config == "BM25, first 20"
             text = files[f"{name}/README.md"].decode()
             assert f"| apidocs/test | BM25, first 20 | {cell.means['nDCG@10']:.4f} |" in text
+            assert f"| apidocs/test | not re-ranked: BM25, first 20 | {bm25:.4f} |" in text
             assert "best nDCG@10 (0.5000) on apidocs/validation" in text
             assert "No test collection chose anything." in text
     _, metadata, text = files["README.md"].decode().split("---\n", 2)
@@ -109,7 +111,7 @@ def spec() -> TrainSpec:
 def test_a_base_model_and_data_of_ir_datasets_are_linked_on_the_hub():
     tested = IrdsSpec(name="scifact", id="beir/scifact/test")
     scores = [
-        Score(collection=tested, candidates=f"{name}, first 100", measure="RR@10", value=0.123456)
+        Score(collection=tested, first_stage=name, depth=100, measure="RR@10", value=0.123456)
         for name in ("BM25", "SPLADE")
     ]
     model = Model(spec=spec(), summary={}, provenance={}, name="m", scores=tuple(scores))
@@ -142,14 +144,13 @@ def test_a_push_that_fails_says_what_to_do(
 
 
 def test_models_have_longer_names_only_where_two_would_be_the_same():
-    def job(identity: str, objective: str, teacher: str) -> NewJob:
-        labels = {"backbone": "Mini LM/6", "objective": objective, "teacher": teacher, "seed": 12}
-        spec = {"kind": "train", "spec": {}, "parents": {}, "name": identity}
-        return NewJob(identity=identity, labels=labels, **spec)
-
-    jobs = [job("1" * 64, "bce", "a"), job("2" * 64, "mse", "a"), job("3" * 64, "mse", "b")]
-    jobs.append(job("4" * 64, "mse", "b"))
-    assert model_names(jobs) == {
+    same = {"backbone": "Mini LM/6", "seed": 12}
+    trained = {"1": ("bce", "a"), "2": ("mse", "a"), "3": ("mse", "b"), "4": ("mse", "b")}
+    labels = {
+        digit * 64: {**same, "objective": objective, "teacher": teacher}
+        for digit, (objective, teacher) in trained.items()
+    }
+    assert model_names(labels) == {
         "1" * 64: "Mini-LM-6_bce_s12",
         "2" * 64: "Mini-LM-6_mse_a_s12",
         "3" * 64: "Mini-LM-6_mse_b_s12_33333333",
