@@ -9,7 +9,7 @@ doi:10.1145/3331184.3331303). The usual setting is one window, the first tokens.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from xsweep.evaluator.data.files import tree_sha256
 from xsweep.evaluator.data.trec import Run, sort_docs
 from xsweep.evaluator.models import bi_encoder
-from xsweep.evaluator.models.causal_reranker import PromptEncoder, load_causal_reranker
 from xsweep.evaluator.models.cross_encoder import load_cached
+from xsweep.evaluator.models.llm_rerankers import (
+    PromptEncoder,
+    ask_model,
+    ask_server,
+    load_causal_reranker,
+    rank_lists,
+)
 from xsweep.evaluator.models.token_store import Sources, TextTokens
 from xsweep.evaluator.models.tokenizer import locate
 from xsweep.evaluator.pairs import PairEncoder
@@ -62,11 +68,14 @@ class Reranked(NamedTuple):
     precision: str
     """`fp32` or `bf16`"""
     precision_reason: str
+    answers: dict[str, int] | None = None
+    """A listwise LLM's answers and their faults."""
 
-    def figures(self) -> dict[str, float | int | str]:
+    def figures(self) -> dict[str, Any]:
         """All fields except the run, and the speed, for a summary."""
         speed = self.scored / self.seconds if self.seconds else 0.0
-        rest = {key: value for key, value in self._asdict().items() if key != "run"}
+        fields = self._asdict().items()
+        rest = {key: value for key, value in fields if key != "run" and value is not None}
         return rest | {"pairs_per_s": round(speed, 2)}
 
 
@@ -87,6 +96,33 @@ def rerank(
     dtype, reason = choose_precision(settings.precision, devices[0])
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     settings = settings.model_copy(update={"precision": precision})
+    if models.listwise:
+        started, model = time.perf_counter(), models.models[0]
+        ask = (
+            ask_server(model.id or "", models.listwise)
+            if models.listwise.server
+            else ask_model(model, dtype, devices[0])
+        )
+        texts = _texts(lists)
+        orders, answers = rank_lists(model, models.listwise, texts, ask, partial_folders, report)
+        left, seconds = iter(orders), time.perf_counter() - started
+        return [
+            Reranked(
+                run={
+                    query: {docs[place]: float(-rank) for rank, place in enumerate(next(left), 1)}
+                    for query, docs in each.candidates.items()
+                    if docs
+                },
+                pairs=len(each.pairs),
+                scored=len(texts),
+                padding_waste=0.0,
+                seconds=seconds,
+                precision=precision,
+                precision_reason=reason,
+                answers=answers,
+            )
+            for each in lists
+        ]
     scored: list[tuple[ScoredPairs, int]] = []
     for place, model in enumerate(models.models):
         progress = _progress(report, place, len(models.models)) if report else None
@@ -143,6 +179,18 @@ def _description(spec: ModelSpec, prompt: PromptSpec | None, settings: ScoringSp
     scoring = settings.model_dump_json(include=set(ScoringSpec.model_fields))
     asked = (prompt.model_dump_json(),) if prompt else ()
     return "\n".join((spec.model_dump_json(), *asked, weights, scoring, torch.__version__))
+
+
+def _texts(lists: Sequence[ToRerank]) -> list[tuple[str, list[str]]]:
+    """Each query's text, with the texts of its documents."""
+    found = []
+    for each in lists:
+        queries = each.sources.query_texts(each.candidates)
+        documents = each.sources.texts(dict.fromkeys(doc for _, doc in each.pairs))
+        for query, docs in each.candidates.items():
+            if docs:
+                found.append((queries[query], [documents[doc] for doc in docs]))
+    return found
 
 
 class Inputs(NamedTuple):

@@ -356,13 +356,63 @@ PROMPTS: dict[str, dict[str, Any]] = {
 Qwen/Qwen3-Reranker, mixedbread-ai/mxbai-rerank-v2, BAAI/bge-reranker-v2-gemma, castorini/monot5."""
 
 
-class TeacherModelSpec(Spec):
-    """Models that score pairs; several give the mean of their scores."""
+class ListwiseSpec(Spec):
+    """Rankings of a chat model in sliding windows (Sun et al. 2023, arXiv 2304.09542)."""
 
-    type: Literal["bi_encoder", "cross_encoder", "causal_reranker"]
+    prompt: Literal["rankzephyr", "rankgpt"] = "rankzephyr"
+    """The words by which the model is asked, those of RankZephyr or of RankGPT."""
+    window: int = Field(default=20, ge=2)
+    """Passages in one question."""
+    stride: int = Field(default=10, ge=1)
+    """Passages by which the window moves, from the end of the list to its beginning."""
+    passes: int = Field(default=1, ge=1)
+    order: Literal["candidates", "reversed", "random"] = "candidates"
+    """The order before the first pass; random is the same every time."""
+    passage_words: int = Field(default=300, ge=1)
+    """Words of a passage that the model reads."""
+    answer_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer; None: six tokens for each passage. A model that thinks needs more."""
+    server: Annotated[str | None, Location] = None
+    """URL of an OpenAI-compatible API, such as `http://host:8000/v1`, which knows the model by its
+    id. Its key is OPENAI_API_KEY of the environment. None: the model runs here."""
+    concurrency: Annotated[int, Location] = Field(default=16, ge=1)
+    """Lists that a server ranks at the same time."""
+
+    @model_validator(mode="after")
+    def _windows_overlap(self) -> "ListwiseSpec":
+        if self.stride > self.window:
+            raise ValueError(f"stride is {self.stride}, it must not exceed window ({self.window})")
+        return self
+
+    def windows(self, passages: int) -> list[tuple[int, int]]:
+        """Start and end of each window of a pass: of 25 passages (5, 25) and (0, 15)."""
+        found, start, end = [], passages - min(self.window, passages), passages
+        while end > 1 and start + self.stride != 0:
+            start = max(start, 0)
+            found.append((start, end))
+            start, end = start - self.stride, end - self.stride
+        return found
+
+
+class TeacherModelSpec(Spec):
+    """Models that score pairs, several by the mean of their scores, or one that ranks lists."""
+
+    type: Literal["bi_encoder", "cross_encoder", "causal_reranker", "listwise_llm"]
     models: tuple[ModelSpec, ...] = Field(min_length=1)
     prompt: PromptSpec | None = None
     """The prompt of causal rerankers."""
+    listwise: ListwiseSpec | None = None
+    """The windows of a listwise LLM."""
+
+    @model_validator(mode="after")
+    def _ranks_by_one_model(self) -> "TeacherModelSpec":
+        if (self.type == "listwise_llm") != (self.listwise is not None):
+            raise ValueError("listwise belongs to a listwise_llm")
+        if self.listwise and (
+            len(self.models) > 1 or (self.listwise.server and not self.models[0].id)
+        ):
+            raise ValueError("a listwise_llm is one model; a server knows it by its id")
+        return self
 
     @model_validator(mode="after")
     def _asks_only_causal_rerankers(self) -> "TeacherModelSpec":

@@ -223,6 +223,11 @@ def _show_time(found: "Forecast") -> None:
             how = f"{pace.jobs} measured jobs, {pace.ratio:.2g} times the cost model"
         seconds = found.seconds[kind]
         typer.echo(f"  {kind:9} {count:6,} jobs {seconds / 3600:10,.1f} {unit}: {how}")
+    read, written = found.asked_tokens
+    if read:
+        typer.echo(
+            f"  servers read {read / 1e6:,.1f} and write {written / 1e6:,.1f} million tokens"
+        )
     if device.is_gpu and not found.seconds.get("prepare"):
         typer.echo("  (preparations run on CPUs in parallel)")
     if found.alone_s > found.all_s:

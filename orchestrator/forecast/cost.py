@@ -52,6 +52,8 @@ class Forecast:
     """The same if each run made its own tokens, candidates, teacher scores and stages."""
     factor: float
     """Error: the cost lies between 1 / factor and factor times the forecast."""
+    asked_tokens: tuple[float, float] = (0.0, 0.0)
+    """Tokens that servers read and write."""
 
     @property
     def total_s(self) -> float:
@@ -118,7 +120,7 @@ def forecast(
     used: dict[str, Pace | None] = {}
     jobs_s: dict[str, float] = {}
     chain_s: dict[str, float] = {}
-    spread = 0.0
+    spread = read = written = 0.0
     for job in jobs:
         uses_device = not device.is_gpu or bool(job.resources.get("gpus"))
         cpus = float(job.resources.get("cpus", 1))
@@ -133,6 +135,7 @@ def forecast(
         if job.identity in done:
             continue
         chain_s[job.identity] += job_s
+        read, written = read + work.asked_tokens[0], written + work.asked_tokens[1]
         each = 1.0 if device.is_gpu else max(1.0, cpus)
         device_s = job_s * each * ranks if uses_device else 0.0
         counts[job.kind] += 1
@@ -151,6 +154,7 @@ def forecast(
         all_s=sum(jobs_s.values()),
         alone_s=_alone_s(jobs, jobs_s),
         factor=spread / total_s if total_s else 1.0,
+        asked_tokens=(read, written),
     )
 
 

@@ -40,6 +40,9 @@ START_S, WARM_S = 15.0, 5.0
 TOKENISED_PER_S, INDEXED_PER_S = 3_000.0, 5_000.0
 """Documents per CPU second: tokenised, and added to a BM25 index."""
 
+QUESTION_WORDS, ANSWER_TOKENS = 90, 6
+"""Words around the passages that a listwise LLM is asked about, tokens of its answer for each."""
+
 QUERY_TOKENS, SPECIAL_TOKENS = 10, 3
 """Tokens of a typed question, and the special tokens of a pair."""
 
@@ -120,6 +123,8 @@ class Work(NamedTuple):
     """A CPU may compute it in bf16 where that is faster."""
     gradient_bytes: float = 0.0
     """Gradients that the ranks of a training sum in each step."""
+    asked_tokens: tuple[float, float] = (0.0, 0.0)
+    """Tokens that a server reads and writes."""
     pieces: float = 1.0
     """Equal pieces of a batch that ranks share, see `trainer.batching.cut_pieces`."""
 
@@ -205,6 +210,16 @@ def _scoring(
 ) -> Work:
     """Scoring of pairs by one or several models; a bi-encoder encodes each text once."""
     texts = pairs = float(pairs)
+    if listwise := model.get("listwise"):
+        windows = listwise["passes"] * pairs / listwise["stride"]
+        words = min(size.words, listwise["passage_words"]) * listwise["window"] + QUESTION_WORDS
+        read, written = TOKENS_PER_WORD * words, ANSWER_TOKENS * listwise["window"]
+        if listwise["server"]:
+            return Work(pairs, cpu_s=cpu_s, asked_tokens=(windows * read, windows * written))
+        flops = (
+            windows * (read + written) * shape_of(model["models"][0])[0].token_flops(round(read))
+        )
+        return Work(pairs=pairs, scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
     if model["type"] == "bi_encoder":
         texts = min(pairs, size.documents + size.queries)
     asked = TOKENS_PER_WORD * len(" ".join((model.get("prompt") or {}).get("template", ())).split())

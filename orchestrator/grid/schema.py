@@ -22,6 +22,7 @@ from xsweep.evaluator.specs import (
     FileSpec,
     IdenticalIds,
     Layout,
+    ListwiseSpec,
     ModelSpec,
     Precision,
     PromptSpec,
@@ -176,10 +177,12 @@ class Teacher(_FileKeys):
     """`irds:<id>`: the docpairs of an ir_datasets data set."""
     model: Annotated[tuple[ModelSpec, ...], Listed] = ()
     """A model that scores the candidates in a teach job, or several whose mean counts."""
-    type: Literal["bi_encoder", "cross_encoder", "causal_reranker"] = "bi_encoder"
+    type: Literal["bi_encoder", "cross_encoder", "causal_reranker", "listwise_llm"] = "bi_encoder"
     """The type of the model."""
     prompt: PromptSpec | None = None
     """The prompt of a causal reranker: the name of a published one, or a template and answers."""
+    listwise: ListwiseSpec | None = None
+    """Windows, prompt and server of a listwise LLM, which gives a ranking."""
     columns: ColumnsSpec | None = None
     """Columns of the Parquet files, by their meaning."""
     lists: bool = True
@@ -206,8 +209,10 @@ class Teacher(_FileKeys):
     def _check(self) -> Self:
         one_of(self, *FILE_KEYS, "source", "model")
         given = self.model_fields_set
-        if not self.model and given & {"over", "type", "prompt"}:
-            raise ValueError("over, type and prompt belong to a teacher with a model")
+        if not self.model and given & {"over", "type", "prompt", "listwise"}:
+            raise ValueError("over, type, prompt and listwise belong to a teacher with a model")
+        if self.type == "listwise_llm" and self.signal != "ranking":
+            raise ValueError("a listwise_llm gives a ranking: set signal to ranking")
         if bool(self.columns or "lists" in given) != bool(self.parquet):
             raise ValueError("parquet needs columns; columns and lists belong to it alone")
         if self.collection and (self.jsonl or (self.columns and self.columns.texts)):

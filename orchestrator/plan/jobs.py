@@ -9,6 +9,7 @@ from xsweep.evaluator.specs import (
     CollectionSpec,
     EvaluateSpec,
     FirstStageScorer,
+    ListwiseSpec,
     ModelScorer,
     ModelSpec,
     RunScorer,
@@ -103,7 +104,9 @@ def resolve_teacher(context: PlanContext, name: str) -> ResolvedTeacher:
         context.model(("teachers", name, "model", place), model)
         for place, model in enumerate(entry.model)
     )
-    scorer = {"type": entry.type, "models": models, "prompt": entry.prompt}
+    scorer: dict[str, Any] = {"type": entry.type, "models": models, "prompt": entry.prompt}
+    if entry.type == "listwise_llm" or entry.listwise:
+        scorer["listwise"] = entry.listwise or ListwiseSpec()
     model = refs.build(("teachers", name), TeacherModelSpec, **scorer)
     label = entry.label or "+".join(map(model_name, models))
     settings = {"collection": collection, "model": model, **context.scoring()}

@@ -117,6 +117,9 @@ def _first_stage(stage: FirstStage, folder: Path) -> FirstStage:
 def _teacher(grid: Grid, entry: Teacher, folder: Path) -> Teacher:
     models = tuple(_tiny(model, folder, HEADS[entry.type]) for model in entry.model)
     changed: dict[str, object] = {"model": models}
+    if entry.listwise:  # a tiny model answers in place of a server
+        windows = {"server": None, "passage_words": min(entry.listwise.passage_words, 20)}
+        changed["listwise"] = entry.listwise.model_copy(update=windows)
     form = next((form for form in FILE_KEYS if getattr(entry, form)), None)
     name = entry.collection or grid.training.get("collection")
     own = grid.collections.get(str(name))

@@ -23,7 +23,10 @@ WHOLE_WORDS = 100
 Head = Literal["none", "masked", "score", "next"]
 """Layers above the encoder: none, as published backbones; a masked language model's, as SPLADE;
 the one logit of a cross-encoder; or a decoder's, which gives the next token."""
-HEADS: dict[str, Head] = {"bi_encoder": "none", "cross_encoder": "score", "causal_reranker": "next"}
+HEADS: dict[str, Head] = {
+    **{"bi_encoder": "none", "cross_encoder": "score"},
+    **{"causal_reranker": "next", "listwise_llm": "next"},
+}
 """Heads of a teacher's models, by its type."""
 
 
@@ -170,7 +173,10 @@ def _qwen3() -> "PreTrainedTokenizerFast":
     answers = dict.fromkeys(each for prompt in PROMPTS.values() for each in prompt["answers"])
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *answers]
     tokenizer = _byte_pairs(special)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"pad_token": special[0]})
+    names = {"pad_token": special[0], "eos_token": special[0]}
+    found = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    found.chat_template = "{% for turn in messages %}{{ turn['content'] }}\n{% endfor %}"
+    return found
 
 
 def _deberta() -> "PreTrainedTokenizerFast":

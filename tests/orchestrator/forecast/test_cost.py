@@ -85,6 +85,21 @@ def test_a_prompts_words_are_part_of_a_scored_pair() -> None:
     assert 1 < (long.scoring_flops - short.scoring_flops) / short.pairs / least < 1.1
 
 
+def test_a_listwise_llm_behind_a_server_costs_tokens() -> None:
+    windows = {"window": 20, "stride": 10, "passes": 1, "passage_words": 300, "server": "http://a"}
+    model = {"type": "listwise_llm", "models": [{"id": "a/b"}], "listwise": windows}
+    spec = {"collection": {"source": "apidocs", "split": "train"}, "model": model}
+    work = work_of("teach", spec, {"candidates": {"depth": 50}})
+    read, written = work.asked_tokens
+    # 2,976 lists of 50 are 5 windows each of 20 passages of 60 words, and 90 words of question.
+    assert read == pytest.approx(2_976 * 5 * (20 * 60 + 90) * TOKENS_PER_WORD)
+    assert written == 2_976 * 5 * 20 * 6
+    assert work.scoring_flops == 0
+    here = {**model, "listwise": {**windows, "server": None}}
+    local = work_of("teach", {**spec, "model": here}, {"candidates": {"depth": 50}})
+    assert local.scoring_flops > 2 * read * BERT_BASE.layer_parameters
+
+
 def test_a_token_costs_two_operations_for_each_weight_and_its_attention() -> None:
     # 12 layers of 4 * 768^2 + 2 * 768 * 3072 weights; scores and values: 2 * 2 * 768 * 89 a layer.
     assert BERT_BASE.layer_parameters == 12 * 7_077_888 == 84_934_656

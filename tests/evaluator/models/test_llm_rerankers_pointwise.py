@@ -20,7 +20,7 @@ from xsweep.errors import ConfigError
 from xsweep.evaluator import scoring
 from xsweep.evaluator.data.trec import read_run
 from xsweep.evaluator.jobs import run_job
-from xsweep.evaluator.models.causal_reranker import PromptEncoder, load_causal_reranker
+from xsweep.evaluator.models.llm_rerankers import PromptEncoder, load_causal_reranker
 from xsweep.evaluator.models.token_store import Sources
 from xsweep.evaluator.rerank import ToRerank, cut_texts, rerank
 from xsweep.evaluator.specs import PROMPTS, ModelSpec, PromptSpec, ScoringSpec, TeacherModelSpec
