@@ -114,7 +114,7 @@ def rerank(
                     if docs
                 },
                 pairs=len(each.pairs),
-                scored=len(texts),
+                scored=sum(len(documents) for _, documents in texts),
                 padding_waste=0.0,
                 seconds=seconds,
                 precision=precision,
