@@ -74,6 +74,7 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
             "application_name": "xsweep",
+            "client_encoding": "utf8",  # or texts of an SQL_ASCII database would be bytes
         }
         arguments = {key: value for key, value in defaults.items() if key not in parsed.query}
         settings = codec | {"isolation_level": "READ COMMITTED", "connect_args": arguments}
@@ -241,7 +242,9 @@ def _check_place(url: URL, create: bool) -> None:
 
 def _check_schema(engine: Engine, create: bool, read_only: bool) -> None:
     with engine.connect().execution_options(**{READING: read_only}) as connection:
-        found = _revision(connection)
+        found, encoding = _revision(connection), None
+        if found is None and engine.dialect.name == "postgresql":
+            encoding = connection.scalar(text("SHOW server_encoding"))
         if found == REVISION:
             if not read_only:
                 # changes nothing and is not committed, but fails where the access is read-only
@@ -251,6 +254,9 @@ def _check_schema(engine: Engine, create: bool, read_only: bool) -> None:
     if found is not None and int(found) > int(REVISION):
         problem = f"its schema is {found}, newer than this xsweep's {REVISION}; update xsweep"
         raise _refusal(engine.url, problem)
+    if encoding not in (None, "UTF8"):
+        problem = "make one with `createdb --encoding=UTF8 --template=template0 NAME`"
+        raise _refusal(engine.url, f"its encoding {encoding} lacks most characters; {problem}")
     if not create:
         state = "holds no tables yet" if found is None else f"has the older schema {found}"
         raise _refusal(engine.url, f"{state}; run `xsweep db upgrade`")

@@ -156,19 +156,23 @@ def summary(engine: Engine, sweep: str | int | None = None, *, failures: int = 1
             mean_s=mean_s,
             pace=pace,
             troubles=latest_failures(connection, failures, only),
-            controllers=live_controllers(engine),
+            controllers=_live_controllers(connection),
             oldest_ready_s=_oldest_ready_s(connection, only),
         )
 
 
 def live_controllers(engine: Engine) -> list[LiveController]:
     """The controllers that are alive, the newest first."""
+    with reading(engine) as connection:
+        return _live_controllers(connection)
+
+
+def _live_controllers(connection: Connection) -> list[LiveController]:
     silent_s = now_s() - Controller.heartbeat_at
     columns = (Controller.owner, Controller.host, Controller.pid, Controller.dashboard_url)
     query = select(*columns, Controller.started_at, silent_s.label("silent_s"))
     query = query.where(silent_s <= SILENT_S).order_by(Controller.started_at.desc())
-    with reading(engine) as connection:
-        return [LiveController(**row) for row in connection.execute(query).mappings()]
+    return [LiveController(**row) for row in connection.execute(query).mappings()]
 
 
 def sweeps(engine: Engine) -> list[SweepStatus]:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstrumentedAttribute
 
 from xsweep.db.schema import Base
-from xsweep.errors import SetupError
+from xsweep.errors import ConfigError, SetupError
 
 T = TypeVar("T")
 
@@ -49,6 +49,9 @@ HINTS = (
     ("disk i/o error", "the disk failed or was removed: check it, then run again"),
     ("password authentication failed", "check user and password in XSWEEP_DB (or ~/.pgpass)"),
     ("no password supplied", "put the password into XSWEEP_DB or ~/.pgpass"),
+    ("too many c", "end other programs that use it, or raise its limit of connections"),
+    ("connection slots", "end other programs that use it, or raise its limit of connections"),
+    ("statement timeout", "raise the role's: ALTER ROLE me SET statement_timeout = '10min'"),
     ("permission denied", "grant the role the missing rights; the documentation lists them"),
     ("does not exist", "create it first (`createdb NAME`), or correct XSWEEP_DB"),
     ("", "check that the server runs and that XSWEEP_DB names it, then run again"),
@@ -79,7 +82,8 @@ def transact(engine: Engine, work: Callable[[Connection], T]) -> T:
 
     Runs it again after a lost connection or a deadlock, with growing waits, for `PATIENCE_S` at
     most; `work` must therefore be correct even if an earlier run was committed without a reply.
-    Raises SetupError when the database stays away, is full, read-only or damaged.
+    Raises SetupError when the database stays away, is full, read-only or damaged, and ConfigError
+    for a text that it cannot store.
     """
     return _retrying(engine, engine.begin, work)
 
@@ -98,10 +102,23 @@ def reading(engine: Engine) -> Iterator[Connection]:
     try:
         with _connect(engine, check=True) as connection:
             yield connection
-    except DBAPIError as error:
-        if _is_bug(engine, error.orig):
+    except (DBAPIError, UnicodeEncodeError) as error:
+        if refusal := _unstorable(error):
+            raise refusal from error
+        if _is_bug(engine, getattr(error, "orig", error)):
             raise
         raise setup_error(engine.url, error) from error
+
+
+def _unstorable(error: Exception) -> ConfigError | None:
+    """The refusal of a text that the driver cannot send, if that is the error."""
+    text = f" {error.object!r:.100}" if isinstance(error, UnicodeEncodeError) else ""
+    if not text and "NUL (0x00)" not in str(error):
+        return None
+    return ConfigError(
+        f"the database cannot store the text{text}: it has a NUL, half of a surrogate pair, or a"
+        " character that the database's encoding lacks"
+    )
 
 
 def _connect(engine: Engine, *, check: bool = False) -> Connection:
@@ -133,7 +150,9 @@ def _retrying(
         try:
             with connect() as connection:
                 return work(connection)
-        except (DBAPIError, driver.Error) as error:
+        except (DBAPIError, driver.Error, UnicodeEncodeError) as error:
+            if refusal := _unstorable(error):
+                raise refusal from error
             cause = getattr(error, "orig", error)
             if _is_bug(engine, cause):
                 raise

@@ -277,7 +277,9 @@ def _loop(
             left = outlook(controller.engine)
         except SetupError as error:
             # Jobs continue without us; those whose lease expires meanwhile are stopped afterwards.
-            log.warning("%s", error)
+            if str(error) != waiting or time.monotonic() - waiting_logged_s > LOG_EVERY_S:
+                log.warning("%s", error)
+                waiting, waiting_logged_s = str(error), time.monotonic()
             time.sleep(1.0)
             continue
         if left.idle and until_idle:

@@ -4,15 +4,17 @@ import stat
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from job_table import finish, new_job, run_all, states, study, submit, take
+from postgresql import administer
 from sqlalchemy import create_engine, text
 
 import xsweep.db.engine
 import xsweep.db.status
-from xsweep.db import controllers, jobs
+from xsweep.db import controllers, jobs, status
 from xsweep.db.engine import (
     backup,
     connect,
@@ -22,7 +24,8 @@ from xsweep.db.engine import (
     schema_version,
 )
 from xsweep.db.schema import REVISION
-from xsweep.errors import SetupError
+from xsweep.db.transaction import transact
+from xsweep.errors import ConfigError, SetupError
 
 MOUNTS = """\
 /dev/vda / ext4 rw 0 0
@@ -217,6 +220,60 @@ def test_a_read_only_sqlite_file_is_refused(sqlite_model, tmp_path):
     url = f"sqlite:///file:{sqlite_model}?mode=ro&uri=true"
     assert "readonly database; make the file and its folder writable" in refused(url)
     assert stat.S_IMODE(sqlite_model.stat().st_mode) & stat.S_IWUSR
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_postgresql_database_in_another_encoding_is_refused(postgresql_server, encoding):
+    name = encoding.lower()
+    administer(
+        postgresql_server,
+        f"CREATE DATABASE {name} ENCODING {encoding} TEMPLATE template0 LOCALE 'C'",
+    )
+    message = refused(postgresql_server.replace("/postgres?", f"/{name}?"), create=True)
+    assert f"its encoding {encoding} lacks most characters" in message
+    assert "`createdb --encoding=UTF8 --template=template0 NAME`" in message
+    administer(postgresql_server, f"DROP DATABASE {name}")
+
+
+def test_a_role_of_one_connection_reads_and_a_second_process_is_refused(postgresql_url):
+    administer(postgresql_url, "CREATE ROLE single LOGIN CONNECTION LIMIT 1")
+    try:
+        on(postgresql_url, "GRANT SELECT, UPDATE ON ALL TABLES IN SCHEMA public TO single")
+        url = postgresql_url.replace("postgres:@", "single@")
+        engine = connect(url)
+        assert status.summary(engine).controllers == []
+        message = refused(url)
+        assert "too many connections" in message
+        assert "raise its limit of connections" in message
+        engine.dispose()
+    finally:
+        on(postgresql_url, "DROP OWNED BY single")
+        on(postgresql_url, "DROP ROLE single")
+
+
+def test_a_statement_that_takes_longer_than_the_server_allows_is_reported(postgresql_url):
+    engine = connect(postgresql_url)
+    with pytest.raises(SetupError, match="statement timeout; raise the role's"):
+        transact(engine, lambda c: c.execute(text("SET statement_timeout = 9; SELECT pg_sleep(9)")))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("character", ["\ud800", "\0"])
+def test_a_text_that_no_database_stores_is_refused(url, character):
+    engine = connect(url)
+    if character == "\0" and engine.dialect.name == "sqlite":
+        engine.dispose()
+        return  # it stores one
+    for verb in (
+        lambda: submit(engine, [new_job("train")], f"study {character}"),
+        lambda: submit(engine, [replace(new_job("train"), name=f"train {character}")]),
+        lambda: jobs.explain(engine, f"train {character}"),
+    ):
+        with pytest.raises(ConfigError, match="cannot store the text") as caught:
+            verb()
+        assert caught.value.exit_code == 2
+    assert submit(engine, [new_job("train")]).new == 1
+    engine.dispose()
 
 
 def test_a_read_only_server_is_refused(postgresql_url):

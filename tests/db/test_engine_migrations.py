@@ -4,12 +4,16 @@ A dump (SQLite's `.dump`) comes from the version of that schema; its rows are al
 tables that the migrations up to that revision make in PostgreSQL.
 """
 
+import os
+import shutil
+import signal
 import sqlite3
+from itertools import count
 from pathlib import Path
 
 import pytest
 from job_table import finish, new_job, run_all, states, study, submit
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 
 from xsweep.db import jobs
 from xsweep.db.check import check
@@ -133,3 +137,32 @@ def test_an_interrupted_upgrade_keeps_the_old_schema(old_url, dump, monkeypatch)
     upgrade(engine)
     assert states(engine) == STATES
     engine.dispose()
+
+
+def test_an_upgrade_that_is_killed_before_any_statement_keeps_the_old_database(tmp_path):
+    old = sqlite3.connect(tmp_path / "old.db")
+    old.executescript(DUMPS[0].read_text())
+    old.close()
+    for number in count():
+        path = tmp_path / f"{number}.db"
+        shutil.copy(tmp_path / "old.db", path)
+        child = os.fork()
+        if not child:
+            engine, left = open_engine(f"sqlite:///{path}"), iter(range(number))
+
+            def kill(*_, left=left):
+                if next(left, None) is None:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            event.listen(engine, "before_cursor_execute", kill)
+            event.listen(engine, "commit", kill)
+            upgrade(engine)
+            os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        engine = connect(f"sqlite:///{path}", create=True)
+        assert states(engine) == STATES
+        assert check(engine) == []
+        engine.dispose()
+        if not killed:
+            break
+    assert number > 10
