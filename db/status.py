@@ -18,7 +18,6 @@ from sqlalchemy import (
     insert,
     select,
 )
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Row
 
 from xsweep.db.claim import MAY_START
@@ -354,6 +353,8 @@ def groups(engine: Engine, sweep: str | int) -> list[JobGroup]:
     with reading(engine) as connection:
         labels = func.json_remove(SweepJob.labels, "$.seed").label("labels")
         if connection.dialect.name == "postgresql":
+            from sqlalchemy.dialects.postgresql import JSONB  # takes a while, also on SQLite
+
             labels = cast(cast(SweepJob.labels, JSONB).op("-")("seed"), Text).label("labels")
         seed = func.coalesce(SweepJob.labels["seed"].as_string(), Job.name)
         member = (cast(Job.id, Text) + " " + seed).label("member")
