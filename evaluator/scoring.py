@@ -28,12 +28,11 @@ from transformers import PreTrainedModel
 from xsweep.errors import DivergenceError
 from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
-from xsweep.evaluator.models.llm_rerankers import PromptEncoder, build_scorer
+from xsweep.evaluator.models.llm_rerankers import PromptEncoder, build_prompt_scorer
 from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision, ScoringSpec
 from xsweep.evaluator.varlen.attention import KERNELS, Packing, pack
-from xsweep.evaluator.varlen.encoders import build_scorer as build_unpadded
-from xsweep.evaluator.varlen.encoders import runs_unpadded
+from xsweep.evaluator.varlen.encoders import build_scorer, runs_unpadded
 from xsweep.evaluator.varlen.layers import Kernels
 
 TokenPair = tuple[np.ndarray, np.ndarray]
@@ -245,13 +244,13 @@ def _mode(
         return logits, batch["input_ids"].numel()
 
     if isinstance(encoder, PromptEncoder):
-        ask = build_scorer(model, encoder)
+        ask = build_prompt_scorer(model, encoder)
         return ScoringMode(
             batches, collate, lambda inputs: (ask(inputs), inputs["input_ids"].numel())
         )
     if not runs_unpadded(model, layout):
         return ScoringMode(batches, collate, padded)
-    scorer = build_unpadded(model, Kernels(dtype))
+    scorer = build_scorer(model, Kernels(dtype))
 
     def unpadded(packing: Packing) -> tuple[torch.Tensor, int]:
         return scorer(packing), packing.ids_T.numel()

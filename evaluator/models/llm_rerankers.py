@@ -85,9 +85,9 @@ def _probe(model: PreTrainedModel, encoder: "PromptEncoder") -> None:
     pairs = encoder.encode_all(PROBES, 0, 0)
     apart = copy.copy(encoder)
     apart.shared = encoder.shared[:0]
-    score = build_scorer(model, apart)
+    score = build_prompt_scorer(model, apart)
     alone = torch.cat([score(apart.collate([pair])) for pair in pairs])
-    together = build_scorer(model, encoder)(encoder.collate(pairs))
+    together = build_prompt_scorer(model, encoder)(encoder.collate(pairs))
     is_same = (
         same_scores(together, alone)
         if model.dtype == torch.float32
@@ -187,7 +187,7 @@ def _keeps_states(model: PreTrainedModel) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-def build_scorer(
+def build_prompt_scorer(
     model: PreTrainedModel, encoder: PromptEncoder
 ) -> Callable[[Mapping[str, torch.Tensor]], torch.Tensor]:
     """A function from collated prompts to scores, fp32[pairs].
