@@ -14,13 +14,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 STATES = ("waiting", "ready", "running", "done", "failed", "skipped", "cancelled")
 """Those of `xsweep.db.schema.State`, whose import takes longer than all of `--help`."""
 
-TRACKERS = {
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "trackio": "trackio",
-    "tensorboard": "tensorboardX",
-}
-"""Experiment trackers, with the module that each needs."""
+TRACKERS = ("wandb", "mlflow", "trackio", "tensorboard")
+"""Experiment trackers, named as the packages that they need."""
 
 SECRETS = (
     *("XSWEEP_DB", "XSWEEP_WEBHOOK", "PGPASSWORD", "WANDB_API_KEY", "MLFLOW_TRACKING_URI"),

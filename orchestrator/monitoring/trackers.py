@@ -30,7 +30,7 @@ from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.forecast.eta import count
 from xsweep.orchestrator.report import load_report, render
 from xsweep.orchestrator.report.report import Report, ReportOptions
-from xsweep.orchestrator.settings import SECRETS, TRACKERS
+from xsweep.orchestrator.settings import SECRETS
 from xsweep.orchestrator.storage.store import Store
 
 log = logging.getLogger("xsweep")
@@ -228,7 +228,7 @@ class TensorBoard:
     """Event files, `SWEEP/RUN` below one folder: `tensorboard --logdir`."""
 
     def __init__(self, folder: Path) -> None:
-        from tensorboardX import SummaryWriter
+        from torch.utils.tensorboard import SummaryWriter
 
         self.open, self.folder = SummaryWriter, folder / "tensorboard"
         self.boards: dict[tuple[str, str], Any] = {}
@@ -269,7 +269,7 @@ _OPEN: dict[str, Callable[[Path], Tracker]] = {
 def require(trackers: Sequence[str]) -> None:
     """Raise SetupError where the package of a tracker is missing."""
     for name in trackers:
-        if find_spec(TRACKERS[name]) is None:
+        if find_spec(name) is None:
             raise SetupError(f"tracker {name}: its package is missing: pip install xsweep[{name}]")
 
 
