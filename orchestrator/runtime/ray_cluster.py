@@ -1,10 +1,10 @@
 """The Ray cluster: the one at `RAY_ADDRESS`, else one started here that outlives this process.
 
 A cluster started here runs as `ray start --block` in a session of its own, so killing the
-controller kills no job. The next controller finds it by `ray.json`, which is written before Ray
-begins: a starter that is killed meanwhile leaves nothing behind that is not recorded. It requires a
-token and listens on loopback only. Other clusters, users and sweeps on this machine do not disturb
-it: its ports and its temporary folder are its own.
+controller kills no job. The next controller finds it by `ray-HOST.json`, which is written before
+Ray begins: a starter that is killed meanwhile leaves nothing behind that is not recorded. It
+requires a token and listens on loopback only. Other clusters, hosts with the same home, users and
+sweeps on this machine do not disturb it: its ports and its temporary folder are its own.
 """
 
 import contextlib
@@ -66,6 +66,8 @@ class LocalCluster:
 
     address: str
     dashboard: str
+    boot: str
+    """What the process number is valid in, see `_boot`."""
     pid: int
     started: float
     up: bool = True
@@ -280,7 +282,7 @@ def stop_local(home: Path, *, grace_s: float = 2.0) -> None:
             time.sleep(0.05)
     if local.folder:
         shutil.rmtree(local.folder, ignore_errors=True)
-    (home / "ray.json").unlink(missing_ok=True)
+    _record_of(home).unlink(missing_ok=True)
 
 
 PORTS = (
@@ -324,6 +326,7 @@ def _start(home: Path) -> LocalCluster:
     local = LocalCluster(
         address=f"{LOOPBACK}:{ports['port']}",
         dashboard=f"http://{LOOPBACK}:{ports['dashboard-port']}",
+        boot=_boot(),
         pid=process.pid,
         started=psutil.Process(process.pid).create_time(),
         up=False,
@@ -412,15 +415,27 @@ def free_port(taken: Collection[int] = ()) -> int:
             return port
 
 
+def _record_of(home: Path) -> Path:
+    """Return the file that names this host's cluster: several hosts may mount one home."""
+    return home / f"ray-{socket.gethostname()}.json"
+
+
+def _boot() -> str:
+    """Name what process numbers are valid in: this boot of the machine, this container."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot_id} {Path('/proc/self/ns/pid').readlink()}"
+
+
 def _recorded(home: Path) -> LocalCluster | None:
     try:
-        return LocalCluster(**json.loads((home / "ray.json").read_text()))
+        local = LocalCluster(**json.loads(_record_of(home).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+    return local if local.boot == _boot() else None
 
 
 def _record(home: Path, local: LocalCluster) -> None:
-    with atomic_write(home / "ray.json") as draft:
+    with atomic_write(_record_of(home)) as draft:
         draft.write_text(json.dumps(asdict(local)))
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from waiting import wait_for
 
 from xsweep.errors import SetupError
 from xsweep.orchestrator.runtime import ray_cluster
-from xsweep.orchestrator.runtime.ray_cluster import free_port
+from xsweep.orchestrator.runtime.ray_cluster import LocalCluster, free_port
 from xsweep.orchestrator.settings import SECRETS, load_settings
 
 pytestmark = pytest.mark.slow(2)
@@ -305,13 +306,57 @@ def test_a_free_port_is_in_use_by_nobody_and_given_to_no_connection_or_worker(mo
     assert int(first) >= 20_000 + 12_000
 
 
-def test_a_pid_of_another_process_is_not_our_cluster(tmp_path):
-    (tmp_path / "ray.json").write_text(
-        f'{{"address": "a", "dashboard": "b", "pid": {os.getpid()}, "started": 1.0}}'
+@pytest.fixture
+def group():
+    """A living process in a session whose leader has ended, and the leader's number."""
+    script = "sleep 600 & echo $!"
+    leader = subprocess.Popen(
+        ["sh", "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+    member = psutil.Process(int(leader.stdout.readline()))
+    leader.wait()
+    yield leader.pid, member
+    with suppress(psutil.NoSuchProcess):
+        member.kill()
+
+
+def record(home, pid, **changes):
+    local = LocalCluster("a", "b", ray_cluster._boot(), pid, 1.0)
+    ray_cluster._record(home, replace(local, **changes))
+
+
+def test_what_a_killed_head_left_is_stopped(tmp_path, group):
+    pid, member = group
+    record(tmp_path, pid)
+    ray_cluster.stop_local(tmp_path)
+    assert not lives(member)
+
+
+def test_a_pid_of_another_process_is_not_our_cluster(tmp_path):
+    record(tmp_path, os.getpid())
     assert ray_cluster.running_local(tmp_path) is None
     ray_cluster.stop_local(tmp_path)
     assert psutil.Process().is_running()
+
+
+def test_after_a_reboot_no_process_is_taken_for_our_cluster(tmp_path, group):
+    pid, member = group
+    record(tmp_path, pid, boot="another boot")
+    assert ray_cluster.running_local(tmp_path) is None
+    ray_cluster.stop_local(tmp_path)
+    assert lives(member)
+
+
+def test_hosts_that_share_a_home_keep_their_own_clusters(tmp_path, group, monkeypatch):
+    pid, member = group
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+        record(tmp_path, pid)
+        assert ray_cluster._recorded(tmp_path).pid == pid
+    assert ray_cluster.running_local(tmp_path) is None
+    ray_cluster.stop_local(tmp_path)
+    assert lives(member)
+    assert [path.name for path in tmp_path.iterdir()] == ["ray-elsewhere.json"]
 
 
 @pytest.fixture
