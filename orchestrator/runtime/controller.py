@@ -42,7 +42,7 @@ from xsweep.orchestrator.runtime.placement import (
 )
 from xsweep.orchestrator.runtime.pool import Pool, runs_alone
 from xsweep.orchestrator.settings import KINDS
-from xsweep.orchestrator.storage.store import Store, attempt_folder
+from xsweep.orchestrator.storage.store import Store, attempt_folder, require_writable
 
 log = logging.getLogger("xsweep")
 
@@ -51,6 +51,9 @@ REFRESH_S = 3.0
 
 COUNT_S = 60.0
 """Interval of counting the places that the cluster has for each kind of job."""
+
+STORE_ROOM_BYTES = 2**20
+"""Least room in a store for jobs to start."""
 
 FIRST_ANSWER_S = 120.0
 """Time for a new worker to answer its first status question; then its job is released."""
@@ -89,6 +92,7 @@ class Controller:
         self._places: dict[str, int] = {}
         """Jobs of each kind that run at once, for the estimates of the time left."""
         self._counted_s = -math.inf
+        self._store_is_suspect, self._store_fault = False, ""
         host, pid = socket.gethostname(), os.getpid()
         controllers.register(engine, owner=self.owner, host=host, pid=pid, dashboard_url=dashboard)
 
@@ -99,7 +103,8 @@ class Controller:
 
     def step(self, wait_s: float = 1.0) -> None:
         """Start jobs that fit, wait for one to end, settle it, renew leases."""
-        self._place_ready()
+        if self._store_works():
+            self._place_ready()
         self._settle_ended(wait_s)
         if time.monotonic() - self._refreshed_s > REFRESH_S:
             self._refresh()
@@ -225,6 +230,22 @@ class Controller:
             if self.unplaced:
                 break
         self.pool.free_idle()
+
+    def _store_works(self) -> bool:
+        """Return whether the store can be written, after a failure that it may have caused.
+
+        While it cannot, no job starts: all of them would fail in turn.
+        """
+        if self._store_is_suspect:
+            try:
+                require_writable(self.store, STORE_ROOM_BYTES)
+            except SetupError as error:
+                if str(error) != self._store_fault:
+                    log.warning("waiting   %s", error)
+                self._store_fault = str(error)
+                return False
+        self._store_is_suspect, self._store_fault = False, ""
+        return True
 
     def _claim(self) -> bool:
         waiting = self.demand.waiting(self.pool.nodes())
@@ -419,6 +440,7 @@ class Controller:
 
     def _fail(self, job: jobs.Claim, failure: str, reason: str) -> None:
         """Charge an attempt with a failure; the database decides whether the job is retried."""
+        self._store_is_suspect |= failure == "INFRA"
         state = jobs.fail(self.engine, job.lease, failure=failure, reason=reason)
         log.warning("%-9s %s: %s: %s", state or "refused", job.name, failure, reason)
 

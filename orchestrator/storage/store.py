@@ -293,16 +293,23 @@ def open_store(uri: str) -> Store:
     if uri.startswith("memory:"):
         raise SetupError(f"store {uri}: its content is lost with the process that wrote it")
     store = store_at(uri)
-    probe = f".probe-{uuid.uuid4().hex}"
+    require_writable(store)
+    return store
+
+
+def require_writable(store: Store, size_bytes: int = 0) -> None:
+    """Write a file of some size into the store and remove it; see `open_store` for its errors."""
+    uri = store.url or store.root
     try:
         if store.url is None:
             store.root.mkdir(parents=True, exist_ok=True)
-            (store.root / probe).touch()
-            (store.root / probe).unlink()
+            with tempfile.TemporaryFile(prefix=".probe-", dir=store.root) as probe:
+                probe.write(bytes(size_bytes))
         else:
             files, base = open_remote(store.url)
-            files.pipe_file(f"{base}/{probe}", b"")
-            files.rm_file(f"{base}/{probe}")
+            name = f"{base}/.probe-{uuid.uuid4().hex}"
+            files.pipe_file(name, bytes(size_bytes))
+            files.rm_file(name)
     except (ImportError, ValueError) as error:
         raise SetupError(
             f"store {uri}: {error}; for s3:// install xsweep[s3], for others the package that "
@@ -310,14 +317,12 @@ def open_store(uri: str) -> Store:
         ) from error
     except Exception as error:  # every object store has errors of its own
         remedy = (
-            "choose another folder with --store or XSWEEP_STORE"
+            "make room, or choose another folder with --store or XSWEEP_STORE"
             if store.url is None
             else "check its name, its endpoint and the credentials in the environment"
         )
-        raise SetupError(
-            f"store {store.url or store.root} cannot be written ({first_line(error)}): {remedy}"
-        ) from error
-    return store
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise SetupError(f"store {uri} cannot be written ({reason}): {remedy}") from error
 
 
 class Garbage(NamedTuple):

@@ -8,7 +8,7 @@ from xsweep.db.check import check
 from xsweep.db.events import history
 from xsweep.errors import DataError
 from xsweep.evaluator.data.files import write_manifest
-from xsweep.orchestrator.runtime.controller import accept_all
+from xsweep.orchestrator.runtime.controller import Controller, accept_all
 from xsweep.orchestrator.storage.store import Store
 
 
@@ -25,6 +25,24 @@ def three(tmp_path):
 
 def finished(claims):
     return [(claim.lease, str(claim.job_id)) for claim in claims]
+
+
+def test_no_job_starts_while_the_store_cannot_be_written(three, tmp_path, caplog):
+    engine, store, (claim, *_) = three
+    controller = Controller(engine, Store(store))
+    store.rename(tmp_path / "kept")
+    store.touch()  # no folder can be made here
+    assert controller._store_works(), "it is asked after a failure"
+    controller._fail(claim, "INFRA", "OSError: [Errno 30] Read-only file system")
+    caplog.clear()
+    assert not controller._store_works()
+    assert not controller._store_works()
+    assert [record.message for record in caplog.records] == [
+        f"waiting   store {store} cannot be written (File exists): make room, or choose another "
+        "folder with --store or XSWEEP_STORE"
+    ]
+    store.unlink()
+    assert controller._store_works()
 
 
 def test_folders_that_are_finished_together_are_accepted_in_one_transaction(three):

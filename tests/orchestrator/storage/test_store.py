@@ -1,4 +1,5 @@
 import pytest
+from disks import run_on_a_small_disk
 
 from xsweep.errors import SetupError
 from xsweep.orchestrator.storage.store import Store, attempt_folder, open_store
@@ -21,6 +22,29 @@ def test_a_store_below_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SetupError, match="cannot be written"):
         open_store(str(tmp_path / "file" / "store"))
+
+
+ON_A_FULL_DISK = """
+from xsweep.errors import SetupError
+from xsweep.orchestrator.storage.store import Store, require_writable
+
+store = Store(disk / "store")
+require_writable(store, 500_000)
+fill()
+try:
+    require_writable(store, 500_000)
+except SetupError as error:
+    print(error)
+(disk / "filler").unlink()
+require_writable(store, 500_000)
+print(list(store.root.iterdir()))
+"""
+
+
+def test_a_full_disk_is_noticed_before_a_job_starts_and_the_probe_leaves_nothing(tmp_path):
+    refused, left = run_on_a_small_disk(ON_A_FULL_DISK, tmp_path / "disk").splitlines()
+    assert "cannot be written (No space left on device): make room" in refused
+    assert left == "[]"
 
 
 def test_no_stored_folder_leads_out_of_the_store(tmp_path):
