@@ -1,6 +1,7 @@
 """`data`: list, check and fetch the collections and files of a grid."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -114,8 +115,8 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
     from xsweep.errors import DataError
     from xsweep.evaluator.data import irds
 
-    failed = 0
-    for spec in _inputs(ctx, grid).datasets:
+    failed, inputs = 0, _inputs(ctx, grid)
+    for spec in inputs.datasets:
         try:
             if all(source.present for source in irds.sources(spec)):
                 typer.echo(f"here     {spec.id}")
@@ -125,13 +126,23 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
         except DataError as problem:
             failed += 1
             typer.echo(f"FAILED   {problem}")
+    for each in inputs.local:
+        try:
+            if each.declared == ON_HUB:
+                typer.echo(f"fetched  {each.verify()}")
+        except DataError as problem:
+            failed += 1
+            typer.echo(f"FAILED   {problem}")
     raise typer.Exit(DataError.exit_code if failed else 0)
+
+
+ON_HUB = "its commit on huggingface.co"
 
 
 class _Local(NamedTuple):
     """A file, or the folder of a collection or a model, that jobs read."""
 
-    path: Path
+    path: Path | str
     declared: str
     files: list[Path]
     verify: Callable[[], Path]
@@ -146,9 +157,10 @@ class _Inputs(NamedTuple):
 
 
 def _inputs(ctx: typer.Context, grid: Path) -> _Inputs:
+    from xsweep.errors import DataError
     from xsweep.evaluator.data.collection import folder_files, folder_sha256
-    from xsweep.evaluator.data.files import checked, tree_sha256
-    from xsweep.evaluator.specs import FileSpec, IrdsSpec
+    from xsweep.evaluator.data.files import checked, from_hub, parquet_files, tree_sha256
+    from xsweep.evaluator.specs import HUB, FileSpec, IrdsSpec
     from xsweep.orchestrator.forecast.catalog import mappings_in
     from xsweep.orchestrator.plan import plan_grid
 
@@ -170,8 +182,13 @@ def _inputs(ctx: typer.Context, grid: Path) -> _Inputs:
         elif block.keys() == FileSpec.model_fields.keys():
             file = FileSpec(**block)
             declared = f"md5:{file.md5}" if file.md5 else f"sha256:{file.sha256}"
-            path = Path(file.path)
-            files[str(path)] = _Local(path, declared, [path], partial(checked, file))
+            place: Path | str = Path(file.path)
+            parts = parquet_files(Path(file.path))
+            if file.path.startswith(HUB):
+                declared, place, parts = ON_HUB, file.path, []
+                with suppress(DataError):
+                    parts = parquet_files(from_hub(file.path, download=False)[1])
+            files[file.path] = _Local(place, declared, parts, partial(checked, file))
     local = [files[key] for key in sorted(files)] + [folders[key] for key in sorted(folders)]
     return _Inputs([datasets[id_] for id_ in sorted(datasets)], local)
 

