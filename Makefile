@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo quickstart sweep test test-fast chaos cluster-test rehearsal rehearsal-postgresql lint ruff clean help
+.PHONY: demo quickstart sweep test test-fast chaos cluster-test slurm-test rehearsal rehearsal-postgresql lint ruff clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -58,6 +58,10 @@ rehearsal-postgresql: $(INSTALLED) ## the same on PostgreSQL, whose server is ki
 # Needs root; about 15 minutes. Stops with a message where namespaces are not permitted.
 cluster-test: $(INSTALLED) ## inject faults into three hosts made of network namespaces
 	$(BIN)/python -m tests.cluster
+
+# Needs root and Debian's slurmctld, slurmd, slurm-client and munge; about five minutes.
+slurm-test: $(INSTALLED) ## run docker/slurm.sh under a real Slurm of two nodes
+	$(BIN)/python -m tests.cluster.slurm
 
 lint: $(INSTALLED) ruff ## run ruff and mypy
 	$(BIN)/mypy

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ from xsweep.orchestrator.settings import SECRETS, Settings
 log = logging.getLogger("xsweep")
 
 START_TIMEOUT_S = 180.0
+
+NODE_START_S = 15.0
+"""Time for a node on this machine to start: a head answers before its own node is there."""
 
 KILLED_S = 30.0
 """Time for a killed process to disappear on a busy machine."""
@@ -149,11 +152,17 @@ def _check_head(address: str) -> None:
             f"no Ray cluster answers at {address} ({error.strerror or error}): check "
             "RAY_ADDRESS, or leave it empty to have one started here"
         ) from error
+    deadline = time.monotonic() + NODE_START_S
     if not _has_a_node():
-        raise SetupError(
-            f"no Ray node runs on this machine, and the cluster at {address} can only be reached "
-            "through one: start it, `ray start --address=... --num-cpus=0 --num-gpus=0`"
-        )
+        log.info("waiting up to %.0f s for a Ray node on this machine", NODE_START_S)
+    while not _has_a_node():
+        if time.monotonic() > deadline:
+            raise SetupError(
+                f"no Ray node runs on this machine, and the cluster at {address} can only be "
+                "reached through one: start it, `ray start --address=... --num-cpus=0 "
+                "--num-gpus=0`"
+            )
+        time.sleep(0.2)
     if not _speaks_grpc(address):
         raise SetupError(
             f"the server at {address} is not a Ray head: check RAY_ADDRESS (a head's port is "
@@ -285,26 +294,39 @@ def stop_local(home: Path, *, grace_s: float = 2.0) -> None:
     _record_of(home).unlink(missing_ok=True)
 
 
-PORTS = (
-    *("port", "dashboard-port", "node-manager-port", "object-manager-port", "metrics-export-port"),
-    *("dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"),
+HEAD_PORTS = ("port", "dashboard-port")
+NODE_PORTS = (
+    *("node-manager-port", "object-manager-port", "metrics-export-port", "runtime-env-agent-port"),
+    *("dashboard-agent-listen-port", "dashboard-agent-grpc-port"),
 )
-"""Ports of a head: where Ray draws one itself, it may be one that it refuses later."""
 
 
-def _start(home: Path) -> LocalCluster:
+def free_ports(names: Sequence[str]) -> dict[str, int]:
+    """Return distinct free ports; one that Ray draws itself may be one that it refuses later."""
     ports: dict[str, int] = {}
-    for name in PORTS:
+    for name in names:
         ports[name] = free_port(ports.values())
-    folder = temporary_folder()
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
-        *("--node-ip-address", LOOPBACK, "--dashboard-host", LOOPBACK, "--temp-dir", str(folder)),
+    return ports
+
+
+def node_options(ports: Mapping[str, int]) -> list[str]:
+    """Return options of `ray start` on a machine with other users: free ports, allocated cores."""
+    return [
         *(word for name, port in ports.items() for word in (f"--{name}", str(port))),
         # 0: the kernel gives each worker a port; Ray's own range is that of every cluster
         *("--min-worker-port", "0", "--max-worker-port", "0"),
         *("--num-cpus", str(allocated_cpus()), "--include-log-monitor", "False"),
         *("--object-store-memory", str(OBJECT_STORE_BYTES), "--disable-usage-stats"),
+    ]
+
+
+def _start(home: Path) -> LocalCluster:
+    ports = free_ports([*HEAD_PORTS, *NODE_PORTS])
+    folder = temporary_folder()
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        *("--node-ip-address", LOOPBACK, "--dashboard-host", LOOPBACK, "--temp-dir", str(folder)),
+        *node_options(ports),
     ]
     # Waits for a line that confirms the record; a starter that dies before sends none.
     wait = 'read -r _ || exec rmdir "$0"; exec "$@" </dev/null'

@@ -12,6 +12,7 @@ import urllib.request
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -402,10 +403,22 @@ def test_a_machine_without_a_node_of_the_cluster_is_refused_with_the_command_to_
 ):
     monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
     monkeypatch.setattr(psutil, "process_iter", lambda attributes: iter(()))
+    monkeypatch.setattr(ray_cluster, "NODE_START_S", 0)
     with socket.create_server(("127.0.0.1", 0)) as somebody:
         address = f"127.0.0.1:{somebody.getsockname()[1]}"
         with pytest.raises(SetupError, match="no Ray node runs on this machine"):
             ray_cluster.connect(load_settings(ray_address=address), namespace="test")
+
+
+def test_a_node_that_starts_after_its_head_is_awaited(monkeypatch, tmp_path):
+    monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    looks = iter([[], [], [SimpleNamespace(info={"name": "raylet"})]])
+    monkeypatch.setattr(psutil, "process_iter", lambda attributes: iter(next(looks)))
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"127.0.0.1:{somebody.getsockname()[1]}"
+        with pytest.raises(SetupError, match="is not a Ray head"):
+            ray_cluster.connect(load_settings(ray_address=address), namespace="test")
+    assert list(looks) == []
 
 
 WATCH = """
