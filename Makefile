@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo quickstart sweep test test-fast chaos cluster-test slurm-test rehearsal rehearsal-postgresql lint ruff clean help
+.PHONY: demo quickstart sweep test test-fast chaos cluster-test slurm-test rehearsal rehearsal-postgresql lint ruff site clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -43,6 +43,10 @@ test: $(INSTALLED) ruff ## run the linters and the whole test suite
 
 test-fast: $(INSTALLED) ## run the tests that start no cluster, server or program
 	$(PYTEST) --numprocesses 2 -q -m "not slow"
+
+site: $(INSTALLED) ## build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open site/index.html, or run: $(BIN)/python -m mkdocs serve"
 
 # About eleven minutes; each test has its own time limit.
 chaos: $(INSTALLED) ## fault tests: kill, stop and disconnect processes; report what happened

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from ruamel.yaml import YAML
 from typer.core import TyperGroup
 
+import xsweep
 from xsweep.orchestrator.cli import app
 from xsweep.orchestrator.cli.app import _global_options_first
 from xsweep.orchestrator.grid import schema
@@ -177,3 +178,20 @@ def test_every_fault_names_a_test_that_there_is() -> None:
     assert len(named) > 30
     for file, test in named:
         assert f"def {test}(" in (PROJECT / file).read_text(), f"{file} has no {test}"
+
+
+@pytest.mark.slow(5)
+def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(PROJECT / "mkdocs.yml"), site_dir=str(tmp_path)))
+    pages = {path.parent.name: path.read_text() for path in tmp_path.glob("*/index.html")}
+    assert {path.stem for path in PROJECT.glob("docs/*.md")} <= pages.keys()
+    assert 'href="../tutorial/"' in pages["commands"]
+    for name in app.registered_commands:
+        assert f'id="xsweep-{name.name or name.callback.__name__}"' in pages["commands"]
+    for name in xsweep.INTERFACE:
+        assert re.search(rf'id="xsweep\.(interface|errors)\.{name}"', pages["python-reference"])
+    for path in tmp_path.rglob("*.html"):
+        assert not re.findall(r"(?:src|<link [^>]*href)=\"?https?:", path.read_text()), path

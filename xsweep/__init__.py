@@ -6,7 +6,7 @@ it is first used.
 
 __version__ = "0.1.0"
 
-_INTERFACE = {
+INTERFACE = {
     "ConfigError": "xsweep.errors",
     "DataError": "xsweep.errors",
     "SetupError": "xsweep.errors",
@@ -21,12 +21,12 @@ _INTERFACE = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _INTERFACE:
+    if name not in INTERFACE:
         raise AttributeError(f"module 'xsweep' has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_INTERFACE[name]), name)
+    return getattr(import_module(INTERFACE[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_INTERFACE})
+    return sorted({*globals(), *INTERFACE})

@@ -70,7 +70,7 @@ class LocalCluster:
     address: str
     dashboard: str
     boot: str
-    """What the process number is valid in, see `_boot`."""
+    """Boot and container in which the process number is valid, see `_boot`."""
     pid: int
     started: float
     up: bool = True
