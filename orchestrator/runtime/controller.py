@@ -396,7 +396,7 @@ class Controller:
                 self._fail(job, "NODE", reason)
                 self._record_on_nodes(attempt, "NODE")
                 for host in set(placement.hosts):
-                    self.exclusions.mark_unresponsive(host)
+                    self.exclusions.avoid(host)
             elif not attempt.answered and time.monotonic() - attempt.began_s > FIRST_ANSWER_S:
                 # Not the job's fault: something else uses the resources that Ray reported as free.
                 self._drop(attempt)
@@ -415,6 +415,8 @@ class Controller:
 
     def _record_on_nodes(self, attempt: RunningAttempt, failure: str | None) -> None:
         for host in set(attempt.placement.hosts):
+            if failure == "NODE_FULL":
+                self.exclusions.avoid(host)
             if self.exclusions.record(host, attempt.job.job_id, failure):
                 log.warning("excluded  node %s: job after job fails there", host)
 

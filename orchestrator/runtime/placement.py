@@ -23,8 +23,9 @@ FAILURES_TO_EXCLUDE = 3
 NODE_FAILURES = frozenset({"NODE", "INFRA", "HANG", "OOM_HOST", "UNKNOWN"})
 """Failure classes that the machine may have caused."""
 
-UNRESPONSIVE_S = 120.0
-"""Time for which a node that did not answer is excluded; by then Ray has given it up."""
+AVOID_S = 120.0
+"""Time for which a node is excluded that did not answer (by then Ray has given it up), or whose
+memory others have filled."""
 
 ROUNDING = 1e-6
 """Resources are fractions of a GPU: 1 - 0.7 - 0.3 must not refuse what fits exactly."""
@@ -251,11 +252,11 @@ class NodeExclusions:
 
     def __init__(self) -> None:
         self._failed: dict[str, set[int]] = {}
-        self._unresponsive: dict[str, float] = {}
+        self._avoided: dict[str, float] = {}
 
-    def mark_unresponsive(self, host: str) -> None:
-        """Exclude a node that does not answer for a while: Ray needs longer to give it up."""
-        self._unresponsive[host] = time.monotonic() + UNRESPONSIVE_S
+    def avoid(self, host: str) -> None:
+        """Exclude a node for `AVOID_S`."""
+        self._avoided[host] = time.monotonic() + AVOID_S
 
     def record(self, host: str, job_id: int, failure: str | None) -> bool:
         """Record how a job ended on a node. True: this failure excludes the node."""
@@ -273,5 +274,5 @@ class NodeExclusions:
         """Return the host names to exclude; none of them where no other node would remain."""
         now_s = time.monotonic()
         hosts = {host for host, jobs in self._failed.items() if len(jobs) >= FAILURES_TO_EXCLUDE}
-        hosts |= {host for host, until_s in self._unresponsive.items() if until_s > now_s}
+        hosts |= {host for host, until_s in self._avoided.items() if until_s > now_s}
         return hosts if {node.name for node in nodes} - hosts else set()

@@ -120,8 +120,8 @@ def test_a_jobs_own_failures_exclude_no_node_and_the_last_node_is_never_excluded
     assert exclusions.excluded([WEST]) == set()
 
 
-def test_a_node_that_does_not_answer_is_excluded_for_a_while():
+def test_a_node_to_avoid_is_excluded_for_a_while_if_there_is_another():
     exclusions = NodeExclusions()
-    exclusions.mark_unresponsive("east")
+    exclusions.avoid("east")
     assert exclusions.excluded(NODES) == {"east"}
     assert exclusions.excluded([EAST]) == set(), "there is no other"
