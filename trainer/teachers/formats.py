@@ -363,34 +363,61 @@ def _parquet_lines(path: Path, columns: ColumnsSpec) -> Iterator[bytes]:
 
 def _parquet_entries(path: Path, columns: ColumnsSpec, labels: Qrels) -> Iterator[Entry]:
     """Entries of the rows; relevant documents go to `labels`. Texts are numbered."""
+    import numpy as np
+    import pyarrow as pa
+
     query_column, doc_column = columns.ids or columns.texts
-    optional = [columns.score, columns.label, columns.positive_ids]
-    names = [query_column, doc_column, *filter(None, optional)]
+    beside = [name for name in (columns.score, columns.label) if name]
+    optional = [*beside, *filter(None, [columns.positive_ids])]
     known: dict[str, str] = {}
-    places, numbers, row = itertools.count(1), itertools.count(), 0
-    for batch in read_parquet(path, names):
-        cells = {name: batch[name].to_pylist() for name in names}
-        missing = itertools.repeat(None)
-        others = (cells[name] if name else missing for name in optional)
-        for query, found, scores, marks, positives in zip(
-            cells[query_column], cells[doc_column], *others, strict=False
-        ):
-            row += 1
-            is_list = isinstance(found, list)
-            docs = found if is_list else [found]
-            if query is None or None in docs or (optional[0] and scores is None):
-                raise DataError(f"{path}:{row}: the row has an empty cell")
-            query_id = str(query)
-            if columns.texts:
-                number = str(next(numbers))
-                query_id = known.setdefault(query_id, number)
-                docs = [str(next(numbers)) for _ in docs]
-            values = scores if is_list else [scores]
-            graded = dict(zip(docs, marks if is_list else [marks], strict=True)) if marks else {}
-            graded |= dict.fromkeys(positives or (), 1)
-            for doc, grade in graded.items():
-                if grade and grade > 0:
-                    labels.setdefault(query_id, {})[str(doc)] = int(grade)
-            for place, doc in enumerate(docs):
-                value = values[place] if values and values[place] is not None else -next(places)
-                yield Entry(row, query_id, str(doc), float(value))
+    row = number = entries = 0
+    for batch in read_parquet(path, [query_column, doc_column, *optional]):
+        rows_R = np.arange(row + 1, row + 1 + len(batch))
+
+        def refuse(wrong: Any, rows: Any, problem: str) -> None:
+            if (places := np.flatnonzero(wrong)).size:
+                raise DataError(f"{path}:{rows[places[0]]}: {problem}")
+
+        for name in (query_column, doc_column, *beside):
+            refuse(batch[name].is_null(), rows_R, "the row has an empty cell")
+        kind = batch[doc_column].type
+        is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        sizes_R = _lengths(batch[doc_column]) if is_list else np.ones(len(batch), dtype=np.int64)
+        rows_N = np.repeat(rows_R, sizes_R)
+        flat = {}
+        for name in (doc_column, *beside):
+            if is_list:
+                refuse(_lengths(batch[name]) != sizes_R, rows_R, "its lists differ in length")
+            flat[name] = batch[name].flatten() if is_list else batch[name]
+            refuse(flat[name].is_null(), rows_N, "the row has an empty cell")
+        values_N = -np.arange(entries, entries + len(rows_N), dtype=np.float64)
+        if columns.score:
+            values_N = flat[columns.score].cast(pa.float64()).to_numpy()
+            refuse(~np.isfinite(values_N), rows_N, "a score is not a finite number")
+        queries, doc_ids = batch[query_column].cast(pa.string()).to_pylist(), flat[doc_column]
+        if columns.texts:  # a row's query, then its documents
+            starts_R = number + np.cumsum(sizes_R + 1) - sizes_R - 1
+            firsts = zip(queries, map(str, starts_R.tolist()), strict=True)
+            queries = [known.setdefault(text, first) for text, first in firsts]
+            doc_ids = pa.array(number + np.arange(1, len(rows_N) + 1) + rows_N - rows_R[0])
+            number += len(rows_N) + len(batch)
+        named = [queries[place] for place in (rows_N - rows_R[0]).tolist()]
+        ids = doc_ids.cast(pa.string()).to_pylist()
+        if columns.label:
+            for query_id, doc_id, grade in zip(
+                named, ids, flat[columns.label].to_pylist(), strict=True
+            ):
+                if grade > 0:
+                    labels.setdefault(query_id, {})[doc_id] = int(grade)
+        if columns.positive_ids:
+            for query_id, positives in zip(
+                queries, batch[columns.positive_ids].to_pylist(), strict=True
+            ):
+                labels.setdefault(query_id, {}).update(dict.fromkeys(map(str, positives or ()), 1))
+        yield from map(Entry, rows_N.tolist(), named, ids, values_N.tolist())
+        row, entries = row + len(batch), entries + len(rows_N)
+
+
+def _lengths(lists: Any) -> Any:
+    """int64[rows]: the length of each list of an Arrow array."""
+    return lists.value_lengths().to_numpy().astype("int64")

@@ -216,6 +216,54 @@ def test_wrong_files_are_answered_with_what_is_there(tmp_path):
         pairs_of(rows)
 
 
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ({"s": [1.0]}, "its lists differ in length"),
+        ({"s": [1.0, None]}, "the row has an empty cell"),
+        ({"s": [1.0, float("nan")]}, "a score is not a finite number"),
+        ({"s": None}, "the row has an empty cell"),
+        ({"l": [1]}, "its lists differ in length"),
+        ({"d": ["3", None]}, "the row has an empty cell"),
+    ],
+)
+def test_a_row_whose_lists_do_not_fit_is_refused(tmp_path, cells, message):
+    fine = {"q": "q0", "d": ["1", "2"], "s": [5.0, 6.0], "l": [0, 0]}
+    wrong = {"q": "q1", "d": ["3", "4"], "s": [1.0, 2.0], "l": [1, 0]} | cells
+    path = write(tmp_path / "a.parquet", {name: [fine[name], wrong[name]] for name in fine})
+    columns = {"query_id": "q", "document_id": "d", "score": "s", "label": "l"}
+    with pytest.raises(DataError, match=rf"a\.parquet:2: {message}"):
+        read_lists(teacher_spec(path, "scores", columns), {})
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_texts_have_the_numbers_of_their_collection_whatever_the_batches(
+    tmp_path, monkeypatch, large
+):
+    monkeypatch.setattr("xsweep.evaluator.data.readers.BATCH_ROWS", 2)
+    kind = pa.large_list if large else pa.list_
+    docs = [["a", "b"], ["c"], [], ["d", "e", "f"], ["g"]]
+    scores = [[1.0, 2.0], [3.0], [], [4.0, 5.0, 6.0], [7.0]]
+    table = {
+        "query": ["q", "r", "q", "q", "s"],
+        "docs": pa.array(docs, kind(pa.string())),
+        "scores": pa.array(scores, kind(pa.float32())),
+    }
+    path = write(tmp_path / "a.parquet", table)
+    columns = {"query": "query", "document": "docs", "score": "scores"}
+    texts = texts_of(path, columns)
+    lists = read_lists(teacher_spec(path, "scores", columns), {})
+    found = {
+        texts[query]: {texts[doc]: score for doc, score in scored.items()}
+        for query, scored in lists.items()
+    }
+    assert found == {
+        "q": {"f": 6.0, "e": 5.0, "d": 4.0, "b": 2.0, "a": 1.0},
+        "r": {"c": 3.0},
+        "s": {"g": 7.0},
+    }
+
+
 def test_the_checksum_of_a_folder_is_that_of_its_parquet_files(tmp_path):
     tmp_path = tmp_path / "part"
     for name in ("train-0.parquet", "train-1.parquet", "test-0.parquet"):
