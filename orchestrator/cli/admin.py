@@ -122,14 +122,9 @@ def gc(
       xsweep gc --yes
     """
     from xsweep.db.results import load_folders
-    from xsweep.orchestrator.storage.store import (
-        find_garbage,
-        open_store,
-        remove_garbage,
-        store_at,
-    )
+    from xsweep.orchestrator.storage.store import find_garbage, open_store, remove_garbage
 
-    store = (open_store if yes else store_at)(settings_of(ctx).store)
+    store = open_store(settings_of(ctx).store, read_only=not yes)
     attempts = load_folders(open_database(ctx))
     garbage = find_garbage(store, attempts, older_than_s=3600 * older_than_hours)
     for each in garbage:
@@ -210,9 +205,9 @@ def check_store(ctx: typer.Context) -> None:
     """
     from xsweep.db.results import load_folders
     from xsweep.evaluator.data.files import MANIFEST, checksum
-    from xsweep.orchestrator.storage.store import store_at
+    from xsweep.orchestrator.storage.store import open_store
 
-    store = store_at(settings_of(ctx).store)
+    store = open_store(settings_of(ctx).store, read_only=True)
     accepted = [each for each in load_folders(open_database(ctx, read_only=True)) if each.accepted]
     damaged = absent = 0
     with typer.progressbar(accepted, label="Checking results", file=sys.stderr) as attempts:

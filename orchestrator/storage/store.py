@@ -283,8 +283,10 @@ def store_at(uri: str) -> Store:
     return Store(root, url)
 
 
-def open_store(uri: str) -> Store:
+def open_store(uri: str, *, read_only: bool = False) -> Store:
     """Return the store of a URI, created if needed, after writing to it.
+
+    With `read_only`, a store in a folder is neither created nor written.
 
     The URI is a path or a `file://` URL, on a disk that every node mounts at the same path, or a
     URL that fsspec supports, such as `s3://bucket/folder`. Raises SetupError where the store cannot
@@ -293,7 +295,8 @@ def open_store(uri: str) -> Store:
     if uri.startswith("memory:"):
         raise SetupError(f"store {uri}: its content is lost with the process that wrote it")
     store = store_at(uri)
-    require_writable(store)
+    if store.url or not read_only:
+        require_writable(store)
     return store
 
 

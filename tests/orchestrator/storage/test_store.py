@@ -9,11 +9,15 @@ def test_a_store_is_a_path_or_a_file_url(tmp_path):
     assert open_store(str(tmp_path / "a")) == Store(tmp_path / "a")
     assert open_store(f"file://{tmp_path}/b") == Store(tmp_path / "b")
     assert list((tmp_path / "a").iterdir()) == [], "the probe must not stay"
+    assert open_store(str(tmp_path / "c"), read_only=True).listing("jobs") == {}
+    assert not (tmp_path / "c").exists()
 
 
 def test_an_unsupported_scheme_is_refused_with_what_to_do():
     with pytest.raises(SetupError, match=r"store nowhere://x: .*or give a folder"):
         open_store("nowhere://x")
+    with pytest.raises(SetupError, match="store nowhere://x"):
+        open_store("nowhere://x", read_only=True)
     with pytest.raises(SetupError, match="lost with the process"):
         open_store("memory://x")
 
