@@ -264,11 +264,20 @@ class References:
             **entry.model_dump(include=sampling),
         )
 
-    def _teacher_source(self, name: str, entry: Teacher) -> Mapping[str, Any]:
+    def _teacher_source(
+        self, name: str, entry: Teacher, role: str = "teacher"
+    ) -> Mapping[str, Any]:
         if entry.run == "bm25":
             return {"type": "candidates"}
         if entry.model:
-            return {"type": "teach"}
+            return {"type": "teach", "role": role}
+        if entry.mean_of:
+            self.names(("teachers", name, "mean_of"), entry.mean_of, self.grid.teachers)
+            parts = [
+                self._teacher_source(part, self.grid.teachers[part], f"teacher_{place}")
+                for place, part in enumerate(entry.mean_of, 1)
+            ]
+            return {"type": "mean", "parts": parts}
         if entry.source:
             source = self._irds(("teachers", name, "source"), entry.source.removeprefix("irds:"))
             return {"type": "docpairs", "id": source.id}

@@ -189,6 +189,8 @@ class Teacher(_FileKeys):
     """Parquet: all rows of a query are its list; false: each row is a sample, as `mse` allows."""
     over: str = "bm25"
     """Candidates that the model scores: those of `bm25`, or of a teacher with a run."""
+    mean_of: Names = ()
+    """Teachers with a run, scores or a model: their mean ranks over the documents that all list."""
     md5: str | None = None
     sha256: str | None = None
     order: Literal["score", "rank"] = "score"
@@ -207,8 +209,10 @@ class Teacher(_FileKeys):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        one_of(self, *FILE_KEYS, "source", "model")
+        one_of(self, *FILE_KEYS, "source", "model", "mean_of")
         given = self.model_fields_set
+        if len(self.mean_of) == 1:
+            raise ValueError("mean_of names two teachers or more")
         if not self.model and given & {"over", "type", "prompt", "listwise"}:
             raise ValueError("over, type, prompt and listwise belong to a teacher with a model")
         if self.type == "listwise_llm" and self.signal != "ranking":

@@ -93,6 +93,14 @@ def resolve_teacher(context: PlanContext, name: str) -> ResolvedTeacher:
     refs, entry = context.refs, context.grid.teachers[name]
     collection = context.pins.pin(refs.training_collection(name))
     spec = context.pins.pin(refs.teacher(name))
+    if entry.mean_of:
+        parts = [resolve_teacher(context, part) for part in entry.mean_of]
+        if any(part.collection != collection for part in parts):
+            message = "the teachers of a mean must have one collection"
+            raise refs.source.error(("teachers", name, "mean_of"), message)
+        roles = ((f"teacher_{place}", part.parents) for place, part in enumerate(parts, 1))
+        taught = {role: given["teacher"] for role, given in roles if "teacher" in given}
+        return ResolvedTeacher(spec, collection, taught, None, name)
     source = refs.training_candidates(name)
     if source is None:
         return ResolvedTeacher(spec, collection, {}, None, name)

@@ -13,7 +13,9 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
 
 from xsweep.errors import ConfigError, DataError
 from xsweep.evaluator.data.files import checked, columns_of, decode, read_lines
@@ -134,10 +136,12 @@ class TeachSource(Source):
     """Scores of a `teach` job, whose folder is the input `teacher`."""
 
     type: Literal["teach"] = "teach"
+    role: str = "teacher"
+    """The role of that input."""
     signals = ("scores", "ranking")
 
     def read(self, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
-        return _trec(_input(inputs, "teacher") / "scores.run.gz")
+        return _trec(_input(inputs, self.role) / "scores.run.gz")
 
 
 class RunSource(FileSource):
@@ -161,6 +165,16 @@ class ScoresSource(FileSource):
     def read(self, signal: Signal, inputs: Mapping[str, Path]) -> ListFile:
         path = checked(self.file)
         return ListFile(path, _score_lines(path))
+
+
+class MeanSource(Source):
+    """Mean ranks of several teachers; `lists` reads and joins their lists."""
+
+    type: Literal["mean"] = "mean"
+    parts: tuple[
+        Annotated[RunSource | ScoresSource | TeachSource, Field(discriminator="type")], ...
+    ] = Field(min_length=2)
+    signals = ("ranking",)
 
 
 def _score_lines(path: Path) -> Iterator[Entry]:

@@ -13,6 +13,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,17 +26,39 @@ from xsweep.evaluator.data.trec import (
 )
 from xsweep.trainer.specs import TeacherSpec
 from xsweep.trainer.teachers import Sample
-from xsweep.trainer.teachers.formats import Entry
+from xsweep.trainer.teachers.formats import Entry, ListFile, MeanSource
 
 _HEAD = struct.Struct("<II")
 
 
 def read_lists(spec: TeacherSpec, inputs: Mapping[str, Path]) -> "RankedLists":
     """Each query's documents, best first, with their scores."""
-    file = spec.source.read(spec.signal, inputs)
+    if isinstance(spec.source, MeanSource):
+        parts = [_ranked_lists(part.read("ranking", inputs)) for part in spec.source.parts]
+        return RankedLists(parts[0].path, mean_ranks(parts))
+    return _ranked_lists(spec.source.read(spec.signal, inputs))
+
+
+def _ranked_lists(file: ListFile) -> "RankedLists":
     lists = RankedLists(file.path, file.entries, by_rank=file.by_rank)
     lists.labels = file.labels or {}
     return lists
+
+
+def mean_ranks(parts: Sequence["RankedLists"]) -> Iterator[Entry]:
+    """Entries by the negated mean of their ranks among the documents that all parts list.
+
+    a, b, c and c, a, b have the mean ranks 1.5, 2.5 and 2: a, c, b.
+    """
+    for line, query_id in enumerate(parts[0], 1):
+        if not all(query_id in part for part in parts):
+            continue
+        ranked = [part.ranked(query_id)[0] for part in parts]
+        shared = set(ranked[0]).intersection(*ranked)
+        orders = [[doc_id for doc_id in docs if doc_id in shared] for docs in ranked]
+        ranks = [dict(zip(docs, range(1, len(docs) + 1), strict=True)) for docs in orders]
+        for doc_id in orders[0]:
+            yield Entry(line, query_id, doc_id, -fmean(each[doc_id] for each in ranks))
 
 
 class _Block(NamedTuple):
@@ -59,7 +82,7 @@ class RankedLists(Mapping[str, dict[str, float]]):
         """
         self.labels: Qrels = {}
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the lists
-        self._path, self._size, self._by_rank = path, 0, by_rank
+        self.path, self._size, self._by_rank = path, 0, by_rank
         self._starts: dict[str, int] = {}
         scattered: dict[str, array[int]] = {}
         for query_id, group in groupby(entries, attrgetter("query_id")):
@@ -102,7 +125,7 @@ class RankedLists(Mapping[str, dict[str, float]]):
         for doc_id, value, line in zip(*block, strict=True):
             if doc_id in values or (self._by_rank and value in ranks):
                 rank = None if doc_id in values else -value
-                raise duplicate(self._path, line, query_id, doc_id, rank)
+                raise duplicate(self.path, line, query_id, doc_id, rank)
             ranks.add(value)
             values[doc_id], lines[doc_id] = value, line
         best = dict(sort_docs(values))

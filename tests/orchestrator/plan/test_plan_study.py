@@ -244,10 +244,10 @@ def test_the_recipe_of_the_ettin_rerankers_is_one_epoch_at_each_size(
     assert forecast(plan.jobs, GPUS["H100"], devices=8).total_s > 0
 
 
-def test_six_teachers_score_the_same_lists(settings: Settings) -> None:
+def test_seven_teachers_have_the_same_lists(settings: Settings) -> None:
     plan = planned("llm_teachers", settings)
     prepare = (13 + 13 + 1) + (13 + 3) + 13 + 1  # the lists, as candidates of four teach jobs
-    trainings, rows = 6 * 3, 6 * 3 + 1 + 4
+    trainings, rows = 7 * 3, 7 * 3 + 1 + 4
     assert plan.kinds == {
         "prepare": prepare,
         "teach": 4,
@@ -262,5 +262,15 @@ def test_six_teachers_score_the_same_lists(settings: Settings) -> None:
         elif job.kind == "train" and job.labels["teacher"] in ("rankzephyr", "labels"):
             lists.add(job.spec["teacher"]["source"]["file"]["md5"])
     assert lists == {"c37b78874d4893a00566ab40aa453c56"}
+    mean = next(job for job in plan.jobs if job.labels.get("teacher") == "mean")
+    parts = mean.spec["teacher"]["source"]["parts"]
+    assert [part["type"] for part in parts] == ["run", "teach", "teach", "teach", "teach"]
+    scored = [jobs[mean.parents[part["role"]]].name for part in parts[1:]]
+    assert [name.split()[1] for name in scored] == [
+        "cross-encoder",
+        "mxbai-rerank-large-v2",
+        "Qwen3-Reranker-4B",
+        "bge-reranker-v2-gemma",
+    ]
     found = forecast(plan.jobs, GPUS["H100"], devices=8)
     assert 0 < found.seconds["teach"] < found.seconds["train"]

@@ -74,3 +74,24 @@ def test_passages_are_ordered_by_their_scores_and_labels_need_none(tmp_path):
         read_lists(scored, {})
     path.write_text(LINES.splitlines()[0] + "\n")
     assert list(read_lists(scored, {})["1"].values()) == [3, 1]
+
+
+def test_the_mean_of_teachers_ranks_what_all_of_them_list(tmp_path):
+    (tmp_path / "llm.run").write_text(
+        "".join(f"q 0 {doc} {rank} 0 llm\n" for rank, doc in enumerate("abxc", 1)) + "p 0 a 1 0 x\n"
+    )
+    (tmp_path / "teach").mkdir()
+    run = {"q": {"c": 9.0, "y": 8.0, "a": 2.0, "b": 1.0}}
+    write_run(tmp_path / "teach" / "scores.run.gz", run, "x")
+    parts = [
+        {"type": "run", "file": {"path": str(tmp_path / "llm.run")}, "order": "rank"},
+        {"type": "teach", "role": "teacher_2"},
+    ]
+    spec = {"signal": "ranking", "source": {"type": "mean", "parts": parts}}
+    lists = read_lists(TeacherSpec.model_validate(spec), {"teacher_2": tmp_path / "teach"})
+    # a, b, c and c, a, b; x, y and the query p are not in both.
+    assert {query: list(docs.items()) for query, docs in lists.items()} == {
+        "q": [("a", -1.5), ("c", -2.0), ("b", -2.5)]
+    }
+    with pytest.raises(ValueError, match="a 'mean' source gives ranking, not scores"):
+        TeacherSpec.model_validate(spec | {"signal": "scores"})
