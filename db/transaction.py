@@ -33,7 +33,7 @@ READING = "xsweep_reading"
 """Execution option of connections that only read; `engine` begins their transactions by it."""
 
 # PostgreSQL's error classes and codes after which the same transaction may succeed
-TRANSIENT = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300")
+TRANSIENT = ("08", "25P03", "40001", "40P01", "55P03", "57P0", "53300")
 
 NO_PRIVILEGE = "42501"
 

@@ -11,6 +11,7 @@ import pytest
 from job_table import finish, new_job, run_all, states, study, submit, take
 from postgresql import administer
 from sqlalchemy import create_engine, text
+from waiting import wait_for
 
 import xsweep.db.engine
 import xsweep.db.status
@@ -249,6 +250,22 @@ def test_a_role_of_one_connection_reads_and_a_second_process_is_refused(postgres
     finally:
         on(postgresql_url, "DROP OWNED BY single")
         on(postgresql_url, "DROP ROLE single")
+
+
+def test_a_session_that_the_server_ended_while_it_was_idle_is_replaced(
+    postgresql_url, postgresql_server
+):
+    name = open_engine(postgresql_url).url.database
+    on(postgresql_url, f"ALTER DATABASE {name} SET idle_session_timeout = '50ms'")
+    engine = connect(postgresql_url)
+    submit(engine, [new_job("train")])
+    sessions = text(f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'")
+    observer = open_engine(postgresql_server)
+    with observer.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        wait_for(lambda: connection.scalar(sessions) == 0)
+    assert take(engine).name == "train"
+    observer.dispose()
+    engine.dispose()
 
 
 def test_a_statement_that_takes_longer_than_the_server_allows_is_reported(postgresql_url):
