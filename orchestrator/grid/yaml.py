@@ -29,6 +29,7 @@ Where = tuple[str | int, ...]
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {"null", "bool", "int", "float", "str", "timestamp", "value"}
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def nearest(name: str, known: Collection[str]) -> str:
@@ -248,6 +249,7 @@ class _Reader:
             case "sequence", "seq":
                 return [self.value((*where, i), None, item) for i, item in enumerate(node.value)]
             case "scalar", "str" | "timestamp" | "value":
+                self._require_storable(node)
                 return _VARIABLE.sub(lambda found: self._variable(node, found), node.value)
             case "scalar", "null" | "bool" | "int" | "float" as kind:
                 return self._constant(node, kind)
@@ -262,6 +264,7 @@ class _Reader:
                 raise self._fail(key, "merge keys (<<) are not supported: write the keys out")
             if key.id != "scalar" or kind not in _SCALARS:
                 raise self._fail(key, "a key must be a string")
+            self._require_storable(key)
             if key.value in found:
                 first = self.places[*where, key.value][0].start_mark.line + 1
                 raise self._fail(key, f"duplicate key {key.value!r} (first in line {first})")
@@ -289,6 +292,10 @@ class _Reader:
             message = f"${{{name}}} is not set: give --{flag} or XSWEEP_{name.upper()}"
             raise self._fail(node, message)
         return value
+
+    def _require_storable(self, node: Any) -> None:
+        if _UNSTORABLE.search(node.value):
+            raise self._fail(node, "a NUL or half of a surrogate pair, which no database stores")
 
     def _fail(self, node: Any, message: str) -> ConfigError:
         return _error(self.path, node.start_mark, message)
