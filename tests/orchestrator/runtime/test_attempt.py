@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -54,7 +55,7 @@ def test_a_job_pays_for_a_full_node_if_its_own_memory_filled_it(name, requested_
 
 
 FULL = """
-import json, time, ray
+import json, sys, time, ray
 from xsweep.orchestrator.runtime.attempt import out_of_memory
 from xsweep.orchestrator.runtime.placement import ResourceRequest
 
@@ -63,7 +64,8 @@ class Worker:
         time.sleep(60)
 
 full = {"memory_usage_threshold": 0.001, "memory_monitor_refresh_ms": 50}
-ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, _system_config=full)
+alone = {"include_dashboard": False, "log_to_driver": False, "_temp_dir": sys.argv[1]}
+ray.init("local", num_cpus=1, _system_config=full, **alone)
 actor = ray.remote(Worker).options(name="worker 1").remote()
 try:
     ray.get(actor.run.remote())
@@ -76,8 +78,10 @@ except ray.exceptions.OutOfMemoryError as error:
 
 @pytest.mark.slow(6)
 def test_the_report_of_rays_own_memory_monitor_is_understood():
-    command = [sys.executable, "-c", FULL]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    # Not pytest's folder: the path of a socket may have no more than 100 letters.
+    with TemporaryDirectory(prefix="xsweep-", dir="/tmp") as folder:
+        command = [sys.executable, "-c", FULL, folder]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     crowded, grown = map(json.loads, done.stdout.splitlines()[-2:])
     assert (crowded["failure"], grown["failure"]) == ("NODE_FULL", "OOM_HOST")
     assert "by itself, which requested none" in crowded["reason"]
