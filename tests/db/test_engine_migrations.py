@@ -139,6 +139,7 @@ def test_an_interrupted_upgrade_keeps_the_old_schema(old_url, dump, monkeypatch)
     engine.dispose()
 
 
+@pytest.mark.slow(2)
 def test_an_upgrade_that_is_killed_before_any_statement_keeps_the_old_database(tmp_path):
     old = sqlite3.connect(tmp_path / "old.db")
     old.executescript(DUMPS[0].read_text())

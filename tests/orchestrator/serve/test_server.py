@@ -123,6 +123,7 @@ def test_a_slow_client_does_not_block_others(served: Served) -> None:
         assert served.get("/").status == 200
 
 
+@pytest.mark.slow(2)
 def test_200_clients_at_once_are_all_served(served: Served) -> None:
     with ThreadPoolExecutor(200) as clients:
         replies = list(clients.map(served.get, ["/", "/sweep/small"] * 100))
