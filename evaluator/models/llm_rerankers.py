@@ -224,6 +224,8 @@ Ask = Callable[[Messages, int], str]
 
 ANSWERS = "answers.jsonl"
 """File of a job's answers so far."""
+BACKOFF_S = 1.0
+"""First pause after a server's failure; each of the next five is twice as long."""
 IDENTIFIER_TOKENS = 6
 """Tokens of an answer for each passage, ` > [10]` among them."""
 
@@ -365,7 +367,8 @@ def ask_server(model: str, settings: ListwiseSpec) -> Ask:
     import requests
     from urllib3 import Retry
 
-    retry = Retry(6, backoff_factor=1, status_forcelist=(429, 500, 502, 503), allowed_methods=None)
+    failed = (429, 500, 502, 503)
+    retry = Retry(6, backoff_factor=BACKOFF_S, status_forcelist=failed, allowed_methods=None)
     adapter = requests.adapters.HTTPAdapter(pool_maxsize=settings.concurrency, max_retries=retry)
     session, url = requests.Session(), f"{(settings.server or '').rstrip('/')}/chat/completions"
     session.mount("http://", adapter)

@@ -412,6 +412,7 @@ def test_a_machine_without_a_node_of_the_cluster_is_refused_with_the_command_to_
 
 def test_a_node_that_starts_after_its_head_is_awaited(monkeypatch, tmp_path):
     monkeypatch.setenv("XSWEEP_HOME", str(tmp_path))
+    monkeypatch.setattr(ray_cluster, "ANSWER_S", 1.0)
     looks = iter([[], [], [SimpleNamespace(info={"name": "raylet"})]])
     monkeypatch.setattr(psutil, "process_iter", lambda attributes: iter(next(looks)))
     with socket.create_server(("127.0.0.1", 0)) as somebody:
