@@ -12,7 +12,7 @@ import sys
 
 import object_store
 import pytest
-from sessions import end_session
+from sessions import end_session, session
 from tiny import write_study
 from waiting import wait_for
 
@@ -38,7 +38,7 @@ OTHER_DISK = 'mount -t tmpfs none "$XSWEEP_CACHE" && exec "$@"'
 
 @pytest.fixture
 def two_hosts(tmp_path):
-    """Environment for a program that uses a cluster of two hosts and a store between them."""
+    """A cluster of two hosts and a store between them: a program's environment, and the nodes."""
     cache, token = tmp_path / "cache", tmp_path / "token"
     cache.mkdir(mode=0o700)
     token.touch(0o600)
@@ -71,7 +71,7 @@ def two_hosts(tmp_path):
             address = f"127.0.0.1:{port}"
             apart = ("unshare", "--mount", "sh", "-c", OTHER_DISK, "sh")
             start("other host", *apart, *RAY, "--address", address, "--num-cpus", "1")
-            yield {**ours, "RAY_ADDRESS": address}
+            yield {**ours, "RAY_ADDRESS": address}, started
         finally:
             for process in reversed(started):
                 end_session(process.pid)
@@ -80,22 +80,30 @@ def two_hosts(tmp_path):
 
 def test_a_gang_whose_hosts_share_only_an_object_store_is_stopped_and_goes_on(workplace, two_hosts):
     # One worker prepares and evaluates: importing torch is most of a worker's work here.
-    workplace.environment |= {**two_hosts, "XSWEEP_LIMITS": "prepare=1,evaluate=1"}
+    environment, nodes = two_hosts
+    workplace.environment |= {**environment, "XSWEEP_LIMITS": "prepare=1,evaluate=1"}
     grid = write_study(workplace.folder, steps=STEPS, objectives=("infonce",))
     needs = "resources: {train: {cpus: 1, ranks: 2, spread: true}}\n"
     grid.write_text(grid.read_text() + needs)
     workplace.xsweep("submit", "tiny.yaml", "--no-start")
     engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
 
-    def half_way():
+    def past_first_checkpoint():
         assert controller.poll() is None, controller.communicate()[0]
         (training,) = status.list_jobs(engine, kind="train")
         running = {job.job_id: job.progress for job in status.summary(engine).running}
-        return (running.get(training.job_id) or {}).get("done", 0) > 40
+        return (running.get(training.job_id) or {}).get("done", 0) > 20
 
     controller = workplace.start("run")
-    wait_for(half_way)
+    wait_for(past_first_checkpoint)
+    processes = [process for node in nodes for process in session(node.pid)]
+    workers = [process for process in processes if process.name() == "ray::Worker"]
+    for worker in workers:  # none ends before it is asked to stop
+        worker.suspend()
     controller.terminate()
+    assert any("stopping: waiting for" in line for line in controller.stdout)
+    for worker in workers:
+        worker.resume()
     output, _ = controller.communicate(timeout=120)
     assert "stopped   train" in output
 
