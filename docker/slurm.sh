@@ -34,8 +34,9 @@ export RAY_AUTH_TOKEN_PATH="$HOME/.xsweep-ray-token-$SLURM_JOB_ID"
 
 # Nothing runs on Ray by then: an orderly end would wait 30 s for a head that is gone.
 end() {
+  set +e   # where a part of it has ended already, the rest goes on
   scancel --signal=KILL "$SLURM_JOB_ID.0"
-  wait "$nodes" || true
+  wait "$nodes"
   srun --overlap rm -rf "$folder"
   rm -f "$RAY_AUTH_TOKEN_PATH"
 }
