@@ -66,7 +66,7 @@ class Reranked(NamedTuple):
     seconds: float
     """Time of the scoring for all runs of the call, without loading and tokenising."""
     precision: str
-    """`fp32` or `bf16`"""
+    """`fp32`, `bf16`, or `unknown` where a server computes"""
     precision_reason: str
     answers: dict[str, int] | None = None
     """A listwise LLM's answers and their faults."""
@@ -97,32 +97,16 @@ def rerank(
     precision = "bf16" if dtype == torch.bfloat16 else "fp32"
     settings = settings.model_copy(update={"precision": precision})
     if models.listwise:
-        started, model = time.perf_counter(), models.models[0]
-        ask = (
-            ask_server(model.id or "", models.listwise)
-            if models.listwise.server
-            else ask_model(model, dtype, devices[0])
-        )
-        texts = _texts(lists)
-        orders, answers = rank_lists(model, models.listwise, texts, ask, partial_folders, report)
-        left, seconds = iter(orders), time.perf_counter() - started
-        return [
-            Reranked(
-                run={
-                    query: {docs[place]: float(-rank) for rank, place in enumerate(next(left), 1)}
-                    for query, docs in each.candidates.items()
-                    if docs
-                },
-                pairs=len(each.pairs),
-                scored=sum(len(documents) for _, documents in texts),
-                padding_waste=0.0,
-                seconds=seconds,
-                precision=precision,
-                precision_reason=reason,
-                answers=answers,
-            )
-            for each in lists
-        ]
+        model, server = models.models[0], models.listwise.server
+        if server:
+            precision, reason = "unknown", "the server chooses it"
+            ask = ask_server(model.id or "", models.listwise)
+        else:
+            ask = ask_model(model, dtype, devices[0])
+        texts, started = _texts(lists), time.perf_counter()
+        ranked = rank_lists(model, models.listwise, texts, ask, partial_folders, report)
+        seconds = time.perf_counter() - started
+        return _by_rank(lists, *ranked, seconds, precision, reason)
     scored: list[tuple[ScoredPairs, int]] = []
     for place, model in enumerate(models.models):
         progress = _progress(report, place, len(models.models)) if report else None
@@ -179,6 +163,35 @@ def _description(spec: ModelSpec, prompt: PromptSpec | None, settings: ScoringSp
     scoring = settings.model_dump_json(include=set(ScoringSpec.model_fields))
     asked = (prompt.model_dump_json(),) if prompt else ()
     return "\n".join((spec.model_dump_json(), *asked, weights, scoring, torch.__version__))
+
+
+def _by_rank(
+    lists: Sequence[ToRerank],
+    orders: Sequence[Sequence[int]],
+    answers: dict[str, int],
+    seconds: float,
+    precision: str,
+    precision_reason: str,
+) -> list[Reranked]:
+    """The lists in the orders that a listwise LLM gave them; a score is the negated rank."""
+    left = iter(orders)
+    return [
+        Reranked(
+            run={
+                query: {docs[place]: float(-rank) for rank, place in enumerate(next(left), 1)}
+                for query, docs in each.candidates.items()
+                if docs
+            },
+            pairs=len(each.pairs),
+            scored=sum(map(len, orders)),
+            padding_waste=0.0,
+            seconds=seconds,
+            precision=precision,
+            precision_reason=precision_reason,
+            answers=answers,
+        )
+        for each in lists
+    ]
 
 
 def _texts(lists: Sequence[ToRerank]) -> list[tuple[str, list[str]]]:

@@ -84,6 +84,28 @@ evaluation: {{collections: tiny-test, first_stage: bm25, depth: 5, measures: [nD
 """
 
 
+def teach_and_evaluate(
+    folder: Path, collection: dict, model: dict, depth: int
+) -> tuple[dict, dict]:
+    """Runs of a teach job and of an evaluation by a model over BM25's first documents.
+
+    Their results stay in `folder/teach` and `folder/evaluate`.
+    """
+    from xsweep.evaluator.data.trec import read_run
+    from xsweep.evaluator.jobs import run_job
+
+    jobs = {
+        "prepare": {"type": "candidates", "collection": collection, "depth": depth},
+        "teach": {"collection": collection, "model": model},
+        "evaluate": {"collection": collection, "scorer": {"type": "model", "model": model}},
+    }
+    for kind, spec in jobs.items():
+        (folder / kind).mkdir()
+        inputs = {} if kind == "prepare" else {"candidates": folder / "prepare"}
+        run_job(kind, spec, inputs, folder / kind)
+    return read_run(folder / "teach/scores.run.gz"), read_run(folder / "evaluate/run.trec.gz")
+
+
 def write_study(
     folder: Path, *, steps: int = 4, objectives: tuple[str, ...] = ("infonce", "bce")
 ) -> Path:

@@ -15,8 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsweep.errors import ConfigError, SetupError
-from xsweep.evaluator.data.trec import read_run
-from xsweep.evaluator.jobs import run_job
 from xsweep.evaluator.models import llm_rerankers
 from xsweep.evaluator.models.llm_rerankers import (
     ask_model,
@@ -260,19 +258,11 @@ def test_a_teach_job_writes_a_run_that_others_can_read(api, tmp_path: Path) -> N
     documents.write_text("".join(f"{line} passage {n}\n" for n, line in enumerate(lines)))
     listwise = {"window": 4, "stride": 2, "server": api.url, "passes": 6}
     model = {"type": "listwise_llm", "models": [{"id": "a/b"}], "listwise": listwise}
-    jobs = {
-        "prepare": {"type": "candidates", "collection": collection, "depth": 6},
-        "teach": {"collection": collection, "model": model},
-        "evaluate": {"collection": collection, "scorer": {"type": "model", "model": model}},
-    }
-    for kind, spec in jobs.items():
-        (tmp_path / kind).mkdir()
-        inputs = {} if kind == "prepare" else {"candidates": tmp_path / "prepare"}
-        run_job(kind, spec, inputs, tmp_path / kind)
-    for run in (tmp_path / "teach" / "scores.run.gz", tmp_path / "evaluate" / "run.trec.gz"):
-        for ranked in read_run(run).values():
+    for run in tiny.teach_and_evaluate(tmp_path, collection, model, depth=6):
+        for ranked in run.values():
             numbers = [int(doc[1:]) for doc in ranked]
             assert numbers == sorted(numbers, reverse=True)
     summary = json.loads((tmp_path / "teach" / "summary.json").read_text())
     assert summary["answers"]["missing"] == 0
+    assert summary["precision"] == "unknown", "the server chooses it"
     assert summary["answers"]["answers"] > 3

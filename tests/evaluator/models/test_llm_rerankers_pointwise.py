@@ -18,8 +18,6 @@ from transformers import (
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator import scoring
-from xsweep.evaluator.data.trec import read_run
-from xsweep.evaluator.jobs import run_job
 from xsweep.evaluator.models.llm_rerankers import PromptEncoder, load_causal_reranker
 from xsweep.evaluator.models.token_store import Sources
 from xsweep.evaluator.rerank import ToRerank, cut_texts, rerank
@@ -311,17 +309,7 @@ def test_a_teach_job_and_an_evaluation_give_a_pair_the_same_score(
 ) -> None:
     collection = tiny.write_collection(tmp_path / "mine", queries=4, documents=20)
     model = teacher(make_model("qwen3"), "mxbai-rerank-v2").model_dump()
-    jobs = {
-        "prepare": {"type": "candidates", "collection": collection, "depth": 5},
-        "teach": {"collection": collection, "model": model},
-        "evaluate": {"collection": collection, "scorer": {"type": "model", "model": model}},
-    }
-    for kind, spec in jobs.items():
-        (tmp_path / kind).mkdir()
-        inputs = {} if kind == "prepare" else {"candidates": tmp_path / "prepare"}
-        run_job(kind, spec, inputs, tmp_path / kind)
-    taught = read_run(tmp_path / "teach" / "scores.run.gz")
-    ranked = read_run(tmp_path / "evaluate" / "run.trec.gz")
+    taught, ranked = tiny.teach_and_evaluate(tmp_path, collection, model, depth=5)
     assert sorted(taught) == sorted(ranked) == ["q0", "q1", "q2", "q3"]
     for query, docs in ranked.items():
         assert {doc: taught[query][doc] for doc in docs} == pytest.approx(docs, abs=1e-4)
