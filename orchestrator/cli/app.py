@@ -101,19 +101,8 @@ GLOBAL_OPTIONS = ("--db", "--store", "--data-home", "--ray-address")
 INTERRUPTED = 130
 ORDER = (
     *("init", "plan", "submit", "run", "status", "report", "compare", "explain", "logs"),
-    *(
-        "serve",
-        "metrics",
-        "track",
-        "cancel",
-        "pause",
-        "resume",
-        "retry",
-        "redo",
-        "drop",
-        "evaluate",
-    ),
-    *("data", "schema", "export", "import", "gc", "db", "store", "doctor", "version"),
+    *("serve", "metrics", "track", "cancel", "pause", "resume", "retry", "redo", "drop"),
+    *("evaluate", "data", "schema", "export", "import", "gc", "db", "store", "doctor", "version"),
 )
 """Commands in `--help`, in the order in which a newcomer needs them; others follow."""
 

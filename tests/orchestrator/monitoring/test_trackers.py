@@ -39,7 +39,7 @@ HALF = STEPS // 2
 
 
 class Received(NamedTuple):
-    """What a tracker has of a training."""
+    """The record of a training in a tracker."""
 
     loss: list[tuple[int, float]]
     """Step and value, in the tracker's order."""
