@@ -54,6 +54,8 @@ def redacted(url: str | URL) -> str:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         return "(not a database URL)"  # it may contain a password
+    if (parsed.database or "").startswith("file:"):  # as `open_engine` makes it for readers
+        parsed = parsed.set(database=str(_file_of(parsed)), query={})
     # an @ that is not written as %40 ends the password too early, and the rest would show
     return "(not a database URL)" if "@" in (parsed.host or "") else without_password(parsed)
 

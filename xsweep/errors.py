@@ -71,7 +71,7 @@ def unknown_name(message: str, name: str, known: Sequence[str]) -> ConfigError:
 def field_errors(error: Any) -> str:
     """The wrong fields of a pydantic ValidationError: `optimisation.lr: Input should be ...`."""
     found = ((".".join(map(str, each["loc"])) or "spec", each["msg"]) for each in error.errors())
-    return "; ".join(f"{name}: {message}" for name, message in found)
+    return "; ".join(f"{name}: {message.removeprefix('Value error, ')}" for name, message in found)
 
 
 def first_line(error: BaseException) -> str:

@@ -148,6 +148,12 @@ def test_passwords_are_never_shown(url):
     assert "secret" not in f"{engine} {engine.url} {engine!r}"
 
 
+def test_a_missing_file_is_named_as_it_was_given_to_readers_too(tmp_path):
+    url = f"sqlite:///{tmp_path}/a b.db"
+    assert redacted(open_engine(url, read_only=True).url) == url
+    assert refused(url, read_only=True).startswith(f"database {url}: no such file yet")
+
+
 def test_an_unreadable_url_is_not_shown_at_all():
     assert redacted("postgresql//me:secret@host") == "(not a database URL)"
 

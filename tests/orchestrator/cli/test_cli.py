@@ -280,7 +280,10 @@ def test_logs_are_those_of_the_last_attempt(submitted: Path) -> None:
         (["report"], "nothing to report"),
         (["evaluate", "nowhere"], "nothing to evaluate on"),
         (["evaluate", "no such run"], "neither a folder, nor a run that is trained, nor a Hub id"),
-        (["evaluate", "a/b", "--prompt", "qwen"], "unknown prompt 'qwen': write one of qwen3-"),
+        (
+            ["evaluate", "a/b", "--prompt", "qwen"],
+            "--prompt: prompt: unknown prompt 'qwen': write one of qwen3-",
+        ),
     ],
 )
 def test_wrong_names_end_with_exit_code_2_and_a_suggestion(
