@@ -13,7 +13,7 @@ from sqlalchemy.types import TypeEngine
 from xsweep.db.breaker import stop_columns
 from xsweep.db.claim import LEASE, Lease, live
 from xsweep.db.dependencies import lock, move, skip_descendants, wake_children
-from xsweep.db.events import record
+from xsweep.db.events import record, record_jobs
 from xsweep.db.results import PackedScores, checksum_scores, pack_scores, store_scores
 from xsweep.db.schema import RETRIES, Attempt, Event, Job, Result, State, backoff_s, now_s
 from xsweep.db.transaction import pieces, transact
@@ -77,7 +77,7 @@ def accept_results(
         store_scores(connection, lease.job_id, packed[lease])
     if held:
         woken = wake_children(connection, [lease.job_id for lease in held])
-        record(connection, "ready", *({"job_id": child} for child in woken))
+        record_jobs(connection, "ready", woken)
     lost = [lease for lease in rows if lease not in held]
     return held | {lease for lease in lost if _accepted_before(connection, lease, rows[lease])}
 

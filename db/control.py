@@ -20,7 +20,7 @@ from xsweep.db.dependencies import (
     reopen,
     skip_descendants,
 )
-from xsweep.db.events import record
+from xsweep.db.events import record, record_jobs
 from xsweep.db.explain import find_job, find_sweep
 from xsweep.db.schema import (
     BROKEN,
@@ -64,7 +64,7 @@ def cancel(engine: Engine, *, sweep: str | int | None = None, job: str | int | N
     # Children first: a job whose parent is cancelled before it would be skipped.
     return sum(
         transact(engine, partial(_cancel_unneeded, ids=piece))
-        for piece in _turns(transact(engine, close))
+        for piece in _turns(engine, transact(engine, close))
     )
 
 
@@ -120,17 +120,17 @@ def retry(
     reopened, before = set[int](), -1
     while len(reopened) > before:
         before = len(reopened)
-        for piece in _turns(sorted(todo)):
+        for piece in _turns(engine, sorted(todo)):
             able, skipped = transact(engine, partial(_reopen, ids=piece))
             reopened |= able
             todo = (todo - able) | skipped
     return len(reopened)
 
 
-def _turns(ids: Sequence[int]) -> Iterator[list[int]]:
+def _turns(engine: Engine, ids: Sequence[int]) -> Iterator[list[int]]:
     """The jobs of each transaction, with a pause between two in which others get the lock."""
     for number, piece in enumerate(pieces(ids, AT_ONCE)):
-        if number:
+        if number and engine.dialect.name == "sqlite":  # PostgreSQL's waiters queue for a row
             time.sleep(TURN_S)
         yield piece
 
@@ -257,13 +257,13 @@ def _cancel_unneeded(connection: Connection, ids: Collection[int]) -> int:
 
 
 def _cancel(connection: Connection, ids: Collection[int]) -> int:
-    lock(connection, ids)
     still_open = select(Job.id).where(among(connection, Job.id, ids), Job.state.in_(OPEN))
-    cancelled = sorted(connection.scalars(still_open))
+    locked = still_open.order_by(Job.id).with_for_update()  # in ascending order, see `lock`
+    cancelled = connection.scalars(locked).all()
     held = among(connection, Attempt.job_id, cancelled) & Attempt.outcome.is_(None)
     end_attempts(connection, held, "cancelled")
     move(connection, cancelled, State.CANCELLED, ended_at=now_s(), retry_at=None)
-    record(connection, "cancelled", *({"job_id": id_} for id_ in cancelled))
+    record_jobs(connection, "cancelled", cancelled)
     skip_descendants(connection, cancelled, "what it needs was cancelled")
     return len(cancelled)
 
@@ -284,8 +284,9 @@ def _pause_or_resume(connection: Connection, sweep: str | int, state: str) -> No
 
 def _reactivate_sweeps(connection: Connection, ids: Collection[int]) -> None:
     """Reopen the cancelled sweeps of jobs that could not be claimed otherwise."""
-    sweeps = select(SweepJob.sweep_id).where(among(connection, SweepJob.job_id, ids))
-    unclaimable = sweeps.where(~needed_by_sweep(SweepJob.job_id)).distinct()
+    sweeps = select(Sweep.id).join(SweepJob).where(Sweep.state == "cancelled")
+    sweeps = sweeps.where(among(connection, SweepJob.job_id, ids)).distinct()
+    unclaimable = sweeps.where(~needed_by_sweep(SweepJob.job_id))
     for id_ in sorted(connection.scalars(unclaimable)):
         _set_state(connection, id_, "active")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from xsweep.db.events import record
+from xsweep.db.events import record_jobs
 from xsweep.db.schema import BROKEN, Edge, Job, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import among
 
@@ -19,7 +19,8 @@ def lock(connection: sa.Connection, job_ids: Collection[int]) -> None:
     """Lock the rows of jobs until the transaction ends; in ascending order, against deadlocks."""
     if connection.dialect.name == "postgresql":  # SQLite's transaction locks the whole database
         rows = sa.select(Job.id).where(among(connection, Job.id, job_ids)).order_by(Job.id)
-        connection.execute(rows.with_for_update()).all()
+        locked = rows.with_for_update().subquery()
+        connection.execute(sa.select(sa.func.count()).select_from(locked))
 
 
 def move(connection: sa.Connection, job_ids: Collection[int], state: State, **values: Any) -> None:
@@ -118,11 +119,12 @@ def skip_descendants(connection: sa.Connection, job_ids: Collection[int], reason
     """
     parents = set(job_ids)
     while parents:
-        lock(connection, children(connection, parents, [State.WAITING]))
-        skipped = children(connection, parents, [State.WAITING])
-        move(connection, skipped, State.SKIPPED, reason=reason, ended_at=now_s())
-        record(connection, "skipped", *({"job_id": id_, "reason": reason} for id_ in skipped))
-        parents = skipped
+        if waiting := children(connection, parents, [State.WAITING]):
+            lock(connection, waiting)
+            waiting = children(connection, parents, [State.WAITING])
+            move(connection, waiting, State.SKIPPED, reason=reason, ended_at=now_s())
+            record_jobs(connection, "skipped", waiting, reason=reason)
+        parents = waiting
 
 
 def reopen(connection: sa.Connection, job_ids: Collection[int]) -> tuple[set[int], set[int]]:
@@ -137,7 +139,7 @@ def reopen(connection: sa.Connection, job_ids: Collection[int]) -> tuple[set[int
         broken = sa.update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
         cleared = dict.fromkeys(("retry_at", "failure", "reason", "ended_at"))
         connection.execute(broken.values(state=ready, forgiven_token=Job.token, **cleared))
-        record(connection, "retried", *({"job_id": id_} for id_ in sorted(able)))
+        record_jobs(connection, "retried", able)
         todo, reopened = todo - able, reopened | able
         skipped |= children(connection, able, [State.SKIPPED])
     return reopened, skipped - reopened

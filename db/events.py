@@ -1,13 +1,13 @@
 """The history: an event per change, appended in the transaction that makes the change."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy import JSON, Connection, Engine, Text, func, insert, literal, select
 
 from xsweep.db.schema import Edge, Event, Job, Sweep, SweepJob, now_s
-from xsweep.db.transaction import among, insert_rows, read, reading, to_json, transact
+from xsweep.db.transaction import among, insert_rows, listed, read, reading, to_json, transact
 
 SUBJECT = ("sweep_id", "job_id", "token", "owner")
 
@@ -49,6 +49,14 @@ def record(connection: Connection, kind: str, *rows: Mapping[str, Any]) -> None:
     elif rows:
         given = [{**subject, "kind": kind, "detail": detail} for subject, detail in events]
         connection.execute(_APPEND, given)
+
+
+def record_jobs(connection: Connection, kind: str, job_ids: Collection[int], **detail: Any) -> None:
+    """Append the same event for each of these jobs, made by the database itself."""
+    if job_ids:
+        ids = listed(connection, Job.id, sorted(job_ids)).subquery()
+        events = select(now_s(), literal(kind, Text), ids.c.value, literal(detail, JSON))
+        connection.execute(insert(Event).from_select(["at", "kind", "job_id", "detail"], events))
 
 
 def record_event(engine: Engine, kind: str, **row: Any) -> None:

@@ -122,17 +122,16 @@ def test_an_upgraded_database_keeps_its_rows_and_runs_its_jobs(old_url):
     engine.dispose()
 
 
-def test_an_interrupted_upgrade_keeps_the_old_schema(old_url, dump, monkeypatch):
-    from alembic.operations import Operations
-
-    def break_off(*_, **__):
-        raise KeyboardInterrupt
+def test_an_interrupted_upgrade_keeps_the_old_schema(old_url, dump):
+    def break_off(connection, cursor, statement, *_):
+        if statement.startswith(f"UPDATE {VERSION_TABLE}"):
+            raise KeyboardInterrupt
 
     engine = open_engine(old_url)
-    monkeypatch.setattr(Operations, "execute", break_off)
+    event.listen(engine, "before_cursor_execute", break_off)
     with pytest.raises(KeyboardInterrupt):
         upgrade(engine)
-    monkeypatch.undo()
+    event.remove(engine, "before_cursor_execute", break_off)
     assert schema_version(engine) == dump.stem
     upgrade(engine)
     assert states(engine) == STATES

@@ -12,6 +12,7 @@ from sqlalchemy import text
 import xsweep.db.status
 from xsweep.db import controllers, jobs
 from xsweep.db.check import check
+from xsweep.db.engine import connect
 from xsweep.db.status import groups, list_jobs, outlook, overview, pending_demand, summary
 from xsweep.errors import ConfigError
 
@@ -183,6 +184,23 @@ def test_folding_the_tally_keeps_its_counts(engine, monkeypatch):
             rows = connection.execute(text("SELECT sweep_id, kind, state FROM tally")).all()
         assert len(rows) == len(set(rows))
     assert check(engine) == []
+
+
+@pytest.mark.slow(0.1)
+def test_postgresql_counts_the_jobs_of_a_statement_together(postgresql_url):
+    engine = connect(postgresql_url)
+    submit(engine, study(seeds=range(20)))
+    tally = text("SELECT kind, state, jobs, cost_s FROM tally ORDER BY id DESC LIMIT 6")
+    jobs.cancel(engine, sweep="study")
+    with engine.connect() as connection:
+        rows = connection.execute(tally).all()
+    by_kind = {"prepare": 2, "train": 20, "evaluate": 40}
+    assert {(row.kind, row.jobs) for row in rows} == {
+        (kind, sign * count) for kind, count in by_kind.items() for sign in (-1, 1)
+    }
+    assert {row.state for row in rows if row.jobs > 0} == {"cancelled"}
+    assert sum(row.cost_s for row in rows) == 0
+    engine.dispose()
 
 
 def test_status_imports_nothing_heavy():
