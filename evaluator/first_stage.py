@@ -247,7 +247,7 @@ def _dense(settings: DenseSpec, queries: Sequence[str]) -> Score:
 
     encoder = bi_encoder.load_bi_encoder(settings.model)
     device = visible_devices()[0]
-    encoder.model.to(device)  # type: ignore[arg-type]
+    encoder.model.to(device)
     dtype, _ = choose_precision(settings.precision, device)
 
     def embed(texts: Sequence[str], prefix: str, max_tokens: int) -> np.ndarray:
@@ -269,7 +269,7 @@ def _splade(settings: SpladeSpec, queries: Sequence[str]) -> Score:
     from xsweep.evaluator.scoring import visible_devices
 
     model = splade.load_splade(settings.model)
-    model.model.to(visible_devices()[0])  # type: ignore[arg-type]
+    model.model.to(visible_devices()[0])
     encode = partial(
         splade.encode, model, batch_tokens=settings.batch_tokens, precision=settings.precision
     )

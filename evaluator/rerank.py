@@ -363,7 +363,7 @@ def _bi_encode(
 ) -> tuple[ScoredPairs, int]:
     """One bi-encoder's cosines of all lists' pairs, and the number of pairs."""
     encoder = bi_encoder.load_bi_encoder(spec)
-    encoder.model.to(device)  # type: ignore[arg-type]
+    encoder.model.to(device)
     total = sum(len(each.pairs) for each in lists)
     tokens = TextTokens(encoder.tokenizer)
     results: list[ScoredPairs] = []

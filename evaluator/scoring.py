@@ -152,7 +152,7 @@ def score_pairs(
     resumed, batch_tokens, scores = state
     done, slots = resumed, 0
     was_training = model.training
-    model.to(device).eval()  # type: ignore[arg-type]
+    model.to(device).eval()
     try:
         with torch.inference_mode():
             mode = _mode(model, encoder, dtype, settings.layout)

@@ -20,6 +20,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 counter = itertools.count()
 accounts: list[Account] = []
 
+# Until all tests are imported, see below.
+gc.disable()
+
 # Threads on matrices this small, in lanes beside each other, only wait for each other; and a nice
 # Ray worker would wait for every test that computes.
 os.environ |= {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
@@ -40,8 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let no garbage collection walk again what the imports of all tests have made."""
+    """Let no garbage collection walk what the imports of all tests have made."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

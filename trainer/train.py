@@ -100,7 +100,7 @@ def train(
     identical_ids = spec.collection.identical_ids
     teacher = open_teacher(spec.teacher, collection, documents, inputs, identical_ids)
     model, tokenizer = load_start(spec, inputs)
-    model.to(own_device())  # type: ignore[arg-type]
+    model.to(own_device())
     if model.device.type == "cpu":
         keep_freed_memory()
     elif spec.optimisation.deterministic:

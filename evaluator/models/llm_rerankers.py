@@ -398,7 +398,7 @@ def ask_model(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Ask:
         raise ConfigError(
             f"{locate(spec)}: its tokenizer has no chat template, it is no chat model"
         )
-    model.to(device)  # type: ignore[arg-type]
+    model.to(device)
     generate: Any = model.generate
 
     @torch.inference_mode()

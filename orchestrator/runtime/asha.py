@@ -48,10 +48,10 @@ class _Bracket:
         """Pass a trial's validation at a rung to the scheduler. True: the trial is to stop."""
         tuned: Any = SimpleNamespace(trial_id=str(trial))  # all that the scheduler reads
         if trial not in self.passed:
-            self.scheduler.on_trial_add(None, tuned)  # type: ignore[arg-type]  # reads neither
+            self.scheduler.on_trial_add(None, tuned)
         self.passed[trial] = self._rungs_until(step)
         result = {"step": step, "validation": validation}
-        decision = self.scheduler.on_trial_result(None, tuned, result)  # type: ignore[arg-type]
+        decision = self.scheduler.on_trial_result(None, tuned, result)
         return decision == self.scheduler.STOP
 
     def _rungs_until(self, step: int) -> int:
