@@ -17,7 +17,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --progress-bar on -c constraints.txt -e '.[test]'
 	@touch $@
 
-demo: $(INSTALLED) ## run a small sweep: 4 trainings, their evaluations, the report
+demo: $(INSTALLED) ## run a small sweep: 3 trainings, their evaluations, the report
 	@$(MAKE) --no-print-directory sweep NAME=demo
 
 quickstart: $(INSTALLED) ## run a larger one: 8 trainings with six objectives

@@ -91,9 +91,9 @@ def test_a_listwise_llm_behind_a_server_costs_tokens() -> None:
     spec = {"collection": {"source": "apidocs", "split": "train"}, "model": model}
     work = work_of("teach", spec, {"candidates": {"depth": 50}})
     read, written = work.asked_tokens
-    # 2,976 lists of 50 are 5 windows each of 20 passages of 60 words, and 90 words of question.
-    assert read == pytest.approx(2_976 * 5 * (20 * 60 + 90) * TOKENS_PER_WORD)
-    assert written == 2_976 * 5 * 20 * 6
+    # 2,756 lists of 50 are 5 windows each of 20 passages of 60 words, and 90 words of question.
+    assert read == pytest.approx(2_756 * 5 * (20 * 60 + 90) * TOKENS_PER_WORD)
+    assert written == 2_756 * 5 * 20 * 6
     assert work.scoring_flops == 0
     here = {**model, "listwise": {**windows, "server": None}}
     local = work_of("teach", {**spec, "model": here}, {"candidates": {"depth": 50}})

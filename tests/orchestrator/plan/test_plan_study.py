@@ -61,6 +61,18 @@ def test_a_sweep_has_its_jobs(
     assert not planned(name, settings).skipped
 
 
+def test_the_mini_study_is_tested_elsewhere_without_another_training(
+    settings: Settings, real_data: Path
+) -> None:
+    settings = replace(settings, data_home=real_data)
+    here, elsewhere = (planned(f"mini_study{name}", settings) for name in ("", "_transfer"))
+    # Rows of the first stage and of the teacher beside those of 5 depths, 7 objectives, 3 seeds.
+    assert (here.kinds["train"], here.kinds["evaluate"]) == (105, 105 + 2)
+    assert elsewhere.kinds["evaluate"] == 5 * (105 + 2)
+    assert identities(here, "train") == identities(elsewhere, "train")
+    assert identities(here, "evaluate") < identities(elsewhere, "evaluate")
+
+
 def test_the_study_is_162_trainings_and_3564_evaluations_of_them(settings: Settings) -> None:
     study = planned("full_grid", settings)
     assert study.kinds["train"] == len(study.cells) == 162
