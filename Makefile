@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo quickstart sweep test test-fast chaos cluster-test slurm-test rehearsal rehearsal-postgresql lint ruff site clean help
+.PHONY: demo quickstart sweep test test-fast chaos cluster-test slurm-test image-test rehearsal rehearsal-postgresql lint ruff site clean help
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -66,6 +66,11 @@ cluster-test: $(INSTALLED) ## inject faults into three hosts made of network nam
 # Needs root and Debian's slurmctld, slurmd, slurm-client and munge; about five minutes.
 slurm-test: $(INSTALLED) ## run docker/slurm.sh under a real Slurm of two nodes
 	$(BIN)/python -m tests.cluster.slurm
+
+# Needs root, Debian's buildah, podman, runc, debootstrap, netavark and aardvark-dns, podman-compose
+# of PyPI, and 12 GB in the temporary folder; about fifteen minutes.
+image-test: $(INSTALLED) ## build the image and run the demo as docker/compose.yaml describes
+	$(BIN)/python -m tests.cluster.image
 
 lint: $(INSTALLED) ruff ## run ruff and mypy
 	$(BIN)/mypy
