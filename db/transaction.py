@@ -53,7 +53,9 @@ HINTS = (
     ("no space left on device", "free some space; what was committed is safe"),
     ("could not extend file", "free some space on the server; what was committed is safe"),
     ("readonly database", "make the file and its folder writable"),
+    ("unable to open database file", "make the file and its folder writable"),
     ("read-only transaction", "connect to the primary server with a role that may write"),
+    ("during recovery", "connect to the primary server with a role that may write"),
     ("database is locked", "another program holds it: end that, or use PostgreSQL to share it"),
     ("malformed", "the file is damaged: restore a backup (`xsweep db backup` makes them)"),
     ("not a database", "give the path of a database of xsweep, or of a new file"),
@@ -168,6 +170,8 @@ def _retrying(
             if _is_bug(engine, cause):
                 raise
             if not _is_transient(cause) or time.monotonic() + wait_s > give_up_at:
+                # one that was opened while all was read-only would stay so
+                engine.dispose()
                 raise setup_error(engine.url, error) from error
             log.warning("database away, next try in %.2f s: %s", wait_s, type(cause).__name__)
         time.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311

@@ -6,15 +6,17 @@ docs/operations.md describes the messages, JSON objects of schema `xsweep.webhoo
 import json
 import logging
 import queue
+import socket
 import threading
 import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 
 from sqlalchemy import Engine
@@ -85,16 +87,22 @@ class Webhook:
     The URL may hold a secret, as Slack's do: only its host is logged, and no redirect is followed.
     """
 
-    def __init__(self, url: str, *, first_wait_s: float = FIRST_WAIT_S) -> None:
+    def __init__(
+        self, url: str, *, first_wait_s: float = FIRST_WAIT_S, timeout_s: float = TIMEOUT_S
+    ) -> None:
         """Raise SetupError where the URL is not http(s)."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            self._host = parts.hostname or ""
+        except ValueError:
+            self._host = ""
+        if not self._host or parts.scheme not in ("http", "https"):
             raise SetupError(
                 "XSWEEP_WEBHOOK is not an http:// or https:// URL: correct or unset it"
             )
-        self._url, self._host = url, parts.hostname
-        self._first_wait_s = first_wait_s
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._url = url
+        self._first_wait_s, self._timeout_s = first_wait_s, timeout_s
+        self._opener = urllib.request.build_opener(_NoRedirect, _Http, _Https)
         self._messages = queue.Queue[tuple[dict[str, Any], Done] | None](MOST_WAITING)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._work, name="webhook", daemon=True)
@@ -135,7 +143,7 @@ class Webhook:
             if number:
                 self._closing.wait(self._first_wait_s * 4 ** (number - 1))
             try:
-                with self._opener.open(request, timeout=TIMEOUT_S):
+                with self._opener.open(request, timeout=self._timeout_s):
                     return True
             except (OSError, HTTPException, ValueError) as error:
                 why = _reason(error)
@@ -148,11 +156,36 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(_brief, HTTPConnection), request)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(partial(_brief, HTTPSConnection), request)
+
+
+def _brief(kind: type[HTTPConnection], *args: Any, **options: Any) -> HTTPConnection:
+    """A connection that is shut after two timeouts: sockets count one anew from each byte."""
+    connection = kind(*args, **options)
+
+    def shut() -> None:
+        with suppress(OSError):
+            if connection.sock:
+                socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+
+    timer = threading.Timer(2 * options["timeout"], shut)
+    timer.daemon = True
+    timer.start()
+    return connection
+
+
 def _reason(error: Exception) -> str:
     """Describe an error without the URL, which its own message may contain."""
     if isinstance(error, HTTPError):
         return f"it answers {error.code}"
-    cause = getattr(error, "reason", error)
+    cause = error.reason if isinstance(error, URLError) else error
     return getattr(cause, "strerror", None) or type(cause).__name__
 
 

@@ -63,3 +63,29 @@ def test_a_full_disk_raises_an_error_and_loses_nothing(tmp_path):
     assert refused.endswith("full; free some space; what was committed is safe")
     assert after == "['train'] []"
     assert freed == "True [] []"
+
+
+ON_A_READ_ONLY_DISK = """
+import subprocess
+
+def remount(mode):
+    engine.dispose()
+    subprocess.run(["mount", "-o", f"remount,{mode}", str(disk)], check=True)
+
+remount("ro")
+for _ in range(2):
+    try:
+        finish()
+    except SetupError as error:
+        print(error)
+remount("rw")
+print(finish(), [held.name for held in jobs.running(engine)], check(engine))
+"""
+
+
+def test_a_disk_that_is_read_only_for_a_while_loses_nothing(tmp_path):
+    program = ON_A_FULL_DISK.partition("fill()")[0] + ON_A_READ_ONLY_DISK
+    *refused, after = run_on_a_small_disk(program, tmp_path / "disk").splitlines()
+    assert len(refused) == 2
+    assert all(line.endswith("; make the file and its folder writable") for line in refused)
+    assert after == "True [] []"

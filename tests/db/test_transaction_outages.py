@@ -9,7 +9,8 @@ from chaos import CHAOS, account
 from claimers import reap, start, work
 from crowds import accepted, join, let_leases_run_out, to_do
 from job_table import counts, finish, new_job, states, study, submit, take
-from postgresql import run_server
+from postgresql import administer, run_server
+from sqlalchemy import make_url
 
 import xsweep.db.engine
 import xsweep.db.transaction
@@ -118,6 +119,26 @@ def test_a_connection_cut_for_a_while_loses_nothing(line, postgresql_url, monkey
     assert finish(engine, claim)
     assert states(engine) == {"a": "done", "b": "ready"}
     assert check(engine) == []
+
+
+def test_a_server_that_is_read_only_for_a_while_loses_nothing(postgresql_url):
+    engine = connect(postgresql_url)
+    submit(engine, [new_job("a"), new_job("b", "a")])
+    claim = take(engine)
+    database = make_url(postgresql_url).database
+    cut = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+    administer(postgresql_url, f"ALTER DATABASE {database} SET default_transaction_read_only = on")
+    server = postgresql_url.replace(f"/{database}?", "/postgres?")
+    administer(server, cut)  # as a standby that takes over would
+    for _ in range(2):
+        with pytest.raises(SetupError, match="connect to the primary server"):
+            jobs.renew(engine, [claim.lease], lease_s=600)
+    administer(server, f"ALTER DATABASE {database} RESET default_transaction_read_only")
+    assert jobs.renew(engine, [claim.lease], lease_s=600) == {claim.lease}
+    assert finish(engine, claim)
+    assert states(engine) == {"a": "done", "b": "ready"}
+    assert check(engine) == []
+    engine.dispose()
 
 
 def test_a_process_asks_a_lost_server_ever_more_seldom_at_least_every_two_seconds(
