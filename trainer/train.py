@@ -19,6 +19,7 @@ from xsweep.evaluator.data.trec import Run
 from xsweep.evaluator.first_stage import read_candidates
 from xsweep.evaluator.measures import evaluate_run, mean
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
+from xsweep.evaluator.models.llm_rerankers import load_answering
 from xsweep.evaluator.models.token_store import TokenStore
 from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
@@ -168,6 +169,8 @@ def load_start(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The model before the first step: the backbone with a new head, or an earlier stage's."""
     if not spec.continues:
+        if spec.backbone.prompt:
+            return load_answering(spec.backbone, spec.seed)
         return load_cross_encoder(spec.backbone, seed=spec.seed)
     if "start" not in inputs:
         raise ConfigError("this training continues another: name its folder as input 'start'")

@@ -69,6 +69,8 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, is_traine
     """
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # Some decoders' own is left, which would shift GPT-2's positions where others load the export.
+    tokenizer.padding_side = "right"
     taken = signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
     encoder, this = PairEncoder(tokenizer), f"{model.name_or_path}: this {model.config.model_type}"

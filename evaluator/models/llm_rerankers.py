@@ -34,12 +34,13 @@ from transformers.cache_utils import DynamicLayer
 from xsweep.errors import ConfigError, DataError, SetupError, first_line
 from xsweep.evaluator.models.cross_encoder import (
     HeadInFp32,
+    load_cross_encoder,
     load_model,
     quiet_loading,
     same_scores,
 )
 from xsweep.evaluator.models.tokenizer import locate, special_tokens, tokenize
-from xsweep.evaluator.pairs import NO_LIMIT, PROBES, PairIds
+from xsweep.evaluator.pairs import NO_LIMIT, PROBES, PairEncoder, PairIds
 from xsweep.evaluator.specs import ListwiseSpec, ModelSpec, PromptSpec
 from xsweep.evaluator.varlen.attention import KERNELS
 
@@ -69,6 +70,33 @@ def load_causal_reranker(
     _keep_answers(model, [token for (token,) in answers])
     with quiet_loading(), torch.no_grad():
         _probe(model, PromptEncoder(tokenizer, prompt, model))
+    return model, tokenizer
+
+
+def load_answering(spec: ModelSpec, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """A cross-encoder to train, which scores as its language model answers the spec's prompt.
+
+    The head is the output layer's row of the first answer, less that of the second. Raises
+    ConfigError if logits are not products of these rows.
+    """
+    assert spec.prompt
+    model, tokenizer = load_cross_encoder(spec, seed)
+    plain = spec.model_copy(update={"prompt": None})
+    causal, _ = load_causal_reranker(plain, spec.prompt, torch.float32)
+    rows_AH = causal.get_output_embeddings().weight
+    sign_A = torch.tensor([1.0, -1.0])[: len(rows_AH)]
+    heads = [each for each in model.modules() if isinstance(each, HeadInFp32)]
+    encoder = PairEncoder(tokenizer)
+    with quiet_loading(), torch.no_grad():
+        heads[-1].weight.copy_(sign_A @ rows_AH)
+        for pair in encoder.probes:
+            inputs = encoder.collate([pair])
+            expected = causal(**inputs).logits[:, -1] @ sign_A
+            if not same_scores(model(**inputs).logits[:, 0], expected):
+                raise ConfigError(
+                    f"{locate(spec)}: this {model.config.model_type} model's logits are not those "
+                    "of a linear head without a bias: train it without a prompt"
+                )
     return model, tokenizer
 
 

@@ -1,9 +1,11 @@
 """Tokenizers: located, repaired if the published settings are wrong, run in one batch."""
 
+import copy
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFas
 
 from xsweep.errors import ConfigError, DataError, XsweepError
 from xsweep.evaluator.data.files import tree_sha256
-from xsweep.evaluator.specs import ModelSpec
+from xsweep.evaluator.specs import ModelSpec, PromptSpec
 
 
 def locate(spec: ModelSpec) -> str:
@@ -63,7 +65,54 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerFast:
         config, _ = PreTrainedConfig.get_config_dict(where, revision=spec.revision or "main")
         # encoder-decoders find the end of their input by `</s>`, which a text may contain
         tokenizer.split_special_tokens = config.get("is_encoder_decoder", False)
-    return repair_case(cast(PreTrainedTokenizerFast, tokenizer))
+    found = repair_case(cast(PreTrainedTokenizerFast, tokenizer))
+    return _with_prompt(found, spec.prompt) if spec.prompt else found
+
+
+def _with_prompt(tokenizer: PreTrainedTokenizerFast, prompt: PromptSpec) -> PreTrainedTokenizerFast:
+    """The tokenizer with a prompt as its template of pairs, which every program then follows.
+
+    A space before a text becomes part of its first word, as in the prompt read as a whole.
+    """
+    from tokenizers import normalizers, processors
+
+    parts = (re.split(r"(\{query\}|\{document\})", part) for part in prompt.template)
+    pieces = [piece for part in parts for piece in part if piece]
+    query, document = pieces.index("{query}"), pieces.index("{document}")
+    if query > document:
+        raise ConfigError("a backbone's prompt has {query} before {document}, this one behind it")
+    sides = pieces[:query], pieces[query + 1 : document], pieces[document + 1 :]
+    backend, around = copy.deepcopy(tokenizer.backend_tokenizer), special_tokens(tokenizer)
+    prepend = all(side and side[-1].endswith(" ") for side in sides[:2])
+    if prepend:
+        for side in sides[:2]:
+            side[-1] = side[-1].removesuffix(" ")
+        whole, *halves = tokenize(tokenizer, ["a: b", "a:", "b"], 9)
+        prepend = not np.array_equal(whole, np.concatenate(halves))  # else it does so by itself
+    ids: list[list[int]] = [
+        [token for text in side if text for token in tokenize(tokenizer, [text], 2**31)[0].tolist()]
+        for side in sides
+    ]
+    ids[0][:0], ids[2][len(ids[2]) :] = around[0].tolist(), around[1].tolist()
+    if prepend:
+        steps = [normalizers.Prepend(" "), *filter(None, [backend.normalizer])]
+        backend.normalizer = normalizers.Sequence(steps)
+    names = [f"prompt {place}" for place in range(3)]
+    backend.post_processor = processors.TemplateProcessing(
+        single=["$A"],
+        pair=[names[0], "$A", names[1], "$B", names[2]],
+        special_tokens=[
+            {"id": name, "ids": each, "tokens": tokenizer.convert_ids_to_tokens(each)}
+            for name, each in zip(names, ids, strict=True)
+        ],
+    )
+    # Its own class would build its own template again when it is loaded.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        **tokenizer.special_tokens_map,
+    )
 
 
 def cannot_load(message: str, error: Exception) -> XsweepError:

@@ -148,7 +148,7 @@ def work_of(kind: str, spec: Mapping[str, Any], parents: Parents) -> Work:
 
 def _training(spec: Mapping[str, Any]) -> Work:
     shape, _ = shape_of(spec["backbone"])
-    settings = spec["optimisation"]
+    settings, prompt = spec["optimisation"], spec["backbone"].get("prompt")
     size, _ = size_of(spec["collection"])
     pairs = float(training_pairs(spec))
     scored = flops = 0.0
@@ -156,14 +156,15 @@ def _training(spec: Mapping[str, Any]) -> Work:
         validated, _ = size_of(collection)
         again = validations(spec) * validated.queries * spec["validation"]["depth"]
         scored += again
-        flops += again * _pair_flops(shape, validated, spec)
+        flops += again * _pair_flops(shape, validated, spec, prompt)
     pairs_of_step = pairs / settings["steps"]
-    micro_batches = pairs_of_step * _pair_tokens(size, spec) / settings["micro_batch_tokens"]
+    tokens_of_step = pairs_of_step * _pair_tokens(size, spec, prompt)
+    micro_batches = tokens_of_step / settings["micro_batch_tokens"]
     return Work(
         pairs=pairs + scored,
         gradient_bytes=4.0 * shape.parameters,
         pieces=min(pairs_of_step, RANKS * max(1, math.ceil(micro_batches))),
-        training_flops=3 * pairs * _pair_flops(shape, size, spec),
+        training_flops=3 * pairs * _pair_flops(shape, size, spec, prompt),
         scoring_flops=flops,
         steps=settings["steps"],
         layers=shape.layers,
@@ -222,9 +223,10 @@ def _scoring(
         return Work(pairs=pairs, scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
     if model["type"] == "bi_encoder":
         texts = min(pairs, size.documents + size.queries)
-    asked = TOKENS_PER_WORD * len(" ".join((model.get("prompt") or {}).get("template", ())).split())
     flops = sum(
-        texts * _pair_flops(shape_of(each)[0], size, spec, asked) for each in model["models"]
+        texts
+        * _pair_flops(shape_of(each)[0], size, spec, model.get("prompt") or each.get("prompt"))
+        for each in model["models"]
     )
     return Work(pairs=pairs, scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
 
@@ -251,16 +253,17 @@ def _allows_bf16(settings: Mapping[str, Any]) -> bool:
 
 
 def _pair_flops(
-    shape: Shape, size: Size, spec: Mapping[str, Any], prompt_tokens: float = 0.0
+    shape: Shape, size: Size, spec: Mapping[str, Any], prompt: Mapping[str, Any] | None
 ) -> float:
     """FLOPs of one pair's forward pass, at mean lengths."""
-    tokens = _pair_tokens(size, spec) + prompt_tokens
+    tokens = _pair_tokens(size, spec, prompt)
     return tokens * shape.token_flops(round(tokens))
 
 
-def _pair_tokens(size: Size, spec: Mapping[str, Any]) -> float:
+def _pair_tokens(size: Size, spec: Mapping[str, Any], prompt: Mapping[str, Any] | None) -> float:
+    asked = TOKENS_PER_WORD * len(" ".join(prompt["template"]).split()) if prompt else 0.0
     query_tokens = min(QUERY_TOKENS, spec["query_tokens"])
-    return SPECIAL_TOKENS + query_tokens + size.document_tokens(spec["document_tokens"])
+    return SPECIAL_TOKENS + asked + query_tokens + size.document_tokens(spec["document_tokens"])
 
 
 def _depth(parents: Parents, default: int) -> int:

@@ -99,8 +99,10 @@ def _data_sets(grid: Grid) -> Iterator[str]:
 
 
 def _backbone(entry: Backbone, folder: Path) -> Backbone:
-    tiny = _tiny_folder(folder, entry.name, "none", family=entry.id or entry.name)
-    return Backbone(folder=tiny, label=entry.name, group=entry.group, attention=entry.attention)
+    head: Head = "next" if entry.prompt else "none"
+    tiny = _tiny_folder(folder, entry.name, head, family=entry.id or entry.name)
+    kept = entry.model_dump(include={"group", "attention", "prompt"})
+    return Backbone(folder=tiny, label=entry.name, **kept)
 
 
 def _first_stage(stage: FirstStage, folder: Path) -> FirstStage:

@@ -36,7 +36,7 @@ def write_candidates(folder: Path, collection: dict, depth: int = 12, seed: int 
 class World:
     """The folders of one tiny training; `spec(...)` gives its specification with changes."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, model: dict | None = None) -> None:
         from xsweep.evaluator.data.readers import read_texts
         from xsweep.evaluator.data.trec import read_run, write_run
         from xsweep.evaluator.models.token_store import TokenStore
@@ -44,10 +44,11 @@ class World:
         from xsweep.evaluator.specs import ModelSpec
 
         self.home = home
-        self.backbone = write_backbone(home / "backbone")
+        self.model = model or {"folder": str(write_backbone(home / "backbone"))}
+        self.backbone = Path(self.model["folder"])
         self.collection = write_collection(home / "collection")
         candidates = write_candidates(home / "candidates", self.collection)
-        tokenizer = load_tokenizer(ModelSpec(folder=str(self.backbone)))
+        tokenizer = load_tokenizer(ModelSpec.model_validate(self.model))
         (home / "tokens").mkdir()
         documents = read_texts(Path(self.collection["documents"]["path"]))
         TokenStore.build(home / "tokens", documents, tokenizer, 64)
@@ -90,7 +91,7 @@ class World:
             "forward_tokens": 150,
         }
         return {
-            "backbone": {"folder": str(self.backbone)},
+            "backbone": self.model,
             "objective": {"name": objective},
             "teacher": teachers[objective],
             "collection": self.collection,
@@ -104,16 +105,16 @@ class World:
     def prepared(self, *, packed: bool = False, **settings: object) -> tuple:
         """A model in `eval`, its tokenizer, an assembler and five lists of 2 to 6 documents."""
         from xsweep.evaluator.data.readers import read_texts
-        from xsweep.evaluator.models.cross_encoder import load_cross_encoder
         from xsweep.evaluator.models.token_store import TokenStore
         from xsweep.evaluator.models.tokenizer import tokenize
         from xsweep.evaluator.pairs import PairEncoder
         from xsweep.trainer.batching import Assembler
         from xsweep.trainer.specs import TrainSpec
         from xsweep.trainer.teachers import Sample
+        from xsweep.trainer.train import load_start
 
         spec = TrainSpec.model_validate(self.spec(**settings))
-        model, tokenizer = load_cross_encoder(spec.backbone, seed=1)
+        model, tokenizer = load_start(spec, {})
         documents = TokenStore(self.inputs["tokens"])
         texts = dict(read_texts(Path(self.collection["queries"]["path"])))
         ids = tokenize(tokenizer, list(texts.values()), spec.query_tokens)

@@ -83,6 +83,11 @@ def test_a_prompts_words_are_part_of_a_scored_pair() -> None:
     )
     least = 4 * TOKENS_PER_WORD * 2 * KNOWN["Qwen/Qwen3-Reranker-0.6B"].layer_parameters
     assert 1 < (long.scoring_flops - short.scoring_flops) / short.pairs / least < 1.1
+    run = {"run": {"backbone": model["models"][0] | {"prompt": {"template": ["a b c d {query}"]}}}}
+    scored = {**spec, "scorer": {"type": "run"}, "depth": 9}
+    asked = work_of("evaluate", scored, run).scoring_flops
+    del run["run"]["backbone"]["prompt"]
+    assert asked > work_of("evaluate", scored, run).scoring_flops + least
 
 
 def test_a_listwise_llm_behind_a_server_costs_tokens() -> None:

@@ -170,6 +170,7 @@ def test_names_resources_and_explicit_defaults_change_no_identity(
     [
         ("lr: 1e-5", "lr: 2e-5", {"train", "evaluate"}),
         ("layers: 3", "layers: 2", {"train", "evaluate"}),
+        ("layers: 3", "layers: 3, prompt: monot5", {"prepare", "train", "evaluate"}),
         ("negatives: 7", "negatives: 6", {"train", "evaluate"}),
         ("every_steps: 50", "every_steps: 25", {"train", "evaluate"}),
         ("depth: 20", "depth: 10", {"prepare", "evaluate"}),

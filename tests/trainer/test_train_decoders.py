@@ -1,0 +1,218 @@
+"""Decoders as rerankers, with a new head at the last token or that of a prompt's answers."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import WORDS
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
+
+from xsweep.errors import ConfigError, Stopped
+from xsweep.evaluator.data.readers import read_texts
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder, quiet_loading
+from xsweep.evaluator.models.llm_rerankers import (
+    PromptEncoder,
+    build_prompt_scorer,
+    load_answering,
+    load_causal_reranker,
+)
+from xsweep.evaluator.models.tokenizer import tokenize
+from xsweep.evaluator.pairs import PairEncoder
+from xsweep.evaluator.scoring import score_pairs
+from xsweep.evaluator.specs import ModelSpec, PromptSpec, ScoringSpec
+from xsweep.trainer.forward import Scorer, attention, needs_ids
+from xsweep.trainer.gradients import Budgets, Gradients
+from xsweep.trainer.specs import ObjectiveSpec
+from xsweep.trainer.train import run_job
+
+PROMPT = {
+    "template": ["<turn>Judge.\n", "Query: {query}\nDocument: {document}", "<turn>\nRelevant:"],
+    "answers": [" yes", " no"],
+}
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+CONFIGS: dict[str, dict] = {
+    "qwen3": SHAPE | {"attention_dropout": 0.1, "tie_word_embeddings": True},
+    "llama": SHAPE | {"attention_dropout": 0.1},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 160},
+    "gemma2": SHAPE | {"final_logit_softcapping": 2.0},
+}
+
+
+def write_decoder(folder: Path, family: str) -> Path:
+    """A random language model with a tokenizer that pads at the beginning, as published ones do."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=560,
+        special_tokens=["<end>", "<begin>", "<turn>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = [f" {word}" for word in WORDS] + [" yes no Query: Document: Relevant: Judge"] * 9
+    backend.train_from_iterator(texts, trainer)
+    names = {"eos_token": "<end>", "padding_side": "left"}
+    if family == "llama":  # it begins every input with a token of its own, and pads with another
+        backend.post_processor = processors.TemplateProcessing(
+            single="<begin> $A", pair="<begin> $A <begin> $B", special_tokens=[("<begin>", 1)]
+        )
+        names |= {"bos_token": "<begin>", "pad_token": "<end>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+    config = AutoConfig.for_model(
+        family, vocab_size=len(tokenizer), initializer_range=0.2, **CONFIGS[family]
+    )
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("qwen3", True), ("llama", False), ("gpt2", True)],
+    ids=["qwen3-prompt", "llama-head", "gpt2-prompt"],
+)
+def decoder(request, world, tmp_path_factory):
+    home = tmp_path_factory.mktemp("decoder")
+    family, asked = request.param
+    model = {"folder": str(write_decoder(home / "model", family))}
+    return type(world)(home, model | ({"prompt": PROMPT} if asked else {}))
+
+
+class PlainBackward:
+    """An engine of one rank that adds up gradients."""
+
+    rank, ranks = 0, 1
+
+    def __init__(self, scorer):
+        self.scorer, self.passes = scorer, 0
+
+    def __call__(self, forwards, seeds=()):
+        return self.scorer(forwards, seeds)
+
+    def backward(self, loss, *, last=False):
+        self.passes += 1
+        loss.backward()
+
+    def end_pass(self):
+        """One rank exchanges nothing."""
+
+    reduce = end_pass
+
+
+def texts_of(world) -> list[tuple[str, str]]:
+    """Queries with documents of unequal length, within the cuts of the training."""
+    queries, documents = (
+        dict(read_texts(Path(world.collection[part]["path"]))) for part in ("queries", "documents")
+    )
+    return [(queries[f"q{n}"], " ".join(documents[f"d{n + 1}"].split()[: 3 + n])) for n in range(8)]
+
+
+@pytest.mark.slow(3)
+def test_a_decoder_overfits_resumes_to_the_bit_and_its_export_scores_alike(decoder, tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    engine = "deepspeed" if decoder.model.get("prompt") else "plain"
+    spec = decoder.spec("infonce", steps=24, lr=3e-3, engine=engine) | {"validation": None}
+    run_job("train", spec, decoder.inputs, tmp_path / "whole")
+
+    def stop(done, total, **_):
+        if done == 10:
+            raise Stopped("asked to stop")
+
+    with pytest.raises(Stopped):
+        run_job("train", spec, decoder.inputs, tmp_path / "first", report=stop)
+    resumed = tmp_path / "second"
+    run_job("train", spec, decoder.inputs, resumed, resume_from=[tmp_path / "first"])
+    expected, found = (
+        load_file(out / "model" / "model.safetensors") for out in (tmp_path / "whole", resumed)
+    )
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+    lines = (resumed / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+    folder, pairs = resumed / "model", texts_of(decoder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        alone = [plain(**tokenizer(*pair, return_tensors="pt")).logits.item() for pair in pairs]
+    assert np.std(alone) > 1e-2
+    model, loaded = load_cross_encoder(folder)
+    sides = [tokenize(loaded, [pair[side] for pair in pairs], 90) for side in (0, 1)]
+    settings = ScoringSpec(query_tokens=90, document_tokens=90, batch_tokens=400)
+    scored = score_pairs(model, PairEncoder(loaded), list(zip(*sides, strict=True)), settings)
+    np.testing.assert_allclose(scored.scores, alone, rtol=1e-5, atol=1e-5)
+    predicted = CrossEncoder(str(folder)).predict(pairs, batch_size=4)
+    np.testing.assert_allclose(predicted, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_a_decoder_equal_those_of_pairs_one_at_a_time(decoder, tmp_path):
+    model, tokenizer, assembler, samples = decoder.prepared(
+        micro_batch_tokens=300, forward_tokens=150
+    )
+    encoder = PairEncoder(tokenizer)
+    by_ids = needs_ids(model, encoder, packed=False)
+    scorer = Scorer(model, bf16=False, by_ids=by_ids)
+    spec = SimpleNamespace(objective=ObjectiveSpec(name="mse"), seed=3)
+    with attention(model, "eager"), quiet_loading():
+        engine = PlainBackward(scorer)
+        Gradients(spec, engine, scorer, assembler, Budgets(300, tmp_path)).add(samples, step=4)
+    assert engine.passes > 1
+    found = {name: weights.grad.clone() for name, weights in model.named_parameters()}
+    model.zero_grad()
+    pairs = [
+        (s.query_id, doc, t) for s in samples for doc, t in zip(s.doc_ids, s.targets_D, strict=True)
+    ]
+    for query_id, doc_id, target in pairs:
+        sides = assembler.queries[query_id], assembler.documents[doc_id]
+        ids = torch.from_numpy(encoder.encode(*sides, 4, 24).input_ids)[None]
+        with quiet_loading():
+            score = model(input_ids=ids).logits[0, 0]
+        ((score - float(target)) ** 2 / len(pairs)).backward()
+    for name, weights in model.named_parameters():
+        torch.testing.assert_close(found[name], weights.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
+def test_a_head_begins_with_the_scores_of_the_causal_reranker(family, tmp_path):
+    folder, prompt = write_decoder(tmp_path, family), PromptSpec.model_validate(PROMPT)
+    model, tokenizer = load_answering(ModelSpec(folder=str(folder), prompt=prompt), seed=1)
+    causal, plain = load_causal_reranker(ModelSpec(folder=str(folder)), prompt, torch.float32)
+    asked = [("w1 w2", "w3 w4 w5"), ("w9", "w8 w7 w6 w5 w4 w3 w2 w1"), ("w7 w7 w7", "w2")]
+    encoder = PromptEncoder(plain, prompt, causal)
+    prompts = encoder.encode_all(asked, 9, 9)
+    for pair, expected in zip(asked, prompts, strict=True):
+        assert tokenizer(*pair)["input_ids"] == expected.input_ids.tolist()
+    with torch.inference_mode():
+        theirs = build_prompt_scorer(causal, encoder)(encoder.collate(prompts))
+        ours = model(**tokenizer(*zip(*asked, strict=True), padding=True, return_tensors="pt"))
+    torch.testing.assert_close(ours.logits[:, 0], theirs, rtol=1e-5, atol=1e-5)
+    assert theirs.std() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("gemma2", {}, "this gemma2 model's logits are not those of a linear head"),
+        ("qwen3", {"template": "{document} or {query}"}, "has {query} before {document}"),
+        ("qwen3", {"answers": ["perhaps"]}, "the answer 'perhaps' is . tokens, it must be one"),
+    ],
+)
+def test_a_prompt_that_gives_no_head_is_refused(family, change, message, tmp_path):
+    prompt = PromptSpec.model_validate(PROMPT | change)
+    spec = ModelSpec(folder=str(write_decoder(tmp_path, family)), prompt=prompt)
+    with pytest.raises(ConfigError, match=message):
+        load_answering(spec, seed=1)
