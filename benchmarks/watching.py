@@ -27,8 +27,8 @@ from xsweep.db.engine import connect
 from xsweep.db.status import summary
 from xsweep.orchestrator.monitoring.live import page
 from xsweep.orchestrator.monitoring.metrics import as_text
+from xsweep.orchestrator.serve import open_server
 from xsweep.orchestrator.serve.pages import Site
-from xsweep.orchestrator.serve.server import open_server
 from xsweep.orchestrator.storage.store import Store
 
 BACKBONES, OBJECTIVES, SEEDS, COLLECTIONS, QUERIES = 9, 6, 3, 22, 200

@@ -73,9 +73,13 @@ _NO_SCORES: dict[str, Any] = {"means": {}, "scores": {}, "query_ids": ()}
 
 
 def load_cells(
-    engine: Engine, sweep: str | int, measures: Sequence[str] | None = None, kind: str = "evaluate"
+    engine: Engine,
+    sweep: str | int,
+    measures: Sequence[str] | None = None,
+    kind: str = "evaluate",
+    job_ids: Collection[int] | None = None,
 ) -> list[Cell]:
-    """The sweep's jobs of a kind by id, in any state.
+    """The sweep's jobs of a kind by id, in any state; `job_ids` limits them.
 
     `measures` limits means and scores. Raises ConfigError for an unknown sweep.
     """
@@ -86,6 +90,8 @@ def load_cells(
     with reading(engine) as connection:
         member = SweepJob.sweep_id == find_sweep(connection, sweep)
         members = select(*columns).join_from(SweepJob, Job).where(member, Job.kind == kind)
+        if job_ids is not None:
+            members = members.where(among(connection, Job.id, job_ids))
         rows = connection.execute(members.order_by(Job.id)).mappings().all()
         parents = _parents(connection, [row["job_id"] for row in rows])
         results = _results(connection, [row["job_id"] for row in rows])

@@ -195,12 +195,14 @@ def list_jobs(
     kind: str | None = None,
     match: str | None = None,
     limit: int = 1_000,
+    failed_first: bool = False,
 ) -> list[JobRow]:
     """The jobs of one sweep or of all, by id; `match` is a part of their names.
 
     Raises ConfigError for an unknown sweep.
     """
-    query = select(*_JOB_ROW).order_by(Job.id).limit(limit)
+    order = (Job.state != State.FAILED, Job.id) if failed_first else (Job.id,)
+    query = select(*_JOB_ROW).order_by(*order).limit(limit)
     if state is not None:
         query = query.where(Job.state == state)
     if kind is not None:

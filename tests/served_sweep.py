@@ -11,8 +11,8 @@ from finished import OWNER, finish_one, submit_small
 from xsweep.db import jobs
 from xsweep.db.engine import connect
 from xsweep.db.status import list_jobs
+from xsweep.orchestrator.serve import open_server
 from xsweep.orchestrator.serve.pages import Site
-from xsweep.orchestrator.serve.server import open_server
 from xsweep.orchestrator.storage.store import Store
 
 NASTY = "<script>alert('x')</script> & \"quoted\""

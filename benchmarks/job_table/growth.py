@@ -19,8 +19,8 @@ from servers import cpu_of_server, database, load, postgresql
 from xsweep.db import jobs
 from xsweep.db.engine import connect
 from xsweep.db.status import outlook, summary
+from xsweep.orchestrator.serve import Request
 from xsweep.orchestrator.serve.pages import Site
-from xsweep.orchestrator.serve.server import Request
 from xsweep.orchestrator.storage.store import Store
 
 TOO_SHORT_S = 0.05

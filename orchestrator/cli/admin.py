@@ -253,7 +253,7 @@ def serve(
         int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")
     ] = PORT,
 ) -> None:
-    """Serve sweeps, heat maps, jobs, logs and curves as web pages: loopback only, read-only.
+    """Serve sweeps, curves, queries, jobs and logs as web pages: loopback only, read-only.
 
     From another machine: ssh -L 8420:127.0.0.1:8420 HOST, then open http://127.0.0.1:8420
 
@@ -263,8 +263,8 @@ def serve(
       xsweep serve --port 9000
     """
     from xsweep.db.engine import connect, redacted
+    from xsweep.orchestrator.serve import LOOPBACK, open_server
     from xsweep.orchestrator.serve.pages import Site
-    from xsweep.orchestrator.serve.server import LOOPBACK, open_server
     from xsweep.orchestrator.storage.store import store_at
 
     settings = settings_of(ctx)

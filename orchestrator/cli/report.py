@@ -23,6 +23,7 @@ from xsweep.orchestrator.cli.app import (
 
 if TYPE_CHECKING:
     from xsweep.db.results import Cell
+    from xsweep.orchestrator.report.compare import Texts
 
 MANY_EVALUATIONS = 20_000
 """A report of more takes over a second."""
@@ -240,17 +241,13 @@ def _write(text: str, output: Path | None) -> None:
     typer.echo(f"Wrote {output}")
 
 
-def _query_texts(store: str, cell: "Cell") -> dict[str, str]:
-    """Texts from the candidates' folder; none, with a warning, if the store is not available."""
-    from xsweep.evaluator.data.readers import read_texts
+def _query_texts(store: str, cell: "Cell") -> "Texts":
+    """Texts of an evaluation's queries; none, with a warning, if the store is not available."""
+    from xsweep.orchestrator.report.compare import query_texts
     from xsweep.orchestrator.storage.store import store_at
 
-    candidates = cell.parents_summary.get("candidates")
-    if candidates is None or not candidates.folder:
-        return {}
     try:
-        queries = store_at(store).fetch_file(f"{candidates.folder}/queries.jsonl.gz")
-        return dict(read_texts(queries))
+        return query_texts(store_at(store), cell)
     except (XsweepError, OSError) as error:
         typer.echo(f"no query texts of {cell.labels['collection']}: {error}", err=True)
         return {}

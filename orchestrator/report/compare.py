@@ -3,18 +3,22 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill, shorten
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from xsweep.db.results import Cell
 from xsweep.errors import ConfigError
+from xsweep.evaluator.data.readers import read_texts
 from xsweep.evaluator.significance import corrected, paired_t
 from xsweep.orchestrator.formatting import listed, p_value, signed
 from xsweep.orchestrator.report.render_data import dump_csv, dump_json, finite, row_fields
 from xsweep.orchestrator.report.render_text import escape_markdown
 from xsweep.orchestrator.report.significance import CONFIDENCE, mean_and_width, rows_named
 from xsweep.orchestrator.report.table import Column, Entry, Row, build_table
+
+if TYPE_CHECKING:
+    from xsweep.orchestrator.storage.store import Store
 
 TOLERANCE = 1e-9
 """Smaller differences count as equal: averages over seeds differ in their last bits."""
@@ -80,7 +84,7 @@ def compare_systems(
         if ours and theirs:
             place = column.place
             cell = next(c for c in cells if c.means and c.labels["collection"] == place)
-            found.append(_differences(column, ours, theirs, cell.query_ids, texts(cell)))
+            found.append(differences(column, ours, theirs, cell.query_ids, texts(cell)))
     if not found:
         raise ConfigError(
             f"{rows[0].name!r} and {rows[1].name!r} have no collection on which both have accepted "
@@ -88,6 +92,17 @@ def compare_systems(
         )
     p_values = corrected(np.array([each.p for each in found]), "holm").tolist()
     return *rows, [each._replace(p_corrected=p) for each, p in zip(found, p_values, strict=True)]
+
+
+def query_texts(store: "Store", cell: Cell) -> Texts:
+    """Query texts in the candidates' folder of an evaluation; none where it has no candidates.
+
+    Raises OSError or XsweepError where the store does not have it.
+    """
+    candidates = cell.parents_summary.get("candidates")
+    if candidates is None or not candidates.folder:
+        return {}
+    return dict(read_texts(store.fetch_file(f"{candidates.folder}/queries.jsonl.gz")))
 
 
 def _single_row(rows: Sequence[Row], name: str) -> Row:
@@ -98,9 +113,10 @@ def _single_row(rows: Sequence[Row], name: str) -> Row:
     return found[0]
 
 
-def _differences(
+def differences(
     column: Column, ours: Entry, theirs: Entry, query_ids: Sequence[str], texts: Texts
 ) -> Differences:
+    """The differences of two entries over one collection's queries; p is not corrected."""
     (a_Q,), (b_Q,) = ours.per_query, theirs.per_query
     mean, width, effect, p = float((a_Q - b_Q).mean()), float("nan"), float("nan"), 1.0
     if a_Q.size > 1:
@@ -157,7 +173,7 @@ def render_differences(
     heading = escape(f"{sweep}: {rows[0].name} vs. {rows[1].name}")
     parts = [f"### {heading}" if markdown else heading]
     for each in found:
-        parts.append(escape(_summary(each, digits)))
+        parts.append(escape(summarize(each, digits)))
         gains = each.queries[: min(top, each.wins)]
         losses = each.queries[::-1][: min(top, each.losses)]
         for title, changes in (("Largest gains", gains), ("Largest losses", losses)):
@@ -173,7 +189,8 @@ def render_differences(
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(each: Differences, digits: int) -> str:
+def summarize(each: Differences, digits: int) -> str:
+    """Two lines: means with their difference, its interval and its test; wins and losses."""
     equal = len(each.queries) - each.wins - each.losses
     seeds = [f"{n} seeds" if n > 1 else "one run" for n in each.seeds]
     tested = ""

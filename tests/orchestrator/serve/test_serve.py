@@ -1,9 +1,12 @@
 """Requests that are refused, and contents that no answer has."""
 
+import gzip
 import os
+import re
 import socket
 import subprocess
 import sys
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -11,11 +14,11 @@ from threading import Event
 import pytest
 from served_sweep import NASTY, Served, Serving
 
-import xsweep.orchestrator.serve.server
+import xsweep.orchestrator.serve
 from xsweep.db.engine import connect
 from xsweep.db.schema import Attempt
 from xsweep.db.transaction import transact
-from xsweep.orchestrator.serve.server import Answer, Request, open_server
+from xsweep.orchestrator.serve import Answer, Request, open_server
 from xsweep.orchestrator.storage.store import Store
 
 TRAINING = "train L6 infonce bm25 s2"
@@ -50,15 +53,41 @@ def test_the_server_listens_on_loopback_only(served: Served) -> None:
     assert f"00000000:{port:04X}" not in addresses
 
 
-def test_pages_load_nothing_from_elsewhere_and_run_no_script(served: Served) -> None:
-    for path in ("/", "/sweep/small", "/sweep/small/jobs", f"/job/{served.ids[TRAINING]}"):
+def test_pages_load_nothing_from_elsewhere_and_run_no_script_of_their_own(served: Served) -> None:
+    sweep = "/sweep/small"
+    parts = ("", "/jobs", "/curves", "/queries", "/query?id=q1")
+    for path in ("/", *(sweep + part for part in parts), f"/job/{served.ids[TRAINING]}"):
         reply = served.get(path)
-        assert reply.status == 200
-        assert reply.headers["Content-Security-Policy"].startswith("default-src 'none'")
-        assert "<script" not in reply.text
+        assert reply.status == 200, path
+        policy = reply.headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+        assert "unsafe" not in policy
+        assert (
+            re.findall(
+                r"<script(?! (?:defer|type=\"module\") src=\"/[\w.-]+\"></script>)", reply.text
+            )
+            == []
+        )
+        assert not re.search(r" on\w+=", reply.text)
         assert "style=" not in reply.text, "the policy would drop it"
         assert "http://" not in reply.text
         assert "https://" not in reply.text
+
+
+def test_the_chart_library_comes_from_its_package_compressed_and_is_kept(served: Served) -> None:
+    [address] = re.findall(r"/plotly-[\d.]+js", served.get("/sweep/small/curves").text)
+    plain = served.get(address)
+    assert "Licensed under the MIT license" in plain.text[:300]
+    assert plain.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    request = urllib.request.Request(served.url + address, headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request) as reply:
+        body = reply.read()
+    assert reply.headers["Content-Encoding"] == "gzip"
+    assert len(body) < len(plain.text) / 3
+    assert gzip.decompress(body).decode() == plain.text
+    assert "Permission is hereby granted" in served.get("/plotly-licence.txt").text
+    assert served.get("/page.js").headers["Content-Type"].startswith("text/javascript")
+    assert served.get("/page.js").headers["Cache-Control"] == "no-store"
 
 
 def test_reasons_and_logs_are_escaped(served: Served) -> None:
@@ -131,8 +160,8 @@ def test_200_clients_at_once_are_all_served(served: Served) -> None:
 
 
 def test_a_request_that_waits_too_long_for_its_turn_is_told_to_come_back(monkeypatch) -> None:
-    monkeypatch.setattr(xsweep.orchestrator.serve.server, "PAGES_AT_ONCE", 1)
-    monkeypatch.setattr(xsweep.orchestrator.serve.server, "TURN_S", 0.1)
+    monkeypatch.setattr(xsweep.orchestrator.serve, "PAGES_AT_ONCE", 1)
+    monkeypatch.setattr(xsweep.orchestrator.serve, "TURN_S", 0.1)
     begun, end = Event(), Event()
 
     def respond(request: Request) -> Answer:
@@ -194,15 +223,15 @@ def test_no_page_shows_the_password_of_the_database(postgresql_url: str, tmp_pat
     from job_table import study, submit
 
     from xsweep.db.engine import redacted
+    from xsweep.orchestrator.serve import Request
     from xsweep.orchestrator.serve.pages import Site
-    from xsweep.orchestrator.serve.server import Request
 
     writer = connect(postgresql_url)
     submit(writer, study())
     secret = postgresql_url.replace("postgresql://postgres:", "postgresql://postgres:hunter2")
     site = Site(connect(postgresql_url, read_only=True), Store(tmp_path), redacted(secret))
     for parts in ((), ("sweep", "study"), ("sweep", "study", "jobs"), ("job", "1")):
-        answer = site.respond(Request(parts, {}))
+        answer = site.respond(Request(parts))
         assert answer.status == 200
         assert "hunter2" not in answer.body
     site.engine.dispose()
