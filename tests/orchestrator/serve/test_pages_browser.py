@@ -119,7 +119,7 @@ def test_news_change_rows_in_place_and_keep_the_focus(page, tmp_path: Path) -> N
         page.goto(f"{served.url}/sweep/small")
         page.evaluate("window.mark = 'not loaded again'")
         page.locator("summary", has_text="Filter").click()
-        link = page.get_by_role("link", name="seed 2, running 48%")
+        link = page.get_by_role("link", name="2 ▶")
         link.focus()
         engine = connect(url)
         [lease] = [
