@@ -102,7 +102,7 @@ def rerank(
             precision, reason = "unknown", "the server chooses it"
             ask = ask_server(model.id or "", models.listwise)
         else:
-            ask = ask_model(model, dtype, devices[0])
+            ask = ask_model(model, models.listwise.prompt, dtype, devices[0])
         texts, started = _texts(lists), time.perf_counter()
         ranked = rank_lists(model, models.listwise, texts, ask, partial_folders, report)
         seconds = time.perf_counter() - started

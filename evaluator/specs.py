@@ -362,8 +362,9 @@ class ModelSpec(Spec):
 class ListwiseSpec(Spec):
     """Rankings of a chat model in sliding windows (Sun et al. 2023, arXiv 2304.09542)."""
 
-    prompt: Literal["rankzephyr", "rankgpt"] = "rankzephyr"
-    """The words by which the model is asked, those of RankZephyr or of RankGPT."""
+    prompt: Literal["rankzephyr", "rankgpt", "first"] = "rankzephyr"
+    """The words by which the model is asked, those of RankZephyr or of RankGPT; `first` ranks by
+    the logits of an answer's first letter (Reddy et al. 2024, arXiv 2406.15657)."""
     window: int = Field(default=20, ge=2)
     """Passages in one question."""
     stride: int = Field(default=10, ge=1)
@@ -379,12 +380,14 @@ class ListwiseSpec(Spec):
     """URL of an OpenAI-compatible API, such as `http://host:8000/v1`, which knows the model by its
     id. Its key is OPENAI_API_KEY of the environment. None: the model runs here."""
     concurrency: Annotated[int, Location] = Field(default=16, ge=1)
-    """Lists that a server ranks at the same time."""
+    """Lists that are ranked at the same time, by a server or in the batches of a model here."""
 
     @model_validator(mode="after")
     def _windows_overlap(self) -> "ListwiseSpec":
         if self.stride > self.window:
             raise ValueError(f"stride is {self.stride}, it must not exceed window ({self.window})")
+        if self.prompt == "first" and (self.server or self.window > 26):
+            raise ValueError("first reads the logits of a model here, of at most 26 letters")
         return self
 
     def windows(self, passages: int) -> list[tuple[int, int]]:

@@ -15,8 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from inspect import signature
+from itertools import zip_longest
 from pathlib import Path
+from string import ascii_uppercase
 from threading import Lock
 from typing import Any
 
@@ -32,6 +35,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 from xsweep.errors import ConfigError, DataError, SetupError, first_line
+from xsweep.evaluator.device import is_out_of_memory
 from xsweep.evaluator.models.cross_encoder import (
     HeadInFp32,
     load_cross_encoder,
@@ -247,8 +251,8 @@ def build_prompt_scorer(
 
 
 Messages = list[dict[str, str]]
-Ask = Callable[[Messages, int], str]
-"""Gives a chat model's answer of at most so many tokens."""
+Ask = Callable[[Sequence[Messages], int], list[str]]
+"""Gives a chat model's answers to questions, of at most so many tokens each."""
 
 ANSWERS = "answers.jsonl"
 """File of a job's answers so far."""
@@ -259,18 +263,24 @@ IDENTIFIER_TOKENS = 6
 
 
 def messages_of(prompt: str, query: str, passages: Sequence[str]) -> Messages:
-    """The question about one window's passages, in the words of RankZephyr or RankGPT."""
+    """The question about one window's passages, in the words of RankZephyr or RankGPT.
+
+    FIRST's are RankZephyr's, with letters for numbers.
+    """
     count = len(passages)
-    if prompt == "rankzephyr":
-        listed = "\n".join(f"[{place}] {text}" for place, text in enumerate(passages, 1))
+    if prompt != "rankgpt":
+        kind, names = "a numerical", [str(place) for place in range(1, count + 1)]
+        if prompt == "first":
+            kind, names = "an alphabetical", list(ascii_uppercase[:count])
+        listed = "\n".join(f"[{name}] {text}" for name, text in zip(names, passages, strict=True))
         user = (
-            f"I will provide you with {count} passages, each indicated by a numerical identifier "
+            f"I will provide you with {count} passages, each indicated by {kind} identifier "
             f"[]. Rank the passages based on their relevance to the search query: {query}.\n"
             f"{listed}\nSearch Query: {query}.\nRank the {count} passages above based on their "
             "relevance to the search query. All the passages should be included and listed using "
             "identifiers, in descending order of relevance. The output format should be [] > [], "
-            "e.g., [2] > [1], Answer concisely and directly and only respond with the ranking "
-            "results, do not say any word or explain."
+            f"e.g., [{names[1]}] > [{names[0]}], Answer concisely and directly and only respond "
+            "with the ranking results, do not say any word or explain."
         )
         system = (
             "You are RankLLM, an intelligent assistant that can rank passages based on their "
@@ -328,45 +338,53 @@ def rank_lists(
     kept, lock = _read_answers(folders), Lock()
     most_tokens = settings.answer_tokens or IDENTIFIER_TOKENS * settings.window
 
-    def answer(messages: Messages) -> str:
-        text = json.dumps([model.model_dump(mode="json"), messages])
-        key = hashlib.sha256(text.encode()).hexdigest()
-        known = kept.get(key)
-        found = ask(messages, most_tokens) if known is None else known
+    def answer(questions: Sequence[Messages]) -> list[str]:
+        texts = [json.dumps([model.model_dump(mode="json"), each]) for each in questions]
+        keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        new = {key: each for key, each in zip(keys, questions, strict=True) if key not in kept}
+        found = dict(zip(new, ask(list(new.values()), most_tokens) if new else (), strict=True))
         with lock:
-            faults["answers"] += 1
-            faults["resumed"] += known is not None
-            if folders and known is None:
+            faults["answers"] += len(keys)
+            faults["resumed"] += sum(key in kept for key in keys)
+            if folders and found:
                 folders[0].mkdir(parents=True, exist_ok=True)
                 with (folders[0] / ANSWERS).open("a") as file:
-                    file.write(json.dumps([key, found]) + "\n")
-        return found
+                    file.writelines(json.dumps(each) + "\n" for each in found.items())
+        return [found[key] if key in found else kept[key] for key in keys]
 
-    def rank(given: tuple[str, Sequence[str]]) -> list[int]:
-        query, texts = _without_identifiers(given[0]), given[1]
+    clean = partial(_without_identifiers, settings.prompt)
+
+    def rank(group: Sequence[tuple[str, Sequence[str]]]) -> list[list[int]]:
+        queries = [clean(query) for query, _ in group]
         passages = [
-            _without_identifiers(" ".join(text.split()[: settings.passage_words])) for text in texts
+            [clean(" ".join(text.split()[: settings.passage_words])) for text in texts]
+            for _, texts in group
         ]
-        order = list(range(len(texts)))
-        if settings.order == "reversed":
-            order.reverse()
-        elif settings.order == "random":
-            random.Random(query).shuffle(order)  # noqa: S311 - no secret
-        for _ in range(settings.passes):
-            for start, end in settings.windows(len(order)):
-                window = order[start:end]
-                asked = [passages[place] for place in window]
-                found = answer(messages_of(settings.prompt, query, asked))
+        orders = [_first_order(settings, *each) for each in zip(queries, passages, strict=True)]
+        turns = zip_longest(*(settings.windows(len(each)) * settings.passes for each in orders))
+        for turn in turns:
+            asked = [(row, slice(*window)) for row, window in enumerate(turn) if window]
+            questions = [
+                messages_of(
+                    settings.prompt,
+                    queries[row],
+                    [passages[row][place] for place in orders[row][part]],
+                )
+                for row, part in asked
+            ]
+            for (row, part), found in zip(asked, answer(questions), strict=True):
+                window = orders[row][part]
                 with lock:
                     ranked = parse_ranking(found, len(window), faults)
-                order[start:end] = [window[place] for place in ranked]
-        return order
+                orders[row][part] = [window[place] for place in ranked]
+        return orders
 
-    pool = ThreadPoolExecutor(settings.concurrency if settings.server else 1)
-    orders: list[list[int]] = []
+    # A server makes its own batches; here, the lists of a group share each pass of the model.
+    threads, size = (settings.concurrency, 1) if settings.server else (1, settings.concurrency)
+    pool, orders = ThreadPoolExecutor(threads), list[list[int]]()
     try:
-        for order in pool.map(rank, lists):
-            orders.append(order)
+        for ranked in pool.map(rank, [lists[at : at + size] for at in range(0, len(lists), size)]):
+            orders += ranked
             if report:
                 report(len(orders), len(lists))
     finally:
@@ -385,9 +403,20 @@ def _read_answers(folders: Sequence[Path]) -> dict[str, str]:
     return found
 
 
-def _without_identifiers(text: str) -> str:
-    """The text with `[3]`, which would name a passage, as `(3)`."""
-    return re.sub(r"\[(\d+)\]", r"(\1)", text.strip())
+def _first_order(settings: ListwiseSpec, query: str, texts: Sequence[str]) -> list[int]:
+    """The places of a list before the first pass."""
+    order = list(range(len(texts)))
+    if settings.order == "reversed":
+        order.reverse()
+    elif settings.order == "random":
+        random.Random(query).shuffle(order)  # noqa: S311 - no secret
+    return order
+
+
+def _without_identifiers(prompt: str, text: str) -> str:
+    """The text with `[3]`, or FIRST's `[C]`, which would name a passage, as `(3)`."""
+    identifier = "[A-Z]" if prompt == "first" else r"\d+"
+    return re.sub(rf"\[({identifier})\]", r"(\1)", text.strip())
 
 
 def ask_server(model: str, settings: ListwiseSpec) -> Ask:
@@ -404,7 +433,7 @@ def ask_server(model: str, settings: ListwiseSpec) -> Ask:
     if key := os.environ.get("OPENAI_API_KEY"):
         session.headers["Authorization"] = f"Bearer {key}"
 
-    def ask(messages: Messages, most_tokens: int) -> str:
+    def ask_one(messages: Messages, most_tokens: int) -> str:
         body: Any = {"model": model, "messages": messages, "temperature": 0}
         body["max_tokens"] = most_tokens
         try:
@@ -416,33 +445,73 @@ def ask_server(model: str, settings: ListwiseSpec) -> Ask:
             refused = ConfigError if 400 <= status < 500 else SetupError
             raise refused(f"{url} gives no answer: {first_line(error)}") from error
 
-    return ask
+    return lambda questions, most_tokens: [ask_one(each, most_tokens) for each in questions]
 
 
-def ask_model(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> Ask:
-    """Asks a chat model on this machine, greedily, one question after the other."""
+def ask_model(spec: ModelSpec, prompt: str, dtype: torch.dtype, device: torch.device) -> Ask:
+    """Asks a chat model on this machine, greedily, several questions at once.
+
+    FIRST (Reddy et al. 2024, arXiv 2406.15657) writes no answer: the logits of the letters in its
+    first place rank the passages. A batch that memory does not hold is halved.
+    """
     model, tokenizer, _ = load_model(AutoModelForCausalLM, spec, dtype=dtype)
     if not tokenizer.chat_template:
         raise ConfigError(
             f"{locate(spec)}: its tokenizer has no chat template, it is no chat model"
         )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    opening = ""
+    if prompt == "first":
+        opening = "["
+        start, *named = tokenize(tokenizer, [opening, *(f"[{each}" for each in ascii_uppercase)], 9)
+        if not all(np.array_equal(ids[:-1], start) for ids in named):
+            raise ConfigError(f"{locate(spec)}: letters behind a bracket are not one token each")
+        _keep_answers(model, [int(ids[-1]) for ids in named])
     model.to(device)
     generate: Any = model.generate
 
     @torch.inference_mode()
-    def ask(messages: Messages, most_tokens: int) -> str:
-        asked: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    def ask(questions: Sequence[Messages], most_tokens: int) -> list[str]:
+        if prompt == "first":
+            most_tokens = 1
+        texts: Any = tokenizer.apply_chat_template(
+            list(questions), add_generation_prompt=True, tokenize=False
         )
-        asked = asked.to(device)
+        asked = tokenizer(
+            [f"{text}{opening}" for text in texts],
+            add_special_tokens=False,
+            padding=True,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        ).to(device)
         read = asked["input_ids"].shape[1]
         if read + most_tokens > tokenizer.model_max_length:
             raise ConfigError(
                 f"a question has {read} tokens and the model {tokenizer.model_max_length}: lower "
                 "window or passage_words"
             )
-        pad_id = tokenizer.pad_token_id or tokenizer.eos_token_id
-        answer = generate(**asked, max_new_tokens=most_tokens, do_sample=False, pad_token_id=pad_id)
-        return str(tokenizer.decode(answer[0, read:], skip_special_tokens=True))
+        try:
+            answer = generate(
+                **asked,
+                max_new_tokens=most_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+                output_logits=prompt == "first",
+                return_dict_in_generate=True,
+            )
+        except RuntimeError as error:
+            half = len(questions) // 2
+            if not half or not is_out_of_memory(error):
+                raise
+            return ask(questions[:half], most_tokens) + ask(questions[half:], most_tokens)
+        if prompt != "first":
+            return tokenizer.batch_decode(answer.sequences[:, read:], skip_special_tokens=True)
+        orders = []
+        for question, logits in zip(questions, answer.logits[0], strict=True):
+            count = len(re.findall(r"^\[[A-Z]\] ", question[-1]["content"], re.M))
+            orders.append(logits[:count].sort(descending=True, stable=True).indices + 1)
+        return [" > ".join(f"[{place}]" for place in order.tolist()) for order in orders]
 
     return ask

@@ -55,6 +55,15 @@ def evaluate(
         str | None,
         typer.Option(help="Prompt of a causal reranker: qwen3-reranker, mxbai-rerank-v2, …"),
     ] = None,
+    listwise: Annotated[
+        Literal["rankzephyr", "rankgpt", "first"] | None,
+        typer.Option(help="Prompt of a language model that ranks lists in sliding windows."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Documents in one question.", min=2)] = 20,
+    stride: Annotated[int, typer.Option(help="Documents that a window moves by.", min=1)] = 10,
+    server: Annotated[
+        str | None, typer.Option(help="URL of an OpenAI-compatible API that runs the model.")
+    ] = None,
     max_passages: Annotated[
         int, typer.Option(help="Windows per document; the best score counts.", min=1)
     ] = 1,
@@ -76,6 +85,7 @@ def evaluate(
       xsweep evaluate my-model --collection irds:beir/scifact/test --run bm25.run.gz
       xsweep evaluate cross-encoder/ms-marco-MiniLM-L6-v2 --suite beir-13 -o results/
       xsweep evaluate Qwen/Qwen3-Reranker-0.6B --prompt qwen3-reranker --suite nano-beir
+      xsweep evaluate castorini/rank_zephyr_7b_v1_full --listwise rankzephyr --suite nano-beir
       xsweep evaluate "MiniLM-L6 infonce bm25_lists s1" --collection data/mine --split dev --json
     """
     import tempfile
@@ -84,7 +94,13 @@ def evaluate(
 
     measures = [str(parse_measure(name)) for name in measure or ["nDCG@10", "RR@10"]]
     source = _model(settings_of(ctx), model)
-    scorer = _scorer(source, prompt)
+    windows = {
+        "prompt": listwise or "rankzephyr",
+        "window": window,
+        "stride": stride,
+        "server": server,
+    }
+    scorer = _scorer(source, prompt, windows if listwise or server else None)
     collections = _collections(collection or [], split, suite or [], identical_ids)
     if run is not None and len(collections) != 1:
         raise ConfigError("--run re-ranks one collection: give exactly one --collection")
@@ -156,18 +172,22 @@ def _model(settings: "Settings", name: str) -> dict[str, str]:
     raise ConfigError(f"{name!r} is neither a folder, nor a run that is trained, nor a Hub id")
 
 
-def _scorer(model: dict[str, str], prompt: str | None) -> "TeacherModelSpec":
-    """Return the specification of a cross-encoder, or of a causal reranker with its prompt."""
+def _scorer(
+    model: dict[str, str], prompt: str | None, listwise: dict[str, object] | None
+) -> "TeacherModelSpec":
+    """Return the specification of a cross-encoder, or of a language model with its prompt."""
     from pydantic import ValidationError
 
     from xsweep.errors import field_errors
     from xsweep.evaluator.specs import TeacherModelSpec
 
-    spec = {"type": "causal_reranker" if prompt else "cross_encoder", "prompt": prompt}
+    kind = "listwise_llm" if listwise else "causal_reranker" if prompt else "cross_encoder"
+    spec = {"type": kind, "prompt": prompt, "listwise": listwise, "models": [model]}
     try:
-        return TeacherModelSpec.model_validate({**spec, "models": [model]})
+        return TeacherModelSpec.model_validate(spec)
     except ValidationError as problem:
-        raise ConfigError(f"--prompt: {field_errors(problem)}") from problem
+        option = "--listwise" if listwise else "--prompt"
+        raise ConfigError(f"{option}: {field_errors(problem)}") from problem
 
 
 def _stage(name: str, run: Path | None, order: str) -> dict[str, object]:
@@ -236,6 +256,8 @@ def _evaluate(
     job["model"] = scorer.models[0].model_dump(exclude_unset=True)
     if scorer.prompt:
         job["prompt"] = scorer.prompt.model_dump(mode="json")
+    if scorer.listwise:
+        job["listwise"] = scorer.listwise.model_dump(exclude={"server", "concurrency"})
     for collection in collections:
         place = root / collection.name.replace("/", "-")
         described = collection.model_dump(mode="json")

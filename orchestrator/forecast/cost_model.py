@@ -215,6 +215,8 @@ def _scoring(
         windows = listwise["passes"] * pairs / listwise["stride"]
         words = min(size.words, listwise["passage_words"]) * listwise["window"] + QUESTION_WORDS
         read, written = TOKENS_PER_WORD * words, ANSWER_TOKENS * listwise["window"]
+        if listwise.get("prompt") == "first":
+            written = 1
         if listwise["server"]:
             return Work(pairs, cpu_s=cpu_s, asked_tokens=(windows * read, windows * written))
         flops = (

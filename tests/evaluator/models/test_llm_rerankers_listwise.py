@@ -3,7 +3,7 @@
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import ClassVar
@@ -47,6 +47,10 @@ def perfect(messages: list[dict[str, str]], _: int = 0) -> str:
     return " > ".join(f"[{each}]" for each in sorted(values, key=lambda each: -values[each]))
 
 
+def perfect_answers(questions: Sequence[list[dict[str, str]]], _: int = 0) -> list[str]:
+    return [perfect(each) for each in questions]
+
+
 def passages(values: list[float]) -> tuple[str, list[str]]:
     return "which is largest?", [f"a passage {value}" for value in values]
 
@@ -84,11 +88,11 @@ def test_faults_of_an_answer_are_counted_and_repaired() -> None:
 
 def test_a_pass_brings_the_best_passages_to_the_top() -> None:
     values = [3.0, 9.0, 1.0, 7.0, 2.0, 8.0, 5.0, 10.0, 4.0, 6.0]
-    (once,), _ = rank_lists(MODEL, WINDOWS, [passages(values)], perfect)
+    (once,), _ = rank_lists(MODEL, WINDOWS, [passages(values)], perfect_answers)
     # A window of 4 that moves by 2 carries the 2 best of the whole list to its beginning.
     assert [values[place] for place in once][:2] == [10.0, 9.0]
     more = WINDOWS.model_copy(update={"passes": 5})
-    (sorted_list,), counts = rank_lists(MODEL, more, [passages(values)], perfect)
+    (sorted_list,), counts = rank_lists(MODEL, more, [passages(values)], perfect_answers)
     assert [values[place] for place in sorted_list] == sorted(values, reverse=True)
     assert counts == {"answers": 20, "resumed": 0, "repeated": 0, "out_of_range": 0, "missing": 0}
 
@@ -97,7 +101,9 @@ def test_a_pass_brings_the_best_passages_to_the_top() -> None:
 def test_the_initial_order_is_a_setting(order: str) -> None:
     settings = WINDOWS.model_copy(update={"order": order, "window": 20})
     found = [
-        rank_lists(MODEL, settings, [passages([1.0, 2.0, 3.0, 4.0])], lambda *_: "")[0]
+        rank_lists(
+            MODEL, settings, [passages([1.0, 2.0, 3.0, 4.0])], lambda asked, _: [""] * len(asked)
+        )[0]
         for _ in range(2)
     ]
     assert found[0] == found[1]
@@ -108,9 +114,9 @@ def test_the_initial_order_is_a_setting(order: str) -> None:
 def test_a_prompt_numbers_cut_passages_and_quotes_no_other_identifier() -> None:
     asked: list[list[dict[str, str]]] = []
 
-    def ask(messages: list[dict[str, str]], _: int) -> str:
-        asked.append(messages)
-        return "[2] > [1]"
+    def ask(questions: Sequence[list[dict[str, str]]], _: int) -> list[str]:
+        asked.extend(questions)
+        return ["[2] > [1]"] * len(questions)
 
     settings = ListwiseSpec(passage_words=3)
     (order,), _ = rank_lists(MODEL, settings, [("why [1]?", ["one [2] three four", "x"])], ask)
@@ -208,11 +214,11 @@ def test_a_killed_job_resumes_at_its_last_window(tmp_path: Path) -> None:
     ]
     asked = Counter[str]()
 
-    def ask(messages: list[dict[str, str]], _: int = 0) -> str:
-        asked["all"] += 1
-        if asked["all"] == 5:
+    def ask(questions: Sequence[list[dict[str, str]]], _: int = 0) -> list[str]:
+        asked["all"] += len(questions)
+        if asked["all"] == 6:
             raise InterruptedError
-        return perfect(messages)
+        return perfect_answers(questions)
 
     first, second = tmp_path / "first", tmp_path / "second"
     with pytest.raises(InterruptedError):
@@ -220,9 +226,9 @@ def test_a_killed_job_resumes_at_its_last_window(tmp_path: Path) -> None:
     with (first / "answers.jsonl").open("a") as file:
         file.write('["cut off')
     orders, counts = rank_lists(MODEL, WINDOWS, lists, ask, [second, first])
-    assert orders == rank_lists(MODEL, WINDOWS, lists, perfect)[0]
+    assert orders == rank_lists(MODEL, WINDOWS, lists, perfect_answers)[0]
     assert (counts["answers"], counts["resumed"]) == (8, 4)
-    assert asked["all"] == 1 + 8
+    assert asked["all"] == 2 + 8
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +241,8 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_local_chat_model_answers_as_it_generates(chat: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ask = ask_model(ModelSpec(folder=str(chat)), torch.float32, torch.device("cpu"))
+    device = torch.device("cpu")
+    ask = ask_model(ModelSpec(folder=str(chat)), "rankzephyr", torch.float32, device)
     messages = messages_of("rankzephyr", "what?", ["one", "two"])
     tokenizer = AutoTokenizer.from_pretrained(chat)
     text = "".join(f"{message['content']}\n" for message in messages)
@@ -246,9 +253,80 @@ def test_a_local_chat_model_answers_as_it_generates(chat: Path) -> None:
             best = plain(ids).logits[:, -1:].argmax(-1)
             ids = torch.cat((ids, best), dim=1)
     length = len(tokenizer(text)["input_ids"])
-    assert ask(messages, 8) == tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+    expected = tokenizer.decode(ids[0, length:], skip_special_tokens=True)
+    longer = messages_of("rankzephyr", "what is it?", ["three", "four four", "five"])
+    assert ask([messages], 8) == [expected]
+    assert ask([messages, longer], 8) == [expected, *ask([longer], 8)]
     with pytest.raises(ConfigError, match="lower window or passage_words"):
-        ask(messages_of("rankzephyr", "what?", ["word " * 5000]), 8)
+        ask([messages_of("rankzephyr", "what?", ["word " * 5000, "two"])], 8)
+
+
+def test_first_ranks_by_the_logits_of_the_letters_behind_the_bracket(chat: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec, device = ModelSpec(folder=str(chat)), torch.device("cpu")
+    settings = ListwiseSpec(prompt="first", window=4, stride=2, concurrency=2)
+    ask = ask_model(spec, "first", torch.float32, device)
+    tokenizer = AutoTokenizer.from_pretrained(chat)
+    plain = AutoModelForCausalLM.from_pretrained(chat).eval()
+    letters = [tokenizer(f"[{letter}")["input_ids"][-1] for letter in "ABC"]
+    asked = [
+        messages_of("first", query, texts)
+        for query, texts in (("what?", ["one", "two"]), ("where is it?", ["three 3", "four", "5"]))
+    ]
+    assert "each indicated by an alphabetical identifier []." in asked[0][1]["content"]
+    assert "[A] one\n[B] two\nSearch Query" in asked[0][1]["content"]
+    for messages, count, answer in zip(asked, (2, 3), ask(asked, 99), strict=True):
+        text = "".join(f"{message['content']}\n" for message in messages) + "["
+        with torch.inference_mode():
+            logits = plain(**tokenizer(text, return_tensors="pt")).logits[0, -1, letters[:count]]
+        order = (logits.argsort(descending=True) + 1).tolist()
+        assert answer == " > ".join(f"[{place}]" for place in order)
+    lists = [passages([float(n + 3 * at) for n in range(7 - at)]) for at in range(3)]
+    together, counts = rank_lists(spec, settings, lists, ask)
+    assert counts == {"answers": 3 + 2 + 2, "resumed": 0} | dict.fromkeys(
+        ("repeated", "out_of_range", "missing"), 0
+    )
+    alone = settings.model_copy(update={"concurrency": 1})
+    assert together == rank_lists(spec, alone, lists, ask)[0]
+    assert "why (A)? [1]" in str(_first_question(settings, "why [A]? [1]"))
+    for wrong in ({"server": "http://a/v1"}, {"window": 27}):
+        with pytest.raises(ValueError, match="of a model here, of at most 26 letters"):
+            ListwiseSpec(prompt="first", **wrong)
+
+
+def _first_question(settings: ListwiseSpec, query: str) -> list[dict[str, str]]:
+    """The first question that is asked about a query."""
+    seen: list[list[dict[str, str]]] = []
+
+    def ask(questions: Sequence[list[dict[str, str]]], _: int) -> list[str]:
+        seen.extend(questions)
+        return ["[1] > [2]"]
+
+    rank_lists(MODEL, settings, [(query, ["one", "two"])], ask)
+    return seen[0]
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(
+    chat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import GenerationMixin
+
+    generate, sizes = GenerationMixin.generate, []
+
+    def small(self, input_ids, **settings):
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError
+        return generate(self, input_ids=input_ids, **settings)
+
+    monkeypatch.setattr(GenerationMixin, "generate", small)
+    ask = ask_model(ModelSpec(folder=str(chat)), "rankzephyr", torch.float32, torch.device("cpu"))
+    asked = [messages_of("rankzephyr", "what?", ["one " * n, "two"]) for n in range(1, 6)]
+    expected = [ask([each], 3)[0] for each in asked]
+    sizes.clear()
+    assert ask(asked, 3) == expected
+    assert sizes == [5, 2, 3, 1, 2]
 
 
 def test_a_teach_job_writes_a_run_that_others_can_read(api, tmp_path: Path) -> None:

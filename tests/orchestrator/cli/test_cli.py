@@ -449,7 +449,7 @@ def test_shell_completion_offers_the_commands() -> None:
     assert done.stdout.split() == ["status", "store"]
 
 
-def test_a_causal_reranker_is_evaluated_with_its_prompt(home: Path, tmp_path: Path) -> None:
+def test_a_language_model_is_evaluated_with_its_prompt(home: Path, tmp_path: Path) -> None:
     write_model(tmp_path / "llm", "a/b", family="a/b", head="next")
     write_collection(tmp_path / "mine", queries=3, documents=9)
     command = ("evaluate", str(tmp_path / "llm"), "--collection", str(tmp_path / "mine"), "--json")
@@ -465,6 +465,18 @@ def test_a_causal_reranker_is_evaluated_with_its_prompt(home: Path, tmp_path: Pa
     assert runs[0] != runs[1]
     again = xsweep(*command, "--prompt", "monot5", "-o", str(tmp_path / "qwen3-reranker"), code=2)
     assert "holds another evaluation" in again.stderr
+    # a listwise LLM reranks the same candidates
+    windows = ("--listwise", "first", "--window", "4", "--stride", "2", "--depth", "9")
+    (listed,) = json.loads(xsweep(*command, *windows, "-o", str(tmp_path / "first")).stdout)[
+        "results"
+    ]
+    ranked = read_run(tmp_path / "first" / "mine" / "model" / "run.trec.gz")["q0"]
+    candidates = read_run(tmp_path / "first" / "mine" / "first-stage" / "run.trec.gz")["q0"]
+    assert {*ranked} == {*candidates}
+    assert sorted(ranked.values()) == [float(-rank) for rank in range(len(ranked), 0, -1)]
+    assert listed["means"]["nDCG@10"]["model"] > 0
+    refused = xsweep(*command, "--server", "http://127.0.0.1:9/v1", code=2)
+    assert "a listwise_llm is one model; a server knows it by its id" in refused.stderr
 
 
 def test_a_model_is_evaluated_beside_its_first_stage(home: Path, tmp_path: Path) -> None:
