@@ -94,7 +94,7 @@ def evaluate(
 
     measures = [str(parse_measure(name)) for name in measure or ["nDCG@10", "RR@10"]]
     source = _model(settings_of(ctx), model)
-    windows = {
+    windows: dict[str, object] = {
         "prompt": listwise or "rankzephyr",
         "window": window,
         "stride": stride,

@@ -106,7 +106,7 @@ def test_a_listwise_llm_behind_a_server_costs_tokens() -> None:
     first = {**model, "listwise": {**windows, "server": None, "prompt": "first"}}
     unwritten = work_of("teach", {**spec, "model": first}, {"candidates": {"depth": 50}})
     share = unwritten.scoring_flops / local.scoring_flops
-    assert share == pytest.approx((read + 2_976 * 5) / (read + written))
+    assert share == pytest.approx((read + 2_756 * 5) / (read + written))
 
 
 def test_a_token_costs_two_operations_for_each_weight_and_its_attention() -> None:
