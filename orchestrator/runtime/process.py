@@ -36,6 +36,9 @@ log = logging.getLogger("xsweep")
 LOG_EVERY_S = 30.0
 """Interval of progress lines in the log."""
 
+AWAY = "for the database"
+"""What the controller waits for during an outage, whichever statement has noticed it."""
+
 START_S = 10.0
 """Time for a controller that was started to take the lock."""
 
@@ -277,9 +280,9 @@ def _loop(
             left = outlook(controller.engine)
         except SetupError as error:
             # Jobs continue without us; those whose lease expires meanwhile are stopped afterwards.
-            if str(error) != waiting or time.monotonic() - waiting_logged_s > LOG_EVERY_S:
+            if waiting != AWAY or time.monotonic() - waiting_logged_s > LOG_EVERY_S:
                 log.warning("%s", error)
-                waiting, waiting_logged_s = str(error), time.monotonic()
+                waiting, waiting_logged_s = AWAY, time.monotonic()
             time.sleep(1.0)
             continue
         if left.idle and until_idle:

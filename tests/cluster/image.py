@@ -48,8 +48,10 @@ START_POSTGRESQL = """\
 as_owner() { setpriv --reuid=postgres --regid=postgres --clear-groups "$@"; }
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
   install --directory --owner=postgres --mode=700 "$PGDATA"
-  echo "$POSTGRES_PASSWORD" | as_owner initdb --username="$POSTGRES_USER" --encoding=UTF8 \\
-    --pwfile=/dev/stdin --auth-host=scram-sha-256 --auth-local=trust
+  echo "$POSTGRES_PASSWORD" > /tmp/password
+  chown postgres /tmp/password
+  as_owner initdb --username="$POSTGRES_USER" --encoding=UTF8 --pwfile=/tmp/password \\
+    --auth-host=scram-sha-256 --auth-local=trust
   echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
   as_owner pg_ctl start --wait --options="-c listen_addresses="
   createdb --username="$POSTGRES_USER" "$POSTGRES_DB" --maintenance-db=postgres

@@ -10,7 +10,9 @@ import object_store
 import psutil
 import pytest
 from chaos import account
+from postgresql import administer
 from proxy import Line
+from sqlalchemy import make_url
 from tiny import write_study
 from waiting import wait_for
 
@@ -255,11 +257,21 @@ def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
     _, pid = training(workplace)
     line.cut()
     wait_for(lambda: line.refused > 2)  # the controller renews its leases every 3 s
+    name = make_url(postgresql_url).database
+    read_only = f"DATABASE {name} SET default_transaction_read_only = "
+    administer(postgresql_url, f"ALTER {read_only} on")
     line.mend()
     os.kill(pid, signal.SIGCONT)
+    seen = ""
+    while "connect to the primary server" not in seen:  # it answers, as a standby would
+        latest = controller.stdout.readline()
+        assert latest, seen
+        seen += latest
+    administer(postgresql_url.replace(f"/{name}?", "/postgres?"), f"ALTER {read_only} off")
     output, _ = controller.communicate(timeout=240)
     assert controller.returncode == 0, output
-    assert "database away" in output
+    assert "database away" in seen
+    assert "connect to the primary server" not in output, "one message"
     engine = connect(postgresql_url)
     report_account(account(engine, "a controller cut off from its database", 1))
     assert set(attempts(engine).values()) == {1}, "nothing was begun again"
