@@ -1,13 +1,19 @@
 """What containers would do: the entry point's roles, and the files that name them."""
 
 import os
+import re
 import subprocess
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-DOCKER = Path(__file__).resolve().parent.parent / "docker"
+from xsweep.orchestrator.runtime.process import GRACE_S
+
+PROJECT = Path(__file__).resolve().parent.parent
+DOCKER = PROJECT / "docker"
 ROLES = {"head", "worker", "controller"}
 
 
@@ -60,6 +66,68 @@ def test_no_part_of_a_cluster_starts_without_a_token(entrypoint, role):
     assert done.returncode == 3
     assert "anyone who reaches a Ray cluster without a token" in done.stderr
     assert done.stdout == ""
+
+
+def test_a_worker_whose_driver_is_too_old_for_torch_says_so(entrypoint, tmp_path):
+    for program, line in {"nvidia-smi": "", "python3": "echo driver too old >&2; exit 1"}.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / program).chmod(0o755)
+    done = entrypoint("worker")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "driver too old\nentrypoint: PyTorch cannot use the GPUs" in done.stderr
+    assert "needs an NVIDIA driver of version 580 or newer" in done.stderr
+    assert entrypoint("worker", CUDA_VISIBLE_DEVICES="").returncode == 0
+    assert entrypoint("head").returncode == 0, "it runs no jobs"
+
+
+def test_the_driver_that_is_stated_is_that_of_the_pinned_torch():
+    """A new torch may have another CUDA: look its driver up, and mend the three files."""
+    assert "\ntorch==2.13.0\n" in (PROJECT / "constraints.txt").read_text()
+    assert "ARG BASE=nvidia/cuda:13.0." in (DOCKER / "Dockerfile").read_text()
+    for file in ("docker/Dockerfile", "docker/entrypoint.sh", "docs/running.md"):
+        assert "version 580 or newer" in (PROJECT / file).read_text()
+
+
+def test_every_installation_has_the_versions_of_one_file():
+    installs = {
+        line.strip()
+        for file in (PROJECT / "Makefile", DOCKER / "Dockerfile", PROJECT / "README.md")
+        for line in file.read_text().splitlines()
+        if re.search("pip install(?! --no-deps)", line)
+    }
+    assert len(installs) >= 2
+    assert all(re.search(r"(-c|--constraint) constraints\.txt", line) for line in installs)
+    pinned = set(re.findall(r"^([\w.-]+)==", (PROJECT / "constraints.txt").read_text(), re.M))
+    needed = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.split(r"[\[<>=!~; ]", each)[0].lower().replace("_", "-") for each in needed}
+    assert names <= pinned
+
+
+def test_the_compose_file_stops_the_controller_before_the_workers_in_time_for_checkpoints():
+    services = YAML(typ="safe").load(DOCKER / "compose.yaml")["services"]
+    assert set(services["controller"]["depends_on"]) == {"database", "head", "worker"}
+    assert float(services["controller"]["stop_grace_period"].rstrip("s")) > GRACE_S
+
+
+def test_each_kubernetes_pod_has_the_environment_that_the_entry_point_would_set():
+    """KubeRay starts Ray without it."""
+    [cluster] = (
+        part
+        for part in YAML(typ="safe").load_all(DOCKER / "kuberay.yaml")
+        if part["kind"] == "RayCluster"
+    )
+    script = (DOCKER / "entrypoint.sh").read_text()
+    [exported] = re.findall(r"^export (.*)", script, re.M)
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    for group in groups:
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        [container] = group["template"]["spec"]["containers"]
+        given = {each["name"]: each.get("value") for each in container["env"]}
+        assert set(exported.split()) <= set(given)
+        assert container["resources"]["limits"] == container["resources"]["requests"]
+        mounted = {each["name"] for each in container["volumeMounts"]}
+        assert mounted == {each["name"] for each in group["template"]["spec"]["volumes"]}
+    assert cluster["spec"]["rayVersion"] == version("ray")
 
 
 def test_compose_and_kubernetes_name_roles_of_the_entry_point():
