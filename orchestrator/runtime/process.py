@@ -37,7 +37,7 @@ LOG_EVERY_S = 30.0
 """Interval of progress lines in the log."""
 
 AWAY = "for the database"
-"""What the controller waits for during an outage, whichever statement has noticed it."""
+"""Reason to wait during an outage, whichever statement has noticed it."""
 
 START_S = 10.0
 """Time for a controller that was started to take the lock."""
