@@ -120,7 +120,9 @@ def main() -> None:
         server = open_server(Site(engine, Store(Path(folder)), "database").respond, 0)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         client = http.client.HTTPConnection("127.0.0.1", server.server_port)
-        for path in ("/", "/sweep/study-0", "/sweep/study-0/jobs?kind=train", "/job/1", "/metrics"):
+        parts = ("", "/jobs?kind=train", "/curves", "/queries", "/queries.json")
+        sweep = [f"/sweep/study-0{part}" for part in parts]
+        for path in ("/", *sweep, "/job/1", "/metrics"):
             sizes = []
 
             def get(path: str = path, sizes: list[int] = sizes) -> None:

@@ -3,6 +3,7 @@
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 700px)");
 const CONFIG = {
+  displayModeBar: true, // keys reach it, too
   displaylogo: false,
   responsive: true,
   toImageButtonOptions: { format: "svg" },
@@ -107,6 +108,7 @@ function wait() {
 
 document.addEventListener("submit", (event) => {
   event.preventDefault();
+  document.getElementById("point")?.replaceChildren();
   history.replaceState(null, "", `?${new URLSearchParams(new FormData(event.target))}`);
   refresh();
 });

