@@ -117,12 +117,20 @@ def has_tables(url: str) -> bool:
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Upgrade the tables to this version's schema, all or nothing; concurrent calls queue up."""
-    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.environment import EnvironmentContext
+    from alembic.script import ScriptDirectory
 
+    steps = ScriptDirectory(str(MIGRATIONS))
     with engine.connect() as connection, connection.begin():
         if engine.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('xsweep_schema'))"))
-        command.upgrade(_alembic(connection), revision)
+        # no target metadata: its naming convention would rename the constraints
+        with EnvironmentContext(
+            Config(), steps, fn=lambda found, _: steps._upgrade_revs(revision, found)
+        ) as context:
+            context.configure(connection, version_table=VERSION_TABLE, transactional_ddl=True)
+            context.run_migrations()
     if engine.dialect.name == "sqlite":
         raw = engine.raw_connection()
         raw.cursor().execute("PRAGMA journal_mode = WAL")  # stays in the file; readers never wait
@@ -278,11 +286,3 @@ def _revision(connection: Connection) -> str | None:
 
 def _refusal(url: URL, problem: str) -> SetupError:
     return SetupError(f"database {redacted(url)}: {problem}")
-
-
-def _alembic(connection: Connection) -> Any:
-    from alembic.config import Config
-
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    return config
