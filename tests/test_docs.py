@@ -26,6 +26,17 @@ from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import AshaSpec
 
 PROJECT = Path(__file__).parent.parent
+UNCHECKED = {
+    "source": "changes the reader's shell",
+    "export": "changes the reader's shell",
+    "pytest": "is this suite",
+    "pip": "needs a package index",
+    "tensorboard": "serves what the tests of trackers read from its files",
+    "mlflow": "serves what the tests of trackers read from its files",
+    "trackio": "serves what the tests of trackers read from its files",
+    "wandb": "needs an account",
+}
+"""Programs in the documents whose commands no test reads, and why."""
 DOCUMENTS = [*sorted(PROJECT.glob("*.md")), *sorted(PROJECT.glob("docs/*.md"))]
 FOLDERS = "db|evaluator|trainer|orchestrator|xsweep|sweeps|benchmarks|tests|docs|docker"
 STUDY = (PROJECT / "docs" / "study.md").read_text()
@@ -68,17 +79,37 @@ def test_links_and_paths_in_the_documents_lead_somewhere(document: Path) -> None
         assert (PROJECT / path).exists(), f"{document.name} names {path}"
 
 
+def console_lines() -> list[tuple[str, list[str]]]:
+    """The words of every line of a console block, with the document that has it."""
+    return [
+        (document.name, words)
+        for document in DOCUMENTS
+        for block in re.findall(r"```console\n(.*?)```", document.read_text(), re.DOTALL)
+        for line in textwrap.dedent(block).splitlines()
+        if (words := shlex.split(line, comments=True))
+    ]
+
+
 def console_commands() -> list[tuple[str, list[str]]]:
-    """Every `xsweep …` line of a console block, with the document that has it."""
-    found = []
-    for document in DOCUMENTS:
-        text = document.read_text()
-        for block in re.findall(r"```console\n(.*?)```", text, re.DOTALL):
-            for line in textwrap.dedent(block).splitlines():
-                if line.startswith("xsweep ") and " | " not in line:
-                    words = shlex.split(line.removeprefix("xsweep "), comments=True)
-                    found.append((document.name, words))
-    return found
+    """Every `xsweep …` line, with the document that has it."""
+    return [
+        (document, words)
+        for document, (program, *words) in console_lines()
+        if program == "xsweep" and "|" not in words
+    ]
+
+
+def test_every_other_program_in_the_documents_is_a_target_of_make_or_has_a_reason() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    for document, (program, *words) in console_lines():
+        while "=" in program:
+            program, *words = words
+        if program == "make":
+            assert words[0] in targets, f"{document}: make {words[0]}"
+        elif program == "xsweep" and "|" in words:
+            assert {*words} - {"|"} <= typer.main.get_command(app).commands.keys(), document
+        elif program != "xsweep":
+            assert program in UNCHECKED, f"{document}: nothing checks {program!r}"
 
 
 @pytest.mark.parametrize(
