@@ -27,7 +27,7 @@ from xsweep.evaluator.specs import (
 )
 from xsweep.orchestrator.grid import schema
 from xsweep.orchestrator.grid.schema import Range
-from xsweep.trainer.specs import AshaSpec
+from xsweep.trainer.specs import AshaSpec, LoraSpec
 
 BLOCKS: dict[str, type[BaseModel]] = {
     "top level": schema.Grid,
@@ -41,6 +41,7 @@ BLOCKS: dict[str, type[BaseModel]] = {
     "objectives.NAME.plus.LOSS": schema.Term,
     "objectives.NAME.stages[]": schema.Stage,
     "training, and training settings elsewhere": schema.TrainingSettings,
+    "training.lora": LoraSpec,
     "overrides[]": schema.Override,
     "match, exclude[], include[]": schema.Match,
     "search[]": schema.Search,

@@ -195,8 +195,11 @@ def _training(spec: TrainSpec, summary: dict) -> dict[str, object]:
     layers = f", first {spec.backbone.layers} layers" if spec.backbone.layers else ""
     terms = (f"{term.weight:g} {term.name}" for term in spec.objective.plus)
     optimisation = spec.optimisation
+    prompt, lora = spec.backbone.prompt, optimisation.lora
     return {
         "backbone": backbone + layers,
+        **({"prompt": f"for the answer {prompt.answers[0]!r}"} if prompt else {}),
+        **({"adapters": f"LoRA, rank {lora.rank}, alpha {lora.alpha:g}"} if lora else {}),
         "objective": " + ".join((spec.objective.name, *terms)),
         **({"stage before": _stages(summary["stage_before"])} if spec.continues else {}),
         "training collection": spec.collection.name,

@@ -20,7 +20,7 @@ from xsweep.trainer.distributed import check_same_step, sum_over_ranks
 from xsweep.trainer.engines import open_engine
 from xsweep.trainer.forward import Scorer, attention, needs_ids
 from xsweep.trainer.gradients import Budgets, Gradients, Prepared
-from xsweep.trainer.optimizer import learning_rate, write_weights
+from xsweep.trainer.optimizer import learning_rate, trained_parameters, write_weights
 from xsweep.trainer.result import MetricsLog, read_metrics
 from xsweep.trainer.specs import TrainSpec
 from xsweep.trainer.teachers import Sample, Teacher
@@ -271,7 +271,7 @@ class _Training:
         return sum_over_ranks(own).tolist()
 
     def _weights(self) -> Weights:
-        return {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        return {name: each.detach() for name, each in trained_parameters(self.model).items()}
 
     def save(self) -> None:
         """Writes a checkpoint; every rank takes part, the first one writes."""

@@ -59,8 +59,13 @@ def clip(parameters: list[nn.Parameter], max_norm: float) -> float:
     return before
 
 
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: each for name, each in model.named_parameters() if each.requires_grad}
+
+
 def write_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copies weights into a model by parameter name."""
+    """Copies weights into the trained parameters of a model, by name."""
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in trained_parameters(model).items():
             parameter.copy_(weights[name])

@@ -128,6 +128,18 @@ class TeacherSpec(Spec):
         return self
 
 
+class LoraSpec(Spec):
+    """Low-rank adapters (Hu et al. 2022, arXiv 2106.09685), trained in place of the weights."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0, allow_inf_nan=False)
+    """An adapter's product is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout of the adapters' inputs."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers with an adapter, such as `q_proj`; none: all of them."""
+
+
 class OptimisationSpec(Spec):
     """Optimiser, schedule, batch and precision; all of it is part of the identity."""
 
@@ -158,6 +170,8 @@ class OptimisationSpec(Spec):
     """The backbone's own dropout; off is faster on a CPU."""
     gradient_checkpointing: bool = False
     """Recomputes activations to save memory; transformers supports it only with dropout."""
+    lora: LoraSpec | None = Field(default=None, exclude_if=lambda lora: lora is None)
+    """Trains low-rank adapters of a decoder in place of its weights; needs `xsweep[lora]`."""
     deterministic: bool = Field(default=False, exclude_if=lambda value: not value)
     """On a GPU: the same numbers to the bit whenever it runs on as many ranks, the same to rounding
     on any number, dropout included; slower. A CPU always gives that."""

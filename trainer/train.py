@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from xsweep.errors import ConfigError, DivergenceError, field_errors
+from xsweep.errors import ConfigError, DivergenceError, field_errors, first_line
 from xsweep.evaluator.data import load_collection
 from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.data.trec import Run
@@ -26,7 +27,7 @@ from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.provenance import collect, now
 from xsweep.evaluator.scoring import score_pairs, share_out
 from xsweep.evaluator.specs import IdenticalIds, ModelSpec, ParquetSpec, ScoringSpec
-from xsweep.evaluator.varlen.encoders import runs_unpadded
+from xsweep.evaluator.varlen.encoders import has_unpadded, runs_unpadded
 from xsweep.trainer.batching import Assembler
 from xsweep.trainer.cpu_kernels import keep_freed_memory
 from xsweep.trainer.distributed import own_device, rank_and_ranks, sum_over_ranks
@@ -101,6 +102,7 @@ def train(
     identical_ids = spec.collection.identical_ids
     teacher = open_teacher(spec.teacher, collection, documents, inputs, identical_ids)
     model, tokenizer = load_start(spec, inputs)
+    adapters = add_adapters(model, spec) if spec.optimisation.lora else None
     model.to(own_device())
     if model.device.type == "cpu":
         keep_freed_memory()
@@ -135,6 +137,8 @@ def train(
     if progress.halted:
         summary["halted"] = True
     else:
+        if adapters:
+            model = merge_adapters(adapters, out / "model" / "adapter")
         export_model(model, tokenizer, out / "model", spec, summary, provenance)
     write_result(out, summary, provenance | {"ended": now()})
 
@@ -176,6 +180,47 @@ def load_start(
         raise ConfigError("this training continues another: name its folder as input 'start'")
     folder = str(inputs["start"] / "model")
     return load_cross_encoder(ModelSpec(folder=folder, attention=spec.backbone.attention))
+
+
+def add_adapters(model: PreTrainedModel, spec: TrainSpec) -> Any:
+    """Adds low-rank adapters to a decoder, drawn under the seed, and freezes its other weights.
+
+    Returns the `peft` model around it. Raises ConfigError for a model that has passes of its own,
+    which would not read the adapters, or without `peft`.
+    """
+    lora = spec.optimisation.lora
+    assert lora
+    if has_unpadded(model):
+        raise ConfigError(f"lora is for decoders, this is a {model.config.model_type} model")
+    try:
+        from peft import LoraConfig, TaskType, get_peft_model
+    except ImportError as error:
+        raise ConfigError(f"lora needs peft ({first_line(error)}): install xsweep[lora]") from error
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS,  # the head is trained, too
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        lora_dropout=lora.dropout,
+        target_modules=list(lora.targets) or "all-linear",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(spec.seed)
+        try:
+            adapters = get_peft_model(model, config)
+        except ValueError as error:
+            raise ConfigError(f"lora: {first_line(error)}") from error
+    config.base_model_name_or_path = spec.backbone.id or spec.backbone.package
+    return adapters
+
+
+def merge_adapters(adapters: Any, folder: Path) -> PreTrainedModel:
+    """Writes adapters and head in the format of `peft`; returns the model that has them merged."""
+    from peft import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(get_peft_model_state_dict(adapters), folder / "adapter_model.safetensors")
+    adapters.active_peft_config.save_pretrained(folder)
+    return adapters.merge_and_unload()
 
 
 def prepare_validation(

@@ -158,13 +158,14 @@ def _training(spec: Mapping[str, Any]) -> Work:
         scored += again
         flops += again * _pair_flops(shape, validated, spec, prompt)
     pairs_of_step = pairs / settings["steps"]
+    passes = 2 if settings.get("lora") else 3  # forward, and the gradients of inputs and weights
     tokens_of_step = pairs_of_step * _pair_tokens(size, spec, prompt)
     micro_batches = tokens_of_step / settings["micro_batch_tokens"]
     return Work(
         pairs=pairs + scored,
-        gradient_bytes=4.0 * shape.parameters,
+        gradient_bytes=4.0 * _trained(shape, settings),
         pieces=min(pairs_of_step, RANKS * max(1, math.ceil(micro_batches))),
-        training_flops=3 * pairs * _pair_flops(shape, size, spec, prompt),
+        training_flops=passes * pairs * _pair_flops(shape, size, spec, prompt),
         scoring_flops=flops,
         steps=settings["steps"],
         layers=shape.layers,
@@ -338,7 +339,14 @@ def gpu_memory_bytes(spec: Mapping[str, Any]) -> float:
     width = ACTIVATION_BYTES * (1 if settings["precision"] == "bf16" else 2)
     kept = 2 if settings["gradient_checkpointing"] else shape.layers
     activations = settings["micro_batch_tokens"] * kept * shape.hidden * width
-    return shape.parameters * STATE_BYTES + activations + CONTEXT_BYTES
+    state = 4 * shape.parameters + (STATE_BYTES - 4) * _trained(shape, settings)
+    return state + activations + CONTEXT_BYTES
+
+
+def _trained(shape: Shape, settings: Mapping[str, Any]) -> float:
+    """Parameters that have a gradient: all, or those of adapters of about seven layers each."""
+    lora = settings.get("lora")
+    return 14.0 * shape.layers * shape.hidden * lora["rank"] if lora else shape.parameters
 
 
 def disk_bytes(jobs: Iterable[NewJob]) -> dict[str, float]:

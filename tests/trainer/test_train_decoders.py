@@ -216,3 +216,58 @@ def test_a_prompt_that_gives_no_head_is_refused(family, change, message, tmp_pat
     spec = ModelSpec(folder=str(write_decoder(tmp_path, family)), prompt=prompt)
     with pytest.raises(ConfigError, match=message):
         load_answering(spec, seed=1)
+
+
+LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
+
+
+@pytest.mark.slow(3)
+def test_adapters_resume_to_the_bit_and_are_merged_into_the_export(decoder, tmp_path):
+    peft = pytest.importorskip("peft")
+    zero = {"engine": "deepspeed", "zero_stage": 2, "gradient_checkpointing": True}
+    engine = zero if decoder.model.get("prompt") else {}
+    spec = decoder.spec("infonce", steps=12, lr=3e-3, lora=LORA, **engine)
+    whole, first, second = (tmp_path / name for name in ("whole", "first", "second"))
+    run_job("train", spec, decoder.inputs, whole)
+
+    def stop(done, total, **_):
+        if done == 7:
+            raise Stopped("asked to stop")
+
+    with pytest.raises(Stopped):
+        run_job("train", spec, decoder.inputs, first, report=stop)
+    (kept,) = first.glob("checkpoints/step-7/weights.safetensors")
+    assert {"lora" in name or "score" in name for name in load_file(kept)} == {True}
+    run_job("train", spec, decoder.inputs, second, resume_from=[first])
+    expected, found = (load_file(out / "model" / "model.safetensors") for out in (whole, second))
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+
+    # `peft` itself puts the adapters on the same backbone
+    base = AutoModelForSequenceClassification.from_pretrained(decoder.backbone, num_labels=1)
+    tokenizer = AutoTokenizer.from_pretrained(second / "model")
+    base.config.pad_token_id = tokenizer.pad_token_id
+    adapted = peft.PeftModel.from_pretrained(base, str(second / "model" / "adapter")).eval()
+    merged = AutoModelForSequenceClassification.from_pretrained(second / "model").eval()
+    inputs = tokenizer(*zip(*texts_of(decoder), strict=True), padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        theirs, ours = (each(**inputs).logits for each in (adapted, merged))
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    frozen = AutoModelForCausalLM.from_pretrained(decoder.backbone).get_input_embeddings().weight
+    assert torch.equal(merged.get_input_embeddings().weight, frozen)
+    assert not any("lora" in name for name in found)
+    card = (second / "model" / "README.md").read_text()
+    assert "| adapters | LoRA, rank 4, alpha 8 |" in card
+    assert ("| prompt | for the answer ' yes' |" in card) == ("prompt" in decoder.model)
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"), [(["nothing"], "lora: .*target"), ([], "this is a bert model")]
+)
+def test_adapters_of_no_layer_or_of_an_encoder_are_refused(
+    world, decoder, targets, message, tmp_path
+):
+    pytest.importorskip("peft")
+    place = decoder if targets else world
+    spec = place.spec("infonce", lora={"targets": targets})
+    with pytest.raises(ConfigError, match=message):
+        run_job("train", spec, place.inputs, tmp_path)

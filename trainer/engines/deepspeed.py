@@ -16,7 +16,7 @@ from torch import Tensor
 from xsweep.trainer.distributed import BUCKET_NUMBERS
 from xsweep.trainer.engines.plain import PlainEngine
 from xsweep.trainer.forward import Inputs, Scorer
-from xsweep.trainer.optimizer import MOMENTS, clip, set_lr, write_weights
+from xsweep.trainer.optimizer import MOMENTS, clip, set_lr, trained_parameters, write_weights
 from xsweep.trainer.specs import OptimisationSpec
 
 
@@ -115,7 +115,7 @@ class DeepSpeedEngine(PlainEngine):
         whole = self.functions.safe_get_full_optimizer_state
         return {
             f"{moment}.{name}": whole(parameter, moment)
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in trained_parameters(self.model).items()
             for moment in MOMENTS
         }
 
@@ -125,7 +125,7 @@ class DeepSpeedEngine(PlainEngine):
             return
         write_weights(self.model, weights)
         self._link_moments(steps)
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in trained_parameters(self.model).items():
             self.functions.safe_set_full_fp32_param(parameter, weights[name])
             for moment in MOMENTS:
                 whole = moments.get(f"{moment}.{name}", torch.zeros_like(parameter))

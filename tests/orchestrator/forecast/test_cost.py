@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gridtext import write_grid
@@ -107,6 +108,28 @@ def test_a_listwise_llm_behind_a_server_costs_tokens() -> None:
     unwritten = work_of("teach", {**spec, "model": first}, {"candidates": {"depth": 50}})
     share = unwritten.scoring_flops / local.scoring_flops
     assert share == pytest.approx((read + 2_756 * 5) / (read + written))
+
+
+def test_adapters_cost_no_gradient_of_the_weights_and_little_memory() -> None:
+    spec: dict[str, Any] = {
+        "backbone": {"id": "Qwen/Qwen3-Reranker-0.6B"},
+        "collection": {"source": "apidocs", "split": "train"},
+        "teacher": {"source": {}, "negatives": 7},
+        "optimisation": {
+            **{"steps": 10, "batch_queries": 4, "micro_batch_tokens": 1024, "precision": "bf16"},
+            **{"gradient_checkpointing": True, "lora": None},
+        },
+        **{"validation": None, "query_tokens": 32, "document_tokens": 256},
+    }
+    shape = KNOWN["Qwen/Qwen3-Reranker-0.6B"]
+    adapted = {**spec, "optimisation": {**spec["optimisation"], "lora": {"rank": 16}}}
+    whole, part = (work_of("train", each, {}) for each in (spec, adapted))
+    assert part.training_flops == pytest.approx(2 / 3 * whole.training_flops)
+    # Seven layers of rank 16 with 1,024 inputs or outputs, in 28 blocks.
+    adapters = 28 * 7 * 2 * 1024 * 16
+    assert part.gradient_bytes == 4 * adapters
+    saved = gpu_memory_bytes(spec) - gpu_memory_bytes(adapted)
+    assert saved == pytest.approx(12 * (shape.parameters - adapters))
 
 
 def test_a_token_costs_two_operations_for_each_weight_and_its_attention() -> None:
