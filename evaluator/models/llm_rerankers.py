@@ -91,16 +91,19 @@ def load_answering(spec: ModelSpec, seed: int) -> tuple[PreTrainedModel, PreTrai
     sign_A = torch.tensor([1.0, -1.0])[: len(rows_AH)]
     heads = [each for each in model.modules() if isinstance(each, HeadInFp32)]
     encoder = PairEncoder(tokenizer)
+    refusal = ConfigError(
+        f"{locate(spec)}: this {model.config.model_type} model's logits are not those of a linear "
+        "head without a bias: train it without a prompt"
+    )
+    if causal.config.is_encoder_decoder:
+        raise refusal
     with quiet_loading(), torch.no_grad():
         heads[-1].weight.copy_(sign_A @ rows_AH)
         for pair in encoder.probes:
             inputs = encoder.collate([pair])
             expected = causal(**inputs).logits[:, -1] @ sign_A
             if not same_scores(model(**inputs).logits[:, 0], expected):
-                raise ConfigError(
-                    f"{locate(spec)}: this {model.config.model_type} model's logits are not those "
-                    "of a linear head without a bias: train it without a prompt"
-                )
+                raise refusal
     return model, tokenizer
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -46,6 +47,7 @@ CONFIGS: dict[str, dict] = {
     "qwen3": SHAPE | {"attention_dropout": 0.1, "tie_word_embeddings": True},
     "llama": SHAPE | {"attention_dropout": 0.1},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 160},
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
     "gemma2": SHAPE | {"final_logit_softcapping": 2.0},
 }
 
@@ -69,12 +71,21 @@ def write_decoder(folder: Path, family: str) -> Path:
             single="<begin> $A", pair="<begin> $A <begin> $B", special_tokens=[("<begin>", 1)]
         )
         names |= {"bos_token": "<begin>", "pad_token": "<end>"}
+    if family == "t5":  # the end of its input gives the score
+        backend.post_processor = processors.TemplateProcessing(
+            single="$A <end>", pair="$A <end> $B <end>", special_tokens=[("<end>", 0)]
+        )
+        names |= {"pad_token": "<begin>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **names)
     config = AutoConfig.for_model(
-        family, vocab_size=len(tokenizer), initializer_range=0.2, **CONFIGS[family]
+        family,
+        vocab_size=len(tokenizer),
+        initializer_range=0.2,
+        **{"eos_token_id": 0, "decoder_start_token_id": 1, **CONFIGS[family]},
     )
     torch.manual_seed(3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    kind = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+    kind.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -207,6 +218,7 @@ def test_a_head_begins_with_the_scores_of_the_causal_reranker(family, tmp_path):
     ("family", "change", "message"),
     [
         ("gemma2", {}, "this gemma2 model's logits are not those of a linear head"),
+        ("t5", {}, "this t5 model's logits are not those of a linear head"),
         ("qwen3", {"template": "{document} or {query}"}, "has {query} before {document}"),
         ("qwen3", {"answers": ["perhaps"]}, "the answer 'perhaps' is . tokens, it must be one"),
     ],
