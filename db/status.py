@@ -1,7 +1,7 @@
 """The present state of sweeps and jobs, for status pages, metrics and the controller."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
@@ -180,11 +180,11 @@ def sweeps(engine: Engine) -> list[SweepStatus]:
         return _sweeps(connection, None)
 
 
-def count_evaluations(engine: Engine, sweep: str | int) -> int:
-    """The sweep's evaluations in any state. Raises ConfigError for an unknown sweep."""
+def count_evaluations(engine: Engine, sweep: str | int) -> Counter[str]:
+    """The sweep's evaluations by state. Raises ConfigError for an unknown sweep."""
     with reading(engine) as connection:
         tally = read_tally(connection, find_sweep(connection, sweep))
-        return sum(each.jobs for each in tally if each.kind == "evaluate")
+        return Counter({each.state: each.jobs for each in tally if each.kind == "evaluate"})
 
 
 def list_jobs(

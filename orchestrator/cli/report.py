@@ -140,7 +140,7 @@ def report(
     )
     engine = open_database(ctx, read_only=True)
     names = names or [only_sweep(engine, None)]
-    evaluations = sum(count_evaluations(engine, name) for name in names)
+    evaluations = sum(count_evaluations(engine, name).total() for name in names)
     if evaluations > MANY_EVALUATIONS:
         typer.echo(f"Reading {evaluations:,} evaluations takes a few seconds.", err=True)
     found = load_report(engine, names, options)

@@ -1,6 +1,6 @@
 """Reports of accepted results: select evaluations, build a table, render it in a format."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
@@ -9,6 +9,8 @@ from typing import Any
 from sqlalchemy import Engine
 
 from xsweep.db.results import Cell, load_cells, load_costs
+from xsweep.db.schema import State
+from xsweep.db.status import count_evaluations
 from xsweep.errors import ConfigError, DataError, unknown_name
 from xsweep.evaluator.specs import parse_measure
 from xsweep.orchestrator.report.cost import cost_section
@@ -20,7 +22,14 @@ from xsweep.orchestrator.report.render_latex import render_latex
 from xsweep.orchestrator.report.render_text import render_markdown, render_text
 from xsweep.orchestrator.report.report import PLAIN, Layout, Report, ReportOptions
 from xsweep.orchestrator.report.significance import compare_rows, find_baselines
-from xsweep.orchestrator.report.table import Row, build_table, complete_suites, natural_key, row_of
+from xsweep.orchestrator.report.table import (
+    Row,
+    build_table,
+    complete_suites,
+    natural_key,
+    nothing_accepted,
+    row_of,
+)
 
 FORMATS: dict[str, Callable[[Report, Layout], str]] = {
     "text": render_text,
@@ -64,6 +73,10 @@ def load_measures(
     ConfigError for an unknown sweep or an unknown measure.
     """
     names = list(dict.fromkeys(str(parse_measure(measure)) for measure in measures))
+    states = sum((count_evaluations(engine, sweep) for sweep in sweeps), Counter[str]())
+    if not states[State.DONE]:
+        counts = (f"{count} {state}" for state, count in sorted(states.items()))
+        raise nothing_accepted(", ".join(counts))
     found = {sweep: load_cells(engine, sweep, names) for sweep in sweeps}
     if any(all(name not in cell.means for cell in chain(*found.values())) for name in names):
         found = {sweep: load_cells(engine, sweep) for sweep in sweeps}

@@ -215,13 +215,18 @@ def natural_key(text: str) -> list[tuple[int, str]]:
     ]
 
 
+def nothing_accepted(states: str) -> ConfigError:
+    """The error of a report on evaluations in these states."""
+    return ConfigError(
+        "nothing to report: none of the sweep's evaluations is accepted yet "
+        f"({states or 'it has no evaluations'}); see `xsweep status`"
+    )
+
+
 def _check_measures(cells: Sequence[Cell], measures: Sequence[str]) -> None:
     stored = {measure for cell in cells for measure in cell.means}
     if not stored:
-        raise ConfigError(
-            "nothing to report: none of the sweep's evaluations is accepted yet "
-            f"({count_states(cells) or 'it has no evaluations'}); see `xsweep status`"
-        )
+        raise nothing_accepted(count_states(cells))
     for measure in measures:
         if measure not in stored:
             raise ConfigError(
