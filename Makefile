@@ -68,7 +68,7 @@ slurm-test: $(INSTALLED) ## run docker/slurm.sh under a real Slurm of two nodes
 	$(BIN)/python -m tests.cluster.slurm
 
 # Needs root, Debian's buildah, podman, runc, debootstrap, netavark and aardvark-dns, podman-compose
-# of PyPI, and 12 GB in the temporary folder; about fifteen minutes.
+# of PyPI, and 12 GB in the temporary folder; about ten minutes.
 image-test: $(INSTALLED) ## build the image and run the demo as docker/compose.yaml describes
 	$(BIN)/python -m tests.cluster.image
 

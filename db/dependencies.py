@@ -134,7 +134,6 @@ def reopen(connection: sa.Connection, job_ids: Collection[int]) -> tuple[set[int
     """
     todo, reopened, skipped = set(job_ids), set[int](), set[int]()
     while able := _without_broken_parent(connection, todo):
-        lock(connection, able)
         ready = sa.case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
         broken = sa.update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
         cleared = dict.fromkeys(("retry_at", "failure", "reason", "ended_at"))
@@ -146,10 +145,11 @@ def reopen(connection: sa.Connection, job_ids: Collection[int]) -> tuple[set[int
 
 
 def _without_broken_parent(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:
-    """The broken ones of the jobs whose parents are not."""
+    """The broken ones of the jobs whose parents are not, locked as `lock` does."""
     parent = Job.__table__.alias("parent").c
     hindered = sa.exists().where(
         Edge.child_id == Job.id, Edge.parent_id == parent.id, parent.state.in_(BROKEN)
     )
     broken = sa.select(Job.id).where(Job.state.in_(BROKEN), ~hindered)
-    return set(connection.scalars(broken.where(among(connection, Job.id, job_ids))))
+    locked = broken.order_by(Job.id).with_for_update(of=Job)
+    return set(connection.scalars(locked.where(among(connection, Job.id, job_ids))))

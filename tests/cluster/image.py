@@ -4,7 +4,7 @@ The demo's sweep runs on PostgreSQL, a head, two workers and a controller. A wor
 everything is stopped and started again. No registry is needed: debootstrap makes the base of the
 image and, under the name that the compose file uses, an image of PostgreSQL. The build uses this
 machine's settings of pip. Needs root, Debian's packages of `TOOLS`, podman-compose 1.5 or newer
-(pip), Debian's and Python's package servers, and 12 GB in the temporary folder; takes about fifteen
+(pip), Debian's and Python's package servers, and 12 GB in the temporary folder; takes about ten
 minutes. Nothing is left behind.
 """
 
