@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -140,8 +141,8 @@ def report(
     )
     engine = open_database(ctx, read_only=True)
     names = names or [only_sweep(engine, None)]
-    evaluations = sum(count_evaluations(engine, name).total() for name in names)
-    if evaluations > MANY_EVALUATIONS:
+    states = sum((count_evaluations(engine, name) for name in names), Counter[str]())
+    if (evaluations := states.total()) > MANY_EVALUATIONS and states["done"]:
         typer.echo(f"Reading {evaluations:,} evaluations takes a few seconds.", err=True)
     found = load_report(engine, names, options)
     drawn: list[str] = []
