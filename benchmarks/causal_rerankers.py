@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 from transformers.utils import logging
 
 from xsweep.evaluator.data import load_collection
-from xsweep.evaluator.models.llm_rerankers import PromptEncoder, load_causal_reranker
+from xsweep.evaluator.models.causal_reranker import PromptEncoder, load_causal_reranker
 from xsweep.evaluator.scoring import score_pairs
 from xsweep.evaluator.specs import ApidocsSpec, ModelSpec, PromptSpec, ScoringSpec
 

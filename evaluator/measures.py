@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from xsweep.evaluator.data.trec import sort_docs
-from xsweep.evaluator.specs import parse_measure
+from xsweep.evaluator.measure_names import parse_measure
 
 RANX_NAMES = {
     "nDCG": "ndcg",

@@ -18,14 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from xsweep.evaluator.data.files import tree_sha256
 from xsweep.evaluator.data.trec import Run, sort_docs
 from xsweep.evaluator.models import bi_encoder
+from xsweep.evaluator.models.causal_reranker import PromptEncoder, load_causal_reranker
 from xsweep.evaluator.models.cross_encoder import load_cached
-from xsweep.evaluator.models.llm_rerankers import (
-    PromptEncoder,
-    ask_model,
-    ask_server,
-    load_causal_reranker,
-    rank_lists,
-)
+from xsweep.evaluator.models.listwise_llm import ask_model, ask_server, rank_lists
 from xsweep.evaluator.models.token_store import Sources, TextTokens
 from xsweep.evaluator.models.tokenizer import locate
 from xsweep.evaluator.pairs import PairEncoder

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from xsweep.errors import DivergenceError
 from xsweep.evaluator.data.files import atomic_write
 from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
-from xsweep.evaluator.models.llm_rerankers import PromptEncoder, build_prompt_scorer
+from xsweep.evaluator.models.causal_reranker import PromptEncoder, build_prompt_scorer
 from xsweep.evaluator.pairs import PairEncoder, PairIds
 from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision, ScoringSpec
 from xsweep.evaluator.varlen.attention import KERNELS, Packing, pack

@@ -1,12 +1,11 @@
-"""The settings of every job of this package, as they arrive in JSON, and the names of measures.
+"""The settings of every job of this package, as they arrive in JSON.
 
 Importing this module loads pydantic and nothing else, so that a command line can check a grid
 without torch. Defaults are part of a job's identity: a new field needs a default that keeps the old
-behaviour. Measures have ir_measures' names: nDCG@10, RR(rel=2)@10, AP, R@100, ...
+behaviour.
 """
 
-import re
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,56 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from xsweep.errors import ConfigError
-
-NEEDS_CUTOFF = {"nDCG": False, "RR": False, "AP": False, "P": True, "R": True, "Success": True}
-"""The known measures; True for those that need a cutoff."""
-
-_NAME = re.compile(r"(?P<family>[A-Za-z]+)(?:\(rel=(?P<relevant>\d+)\))?(?:@(?P<cutoff>\d+))?")
-
-
-class Measure(NamedTuple):
-    """One measure; `str()` gives its canonical name."""
-
-    family: str
-    cutoff: int | None
-    relevant_grade: int
-    """Smallest grade that counts as relevant; nDCG takes the grades themselves."""
-
-    def __str__(self) -> str:
-        relevant = f"(rel={self.relevant_grade})" if self.relevant_grade != 1 else ""
-        return f"{self.family}{relevant}{f'@{self.cutoff}' if self.cutoff else ''}"
-
-
-ALIASES = {"mrr": "RR", "map": "AP", "recall": "R", "precision": "P"}
-"""Names of measures in other programs, with ours."""
-
-
-def parse_measure(name: str) -> Measure:
-    """Parses a measure's name: `RR(rel=2)@10` is ("RR", 10, 2).
-
-    Raises ConfigError for an unknown name.
-    """
-    found = _NAME.fullmatch(name.strip())
-    by_lower_name = {family.lower(): family for family in NEEDS_CUTOFF}
-    family = by_lower_name.get(found["family"].lower()) if found else None
-    if found and family is None and (alias := ALIASES.get(found["family"].lower())):
-        renamed = name.replace(found["family"], alias)
-        raise ConfigError(f"unknown measure {name!r}: it is called {renamed} here")
-    if not found or family is None:
-        raise ConfigError(
-            f"unknown measure {name!r}: use one of {', '.join(NEEDS_CUTOFF)} with a cutoff and, "
-            "where relevance starts at another grade than 1, such as RR(rel=2)@10"
-        )
-    cutoff = int(found["cutoff"]) if found["cutoff"] else None
-    relevant_grade = int(found["relevant"] or 1)
-    if cutoff == 0 or relevant_grade == 0:
-        raise ConfigError(f"measure {name!r}: cutoff and grade start at 1")
-    if cutoff is None and NEEDS_CUTOFF[family]:
-        raise ConfigError(f"measure {name!r} needs a cutoff, such as {family}@10")
-    if family == "nDCG" and relevant_grade != 1:
-        raise ConfigError(f"measure {name!r}: nDCG uses the grades themselves, leave (rel=) out")
-    return Measure(family, cutoff, relevant_grade)
+from xsweep.evaluator.measure_names import parse_measure
+from xsweep.evaluator.prompts import PROMPTS
 
 
 class Location:
@@ -275,48 +226,6 @@ class PromptSpec(Spec):
             if (found := "".join(self.template).count(text)) != 1:
                 raise ValueError(f"the template must name {text} once, it does so {found} times")
         return self
-
-
-PROMPTS: dict[str, dict[str, Any]] = {
-    "qwen3-reranker": {
-        "template": (
-            "<|im_start|>system\nJudge whether the Document meets the requirements based on the "
-            'Query and the Instruct provided. Note that the answer can only be "yes" or "no".'
-            "<|im_end|>\n<|im_start|>user\n",
-            "<Instruct>: Given a web search query, retrieve relevant passages that answer the query"
-            "\n<Query>: {query}\n<Document>: {document}",
-            "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-        ),
-        "answers": ("yes", "no"),
-    },
-    "mxbai-rerank-v2": {
-        "template": (
-            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
-            "assistant.<|im_end|>\n<|im_start|>user\n",
-            *("query: {query}", "\n", "document: {document}", "\n"),
-            "You are a search relevance expert who evaluates how well documents match search "
-            "queries. For each query-document pair, carefully analyze the semantic relationship "
-            "between them, then provide your binary relevance judgment (0 for not relevant, 1 for "
-            "relevant).\nRelevance:",
-            "<|im_end|>\n<|im_start|>assistant\n",
-        ),
-        "answers": ("1", "0"),
-    },
-    "bge-reranker-gemma": {
-        "template": (
-            *("A: {query}", "\n", "B: {document}", "\n"),
-            "Given a query A and a passage B, determine whether the passage contains an answer to "
-            "the query by providing a prediction of either 'Yes' or 'No'.",
-        ),
-        "answers": ("Yes",),
-    },
-    "monot5": {
-        "template": "Query: {query} Document: {document} Relevant:",
-        "answers": ("true", "false"),
-    },
-}
-"""Prompts by the models that were trained with them, part by part as their programs tokenise them:
-Qwen/Qwen3-Reranker, mixedbread-ai/mxbai-rerank-v2, BAAI/bge-reranker-v2-gemma, castorini/monot5."""
 
 
 class ModelSpec(Spec):

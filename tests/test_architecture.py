@@ -87,7 +87,7 @@ def circles() -> Iterator[list[str]]:
 def test_the_product_stays_small():
     lines = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
     assert sum(lines.values()) <= MOST_LINES
-    assert len(lines) <= MOST_MODULES
+    assert len([name for name in lines if "migrations.versions" not in name]) <= MOST_MODULES
 
 
 def test_few_modules_lie_flat_in_the_orchestrator():

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, Union
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from xsweep.evaluator.specs import CollectionSpec, Layout, ModelSpec, Spec, parse_measure
+from xsweep.evaluator.measure_names import parse_measure
+from xsweep.evaluator.specs import CollectionSpec, Layout, ModelSpec, Spec
 from xsweep.trainer.objectives import OBJECTIVES, Package, Signal
 from xsweep.trainer.teachers.formats import FORMATS, Source
 

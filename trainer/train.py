@@ -19,8 +19,8 @@ from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.data.trec import Run
 from xsweep.evaluator.first_stage import read_candidates
 from xsweep.evaluator.measures import evaluate_run, mean
+from xsweep.evaluator.models.causal_reranker import load_answering
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
-from xsweep.evaluator.models.llm_rerankers import load_answering
 from xsweep.evaluator.models.token_store import TokenStore
 from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder

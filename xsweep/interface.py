@@ -280,7 +280,7 @@ def _folder(job: int | str, kind: str, settings: dict[str, Any]) -> Path:
 
 
 def _canonical(measure: str) -> str:
-    from xsweep.evaluator.specs import parse_measure
+    from xsweep.evaluator.measure_names import parse_measure
 
     return str(parse_measure(measure))
 

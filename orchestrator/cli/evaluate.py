@@ -90,7 +90,7 @@ def evaluate(
     """
     import tempfile
 
-    from xsweep.evaluator.specs import parse_measure
+    from xsweep.evaluator.measure_names import parse_measure
 
     measures = [str(parse_measure(name)) for name in measure or ["nDCG@10", "RR@10"]]
     source = _model(settings_of(ctx), model)

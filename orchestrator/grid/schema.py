@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 
+from xsweep.evaluator.measure_names import parse_measure
 from xsweep.evaluator.specs import (
     BATCH_TOKENS,
     Bm25Spec,
@@ -28,7 +29,6 @@ from xsweep.evaluator.specs import (
     PromptSpec,
     Spec,
     SpladeSpec,
-    parse_measure,
 )
 from xsweep.orchestrator.settings import Kind
 from xsweep.trainer.objectives import Signal

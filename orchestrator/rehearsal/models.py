@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from xsweep.evaluator.data.files import atomic_write
-from xsweep.evaluator.specs import PROMPTS
+from xsweep.evaluator.prompts import PROMPTS
 from xsweep.orchestrator.rehearsal.datasets import CODAS, ONSETS, VOWELS, corpus, seed_of, words
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from xsweep.db.results import Cell, load_cells, load_costs
 from xsweep.db.schema import State
 from xsweep.db.status import count_evaluations
 from xsweep.errors import ConfigError, DataError, unknown_name
-from xsweep.evaluator.specs import parse_measure
+from xsweep.evaluator.measure_names import parse_measure
 from xsweep.orchestrator.report.cost import cost_section
 from xsweep.orchestrator.report.effects import with_effects
 from xsweep.orchestrator.report.reference import reference_section

@@ -21,13 +21,13 @@ from transformers import (
 
 from xsweep.errors import ConfigError, Stopped
 from xsweep.evaluator.data.readers import read_texts
-from xsweep.evaluator.models.cross_encoder import load_cross_encoder, quiet_loading
-from xsweep.evaluator.models.llm_rerankers import (
+from xsweep.evaluator.models.causal_reranker import (
     PromptEncoder,
     build_prompt_scorer,
     load_answering,
     load_causal_reranker,
 )
+from xsweep.evaluator.models.cross_encoder import load_cross_encoder, quiet_loading
 from xsweep.evaluator.models.tokenizer import tokenize
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import score_pairs

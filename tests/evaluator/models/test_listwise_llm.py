@@ -15,14 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xsweep.errors import ConfigError, SetupError
-from xsweep.evaluator.models import llm_rerankers
-from xsweep.evaluator.models.llm_rerankers import (
-    ask_model,
-    ask_server,
-    messages_of,
-    parse_ranking,
-    rank_lists,
-)
+from xsweep.evaluator.models import listwise_llm
+from xsweep.evaluator.models.listwise_llm import ask_model, ask_server, parse_ranking, rank_lists
+from xsweep.evaluator.prompts import messages_of
 from xsweep.evaluator.specs import ListwiseSpec, ModelSpec
 from xsweep.orchestrator.rehearsal.models import write_model
 
@@ -179,7 +174,7 @@ def test_a_server_is_asked_again_after_an_error_and_with_the_key_of_the_environm
     api, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret-key")
-    monkeypatch.setattr(llm_rerankers, "BACKOFF_S", 0)
+    monkeypatch.setattr(listwise_llm, "BACKOFF_S", 0)
     api.failures += [503, 429]
     settings = WINDOWS.model_copy(update={"server": api.url, "concurrency": 3})
     lists = [passages([float(n), 9.0, float(-n)]) for n in range(5)]
@@ -197,7 +192,7 @@ def test_a_server_is_asked_again_after_an_error_and_with_the_key_of_the_environm
 def test_a_refused_question_is_a_wrong_setting_and_a_broken_server_an_outage(
     api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm_rerankers, "BACKOFF_S", 0)
+    monkeypatch.setattr(listwise_llm, "BACKOFF_S", 0)
     settings = WINDOWS.model_copy(update={"server": api.url})
     for failures, error, message in (
         ([401], ConfigError, r"/v1/chat/completions gives no answer: 401"),

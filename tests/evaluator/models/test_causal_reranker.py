@@ -18,10 +18,11 @@ from transformers import (
 
 from xsweep.errors import ConfigError
 from xsweep.evaluator import scoring
-from xsweep.evaluator.models.llm_rerankers import PromptEncoder, load_causal_reranker
+from xsweep.evaluator.models.causal_reranker import PromptEncoder, load_causal_reranker
 from xsweep.evaluator.models.token_store import Sources
+from xsweep.evaluator.prompts import PROMPTS
 from xsweep.evaluator.rerank import ToRerank, cut_texts, rerank
-from xsweep.evaluator.specs import PROMPTS, ModelSpec, PromptSpec, ScoringSpec, TeacherModelSpec
+from xsweep.evaluator.specs import ModelSpec, PromptSpec, ScoringSpec, TeacherModelSpec
 
 QUERIES = {"q1": "where does the Nile flow?", "q2": "?", "q3": "2,026 rivers"}
 DOCUMENTS = {
