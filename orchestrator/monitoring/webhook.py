@@ -63,11 +63,19 @@ def announcing(engine: Engine, url: str | None) -> Iterator[Callable[[], None]]:
     announcer = Announcer(engine, webhook)
     due_s = 0.0
 
+    def look() -> None:
+        try:
+            announcer.look()
+        except SetupError:
+            raise
+        except Exception:
+            log.exception("a message to the webhook is left out; the sweep goes on")
+
     def tick() -> None:
         nonlocal due_s
         began_s = time.monotonic()
         if began_s >= due_s:
-            announcer.look()
+            look()
             ended_s = time.monotonic()
             due_s = ended_s + max(LOOK_EVERY_S, LOOK_INTERVALS * (ended_s - began_s))
 
@@ -75,7 +83,7 @@ def announcing(engine: Engine, url: str | None) -> Iterator[Callable[[], None]]:
         yield tick
     finally:
         try:
-            announcer.look()
+            look()
         except SetupError as error:
             log.warning("%s", error)
         webhook.close()

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import pytest
 from job_table import fail, finish, new_job, study, submit, take
 from sqlalchemy import Engine
 
 from xsweep.db import jobs
 from xsweep.db.check import check
 from xsweep.db.events import history
-from xsweep.orchestrator.monitoring.webhook import MOST_JOBS, Announcer, Done
+from xsweep.orchestrator.monitoring import webhook
+from xsweep.orchestrator.monitoring.webhook import MOST_JOBS, Announcer, Done, announcing
 
 
 class Outbox:
@@ -129,3 +131,18 @@ def test_the_end_of_a_cancelled_sweep_is_announced(engine: Engine) -> None:
     looks.look()
     assert outbox.texts == ["study finished: 0 of 1 jobs done, 1 cancelled"]
     assert outbox.messages[0]["state"] == "cancelled"
+
+
+def test_a_message_that_cannot_be_made_disturbs_no_controller(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise TypeError("no text")
+
+    monkeypatch.setattr(webhook, "failed_message", broken)
+    with announcing(engine, "http://127.0.0.1:9/") as tick:
+        tick()
+        submit(engine, [new_job("a")])
+        fail(engine, take(engine), "CONFIG")
+    assert "TypeError: no text" in caplog.text
+    assert "the sweep goes on" in caplog.text
