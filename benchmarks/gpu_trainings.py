@@ -196,9 +196,9 @@ def cap_memory(most: int) -> None:
     """Lets this process take at most so many bytes."""
     if torch.cuda.is_available():
         whole = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(most / whole)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, most / whole))
     else:
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, (most, NO_CAP_BYTES))
 
 
 def main() -> None:
@@ -220,6 +220,8 @@ def main() -> None:
             before.append(taken_bytes())
             if options.room:
                 cap_memory(before[0] + options.room)
+        elif done == total and options.room:
+            cap_memory(NO_CAP_BYTES)  # no micro-batch makes writing the model smaller
 
     if not torch.cuda.is_available():
         resource.setrlimit(resource.RLIMIT_AS, (NO_CAP_BYTES, NO_CAP_BYTES))
