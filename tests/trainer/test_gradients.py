@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from plain_engine import PlainBackward
 
 from xsweep.evaluator.device import is_out_of_memory
 from xsweep.trainer.batching import Targets
@@ -12,27 +13,6 @@ from xsweep.trainer.forward import Scorer, attention
 from xsweep.trainer.gradients import Budgets, Gradients, build_terms, count_terms, weigh_terms
 from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import ObjectiveSpec
-
-
-class PlainBackward:
-    """An engine of one rank that adds up gradients and counts backward passes."""
-
-    rank, ranks = 0, 1
-
-    def __init__(self, scorer):
-        self.scorer, self.passes = scorer, 0
-
-    def __call__(self, forwards, seeds=()):
-        return self.scorer(forwards, seeds)
-
-    def backward(self, loss, *, last=False):
-        self.passes += 1
-        loss.backward()
-
-    def end_pass(self):
-        """One rank exchanges nothing."""
-
-    reduce = end_pass
 
 
 def gradient(world, objective, budget, out, *, dropout, labels=False, packed=False):

@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import peft
 import pytest
 import torch
+from plain_engine import PlainBackward
 from safetensors.torch import load_file
 from tiny import WORDS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -100,27 +102,6 @@ def decoder(request, world, tmp_path_factory):
     family, asked = request.param
     model = {"folder": str(write_decoder(home / "model", family))}
     return type(world)(home, model | ({"prompt": PROMPT} if asked else {}))
-
-
-class PlainBackward:
-    """An engine of one rank that adds up gradients."""
-
-    rank, ranks = 0, 1
-
-    def __init__(self, scorer):
-        self.scorer, self.passes = scorer, 0
-
-    def __call__(self, forwards, seeds=()):
-        return self.scorer(forwards, seeds)
-
-    def backward(self, loss, *, last=False):
-        self.passes += 1
-        loss.backward()
-
-    def end_pass(self):
-        """One rank exchanges nothing."""
-
-    reduce = end_pass
 
 
 def texts_of(world) -> list[tuple[str, str]]:
@@ -235,7 +216,6 @@ LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 
 @pytest.mark.slow(3)
 def test_adapters_resume_to_the_bit_and_are_merged_into_the_export(decoder, tmp_path):
-    peft = pytest.importorskip("peft")
     zero = {"engine": "deepspeed", "zero_stage": 2, "gradient_checkpointing": True}
     engine = zero if decoder.model.get("prompt") else {}
     spec = decoder.spec("infonce", steps=12, lr=3e-3, lora=LORA, **engine)
@@ -278,7 +258,6 @@ def test_adapters_resume_to_the_bit_and_are_merged_into_the_export(decoder, tmp_
 def test_adapters_of_no_layer_or_of_an_encoder_are_refused(
     world, decoder, targets, message, tmp_path
 ):
-    pytest.importorskip("peft")
     place = decoder if targets else world
     spec = place.spec("infonce", lora={"targets": targets})
     with pytest.raises(ConfigError, match=message):

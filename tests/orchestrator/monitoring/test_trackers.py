@@ -219,7 +219,6 @@ def test_a_job_is_one_run_with_each_step_once_however_often_worker_and_relay_sta
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("TRACKIO_DIR", str(home / "trackers" / "trackio"))
-    pytest.importorskip(name)
     assert send(name, home, engine) == 0
     lose_worker(engine)
     finish(engine, home / "store")
@@ -257,7 +256,6 @@ def test_scores_of_an_extended_sweep_follow(home, engine):
 @pytest.fixture
 def mlflow_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     """Starts MLflow's own server on loopback, at the URL that the environment names."""
-    pytest.importorskip("mlflow")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -321,7 +319,6 @@ def test_a_controllers_relay_sends_the_rest_before_it_ends(home, engine):
 
 @pytest.mark.slow(3)
 def test_a_tracker_that_hangs_delays_no_controller(home, engine, monkeypatch, caplog):
-    pytest.importorskip("wandb")
     monkeypatch.setattr(process, "TRACKED_S", 0.5)
     with process._tracking(settings_of(home, "wandb")):
         wait_for((home / "trackers" / "wandb.lock").exists)

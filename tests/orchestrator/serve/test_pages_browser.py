@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from browser import BROWSER, needs_browser
+from playwright import sync_api
 from served_sweep import Served, Serving, half_done
 
 from xsweep.db import jobs
 from xsweep.db.engine import connect
 
-sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [needs_browser, pytest.mark.slow(2)]
 BEST, VERMILION = (0x00, 0x50, 0x7E), (0xD5, 0x5E, 0x00)
 TRAINING = "train L6 infonce bm25 s2"
@@ -141,7 +142,7 @@ def test_news_change_rows_in_place_and_keep_the_focus(page, tmp_path: Path) -> N
 
 def test_pages_are_sound_for_keyboards_and_screen_readers(page, served: Served) -> None:
     """By axe-core's rules for WCAG 2.1 AA, light, dark and narrow; no page scrolls sideways."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     charts = ("/sweep/small/curves", "/sweep/small/queries", f"/job/{served.ids[TRAINING]}")
     tables = ("/", "/sweep/small?row=l", "/sweep/small/jobs", "/sweep/small/query?id=q1")
     for path in (*tables, *charts):
