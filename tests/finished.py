@@ -32,14 +32,17 @@ def submit_small(folder: Path, *changes: tuple[str, str]) -> Engine:
     return engine
 
 
-def run_all(engine: Engine, store: Path, limit: int = 1_000) -> int:
-    """Claim and accept until nothing is left, or `limit` jobs are done; how many that were."""
+def run_all(engine: Engine, store: Path, limit: int = 1_000, model: Path | None = None) -> int:
+    """Claim and accept until nothing is left, or `limit` jobs are done; how many that were.
+
+    Every training leaves a copy of the model's folder, by default a stand-in.
+    """
     done = 0
     while done < limit:
         claims = jobs.claim(engine, owner=OWNER, limit=1, lease_s=60)
         if not claims:
             break
-        finish_one(engine, store, claims[0])
+        finish_one(engine, store, claims[0], model)
         done += 1
     return done
 
@@ -50,17 +53,17 @@ def copy_of(folder: Path, to: Path) -> tuple[Engine, Path]:
     return connect(f"sqlite:///{to / '.xsweep' / 'xsweep.db'}"), to / "store"
 
 
-def finish_one(engine: Engine, store: Path, claim: jobs.Claim) -> str:
+def finish_one(engine: Engine, store: Path, claim: jobs.Claim, model: Path | None = None) -> str:
     """Write what a worker would have written, and have it accepted; its folder in the store."""
     folder = attempt_folder(claim.kind, claim.identity, claim.token)
     place = jobs.Place(actor="a", node="n", folder=folder, log=f"{folder}.log")
     jobs.mark_started(engine, {claim.lease: place})
-    write_result(store / folder, claim)
+    write_result(store / folder, claim, model)
     assert accept_all(engine, Store(store), [(claim.lease, folder)]) == [True]
     return folder
 
 
-def write_result(path: Path, claim: jobs.Claim) -> None:
+def write_result(path: Path, claim: jobs.Claim, model: Path | None = None) -> None:
     path.mkdir(parents=True)
     summary: dict[str, Any] = {"pairs": 7, "queries_without_results": 0}
     spec = without_places(claim.spec)
@@ -68,16 +71,20 @@ def write_result(path: Path, claim: jobs.Claim) -> None:
     provenance |= {"packages": {}, "hardware": {"cpu": "c", "gpus": []}}
     (path / "provenance.json").write_text(json.dumps(provenance))
     if claim.kind == "train":
-        (path / "model").mkdir()
-        (path / "model" / "model.safetensors").write_bytes(claim.identity.encode())
+        if model:
+            shutil.copytree(model, path / "model")
+        else:
+            (path / "model").mkdir()
+            (path / "model" / "model.safetensors").write_bytes(claim.identity.encode())
         (path / "model" / "README.md").write_text("# a card")
         summary |= {"steps": 100, "best_step": 50, "best_validation": 0.5, "final_loss": 0.1}
         summary |= {"pairs_per_s": 9.0, "padding_waste": 0.0}
     if claim.kind == "evaluate":
         values = random.Random(claim.identity)
         scores = {f"q{number}": values.random() for number in range(20)}
-        (path / "per_query.json").write_text(json.dumps({"nDCG@10": scores}))
-        summary["means"] = {"nDCG@10": fmean(scores.values())}
+        measures = spec["measures"]
+        (path / "per_query.json").write_text(json.dumps(dict.fromkeys(measures, scores)))
+        summary["means"] = dict.fromkeys(measures, fmean(scores.values()))
         (path / "run.trec.gz").write_bytes(b"run")
     (path / "summary.json").write_text(json.dumps(summary))
     write_manifest(path)

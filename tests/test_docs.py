@@ -1,23 +1,18 @@
-"""The documentation names what there is: every key of a grid file, every command."""
+"""The documentation names what there is: keys of a grid file, paths, tests, numbers of jobs."""
 
-import json
 import re
-import shlex
 import subprocess
-import textwrap
 from collections import Counter
 from pathlib import Path
 
 import pytest
-import typer
 from generate_grid_reference import grid_reference
 from pydantic import BaseModel
 from ruamel.yaml import YAML
-from typer.core import TyperGroup
+from tiny import write_beir
 
 import xsweep
 from xsweep.orchestrator.cli import app
-from xsweep.orchestrator.cli.app import _global_options_first
 from xsweep.orchestrator.grid import schema
 from xsweep.orchestrator.grid.schema import Range
 from xsweep.orchestrator.plan import plan_grid
@@ -26,17 +21,6 @@ from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import AshaSpec
 
 PROJECT = Path(__file__).parent.parent
-UNCHECKED = {
-    "source": "changes the reader's shell",
-    "export": "changes the reader's shell",
-    "pytest": "is this suite",
-    "pip": "needs a package index",
-    "tensorboard": "serves what the tests of trackers read from its files",
-    "mlflow": "serves what the tests of trackers read from its files",
-    "trackio": "serves what the tests of trackers read from its files",
-    "wandb": "needs an account",
-}
-"""Programs in the documents whose commands no test reads, and why."""
 DOCUMENTS = [*sorted(PROJECT.glob("*.md")), *sorted(PROJECT.glob("docs/*.md"))]
 FOLDERS = "db|evaluator|trainer|orchestrator|xsweep|sweeps|benchmarks|tests|docs|docker"
 STUDY = (PROJECT / "docs" / "study.md").read_text()
@@ -79,70 +63,20 @@ def test_links_and_paths_in_the_documents_lead_somewhere(document: Path) -> None
         assert (PROJECT / path).exists(), f"{document.name} names {path}"
 
 
-def console_lines() -> list[tuple[str, list[str]]]:
-    """The words of every line of a console block, with the document that has it."""
-    return [
-        (document.name, words)
-        for document in DOCUMENTS
-        for block in re.findall(r"```console\n(.*?)```", document.read_text(), re.DOTALL)
-        for line in textwrap.dedent(block).splitlines()
-        if (words := shlex.split(line, comments=True))
-    ]
-
-
-def console_commands() -> list[tuple[str, list[str]]]:
-    """Every `xsweep …` line, with the document that has it."""
-    return [
-        (document, words)
-        for document, (program, *words) in console_lines()
-        if program == "xsweep" and "|" not in words
-    ]
-
-
-def test_every_other_program_in_the_documents_is_a_target_of_make_or_has_a_reason() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
-    for document, (program, *words) in console_lines():
-        while "=" in program:
-            program, *words = words
-        if program == "make":
-            assert words[0] in targets, f"{document}: make {words[0]}"
-        elif program == "xsweep" and "|" in words:
-            assert {*words} - {"|"} <= typer.main.get_command(app).commands.keys(), document
-        elif program != "xsweep":
-            assert program in UNCHECKED, f"{document}: nothing checks {program!r}"
-
-
-@pytest.mark.parametrize(
-    ("document", "words"), console_commands(), ids=lambda value: " ".join(value)[:60]
-)
-def test_every_command_in_the_documents_is_understood(document: str, words: list[str]) -> None:
-    """Parsed with the program's own parser: the command, its options and their values exist."""
-    command = typer.main.get_command(app)
-    rest = _global_options_first(words)
-    context = command.make_context("xsweep", rest)
-    while isinstance(command, TyperGroup):
-        name, command, rest = command.resolve_command(
-            context, [*context._protected_args, *context.args]
-        )
-        context = command.make_context(name, rest, parent=context)
-    for word in context.args:
-        raise AssertionError(f"{document}: {word!r} is left over")
-
-
 def test_the_grid_reference_is_what_the_models_say() -> None:
     command = "python docs/generate_grid_reference.py > docs/grid-reference.md"
     assert (PROJECT / "docs" / "grid-reference.md").read_text() == grid_reference(), command
 
 
-def beir_folder(folder: Path) -> None:
-    """A collection of three documents in BEIR's layout."""
-    (folder / "qrels").mkdir(parents=True)
-    texts = [{"_id": f"d{i}", "title": "", "text": f"text number {i}"} for i in range(3)]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-    (folder / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "number 1"}) + "\n")
-    for split in ("train", "dev", "test"):
-        lines = f"query-id\tcorpus-id\tscore\nq\td1\t{1 + len(split)}\n"
-        (folder / "qrels" / f"{split}.tsv").write_text(lines)
+def test_commands_of_benchmarks_name_scripts_and_options_that_there_are() -> None:
+    for document in DOCUMENTS:
+        text = " ".join(document.read_text().split())
+        for script, options in re.findall(r"python (benchmarks/[\w/.]+)([^`]*)`", text):
+            path = PROJECT / script
+            files = path.rglob("*.py") if path.is_dir() else [path]
+            source = "".join(file.read_text() for file in files)
+            for option in re.findall(r"--[\w-]+", options):
+                assert option[2:] in source, f"{document.name}: {script} {option}"
 
 
 def yaml_blocks(document: str) -> list[str]:
@@ -152,7 +86,7 @@ def yaml_blocks(document: str) -> list[str]:
 @pytest.fixture
 def tutorial(tmp_path: Path) -> Path:
     """A folder with the tutorial's data, and what of its teachers is a file."""
-    beir_folder(tmp_path / "mine")
+    write_beir(tmp_path / "mine", "train", "dev", "test")
     for name in ("llm.run", "scores.tsv", "teacher-a/config.json", "teacher-b/config.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)

@@ -1,5 +1,6 @@
 """A tiny world for tests: a BERT with random weights, a collection in files, a grid over both."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,21 @@ def write_collection(folder: Path, queries: int = 24, documents: int = 80, seed:
         "queries": {"path": str(folder / "queries.tsv")},
         "qrels": {"path": str(folder / "qrels.txt")},
     }
+
+
+def write_beir(folder: Path, *splits: str, documents: int = 40) -> Path:
+    """A collection in BEIR's layout whose query i asks for words of document i."""
+    (folder / "qrels").mkdir(parents=True)
+    texts = [f"{WORDS[i % 11]} {WORDS[i % 7]} number{i}" for i in range(documents)]
+    lines = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"_id": f"q{i}", "text": texts[i]} for i in range(documents)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for place, split in enumerate(splits):
+        own = range(place, documents, len(splits))
+        rows = "".join(f"q{i}\td{i}\t1\n" for i in own)
+        (folder / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
+    return folder
 
 
 GRID = """

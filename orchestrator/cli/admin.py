@@ -47,7 +47,7 @@ def export(
     Examples:
       xsweep export quickstart -o published.tar.gz
       xsweep export quickstart -o published
-      xsweep export full_grid -o tables --no-models --no-runs
+      xsweep export quickstart -o tables --no-models --no-runs
       xsweep export quickstart --run "train MiniLM-L3 bce bm25_pairs s1" -o one_model
       xsweep export quickstart --push-to-hub my-org/quickstart --license apache-2.0 --language en
     """

@@ -29,7 +29,7 @@ def list_files(ctx: typer.Context, grid: GridFile) -> None:
 
     \b
     Example:
-      xsweep data list trec_dl --data-home ~/data
+      xsweep data list full_grid --data-home ~/data
     """
     from xsweep.errors import DataError
     from xsweep.evaluator.data.irds import home_of, sources
@@ -72,7 +72,7 @@ def check(ctx: typer.Context, grid: GridFile) -> None:
 
     \b
     Example:
-      xsweep data check trec_dl --data-home ~/data
+      xsweep data check full_grid --data-home ~/data
     """
     from xsweep.errors import DataError
     from xsweep.evaluator.data.files import checksum

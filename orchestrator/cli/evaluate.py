@@ -81,7 +81,7 @@ def evaluate(
 
     \b
     Examples:
-      xsweep evaluate my-model --collection apidocs/test --depth 20
+      xsweep evaluate my-model --collection data/mine --depth 20
       xsweep evaluate my-model --collection irds:beir/scifact/test --run bm25.run.gz
       xsweep evaluate cross-encoder/ms-marco-MiniLM-L6-v2 --suite beir-13 -o results/
       xsweep evaluate Qwen/Qwen3-Reranker-0.6B --prompt qwen3-reranker --suite nano-beir

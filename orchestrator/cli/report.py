@@ -114,11 +114,11 @@ def report(
     Examples:
       xsweep report
       xsweep report quickstart --measure nDCG@10 --measure RR@10
-      xsweep report first second
+      xsweep report quickstart mine
       xsweep report quickstart --format latex --standalone --figures figures -o table.tex
       xsweep report quickstart --format latex --columns 2 -o narrow.tex
       xsweep report quickstart --format html --effects --cost -o report.html
-      xsweep report quickstart --baseline "MiniLM-L6 infonce" --where group=large objective=bce
+      xsweep report quickstart --baseline "MiniLM-L3 bce" --where group=small objective=bce,hinge
     """
     from xsweep.db.explain import only_sweep
     from xsweep.db.status import count_evaluations
@@ -192,7 +192,7 @@ def compare(
     Examples:
       xsweep compare "MiniLM-L6 infonce" first_stage
       xsweep compare "MiniLM-L6 infonce" "MiniLM-L6 margin_mse" --top 20
-      xsweep compare "BERT-Base bce" "BERT-Base hinge" --collection scifact -f csv -o queries.csv
+      xsweep compare "BERT-Base bce" "BERT-Base hinge" --sweep full_grid -f csv -o queries.csv
     """
     from xsweep.db.explain import only_sweep
     from xsweep.orchestrator.report import load_measures, select

@@ -45,7 +45,7 @@ def plan(
     Examples:
       xsweep plan quickstart
       xsweep plan full_grid --data-home ~/data --gpus 8 --gpu-type H100
-      xsweep plan quickstart --set training.lr=2e-4 --set seeds=[1,2]
+      xsweep plan quickstart --set name=faster --set training.lr=2e-4 --set seeds=[1,2]
     """
     from xsweep.orchestrator.plan import plan_grid
 
@@ -259,7 +259,7 @@ def submit(
       xsweep submit quickstart --dry-run
       xsweep submit quickstart --watch
       xsweep submit trec_dl --data-home ~/data --no-start
-      xsweep submit changed.yaml --replace
+      xsweep submit mine.yaml --replace
     """
     from xsweep.orchestrator.plan import plan_grid, store_plan
     from xsweep.orchestrator.runtime import process

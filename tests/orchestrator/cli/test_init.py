@@ -1,12 +1,12 @@
 """`xsweep init` writes a grid that plans, for the splits that there are."""
 
-import json
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from tiny import write_beir
 from typer.testing import CliRunner, Result
 
 from xsweep.orchestrator.cli import app
@@ -15,22 +15,6 @@ from xsweep.orchestrator.plan import plan_grid
 from xsweep.orchestrator.settings import Settings
 
 TUTORIAL = Path(__file__).parents[3] / "docs" / "tutorial.md"
-WORDS = ["where", "the", "river", "flows", "north", "to", "sea", "and", "wind", "comes", "from"]
-
-
-def write_beir(folder: Path, *splits: str, documents: int = 40) -> Path:
-    """A collection in BEIR's layout whose query i asks for words of document i."""
-    (folder / "qrels").mkdir(parents=True)
-    texts = [f"{WORDS[i % 11]} {WORDS[i % 7]} number{i}" for i in range(documents)]
-    lines = [{"_id": f"d{i}", "title": "", "text": text} for i, text in enumerate(texts)]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lines = [{"_id": f"q{i}", "text": texts[i]} for i in range(documents)]
-    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for place, split in enumerate(splits):
-        own = range(place, documents, len(splits))
-        rows = "".join(f"q{i}\td{i}\t1\n" for i in own)
-        (folder / "qrels" / f"{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}")
-    return folder
 
 
 @pytest.fixture
