@@ -301,12 +301,8 @@ class OverviewRow:
 
     job_id: int
     kind: str
-    name: str
     state: str
-    failure: str | None
     labels: dict[str, Any]
-    progress: dict[str, Any] | None
-    """The progress of the live attempt."""
     means: dict[str, float] = field(default_factory=dict)
     """Mean over the queries of an accepted evaluation, by measure."""
 
@@ -318,13 +314,9 @@ def overview(engine: Engine, sweep: str | int) -> list[OverviewRow]:
     """
     with reading(engine) as connection:
         member = SweepJob.sweep_id == find_sweep(connection, sweep)
-        columns = (
-            *(Job.id.label("job_id"), Job.kind, Job.name, Job.state, Job.failure),
-            *(SweepJob.labels, Attempt.progress),
-        )
-        running = (Attempt.job_id == Job.id) & Attempt.outcome.is_(None)
-        jobs = select(*columns).join_from(SweepJob, Job).outerjoin(Attempt, running).where(member)
-        rows = connection.execute(jobs.order_by(Job.id)).mappings().all()
+        jobs = select(Job.id.label("job_id"), Job.kind, Job.state, SweepJob.labels)
+        jobs = jobs.join_from(SweepJob, Job).where(member).order_by(Job.id)
+        rows = connection.execute(jobs).mappings().all()
         scores = select(Score.job_id, Score.measure, Score.mean)
         scores = scores.join(SweepJob, SweepJob.job_id == Score.job_id).where(member)
         means: dict[int, dict[str, float]] = defaultdict(dict)

@@ -26,7 +26,7 @@ def collect(spec: dict[str, Any]) -> dict[str, Any]:
     """Provenance of a job that starts now; `seal` adds its end."""
     return {
         "xsweep": __version__,
-        "source": _source(),
+        "source": source_tree(),
         "python": platform.python_version(),
         "packages": _packages(),
         "hardware": hardware(),
@@ -85,12 +85,7 @@ def _packages() -> dict[str, str]:
     return found
 
 
-@cache
-def _source() -> dict[str, Any] | None:
-    # As it was when this process began: later changes do not affect loaded code.
-    return source_tree()
-
-
+@cache  # as it is when first asked for: later changes do not affect loaded code
 def source_tree() -> dict[str, Any] | None:
     """Commit and dirty flag of the git tree that this code runs from; None when installed."""
     root = Path(__file__).resolve().parent.parent

@@ -377,8 +377,6 @@ FirstStageSpec = Annotated[
     Bm25Spec | RunSpec | ScoredDocsSpec | DenseSpec | SpladeSpec, Field(discriminator="type")
 ]
 
-FIRST_STAGE = TypeAdapter[FirstStageSpec](FirstStageSpec)
-
 
 class CandidatesSpec(Spec):
     """Job prepare/candidates: a first stage's best `depth` documents of every query."""

@@ -19,7 +19,6 @@ from xsweep.evaluator.models.token_store import TokenStore
 from xsweep.evaluator.pairs import PairEncoder
 from xsweep.evaluator.scoring import batches, batches_without_padding, share_out
 from xsweep.evaluator.varlen.attention import pack
-from xsweep.trainer.distributed import balance
 from xsweep.trainer.forward import Inputs, slots
 from xsweep.trainer.specs import FORWARD_TOKENS, RANKS, TrainSpec
 from xsweep.trainer.teachers import Sample, Teacher
@@ -147,7 +146,7 @@ def deal(
         for start, lengths_P in zip(starts, lengths, strict=True)
         for number, rows in enumerate(cut(lengths_P))
     ]
-    shares = balance([int(tokens_P[rows].sum()) for _, rows in pieces], ranks)
+    shares = share_out(np.array([tokens_P[rows].sum() for _, rows in pieces]), ranks)
     dealt = [dict(pieces[place] for place in share) for share in shares]
     if merged:
         dealt = [{min(each): np.concatenate([*each.values()])} if each else {} for each in dealt]

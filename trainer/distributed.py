@@ -1,4 +1,4 @@
-"""The ranks (processes) of one training: their process group, sums over them, balanced shares."""
+"""The ranks (processes) of one training: their process group, sums over them."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -167,17 +167,3 @@ def check_same_step(step: int, device: torch.device) -> None:
             f"the ranks of this training found different checkpoints (this one step {step}): its "
             "folder must be the same on all nodes; check the store there"
         )
-
-
-def balance(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Assigns pieces to ranks, the most expensive first, each to the rank with the least cost.
-
-    `balance([5, 1, 3, 3], 2)` gives [[0, 1], [2, 3]].
-    """
-    shares: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
-        rank = loads.index(min(loads))
-        shares[rank].append(piece)
-        loads[rank] += costs[piece]
-    return shares

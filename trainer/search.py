@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from xsweep.errors import ConfigError, DataError, DivergenceError, field_errors
+from xsweep.evaluator.data.files import link
 from xsweep.evaluator.provenance import collect, now
 from xsweep.trainer.result import read_json, write_json, write_result, writing
 from xsweep.trainer.specs import SearchSpec, TrainSpec
@@ -154,13 +155,6 @@ def _link(source: Path, target: Path) -> None:
     """Links a file, or the files of a folder; copies them if the disk has no hard links."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=_link_file)
+        shutil.copytree(source, target, copy_function=link)
     elif source.exists():
-        _link_file(str(source), str(target))
-
-
-def _link_file(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+        link(source, target)

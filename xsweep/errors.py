@@ -7,7 +7,7 @@ from typing import Any
 class XsweepError(Exception):
     """Something a user can act on: the message says what was wrong, where, and what to do.
 
-    `failure` is the class under which the job table counts it (see `orchestrator.failures`),
+    `failure` is the class under which the job table counts it (see `xsweep.db.schema.RETRIES`),
     `exit_code` what the command line returns.
     """
 

@@ -8,7 +8,7 @@ its defaults: the environment, then `.xsweep/` in the working folder. `sweep` is
 that of the newest sweep. Only `submit` starts anything.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -235,29 +235,16 @@ def load_model(job: int | str, library: str = "transformers", **settings: Any) -
     `sentence-transformers`, its CrossEncoder. Raises ConfigError for a job that is no finished
     training, or another library.
     """
-    folder = _folder(job, "train", settings) / "model"
-    load = _LIBRARIES.get(library)
-    if load is None:
-        raise ConfigError(f"library {library!r}: use one of {', '.join(_LIBRARIES)}")
-    return load(str(folder))
+    folder = str(_folder(job, "train", settings) / "model")
+    if library == "transformers":
+        from transformers import AutoModelForSequenceClassification
 
+        return AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    if library == "sentence-transformers":
+        from sentence_transformers import CrossEncoder
 
-def _transformers(folder: str) -> Any:
-    from transformers import AutoModelForSequenceClassification
-
-    return AutoModelForSequenceClassification.from_pretrained(folder).eval()
-
-
-def _cross_encoder(folder: str) -> Any:
-    from sentence_transformers import CrossEncoder
-
-    return CrossEncoder(folder)
-
-
-_LIBRARIES: dict[str, Callable[[str], Any]] = {
-    "transformers": _transformers,
-    "sentence-transformers": _cross_encoder,
-}
+        return CrossEncoder(folder)
+    raise ConfigError(f"library {library!r}: use one of transformers, sentence-transformers")
 
 
 def _engine(settings: dict[str, Any]) -> Engine:

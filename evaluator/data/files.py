@@ -8,6 +8,7 @@ import codecs
 import gzip
 import hashlib
 import json
+import os
 import shutil
 import uuid
 import zlib
@@ -97,6 +98,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if draft.is_dir():
             shutil.rmtree(draft, ignore_errors=True)
         draft.unlink(missing_ok=True)
+
+
+def link(source: Path | str, target: Path | str) -> None:
+    """Links a file where the disk can, which takes no room; else copies it."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def checksum(path: Path, algorithm: str = "sha256") -> str:

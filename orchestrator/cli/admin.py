@@ -122,7 +122,7 @@ def gc(
       xsweep gc --yes
     """
     from xsweep.db.results import load_folders
-    from xsweep.orchestrator.storage.store import find_garbage, open_store, remove_garbage
+    from xsweep.orchestrator.storage.store import find_garbage, open_store
 
     store = open_store(settings_of(ctx).store, read_only=not yes)
     attempts = load_folders(open_database(ctx))
@@ -133,7 +133,8 @@ def gc(
     if not garbage:
         typer.echo("Nothing to remove.")
     elif yes:
-        remove_garbage(store, garbage)
+        for each in garbage:
+            store.remove(each.folder)
         typer.echo(f"Removed {total}.")
     else:
         typer.echo(f"Would remove {total}. To remove them: xsweep gc --yes")

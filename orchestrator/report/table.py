@@ -10,8 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
-from math import fsum, sqrt
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -100,11 +99,7 @@ class Entry:
 
         NaN with fewer than two seeds.
         """
-        if len(self.means) < 2:
-            return float("nan")
-        middle = self.mean
-        squares = fsum((each - middle) ** 2 for each in self.means.values())
-        return sqrt(squares / (len(self.means) - 1))
+        return stdev(self.means.values()) if len(self.means) > 1 else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)

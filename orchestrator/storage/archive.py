@@ -9,7 +9,6 @@ Token stores are left out: they are large, and any database recreates them.
 import gzip
 import io
 import json
-import os
 import shutil
 import tarfile
 import tempfile
@@ -28,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from xsweep.db.jobs import NewJob
 from xsweep.errors import ConfigError, DataError, SetupError, field_errors, first_line
-from xsweep.evaluator.data.files import MANIFEST, checksum, read_manifest, write_manifest
+from xsweep.evaluator.data.files import MANIFEST, checksum, link, read_manifest, write_manifest
 from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.formatting import data_size
 from xsweep.orchestrator.storage.store import Store
@@ -365,7 +364,7 @@ def _write_models(
             **about,
         )
         folder = out / "models" / name
-        shutil.copytree(out / "files/train" / identity / "model", folder, copy_function=_link)
+        shutil.copytree(out / "files/train" / identity / "model", folder, copy_function=link)
         (folder / "README.md").unlink(missing_ok=True)  # a link: the sealed file stays as it is
         (folder / "README.md").write_text(model_card(model), encoding="utf-8")
         models.append(model)
@@ -402,14 +401,6 @@ def _test_scores(stored: "StoredSweep", run: str) -> "tuple[Score, ...]":
         if job.parents.get("run") == run
         for measure, mean in means.get(job.identity, {}).items()
     )
-
-
-def _link(source: str, target: str) -> None:
-    """Link a file where the disk can, for weights take no room then; else copy it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def push_models(export: Path, repository: str, *, private: bool = False) -> str:

@@ -370,13 +370,6 @@ def find_garbage(
     return garbage
 
 
-def remove_garbage(store: Store, garbage: list[Garbage]) -> int:
-    """Remove garbage; returns the bytes that were freed."""
-    for each in garbage:
-        store.remove(each.folder)
-    return sum(each.size_bytes for each in garbage)
-
-
 def _old_checkpoints(
     attempts: "list[AttemptFolder]", files: Iterable[str]
 ) -> list[tuple[str, str]]:

@@ -3,13 +3,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from xsweep.evaluator.specs import (
     COLLECTION,
-    FIRST_STAGE,
     Bm25Spec,
     EvaluateSpec,
+    FirstStageSpec,
     IrdsSpec,
     Location,
     ModelSpec,
@@ -29,7 +29,8 @@ def test_the_source_chooses_the_collection() -> None:
     assert spec == IrdsSpec(name="x", id="cranfield")
     apidocs = COLLECTION.validate_python({"source": "apidocs", "name": "a", "split": "test"})
     assert apidocs.versions == {}
-    assert FIRST_STAGE.validate_python({"type": "bm25"}) == Bm25Spec(k1=0.9, b=0.4)
+    first_stage = TypeAdapter(FirstStageSpec).validate_python({"type": "bm25"})
+    assert first_stage == Bm25Spec(k1=0.9, b=0.4)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from xsweep.errors import SetupError
 from xsweep.trainer.distributed import (
     GradientBuckets,
-    balance,
     check_same_step,
     own_device,
     process_group,
@@ -14,18 +11,6 @@ from xsweep.trainer.distributed import (
 from xsweep.trainer.engines import open_engine
 from xsweep.trainer.forward import Scorer
 from xsweep.trainer.specs import OptimisationSpec
-
-
-def test_the_most_expensive_piece_goes_to_the_rank_with_the_least_load():
-    assert balance([5, 1, 3, 3], 2) == [[0, 1], [2, 3]]
-
-
-@given(st.lists(st.integers(1, 100), min_size=1, max_size=30), st.integers(1, 5))
-def test_every_piece_is_assigned_once_and_loads_are_balanced(costs, ranks):
-    shares = balance(costs, ranks)
-    assert sorted(piece for share in shares for piece in share) == list(range(len(costs)))
-    loads = [sum(costs[piece] for piece in share) for share in shares]
-    assert max(loads) - min(loads) <= max(costs)
 
 
 def test_ranks_that_found_different_checkpoints_do_not_resume(monkeypatch):

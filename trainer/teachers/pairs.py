@@ -72,23 +72,19 @@ def open_lines(path: Path) -> Lines:
         if path.suffix != ".gz":
             return Lines(path.open("rb"))
         with gzip.open(path) as packed:
-            return Lines(_temporary_file(iter(lambda: packed.read(CHUNK_BYTES), b"")))
+            return keep_lines(iter(lambda: packed.read(CHUNK_BYTES), b""))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged gzip file ({error}): get it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def keep_lines(lines: Iterable[bytes]) -> Lines:
-    """Stores lines, each with its line end, in a temporary file."""
-    return Lines(_temporary_file(lines))
-
-
-def _temporary_file(parts: Iterable[bytes]) -> IO[bytes]:
+def keep_lines(parts: Iterable[bytes]) -> Lines:
+    """The lines of a text, given in parts, which a temporary file stores."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the lines
     file.writelines(parts)
     file.flush()
-    return file
+    return Lines(file)
 
 
 def open_pairs(source: Source, collection: Collection, documents: Container[str]) -> "PairTeacher":

@@ -11,7 +11,7 @@ from xsweep.evaluator.data import load_collection
 from xsweep.evaluator.data.collection import Collection
 from xsweep.evaluator.specs import IrdsSpec
 from xsweep.orchestrator.rehearsal import datasets
-from xsweep.trainer.teachers import pairs
+from xsweep.trainer.teachers import formats, pairs
 from xsweep.trainer.teachers.formats import DocpairsSource, ScoreTriplesSource, TriplesSource
 from xsweep.trainer.teachers.pairs import STRIDE, keep_lines, open_lines, open_pairs
 
@@ -92,7 +92,7 @@ def test_triples_of_ir_datasets_are_read_from_their_file(tmp_path, monkeypatch, 
     datasets.write_datasets(tmp_path / "irds", [dataset])
     spec = IrdsSpec(name="train", id=dataset, home=str(tmp_path / "irds"))
     collection = load_collection(spec)
-    monkeypatch.setattr(pairs, "keep_lines", None)  # fails if read line by line
+    monkeypatch.setattr(formats, "_docpair_lines", None)  # fails if read line by line
     corpus = datasets.training_corpus()
     teacher = open_pairs(DocpairsSource(id=dataset), collection, corpus.documents)
     expected = datasets.triples(corpus).splitlines()
