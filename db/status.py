@@ -6,18 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Select,
-    Text,
-    case,
-    cast,
-    delete,
-    func,
-    insert,
-    select,
-)
+from sqlalchemy import Connection, Engine, Select, Text, case, cast, delete, func, insert, select
 from sqlalchemy.engine import Row
 
 from xsweep.db.claim import MAY_START

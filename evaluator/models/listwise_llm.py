@@ -21,16 +21,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from xsweep.errors import ConfigError, SetupError, first_line
 from xsweep.evaluator.device import is_out_of_memory
 from xsweep.evaluator.models.causal_reranker import keep_answers
-from xsweep.evaluator.models.cross_encoder import (
-    load_model,
-)
+from xsweep.evaluator.models.cross_encoder import load_model
 from xsweep.evaluator.models.tokenizer import locate, tokenize
 from xsweep.evaluator.prompts import Messages, messages_of
 from xsweep.evaluator.specs import ListwiseSpec, ModelSpec

@@ -5,14 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, islice, zip_longest
 from textwrap import wrap
 
-from xsweep.orchestrator.report.caption import (
-    Conclusion,
-    Style,
-    caption,
-    conclusions,
-    notes,
-    title,
-)
+from xsweep.orchestrator.report.caption import Conclusion, Style, caption, conclusions, notes, title
 from xsweep.orchestrator.report.report import PLAIN, DisplayCell, Layout, Report, Section
 from xsweep.orchestrator.report.table import Column
 

@@ -33,12 +33,7 @@ from xsweep.evaluator.specs import CollectionSpec, IrdsSpec
 from xsweep.orchestrator.forecast.eta import count, progress_text
 from xsweep.orchestrator.formatting import duration
 from xsweep.orchestrator.monitoring.metrics import PROMETHEUS, as_text
-from xsweep.orchestrator.report.compare import (
-    Differences,
-    differences,
-    query_texts,
-    summarize,
-)
+from xsweep.orchestrator.report.compare import Differences, differences, query_texts, summarize
 from xsweep.orchestrator.report.table import Row, build_table, row_of
 from xsweep.orchestrator.serve import JSON, TEXT, Answer, Request
 from xsweep.orchestrator.serve.charts import (

@@ -19,11 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xsweep.errors import DataError
-from xsweep.evaluator.data.trec import (
-    Qrels,
-    duplicate,
-    sort_docs,
-)
+from xsweep.evaluator.data.trec import Qrels, duplicate, sort_docs
 from xsweep.trainer.specs import TeacherSpec
 from xsweep.trainer.teachers import Sample
 from xsweep.trainer.teachers.formats import Entry, ListFile, MeanSource
