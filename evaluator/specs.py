@@ -35,6 +35,13 @@ class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class JobSpec(Spec):
+    """Settings that every job has."""
+
+    rehearsal: bool = False
+    """True in a rehearsal, whose results are never mixed with real ones."""
+
+
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
@@ -378,32 +385,28 @@ FirstStageSpec = Annotated[
 ]
 
 
-class CandidatesSpec(Spec):
+class CandidatesSpec(JobSpec):
     """Job prepare/candidates: a first stage's best `depth` documents of every query."""
 
     type: Literal["candidates"] = "candidates"
     collection: CollectionSpec
     first_stage: FirstStageSpec = Bm25Spec()
     depth: int = Field(default=100, ge=1)
-    rehearsal: bool = False
-    """True in a rehearsal, whose results are never mixed with real ones."""
 
 
-class TokensSpec(Spec):
+class TokensSpec(JobSpec):
     """Job prepare/tokens: the token ids of a collection's documents."""
 
     type: Literal["tokens"] = "tokens"
     documents: CollectionSpec
     tokenizer: ModelSpec
     max_tokens: int = Field(default=512, ge=1)
-    rehearsal: bool = False
-    """True in a rehearsal, whose results are never mixed with real ones."""
 
 
 PrepareSpec = Annotated[CandidatesSpec | TokensSpec, Field(discriminator="type")]
 
 
-class ScoringSpec(Spec):
+class ScoringSpec(JobSpec):
     """Settings of cutting and scoring pairs, common to `teach` and `evaluate`."""
 
     query_tokens: int = Field(default=32, ge=1)
@@ -417,8 +420,6 @@ class ScoringSpec(Spec):
     """Windows of `document_tokens` of a long document that are scored; the best one counts."""
     passage_overlap_tokens: int = Field(default=0, ge=0)
     """Tokens shared by two neighbouring windows."""
-    rehearsal: bool = False
-    """True in a rehearsal, whose results are never mixed with real ones."""
 
     @model_validator(mode="after")
     def _windows_advance(self) -> "ScoringSpec":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, Union
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from xsweep.evaluator.measure_names import parse_measure
-from xsweep.evaluator.specs import CollectionSpec, Layout, ModelSpec, Spec
+from xsweep.evaluator.specs import CollectionSpec, JobSpec, Layout, ModelSpec, Spec
 from xsweep.trainer.objectives import OBJECTIVES, Package, Signal
 from xsweep.trainer.teachers.formats import FORMATS, Source
 
@@ -90,11 +90,9 @@ class ObjectiveSpec(LossSpec):
         return all(OBJECTIVES[term.name].pointwise for term in (self, *self.plus))
 
 
-class TeacherSpec(Spec):
-    """The source of the training signal, and the sampling from a query's list."""
+class SamplingSpec(Spec):
+    """Sampling from a query's list of documents."""
 
-    signal: Signal
-    source: AnySource
     negatives: int | None = Field(default=None, ge=1)
     """Negatives for one positive (column 0), drawn uniformly without replacement."""
     list_size: int | None = Field(default=None, ge=2)
@@ -107,6 +105,13 @@ class TeacherSpec(Spec):
     """Smallest grade in the qrels that counts as relevant."""
     top_relevant: int | None = Field(default=None, ge=1)
     """The n best documents of a list count as relevant; None: those of the qrels."""
+
+
+class TeacherSpec(SamplingSpec):
+    """The source of the training signal, and the sampling from it."""
+
+    signal: Signal
+    source: AnySource
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -253,18 +258,16 @@ class TrialSpec(Spec):
     """None trains every trial to its last step."""
 
 
-class SearchSpec(Spec):
+class SearchSpec(JobSpec):
     """Settings that a search chooses: those of the trial with the best validation."""
 
     settings: tuple[str, ...] = Field(min_length=1)
     """Names of settings in `optimisation`."""
     measure: str
     """The measure of the trials' validation."""
-    rehearsal: bool = False
-    """True for a rehearsal, whose results are never mixed with real ones."""
 
 
-class TrainSpec(Spec):
+class TrainSpec(JobSpec):
     """One training: model, loss, data, optimisation, and the choice of the best checkpoint."""
 
     backbone: ModelSpec
@@ -279,8 +282,6 @@ class TrainSpec(Spec):
     continues: bool = False
     """Start from the model of an earlier stage, the input `start`, with its head; `backbone` is
     then the model that it was trained from."""
-    rehearsal: bool = False
-    """True for a rehearsal, whose results are never mixed with real ones."""
     trial: TrialSpec | None = None
     """Set for a trial of a search; it gives a model only if it is trained to its last step."""
     searched: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ from xsweep.orchestrator.grid.load import located
 from xsweep.orchestrator.grid.schema import Collection, FirstStage, Grid, Objective, Stage, Teacher
 from xsweep.orchestrator.grid.yaml import Where, YamlFile, nearest
 from xsweep.trainer.objectives import OBJECTIVES
-from xsweep.trainer.specs import ObjectiveSpec, TeacherSpec, TermSpec
+from xsweep.trainer.specs import ObjectiveSpec, SamplingSpec, TeacherSpec, TermSpec
 from xsweep.trainer.teachers.formats import FILE_KEYS, FORMATS
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -254,8 +254,7 @@ class References:
         """The teacher's spec in a training."""
         entry = self.grid.teachers[name]
         has_candidates = entry.run == "bm25" or bool(entry.model)
-        sampling = {"negatives", "list_size", "add_positives", "relevant_grade", "signal"}
-        sampling |= {"top_relevant"}
+        sampling = {"signal", *SamplingSpec.model_fields} - {"depth"}
         return self.build(
             ("teachers", name),
             TeacherSpec,

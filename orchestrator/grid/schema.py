@@ -32,7 +32,7 @@ from xsweep.evaluator.specs import (
 )
 from xsweep.orchestrator.settings import Kind
 from xsweep.trainer.objectives import Signal
-from xsweep.trainer.specs import AshaSpec, OptimisationSpec
+from xsweep.trainer.specs import AshaSpec, OptimisationSpec, SamplingSpec
 from xsweep.trainer.teachers.formats import FILE_KEYS
 
 
@@ -167,7 +167,7 @@ _FileKeys: Any = create_model("_FileKeys", __base__=Spec, signal=(Signal, ...), 
 """A signal, and a key for every file format that it may come in."""
 
 
-class Teacher(_FileKeys):
+class Teacher(SamplingSpec, _FileKeys):
     """Source of a training signal: a file, the first stage, or a model that scores candidates."""
 
     signal: Signal
@@ -194,14 +194,8 @@ class Teacher(_FileKeys):
     md5: str | None = None
     sha256: str | None = None
     order: Literal["score", "rank"] = "score"
-    negatives: int | None = None
-    list_size: int | None = None
     depth: int | None = Field(None, ge=2)
     """Length of the list that samples come from; 100 for BM25 by default."""
-    add_positives: bool = False
-    relevant_grade: int = 1
-    top_relevant: int | None = None
-    """The n best documents of a list count as relevant; None: those of the qrels."""
     collection: str | None = None
     """Collection of its queries and documents; None: `training.collection`."""
     label: str | None = None
