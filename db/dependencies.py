@@ -35,7 +35,8 @@ def children(
     """The ids of the jobs in these states that need one of these."""
     needing = sa.select(Job.id).join(Edge, Edge.child_id == Job.id)
     needing = needing.where(Job.state.in_(tuple(states)))
-    return set(connection.scalars(needing.where(among(connection, Edge.parent_id, job_ids))))
+    needing = needing.where(among(connection, Edge.parent_id, job_ids))
+    return set(connection.scalars(needing).all())
 
 
 def ancestors(connection: sa.Connection, job_id: int, states: Iterable[State]) -> set[int]:
@@ -128,28 +129,30 @@ def skip_descendants(connection: sa.Connection, job_ids: Collection[int], reason
 
 
 def reopen(connection: sa.Connection, job_ids: Collection[int]) -> tuple[set[int], set[int]]:
-    """Let the broken ones of the jobs run again that have no broken parent, parents first.
+    """Let the broken ones of the jobs run again, except those that need another broken job.
 
     Returns the ids of these, which are waiting or ready now, and of their skipped children.
     """
-    todo, reopened, skipped = set(job_ids), set[int](), set[int]()
-    while able := _without_broken_parent(connection, todo):
-        ready = sa.case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
-        broken = sa.update(Job).where(among(connection, Job.id, able), Job.state.in_(BROKEN))
-        cleared = dict.fromkeys(("retry_at", "failure", "reason", "ended_at"))
-        connection.execute(broken.values(state=ready, forgiven_token=Job.token, **cleared))
-        record_jobs(connection, "retried", able)
-        todo, reopened = todo - able, reopened | able
-        skipped |= children(connection, able, [State.SKIPPED])
-    return reopened, skipped - reopened
+    able = set(job_ids)
+    while (fewer := _needing_no_broken_but(connection, able)) != able:
+        able = fewer
+    ready = sa.case((Job.missing_parents == 0, State.READY), else_=State.WAITING)
+    cleared = dict.fromkeys(("retry_at", "failure", "reason", "ended_at"))
+    again = sa.update(Job).where(among(connection, Job.id, able))
+    connection.execute(again.values(state=ready, forgiven_token=Job.token, **cleared))
+    record_jobs(connection, "retried", able)
+    return able, children(connection, able, [State.SKIPPED])
 
 
-def _without_broken_parent(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:
-    """The broken ones of the jobs whose parents are not, locked as `lock` does."""
+def _needing_no_broken_but(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:
+    """The broken ones of the jobs that need no broken job but these, locked as `lock` does."""
     parent = Job.__table__.alias("parent").c
     hindered = sa.exists().where(
-        Edge.child_id == Job.id, Edge.parent_id == parent.id, parent.state.in_(BROKEN)
+        Edge.child_id == Job.id,
+        Edge.parent_id == parent.id,
+        parent.state.in_(BROKEN),
+        ~among(connection, Edge.parent_id, job_ids),
     )
     broken = sa.select(Job.id).where(Job.state.in_(BROKEN), ~hindered)
     locked = broken.order_by(Job.id).with_for_update(of=Job)
-    return set(connection.scalars(locked.where(among(connection, Job.id, job_ids))))
+    return set(connection.scalars(locked.where(among(connection, Job.id, job_ids))).all())

@@ -96,7 +96,7 @@ def backoff_s(failure: str, failures: int) -> float:
     return wait * random.uniform(0.5, 1.0)  # noqa: S311  (spreads load, guards nothing)
 
 
-REVISION = "0004"
+REVISION = "0005"
 """The migration that makes the tables below; revisions are consecutive numbers."""
 
 VERSION_TABLE = "xsweep_schema"
