@@ -29,7 +29,6 @@ from xsweep.evaluator.data.trec import (
     read_qrels,
     read_run,
     sort_docs,
-    without_identical,
     write_qrels,
     write_run,
 )
@@ -93,7 +92,8 @@ def prepare_candidates(spec: CandidatesSpec, out: Path, report: Report | None = 
     drops = spec.collection.identical_ids == "drop"
     run, documents = _first_stage(spec, spec.depth + drops, collection, judged, report)
     if drops:
-        run = {query_id: without_identical(query_id, docs) for query_id, docs in run.items()}
+        for query_id, docs in run.items():
+            docs.pop(query_id, None)
         cut = {query_id: dict(islice(docs.items(), spec.depth)) for query_id, docs in run.items()}
         run = {query_id: docs for query_id, docs in cut.items() if docs}
     if not run:

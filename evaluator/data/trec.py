@@ -31,11 +31,6 @@ def sort_docs(scores: Mapping[str, float]) -> list[tuple[str, float]]:
     return sorted(scores.items(), key=lambda item: (item[1], item[0]), reverse=True)
 
 
-def without_identical(query_id: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """A query's documents except the one with the query's own id."""
-    return {doc_id: score for doc_id, score in scores.items() if doc_id != query_id}
-
-
 def read_run(path: Path | str, order: Literal["score", "rank"] = "score") -> Run:
     """The run in a file of lines `query Q0 document rank score tag`.
 

@@ -115,8 +115,8 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
     from xsweep.errors import DataError
     from xsweep.evaluator.data import irds
 
-    failed, inputs = 0, _inputs(ctx, grid)
-    for spec in inputs.datasets:
+    (datasets, local), failed = _inputs(ctx, grid), 0
+    for spec in datasets:
         try:
             if all(source.present for source in irds.sources(spec)):
                 typer.echo(f"here     {spec.id}")
@@ -126,7 +126,7 @@ def fetch(ctx: typer.Context, grid: GridFile) -> None:
         except DataError as problem:
             failed += 1
             typer.echo(f"FAILED   {problem}")
-    for each in inputs.local:
+    for each in local:
         try:
             if each.declared == ON_HUB:
                 typer.echo(f"fetched  {each.verify()}")
@@ -149,14 +149,8 @@ class _Local(NamedTuple):
     """Returns the path. Raises DataError where the content differs from its declaration."""
 
 
-class _Inputs(NamedTuple):
+def _inputs(ctx: typer.Context, grid: Path) -> tuple[list["IrdsSpec"], list[_Local]]:
     """The inputs of a grid's jobs, each once: data sets of ir_datasets, and local ones."""
-
-    datasets: list["IrdsSpec"]
-    local: list[_Local]
-
-
-def _inputs(ctx: typer.Context, grid: Path) -> _Inputs:
     from xsweep.errors import DataError
     from xsweep.evaluator.data.collection import folder_files, folder_sha256
     from xsweep.evaluator.data.files import checked, from_hub, parquet_files, tree_sha256
@@ -190,7 +184,7 @@ def _inputs(ctx: typer.Context, grid: Path) -> _Inputs:
                     parts = parquet_files(from_hub(file.path, download=False)[1])
             files[file.path] = _Local(place, declared, parts, partial(checked, file))
     local = [files[key] for key in sorted(files)] + [folders[key] for key in sorted(folders)]
-    return _Inputs([datasets[id_] for id_ in sorted(datasets)], local)
+    return [datasets[id_] for id_ in sorted(datasets)], local
 
 
 def _folder(path: Path, sha256: str, files: list[Path], compute: Callable[[], str]) -> _Local:

@@ -111,8 +111,6 @@ Parents = Mapping[str, Mapping[str, Any]]
 class Work(NamedTuple):
     """The computation of a job."""
 
-    pairs: float = 0.0
-    """Pairs that are scored or trained on."""
     training_flops: float = 0.0
     scoring_flops: float = 0.0
     steps: int = 0
@@ -151,18 +149,16 @@ def _training(spec: Mapping[str, Any]) -> Work:
     settings, prompt = spec["optimisation"], spec["backbone"].get("prompt")
     size, _ = size_of(spec["collection"])
     pairs = float(training_pairs(spec))
-    scored = flops = 0.0
+    flops = 0.0
     for collection in validation_collections(spec):
         validated, _ = size_of(collection)
-        again = validations(spec) * validated.queries * spec["validation"]["depth"]
-        scored += again
-        flops += again * _pair_flops(shape, validated, spec, prompt)
+        scored = validations(spec) * validated.queries * spec["validation"]["depth"]
+        flops += scored * _pair_flops(shape, validated, spec, prompt)
     pairs_of_step = pairs / settings["steps"]
     passes = 2 if settings.get("lora") else 3  # forward, and the gradients of inputs and weights
     tokens_of_step = pairs_of_step * _pair_tokens(size, spec, prompt)
     micro_batches = tokens_of_step / settings["micro_batch_tokens"]
     return Work(
-        pairs=pairs + scored,
         gradient_bytes=4.0 * _trained(shape, settings),
         pieces=min(pairs_of_step, RANKS * max(1, math.ceil(micro_batches))),
         training_flops=passes * pairs * _pair_flops(shape, size, spec, prompt),
@@ -211,7 +207,6 @@ def _scoring(
     model: Mapping[str, Any], pairs: float, size: Size, spec: Mapping[str, Any], cpu_s: float
 ) -> Work:
     """Scoring of pairs by one or several models; a bi-encoder encodes each text once."""
-    texts = pairs = float(pairs)
     if listwise := model.get("listwise"):
         windows = listwise["passes"] * pairs / listwise["stride"]
         words = min(size.words, listwise["passage_words"]) * listwise["window"] + QUESTION_WORDS
@@ -219,19 +214,18 @@ def _scoring(
         if listwise.get("prompt") == "first":
             written = 1
         if listwise["server"]:
-            return Work(pairs, cpu_s=cpu_s, asked_tokens=(windows * read, windows * written))
-        flops = (
-            windows * (read + written) * shape_of(model["models"][0])[0].token_flops(round(read))
-        )
-        return Work(pairs=pairs, scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
-    if model["type"] == "bi_encoder":
-        texts = min(pairs, size.documents + size.queries)
+            return Work(cpu_s=cpu_s, asked_tokens=(windows * read, windows * written))
+        shape, _ = shape_of(model["models"][0])
+        flops = windows * (read + written) * shape.token_flops(round(read))
+        return Work(scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
+    is_bi_encoder = model["type"] == "bi_encoder"
+    texts = min(pairs, size.documents + size.queries) if is_bi_encoder else pairs
     flops = sum(
         texts
         * _pair_flops(shape_of(each)[0], size, spec, model.get("prompt") or each.get("prompt"))
         for each in model["models"]
     )
-    return Work(pairs=pairs, scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
+    return Work(scoring_flops=flops, cpu_s=cpu_s, bf16=_allows_bf16(spec))
 
 
 def _preparation(spec: Mapping[str, Any]) -> Work:

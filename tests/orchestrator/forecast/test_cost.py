@@ -82,8 +82,9 @@ def test_a_prompts_words_are_part_of_a_scored_pair() -> None:
         work_of("teach", {**spec, "model": {**model, "prompt": {"template": template}}}, {})
         for template in (["{query} {document}"], ["one two three {query}", "{document} four"])
     )
+    pairs = 2_756 * 100  # apidocs/train, 100 candidates each
     least = 4 * TOKENS_PER_WORD * 2 * KNOWN["Qwen/Qwen3-Reranker-0.6B"].layer_parameters
-    assert 1 < (long.scoring_flops - short.scoring_flops) / short.pairs / least < 1.1
+    assert 1 < (long.scoring_flops - short.scoring_flops) / pairs / least < 1.1
     run = {"run": {"backbone": model["models"][0] | {"prompt": {"template": ["a b c d {query}"]}}}}
     scored = {**spec, "scorer": {"type": "run"}, "depth": 9}
     asked = work_of("evaluate", scored, run).scoring_flops
