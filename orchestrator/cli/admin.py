@@ -16,7 +16,7 @@ from xsweep.orchestrator.settings import TRACKERS, parse_trackers
 @app.command("export")
 def export(
     ctx: typer.Context,
-    sweep: Annotated[str | None, sweep_argument(help="A sweep [the newest].")] = None,
+    sweep: Annotated[str | None, sweep_argument(help="A sweep (default: the newest).")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A new folder, .tar.gz or .zip file.")
     ] = None,
@@ -82,7 +82,7 @@ def import_(
     ctx: typer.Context,
     archive: Annotated[Path, typer.Argument(help="Folder or file written by xsweep export.")],
     name: Annotated[
-        str | None, typer.Option(help="Name of the sweep here [its name there].")
+        str | None, typer.Option(help="Name of the sweep here (default: its name there).")
     ] = None,
 ) -> None:
     """Import exported results; results that are present already stay as they are.
@@ -302,11 +302,11 @@ def metrics(ctx: typer.Context) -> None:
 @app.command()
 def track(
     ctx: typer.Context,
-    sweep: Annotated[str | None, sweep_argument(help="A sweep [the newest].")] = None,
+    sweep: Annotated[str | None, sweep_argument(help="A sweep (default: the newest).")] = None,
     to: Annotated[
         list[str] | None,
         typer.Option(
-            help="wandb, mlflow, trackio or tensorboard; may be repeated [XSWEEP_TRACKERS].",
+            help="wandb, mlflow, trackio or tensorboard; repeatable (default: XSWEEP_TRACKERS).",
             autocompletion=lambda: TRACKERS,
         ),
     ] = None,

@@ -194,16 +194,20 @@ def _version(given: bool) -> None:
 def _settings(
     ctx: typer.Context,
     db: Annotated[
-        str | None, typer.Option(help="Database URL [XSWEEP_DB; .xsweep/xsweep.db].", metavar="URL")
+        str | None,
+        typer.Option(help="Database (default: XSWEEP_DB, .xsweep/xsweep.db).", metavar="URL"),
     ] = None,
     store: Annotated[
-        str | None, typer.Option(help="Folder of all results [XSWEEP_STORE; .xsweep/store].")
+        str | None,
+        typer.Option(help="Folder of all results (default: XSWEEP_STORE, .xsweep/store)."),
     ] = None,
     data_home: Annotated[
-        Path | None, typer.Option(help="Folder of your data, ${data_home} [XSWEEP_DATA_HOME].")
+        Path | None,
+        typer.Option(help="Folder of your data, ${data_home} (default: XSWEEP_DATA_HOME)."),
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option(help="A running Ray cluster [RAY_ADDRESS; one is started here].")
+        str | None,
+        typer.Option(help="A running Ray cluster (default: RAY_ADDRESS, or a new one)."),
     ] = None,
     version: Annotated[
         bool,

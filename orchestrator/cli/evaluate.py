@@ -42,14 +42,14 @@ def evaluate(
     ] = "bm25",
     depth: Annotated[int, typer.Option(help="Candidates to re-rank per query.", min=1)] = 100,
     measure: Annotated[
-        list[str] | None, measure_option(help="Repeatable [nDCG@10, RR@10].")
+        list[str] | None, measure_option(help="Repeatable (default: nDCG@10, RR@10).")
     ] = None,
     identical_ids: Annotated[
         Literal["keep", "drop"] | None,
         typer.Option(help="drop leaves out a query's own document, one with the same id."),
     ] = None,
-    query_tokens: Annotated[int, typer.Option(min=1)] = 32,
-    document_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    query_tokens: Annotated[int, typer.Option(min=1, help="Tokens kept of a query.")] = 32,
+    document_tokens: Annotated[int, typer.Option(min=1, help="Tokens kept of a document.")] = 256,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
     prompt: Annotated[
         str | None,

@@ -47,7 +47,7 @@ def init(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Grid file to write [DATA.yaml].")
+        Path | None, typer.Option("--output", "-o", help="Grid file to write (default: DATA.yaml).")
     ] = None,
 ) -> None:
     """Write a grid file with comments for your own data, which runs in minutes.

@@ -63,7 +63,9 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Follow until the job ends.")
     ] = False,
-    attempt: Annotated[int | None, typer.Option(help="Number of the attempt [the last].")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(help="Number of the attempt (default: the last).")
+    ] = None,
     rank: Annotated[int, typer.Option(help="Rank of a training on several.", min=0)] = 0,
 ) -> None:
     """Print the log of a job's last attempt.

@@ -35,7 +35,7 @@ _sections = partial(typer.Option, rich_help_panel="Further sections")
 _latex = partial(typer.Option, rich_help_panel="LaTeX")
 Measures = Annotated[list[str] | None, measure_option(help="May be repeated; nDCG@10 by default.")]
 Seeds = Annotated[str | None, _table(help="Only these seeds, such as 12,13.")]
-Digits = Annotated[int, _table(min=1, max=6)]
+Digits = Annotated[int, _table(min=1, max=6, help="Decimals of a figure.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write to this file, not to the terminal.")
 ]
@@ -52,7 +52,7 @@ def report(
     ctx: typer.Context,
     sweep: Annotated[
         list[str] | None,
-        sweep_argument(help="One sweep or several [the newest]. LABEL=VALUE is as --where."),
+        sweep_argument(help="Sweeps (default: the newest). LABEL=VALUE is as --where."),
     ] = None,
     format: Annotated[
         str,
@@ -105,7 +105,8 @@ def report(
     ] = 1,
     landscape: Annotated[bool, _latex("--landscape", help="Rotate tables by 90 degrees.")] = False,
     max_columns: Annotated[
-        int, _latex(help="Columns of one tabular [6; 10 in landscape; 2 with --columns 2].", min=0)
+        int,
+        _latex(help="Columns of a tabular (default: 6; landscape: 10; two columns: 2).", min=0),
     ] = 0,
 ) -> None:
     """Table of a sweep's accepted results, with significance against the baselines.

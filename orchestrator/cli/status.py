@@ -28,7 +28,7 @@ START_S = 30.0
 @app.command()
 def status(
     ctx: typer.Context,
-    sweep: Annotated[str | None, sweep_argument(help="A sweep [all].")] = None,
+    sweep: Annotated[str | None, sweep_argument(help="A sweep (default: all).")] = None,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Follow until all jobs ended.")
     ] = False,

@@ -303,7 +303,7 @@ def run(
             max=65535,
             envvar="XSWEEP_METRICS_PORT",
             show_envvar=False,
-            help="Serve Prometheus metrics on this port of 127.0.0.1 [XSWEEP_METRICS_PORT].",
+            help="Port of 127.0.0.1 for Prometheus metrics (default: XSWEEP_METRICS_PORT).",
         ),
     ] = None,
 ) -> None:

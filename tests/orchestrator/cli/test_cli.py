@@ -390,7 +390,11 @@ def test_options_of_all_commands_may_stand_after_the_command() -> None:
     ]
 
 
-def test_every_command_explains_itself_with_an_example() -> None:
+def test_every_command_explains_its_options_in_full_and_itself_with_an_example(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+
     def helps(group: Program, *path: str) -> None:
         for name, command in group.commands.items():
             if hasattr(command, "commands"):
@@ -400,6 +404,10 @@ def test_every_command_explains_itself_with_an_example() -> None:
             assert (
                 f"xsweep {' '.join([*path, name])}" in output.split("Usage:")[1].split("\n", 1)[1]
             )
+            # [in brackets] would be markup, and vanish
+            for option in command.params:
+                if not getattr(option, "hidden", False):
+                    assert option.help in output, option.name
 
     helps(typer.main.get_group(app))
 
