@@ -20,7 +20,12 @@ from typing import Any, TypedDict
 
 from xsweep.errors import Stopped, XsweepError
 from xsweep.evaluator.data.files import MANIFEST, read_manifest
-from xsweep.evaluator.device import CPU_OUT_OF_MEMORY, GPU_OUT_OF_MEMORY, require_gpu
+from xsweep.evaluator.device import (
+    CPU_OUT_OF_MEMORY,
+    GPU_OUT_OF_MEMORY,
+    release_freed_memory,
+    require_gpu,
+)
 from xsweep.orchestrator.runtime.import_path import put_user_folders_last
 from xsweep.orchestrator.runtime.ray_cluster import free_port
 from xsweep.orchestrator.storage.store import Store
@@ -190,6 +195,9 @@ class Worker:
             failure, reason = classify(error)
             outcome = {"state": state, "failure": failure, "reason": reason}
         gc.enable()
+        if "torch" in sys.modules:
+            # The next job runs in another thread, and glibc would keep what this one has freed.
+            release_freed_memory()
         self._outcome = outcome
         self._ended.set()
 

@@ -13,6 +13,14 @@ from xsweep.evaluator.jobs import run_job
 from xsweep.orchestrator.runtime.worker import Worker, interface_of, set_rank
 
 
+def task(root, kind="train", job_id=1, token=1):
+    """An attempt that has neither settings nor inputs."""
+    out = root / f"jobs/{kind}/aa/aa/attempt-{token}"
+    job = {"job_id": job_id, "token": token, "kind": kind, "name": kind, "spec": {}, "inputs": {}}
+    places = {"out": str(out), "log": f"{out}.log", "root": str(root), "remote": None}
+    return job | places | {"previous": []}
+
+
 @pytest.fixture
 def environment(monkeypatch):
     """The process's variables, put back afterwards."""
@@ -44,19 +52,14 @@ def test_memory_of_a_gpu_grows_in_segments_unless_the_user_set_the_allocator(env
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_job_that_reserved_a_gpu_does_not_run_on_the_cpu(environment, tmp_path):
-    out = tmp_path / "jobs/train/aa/aa/attempt-1"
-    task = {"job_id": 1, "token": 1, "kind": "train", "name": "train", "spec": {}, "inputs": {}}
-    task |= {"out": str(out), "log": f"{out}.log", "previous": [], "root": str(tmp_path)}
-    outcome = Worker(0.5).run(task | {"remote": None})
+    outcome = Worker(0.5).run(task(tmp_path))
     assert (outcome["state"], outcome["failure"]) == ("failed", "INFRA")
     assert outcome["reason"].startswith("this job reserved a GPU, but PyTorch")
 
 
 def test_a_warm_worker_answers_for_its_latest_attempt_alone(environment, tmp_path):
-    worker, out = Worker(0), tmp_path / "jobs/prepare/aa/aa/attempt-1"
-    task = {"job_id": 7, "token": 1, "kind": "prepare", "name": "prepare", "spec": {}, "inputs": {}}
-    task |= {"out": str(out), "log": f"{out}.log", "previous": [], "root": str(tmp_path)}
-    outcome = worker.run(task | {"remote": None})
+    worker = Worker(0)
+    outcome = worker.run(task(tmp_path, kind="prepare", job_id=7))
     assert outcome["state"] == "failed"
     assert worker.outcome(7, 1) == outcome
     assert worker.outcome(8, 1) is None, "another job, whose first attempt has the same token"
@@ -64,6 +67,22 @@ def test_a_warm_worker_answers_for_its_latest_attempt_alone(environment, tmp_pat
     for attempt, halted in (((8, 1), False), ((7, 1), True)):
         worker.halt(*attempt)
         assert worker._halt.is_set() is halted
+
+
+def test_memory_that_a_job_freed_is_the_systems_when_it_ends(environment, tmp_path):
+    worker, process, kept = Worker(0), psutil.Process(), []
+
+    def work(_):
+        blocks = [torch.ones(25_000) for _ in range(2_000)]  # 200 MB in blocks of the heap
+        kept.append(torch.ones(25_000))  # after them, so that the heap cannot shrink
+        assert process.memory_info().rss > before_bytes + 150e6
+        blocks.clear()
+
+    environment.setattr(worker, "_work", work)
+    before_bytes = process.memory_info().rss
+    outcome = worker.run(task(tmp_path))
+    assert outcome["state"] == "finished", outcome
+    assert process.memory_info().rss < before_bytes + 50e6
 
 
 def test_a_rank_gets_torchruns_environment_variables(environment):
@@ -107,11 +126,8 @@ def test_an_input_that_differs_from_its_manifest_fails_the_attempt(environment, 
     (damaged / "candidates.run.gz").write_bytes(content)
 
     def evaluate(candidates, token):
-        out = root / f"jobs/evaluate/bb/bb/attempt-{token}"
-        task = {"job_id": 1, "token": token, "kind": "evaluate", "name": "evaluate"}
-        task |= {"spec": {"collection": collection}, "inputs": {"candidates": str(candidates)}}
-        task |= {"out": str(out), "log": f"{out}.log", "previous": [], "root": str(root)}
-        return Worker(0).run(task | {"remote": None})
+        given = {"spec": {"collection": collection}, "inputs": {"candidates": str(candidates)}}
+        return Worker(0).run(task(root, kind="evaluate", token=token) | given)
 
     assert evaluate(intact, 1)["state"] == "finished"
     outcome = evaluate(damaged, 2)
