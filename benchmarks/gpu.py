@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py [DATA] [--device cuda] [--precision bf16] [--seconds 4] [--limit 520]
         [--shapes minilm bert-base modernbert deberta-v3] [--layers N] [--sections scoring ...]
-        [--pairs N] [--sentence-transformers PYTHON] [--out FILE]
+        [--objectives infonce distill_ranknet] [--pairs N] [--sentence-transformers PYTHON]
+        [--out FILE]
 
 Without Ray and database. DATA is a folder with `trec-dl-passage/`, whose texts are scored and
 trained on, or a file with a line `{"query": TEXT, "documents": [TEXT, ...]}` for each query, of at
@@ -54,7 +55,7 @@ PEERS = Path(__file__).with_name("gpu_peers.py")
 PLACE_OF_A_RANK = frozenset(
     ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 )
-RECORDED = ("precision", "seconds", "shapes", "layers", "pairs", "batch_queries")
+RECORDED = ("precision", "seconds", "shapes", "layers", "pairs", "objectives", "batch_queries")
 """Options that figures depend on."""
 
 
@@ -101,6 +102,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES[:4])
     parser.add_argument("--layers", type=int, help="fewer layers than the shapes have")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--objectives", nargs="+", choices=LISTS, default=list(LISTS))
     parser.add_argument("--pairs", type=int, help="scored at a time (4,096; on a CPU 32)")
     parser.add_argument("--sentence-transformers", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--out", type=Path)
@@ -136,7 +138,7 @@ def measure_ours(report: Report, options: argparse.Namespace, world: World, shap
                 report.add("scoring", f"{shape}, {length}, {layout}", measure)
     if "training" in options.sections:
         model.cpu()
-        for way in gpu_rates.ways(model):
+        for way in gpu_rates.ways(model, options.objectives):
             measure = partial(gpu_rates.train, world, shape, way, options, rate)
             report.add("training", f"{shape}, {', '.join(way)}", measure)
     torch.cuda.empty_cache()

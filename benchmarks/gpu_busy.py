@@ -42,9 +42,9 @@ def scoring(options: argparse.Namespace, world: World, shape: str, layout: str) 
 
 
 def training(options: argparse.Namespace, world: World, shape: str, layout: str) -> Figures:
-    """Steps of infonce under the plain engine."""
+    """Steps of the first objective under the plain engine."""
     share: Figures = {}
-    way = gpu_rates.Way("infonce", layout, "plain")
+    way = gpu_rates.Way(options.objectives[0], layout, "plain")
     around = busy(options.device, share)
     figures = gpu_rates.train(world, shape, way, options, None, around=around)
     return share | figures

@@ -61,7 +61,7 @@ class World:
             "real": self._pairs(options.pairs, 288, fill=False),
             "512": self._pairs(options.pairs, 512, fill=True),
         }
-        self.lists = {name: self._lists(size) for name, size in LISTS.items()}
+        self.lists = {name: self._lists(LISTS[name]) for name in options.objectives}
 
     def folder(self, shape: str) -> Path:
         """A folder with a model of random weights and its tokenizer."""

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,11 +47,11 @@ def layouts(model: PreTrainedModel) -> tuple[str, ...]:
     return ("padded", "unpadded") if has_unpadded(model) else ("padded",)
 
 
-def ways(model: PreTrainedModel) -> list[Way]:
+def ways(model: PreTrainedModel, objectives: Sequence[str]) -> list[Way]:
     """All ways of training a model; ZeRO-1 is compared where passes are padded."""
     return [
         Way(objective, layout, engine)
-        for objective in LISTS
+        for objective in objectives
         for layout in layouts(model)
         for engine in (("plain", "zero-1") if layout == "padded" else ("plain",))
     ]
