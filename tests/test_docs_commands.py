@@ -40,7 +40,7 @@ NOT_RUN = {
     "tensorboard|mlflow|trackio": LASTS,
     "xsweep data (fetch|check)": NETWORK,
     "pip|wandb|xsweep .*(--push-to-hub|--suite|--server|beir/scifact)": NETWORK,
-    "xsweep (submit .*--data-home|report trec_dl)": DATA,
+    "xsweep (submit .*--data-home|report (trec_dl|mini_[a-z_]+))": DATA,
     "xsweep (track|init mine|.*--format typst)": TESTED,
     "source|export|xsweep --install-completion": SHELL,
     "docker/entrypoint.sh|kubectl|ray|sbatch": CLUSTER,
