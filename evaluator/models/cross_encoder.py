@@ -99,7 +99,8 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, is_traine
             f"{alone[0]:.4g}: name another backbone"
         )
     for together in passes:
-        if not same_scores(together, alone):
+        # A Perceiver's differ by a thousandth or less, depending on its weights.
+        if not same_scores(together, alone, rtol=1e-4):
             worst = (together - alone).abs().argmax()
             raise ConfigError(
                 f"{this} model gives a pair {alone[worst]:.4g} alone and "
@@ -108,9 +109,9 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, is_traine
             )
 
 
-def same_scores(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+def same_scores(logits: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-3) -> bool:
     """True if logits differ by rounding only, as those of other passes in fp32 do."""
-    return torch.allclose(logits, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
+    return torch.allclose(logits, expected, rtol=rtol, atol=1e-4, equal_nan=True)
 
 
 def _set_padding(model: PreTrainedModel, pad_id: int) -> None:
