@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 
 from xsweep.db.claim import Lease
 from xsweep.db.complete import NewResult, accept_results
@@ -131,29 +131,38 @@ def import_results(
                 found.append((NewResult(lease=lease, **stored), packed[identity]))
             for piece in pieces(found):
                 accepted += len(accept_results(connection, piece))
+            # From the end back: accepting many results takes seconds itself.
+            took = [
+                {"job": lease.job_id, "at": lease.token, "took_s": results[identity].seconds}
+                for identity, lease in leases.items()
+            ]
+            connection.execute(_TOOK, took)
         refused = len(results) - accepted - known
         return ImportCount(accepted=accepted, known=known, refused=refused)
 
     return transact(engine, work)
 
 
+_BEGAN = Attempt.ended_at - bindparam("took_s")
+_TOOK = (
+    update(Attempt)
+    .where(Attempt.job_id == bindparam("job"), Attempt.token == bindparam("at"))
+    .values(claimed_at=_BEGAN, started_at=_BEGAN)
+)
+
+
 def _claim(
     connection: Connection, results: Mapping[str, StoredResult], owner: str
 ) -> dict[str, Lease]:
-    """Claim the jobs of results that are ready now, as attempts that took as long as the results.
-
-    Returns their leases by identity.
-    """
+    """Claim the jobs of results that are ready now; returns their leases by identity."""
     ready = among(connection, Job.identity, results) & (Job.state == State.READY)
     taken = update(Job).where(ready)
     taken = taken.values(state=State.RUNNING, token=Job.token + 1, retry_at=None)
     rows = connection.execute(taken.returning(Job.identity, Job.id, Job.token)).all()
     leases = {identity: Lease(id_, token, owner) for identity, id_, token in rows}
+    times = {"claimed_at": now_s(), "lease_until": now_s() + IMPORT_LEASE_S}
     for identity, lease in leases.items():
-        result = results[identity]
-        start = now_s() - result.seconds
-        times = {"claimed_at": start, "started_at": start, "lease_until": now_s() + IMPORT_LEASE_S}
-        attempt = {**lease._asdict(), "folder": result.folder}
+        attempt = {**lease._asdict(), "folder": results[identity].folder}
         connection.execute(insert(Attempt).values(**attempt, **times))
         record(connection, "claimed", attempt)
     return leases
