@@ -76,7 +76,9 @@ def test_commands_of_benchmarks_name_scripts_and_options_that_there_are() -> Non
             files = path.rglob("*.py") if path.is_dir() else [path]
             source = "".join(file.read_text() for file in files)
             for option in re.findall(r"--[\w-]+", options):
-                assert option[2:] in source, f"{document.name}: {script} {option}"
+                assert re.search(rf"{option}(?![\w-])", source), (
+                    f"{document.name}: {script} {option}"
+                )
 
 
 def yaml_blocks(document: str) -> list[str]:
