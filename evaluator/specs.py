@@ -349,6 +349,8 @@ class TeacherModelSpec(Spec):
 Precision = Literal["auto", "fp32", "bf16"]
 Layout = Literal["auto", "padded", "unpadded"]
 """`auto`: unpadded for the families that support it, padded for the others."""
+UNPADDED_FAMILIES = ("bert", "electra", "roberta", "xlm-roberta", "modernbert")
+"""By transformers' `model_type`; DeBERTa is missing, its attention needs relative positions."""
 
 BATCH_TOKENS = 4096
 """Default token slots of one forward pass, chosen for a CPU."""

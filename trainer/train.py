@@ -207,7 +207,7 @@ def add_adapters(model: PreTrainedModel, spec: TrainSpec) -> Any:
         torch.manual_seed(spec.seed)
         try:
             adapters = get_peft_model(model, config)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # the latter for layers of a head, as DistilBERT's
             raise ConfigError(f"lora: {first_line(error)}") from error
     config.base_model_name_or_path = spec.backbone.id or spec.backbone.package
     return adapters

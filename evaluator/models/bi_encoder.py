@@ -6,6 +6,7 @@ Pooling follows the folder's `modules.json` (sentence-transformers' layout), els
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
-from xsweep.errors import ConfigError
 from xsweep.evaluator.models.cross_encoder import load_model
+from xsweep.evaluator.models.files import pooling
 from xsweep.evaluator.models.tokenizer import locate, special_tokens
 from xsweep.evaluator.pairs import PairIds
 from xsweep.evaluator.scoring import (
@@ -30,7 +31,6 @@ from xsweep.evaluator.varlen.attention import pack
 from xsweep.evaluator.varlen.encoders import Encoder, build_encoder, means, runs_unpadded
 from xsweep.evaluator.varlen.layers import Kernels
 
-POOLINGS = ("mean", "cls")
 PAIRS_PER_PRODUCT = 65_536
 
 
@@ -46,31 +46,10 @@ class BiEncoder(NamedTuple):
 def load_bi_encoder(spec: ModelSpec) -> BiEncoder:
     """The encoder with fp32 weights and dropout off. Raises DataError if it cannot be loaded."""
     model, tokenizer, _ = load_model(AutoModel, spec)
-    return BiEncoder(model, tokenizer, pooling(spec))
+    return BiEncoder(model, tokenizer, pooling(locate(spec), partial(json_file, spec)))
 
 
-def pooling(spec: ModelSpec) -> str:
-    """A model's pooling. Raises ConfigError for modules that are not supported here."""
-    where = locate(spec)
-    modules = _json_file(spec, "modules.json")
-    if modules is None:
-        return "mean"
-    kinds = {module["type"].rsplit(".", 1)[-1]: module["path"] for module in modules}
-    if unknown := kinds.keys() - {"Transformer", "Pooling", "Normalize"}:
-        raise ConfigError(f"{where}: bi-encoders with a module {min(unknown)} are not supported")
-    settings = _json_file(spec, f"{kinds['Pooling']}/config.json") or {}
-    modes = settings.get("pooling_mode") or [
-        key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-        for key, on in settings.items()
-        if key.startswith("pooling_mode_") and on
-    ]
-    modes = [modes] if isinstance(modes, str) else modes
-    if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise ConfigError(f"{where}: pooling {modes} is not supported, only mean or cls")
-    return modes[0]
-
-
-def _json_file(spec: ModelSpec, name: str) -> Any:
+def json_file(spec: ModelSpec, name: str) -> Any:
     """A JSON file of the model, local or from the hub; None if it has none."""
     path = cached_file(
         locate(spec),

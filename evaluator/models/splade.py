@@ -4,9 +4,8 @@ A text's weight for a word is the maximum over its tokens of log(1 + max(0, logi
 score the sum of products (SPLADE-max: Formal et al. 2021, arxiv.org/abs/2109.10086).
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,10 @@ import torch
 from scipy.sparse import csr_matrix, vstack
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from xsweep.errors import ConfigError, DataError
+from xsweep.errors import DataError
+from xsweep.evaluator.models.bi_encoder import json_file
 from xsweep.evaluator.models.cross_encoder import load_model
+from xsweep.evaluator.models.files import check_sparse
 from xsweep.evaluator.models.tokenizer import locate
 from xsweep.evaluator.scoring import batches, choose_precision, require_finite
 from xsweep.evaluator.specs import ModelSpec, Precision
@@ -35,24 +36,11 @@ def load_splade(spec: ModelSpec) -> Splade:
     transformer and max pooling. Raises DataError if it cannot be loaded, ConfigError for other
     modules.
     """
-    folder = Path(locate(spec))
-    modules = folder / "modules.json"
-    if modules.is_file():
-        for module in json.loads(modules.read_text()):
-            kind = module["type"].rsplit(".", 1)[-1]
-            settings = folder / module["path"] / "config.json"
-            pooling = json.loads(settings.read_text()) if kind == "SpladePooling" else {}
-            ours = pooling.get("pooling_strategy", "max"), pooling.get("activation_function")
-            known = kind in ("MLMTransformer", "Transformer", "SpladePooling")
-            if not known or ours not in (("max", None), ("max", "relu")):
-                raise ConfigError(
-                    f"{folder}: a sparse encoder with {kind} {pooling or ''} is not supported, "
-                    "only a masked language model with max pooling over log(1 + relu)"
-                )
+    check_sparse(locate(spec), partial(json_file, spec))
     model, tokenizer, missing = load_model(AutoModelForMaskedLM, spec)
     if missing:
         raise DataError(
-            f"{folder}: no masked language model, it lacks {missing[0]}: name a SPLADE model"
+            f"{locate(spec)}: no masked language model, it lacks {missing[0]}: name a SPLADE model"
         )
     return Splade(model, tokenizer)
 

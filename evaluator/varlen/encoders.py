@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from xsweep.errors import ConfigError
-from xsweep.evaluator.specs import Layout
+from xsweep.evaluator.specs import UNPADDED_FAMILIES, Layout
 from xsweep.evaluator.varlen.attention import Packing
 from xsweep.evaluator.varlen.layers import Kernels, Weights, chunks, weights
 
@@ -167,13 +167,9 @@ def _attention(
 
 
 ENCODERS: dict[str, Callable[[Any, Kernels], Encoder]] = {
-    "bert": bert_encoder,
-    "electra": bert_encoder,
-    "roberta": bert_encoder,
-    "xlm-roberta": bert_encoder,
+    **dict.fromkeys(UNPADDED_FAMILIES, bert_encoder),
     "modernbert": modernbert_encoder,
 }
-"""By transformers' `model_type`; DeBERTa is missing, its attention needs relative positions."""
 
 
 def has_unpadded(model: PreTrainedModel) -> bool:

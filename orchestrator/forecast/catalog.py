@@ -1,8 +1,6 @@
 """Sizes of published models and collections, and of those on this machine."""
 
-import importlib.util
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -14,6 +12,7 @@ from xsweep.errors import DataError
 from xsweep.evaluator.data.files import parquet_files, read_lines
 from xsweep.evaluator.data.irds import sources
 from xsweep.evaluator.data.suites import Size, size
+from xsweep.evaluator.models.files import configs
 from xsweep.evaluator.specs import HUB, FileSpec, IrdsSpec
 
 
@@ -75,7 +74,9 @@ KNOWN = {
 def shape_of(model: Mapping[str, Any]) -> tuple[Shape, bool]:
     """The shape of a model, and whether it is known; unknown models count as BERT-Base."""
     found = KNOWN.get(model.get("id") or "")
-    found = found or _installed(model.get("folder"), model.get("package"))
+    found = found or _installed(
+        *(model.get(key) for key in ("folder", "package", "id", "revision"))
+    )
     shape = found or BERT_BASE
     if model.get("layers"):
         shape = shape._replace(layers=min(shape.layers, model["layers"]))
@@ -83,16 +84,12 @@ def shape_of(model: Mapping[str, Any]) -> tuple[Shape, bool]:
 
 
 @cache
-def _installed(place: str | None, package: str | None) -> Shape | None:
-    """The shape by the `config.json` in a model's folder or package, if there is one."""
-    folder = Path(place) if place else None
-    if package:
-        found = importlib.util.find_spec(package.replace("-", "_"))
-        places = list(found.submodule_search_locations or ()) if found else []
-        folder = Path(places[0]) if places else None
-    if folder is None:
-        return None
-    for path in sorted(folder.rglob("config.json"), key=lambda path: len(path.parts)):
+def _installed(
+    folder: str | None, package: str | None, model: str | None, revision: str | None
+) -> Shape | None:
+    """The shape by the first `config.json` of a model on this machine that gives one."""
+    place = {"folder": folder, "package": package, "id": model, "revision": revision}
+    for path in configs(place):
         try:
             config = json.loads(path.read_text())
             return Shape(
@@ -213,7 +210,7 @@ def _missing(block: Mapping[str, Any]) -> Iterator[Download]:
         size_bytes = FILE_BYTES.get(block["md5"] or block["path"])
         how = "put it there; its checksum is verified"
         yield Download(block["path"], size_bytes, HOW_HUB if block["path"].startswith(HUB) else how)
-    elif block.get("id") and "layers" in block and not _in_hub_cache(block["id"]):
+    elif block.get("id") and "layers" in block and not configs(block):
         shape, known = shape_of(block)
         size_bytes = 4.0 * shape.parameters if known else None
         yield Download(block["id"], size_bytes, HOW_HUB)
@@ -221,9 +218,3 @@ def _missing(block: Mapping[str, Any]) -> Iterator[Download]:
 
 def _exists(path: str) -> bool:
     return any(file.exists() for file in parquet_files(Path(path)))
-
-
-def _in_hub_cache(model: str) -> bool:
-    home = os.environ.get("HF_HOME") or "~/.cache/huggingface"
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-    return (hub / f"models--{model.replace('/', '--')}").is_dir()

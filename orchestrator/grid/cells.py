@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from xsweep.evaluator.models.files import refusal
 from xsweep.orchestrator.grid.load import located
 from xsweep.orchestrator.grid.resolve import References, Step, check_objectives, mismatch, steps_of
 from xsweep.orchestrator.grid.schema import Backbone, Match, TrainingSettings
@@ -173,7 +174,12 @@ class Layers:
                 rules.append((where, Match(objective=(name,)), objective.training))
         rules.sort(key=lambda rule: len(rule[1].model_fields_set))
         self.layers = [(("training",), Match(), general), *rules]
-        self._merged: dict[str, TrainingSettings] = {}
+        self._merged: dict[tuple[str, str], TrainingSettings] = {}
+        self._models = {
+            each.name: refs.model(("backbones", place), each.spec)
+            for place, each in enumerate(grid.backbones)
+        }
+        self._rehearsal = grid.rehearsal
 
     def settings(
         self, cell: Cell, step: Step, *further: tuple[Where, dict[str, Any]]
@@ -193,7 +199,7 @@ class Layers:
             if any(matches(match, name) for name in names):
                 merged |= values
                 origin |= dict.fromkeys(values, where)
-        key = repr(merged)
+        key = cell.backbone.name, repr(merged)
         if key not in self._merged:
             try:
                 self._merged[key] = TrainingSettings.model_validate(merged)
@@ -201,4 +207,10 @@ class Layers:
                 loc = problem.errors()[0]["loc"]
                 where = origin.get(str(loc[0]), ("training",)) if loc else ("training",)
                 raise located(problem, self.source, where) from problem
+            lora, layout = self._merged[key].lora, self._merged[key].layout
+            targets = lora.targets if lora else None
+            refused = refusal(self._models[cell.backbone.name], "backbone", layout, targets)
+            if refused and not self._rehearsal:
+                setting, message = refused
+                raise self.source.error((*origin[setting], setting), message)
         return self._merged[key]

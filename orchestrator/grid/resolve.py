@@ -11,6 +11,7 @@ from xsweep.errors import DataError
 from xsweep.evaluator.data.collection import folder_files
 from xsweep.evaluator.data.files import from_hub, parquet_files
 from xsweep.evaluator.data.suites import SUITES, dataset, suite
+from xsweep.evaluator.models.files import refusal
 from xsweep.evaluator.specs import (
     HUB,
     ApidocsSpec,
@@ -95,13 +96,19 @@ class References:
             raise self.source.error((*where, "path"), f"{path} is a folder; a file is needed")
         return declared.model_copy(update={"path": str(path)})
 
-    def model(self, where: Where, model: ModelSpec) -> ModelSpec:
-        """The model with the absolute path of its folder, if it has one."""
-        if model.folder is None:
-            return model
-        known = model.sha256 is not None
-        path = self.path((*where, "folder"), model.folder, must_exist=not known)
-        return model.model_copy(update={"folder": str(path)})
+    def model(self, where: Where, model: ModelSpec, use: str = "backbone") -> ModelSpec:
+        """The model with the absolute path of its folder, if it has one; `use` as in `refusal`."""
+        if model.folder is not None:
+            known = model.sha256 is not None
+            path = self.path((*where, "folder"), model.folder, must_exist=not known)
+            model = model.model_copy(update={"folder": str(path)})
+        reads_layout = use in ("backbone", "cross_encoder")
+        layout = self.grid.evaluation.layout if reads_layout else "auto"
+        if problem := refusal(model, use, layout):
+            key, message = problem
+            block = ("evaluation",) if key == "layout" else where
+            raise self.source.error((*block, key) if key else block, message)
+        return model
 
     def collection(self, where: Where, name: str) -> CollectionSpec:
         """The collection named `apidocs/test`, `irds:<id>` or as in the grid's `collections`."""
@@ -199,7 +206,7 @@ class References:
         if stage.scoreddocs:
             return ScoredDocsSpec()
         if learned := stage.dense or stage.splade:
-            model = self.model((*where, learned.type, "model"), learned.model)
+            model = self.model((*where, learned.type, "model"), learned.model, learned.type)
             return learned.model_copy(update={"model": model})
         if stage.run:
             return RunSpec(file=self.file((*where, "run"), stage.run), order=stage.order)

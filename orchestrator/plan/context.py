@@ -155,10 +155,10 @@ class PlanContext:
             self._tokens[asked] = collection, tokenizer, job
         return self._tokens[asked][2]
 
-    def model(self, where: Where, model: ModelSpec) -> ModelSpec:
-        """The model, pinned to its version or its folder's checksum."""
+    def model(self, where: Where, model: ModelSpec, use: str = "backbone") -> ModelSpec:
+        """The model, pinned to its version or its folder's checksum; `use` as in `refusal`."""
         try:
-            return self.pins.pin(self.refs.model(where, model))
+            return self.pins.pin(self.refs.model(where, model, use))
         except SetupError as problem:
             raise self.refs.source.error(where, str(problem)) from problem
 

@@ -108,8 +108,9 @@ def resolve_teacher(context: PlanContext, name: str) -> ResolvedTeacher:
     candidates = context.candidates(collection, context.pins.pin(stage), depth)
     if not entry.model:
         return ResolvedTeacher(spec, collection, {"candidates": candidates}, None, name)
+    served = entry.listwise and entry.listwise.server
     models = tuple(
-        context.model(("teachers", name, "model", place), model)
+        context.model(("teachers", name, "model", place), model, "served" if served else entry.type)
         for place, model in enumerate(entry.model)
     )
     scorer: dict[str, Any] = {"type": entry.type, "models": models, "prompt": entry.prompt}

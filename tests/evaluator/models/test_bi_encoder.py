@@ -66,7 +66,7 @@ def _with_modules(source: Path, folder: Path, pooling: dict, *more: str) -> Mode
 
 def test_pooling_follows_the_folders_modules(tmp_path: Path, make_model_folder: Callable) -> None:
     source = make_model_folder("bert")
-    assert bi_encoder.pooling(ModelSpec(folder=str(source))) == "mean"
+    assert bi_encoder.load_bi_encoder(ModelSpec(folder=str(source))).pooling == "mean"
     cls = {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}
     spec = _with_modules(source, tmp_path, cls)
     encoder = bi_encoder.load_bi_encoder(spec)
@@ -90,7 +90,7 @@ def test_unsupported_modules_are_config_errors(
 ) -> None:
     spec = _with_modules(make_model_folder("bert"), tmp_path, pooling, *more)
     with pytest.raises(ConfigError, match=message):
-        bi_encoder.pooling(spec)
+        bi_encoder.load_bi_encoder(spec)
 
 
 def test_an_embedding_that_is_not_finite_is_an_error(make_model_folder: Callable) -> None:

