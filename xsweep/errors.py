@@ -69,9 +69,24 @@ def unknown_name(message: str, name: str, known: Sequence[str]) -> ConfigError:
 
 
 def field_errors(error: Any) -> str:
-    """The wrong fields of a pydantic ValidationError: `optimisation.lr: Input should be ...`."""
-    found = ((".".join(map(str, each["loc"])) or "spec", each["msg"]) for each in error.errors())
-    return "; ".join(f"{name}: {message.removeprefix('Value error, ')}" for name, message in found)
+    """The wrong fields of a pydantic ValidationError: `optimisation.lr should be ..., not 'x'`."""
+    return "; ".join(field_error(".".join(map(str, each["loc"])), each) for each in error.errors())
+
+
+def field_error(name: str, error: Any) -> str:
+    """One of pydantic's errors about the field `name`, with the value that it had."""
+    found, message = repr(error["input"]), error["msg"].removeprefix("Input ")
+    match error["type"]:
+        case "value_error":
+            return f"{name or 'the spec'}: {error['ctx']['error']}".removesuffix(".")
+        case "missing":
+            return f"{name} is missing"
+        case "extra_forbidden":
+            return f"{name} is unknown"
+        case "dict_type" | "model_type":
+            message = "should be a block of keys"
+    found = found if len(found) < 60 else f"{found[:57]}..."
+    return f"{name} {message[:1].lower()}{message[1:]}, not {found}"
 
 
 def first_line(error: BaseException) -> str:

@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from xsweep import __version__
-from xsweep.errors import ConfigError, XsweepError
+from xsweep.errors import ConfigError, XsweepError, field_error
 from xsweep.orchestrator.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -145,6 +145,13 @@ class Program(TyperGroup):
             raise typer.Exit(error.exit_code) from None
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
+        except typer.BadParameter as error:
+            # Newer versions of Typer read values by pydantic, whose messages lack the value.
+            problems: list[Any] = getattr(error.__cause__, "errors", list)()
+            if error.param is None or not problems:
+                raise
+            typer.echo(f"error: {field_error(error.param.opts[0], problems[0])}", err=True)
+            raise typer.Exit(error.exit_code) from None
         except Exception as error:
             if hasattr(error, "exit_code"):  # a wrong option or argument: Typer reports it
                 raise

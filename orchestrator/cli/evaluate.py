@@ -50,7 +50,9 @@ def evaluate(
     ] = None,
     query_tokens: Annotated[int, typer.Option(min=1, help="Tokens kept of a query.")] = 32,
     document_tokens: Annotated[int, typer.Option(min=1, help="Tokens kept of a document.")] = 256,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or auto.")] = "fp32",
+    precision: Annotated[
+        Literal["fp32", "bf16", "auto"], typer.Option(help="Precision of the scores' products.")
+    ] = "fp32",
     prompt: Annotated[
         str | None,
         typer.Option(help="Prompt of a causal reranker: qwen3-reranker, mxbai-rerank-v2, …"),

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
-from xsweep.errors import unknown_name
+from xsweep.errors import field_error, unknown_name
 from xsweep.evaluator.specs import Spec
 from xsweep.orchestrator.grid.schema import (
     FirstStage,
@@ -138,7 +138,7 @@ def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> Plac
     """
     errors = problem.errors()
     misspelt = {each["loc"][:-1] for each in errors if each["type"] == "extra_forbidden"}
-    inner = {each["loc"][:-1] for each in errors}
+    inner = {each["loc"][:end] for each in errors for end in range(len(each["loc"]))}
     # A misspelt key is also missing under its right name, and a list of wrong entries too short.
     return PlacedErrors(
         _located(each, file, where)
@@ -150,7 +150,8 @@ def located(problem: ValidationError, file: YamlFile, where: Where = ()) -> Plac
 
 def _located(error: Any, file: YamlFile, where: Where) -> PlacedError:
     loc, value = error["loc"], error["input"]
-    name = ".".join(map(str, (*where, *loc))) or "the grid"
+    named = [str(step) for step in (*where, *loc) if step != "[key]"]
+    name = ".".join(named) or "the grid"
     match error["type"]:
         case "extra_forbidden":
             return unknown_key(file, (*where, *loc), _known_keys((*where, *loc[:-1])))
@@ -158,16 +159,10 @@ def _located(error: Any, file: YamlFile, where: Where) -> PlacedError:
             return file.error((*where, *loc), f"the key {name!r} is missing")
         case "too_short":
             return file.error((*where, *loc), f"{name} is empty: it needs at least one entry")
-        case "value_error":
-            return file.error((*where, *loc), f"{name}: {error['ctx']['error']}")
         case "tuple_type":
             return file.error((*where, *loc), f"{name} is a list: write [{value}]")
-    message = error["msg"].removeprefix("Input ")
     hint = ": write it in quotes" if error["type"] == "string_type" and value is not None else ""
-    found = repr(value)
-    found = found if len(found) < 60 else f"{found[:57]}..."
-    message = f"{name} {message[:1].lower()}{message[1:]}, not {found}{hint}"
-    return file.error((*where, *loc), message)
+    return file.error((*where, *loc), f"{field_error(name, error)}{hint}")
 
 
 def unknown_key(file: YamlFile, where: Where, known: Collection[str]) -> PlacedError:

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypedDict
 
-from xsweep.errors import Stopped, XsweepError
+from xsweep.errors import Stopped, XsweepError, field_errors
 from xsweep.evaluator.data.files import MANIFEST, read_manifest
 from xsweep.evaluator.device import (
     CPU_OUT_OF_MEMORY,
@@ -245,7 +245,7 @@ def classify(error: BaseException) -> tuple[str, str]:
     if isinstance(error, MemoryError) or any(each in reason for each in CPU_OUT_OF_MEMORY):
         return "OOM_HOST", reason
     if "pydantic_core._pydantic_core.ValidationError" in names or isinstance(error, ImportError):
-        return "CONFIG", reason
+        return "CONFIG", field_errors(error) if hasattr(error, "errors") else reason
     if isinstance(error, OSError) and error.errno in _INFRA_ERRNOS:
         return "INFRA", reason
     return "UNKNOWN", reason

@@ -221,7 +221,7 @@ def test_progress_is_reported_and_a_stopped_job_has_no_manifest(
     [
         ("train", {}, "unknown kind of job 'train'"),
         ("prepare", {"type": "soup"}, "the spec of this prepare job is wrong"),
-        ("evaluate", {"depth": 0}, "collection: Field required; depth: "),
+        ("evaluate", {"depth": 0}, "collection is missing; depth should be "),
         ("evaluate", {"collection": {"source": "irds", "name": "x", "id": "y"}}, "needs the input"),
     ],
 )

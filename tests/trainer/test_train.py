@@ -182,7 +182,7 @@ def test_a_file_with_texts_and_scores_trains_a_model(real_data, tmp_path):
     ("change", "message"),
     [
         ({"kind": "teach"}, "kind 'train'"),
-        ({"spec": {}}, "backbone: Field required"),
+        ({"spec": {}}, "backbone is missing"),
         ({"inputs": {}}, "input 'tokens'"),
     ],
 )

@@ -1,11 +1,13 @@
 """The program from outside: what it prints, which exit code it returns, what it leaves behind."""
 
+import inspect
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -542,6 +544,31 @@ def test_a_trained_run_is_evaluated_by_its_name(tmp_path: Path) -> None:
     for name in ("L3 infonce bm25 s1", "train L3 infonce bm25 s1", training.identity[:12]):
         assert _model(settings, name)["folder"] == str(store / str(folder) / "model")
     assert _model(settings, "bert-base-uncased") == {"id": "bert-base-uncased"}
+
+
+def checked_options() -> Iterator[tuple[str, str]]:
+    """Each command's options that are numbers or choices."""
+    for name, command in typer.main.get_group(app).commands.items():
+        hints = (
+            inspect.get_annotations(inspect.unwrap(command.callback)) if command.callback else {}
+        )
+        for parameter in command.params:
+            kind = str(hints.get(parameter.name))
+            if re.search(r"Literal|\b(int|float)\b", kind):
+                yield name, parameter.opts[0]
+
+
+@pytest.mark.parametrize(("command", "option"), [*checked_options()])
+def test_a_wrong_value_of_an_option_is_answered_in_one_sentence(
+    command: str, option: str, home: Path
+) -> None:
+    [line] = xsweep(command, option, "many", code=2).stderr.splitlines()
+    assert re.fullmatch(f"error: {option}(: 'many' is not one| should be a valid .*'many').*", line)
+
+
+def test_options_that_are_numbers_or_choices_are_found() -> None:
+    found = {option for _, option in checked_options()}
+    assert {"--precision", "--order", "--depth", "--columns", "--port", "--attempt"} <= found
 
 
 @pytest.mark.slow(3)

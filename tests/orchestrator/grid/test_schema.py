@@ -347,6 +347,9 @@ def test_a_changed_value_plans_as_the_changed_file_does(tmp_path: Path, settings
         ("name.x=1", "--set name.x=1: name has no entry 'x'"),
         ("training.lr={", "--set training.lr:1:2: not valid YAML"),
         ("validation.depth=0", "--set validation.depth=0: validation.depth should be greater"),
+        ("resources.x={}", "--set resources.x={}: resources.x should be 'prepare', 'teach', "),
+        ("backbones.0=3", "--set backbones.0=3: backbones.0 should be a block of keys, not 3"),
+        ("backbones.0.prompt=x", "--set backbones.0.prompt=x: backbones.0.prompt: unknown prompt"),
         ("seeds=[1, 1]", "--set seeds=[1, 1]: 1 is named twice"),
     ],
 )

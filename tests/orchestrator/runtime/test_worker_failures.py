@@ -20,6 +20,11 @@ def invalid_settings() -> Exception:
     return caught.value
 
 
+def test_wrong_settings_are_described_without_the_words_of_pydantic() -> None:
+    expected = "steps should be a valid integer, unable to parse string as an integer, not 'many'"
+    assert classify(invalid_settings()) == ("CONFIG", expected)
+
+
 @pytest.mark.parametrize(
     ("error", "failure"),
     [

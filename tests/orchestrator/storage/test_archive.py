@@ -354,7 +354,7 @@ def _typeless(content: dict, lines: list[dict]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_greedy, "wrong spec or resources: cpus: Input should be greater than or equal to 0"),
+        (_greedy, "wrong spec or resources: cpus should be greater than or equal to 0, not -"),
         (_endless, "kind 'prepare' at a cost of inf s"),
         (_typeless, "not an archive of xsweep"),
         (_better, "other figures than in results"),
