@@ -1,10 +1,11 @@
 """Look up a sweep or job by what a user calls it, and explain a job's state with its facts."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, exists, select
+from sqlalchemy import ColumnElement, Connection, Engine, exists, select
 
 from xsweep.db.schema import Attempt, Definition, Edge, Job, Result, State, Sweep, SweepJob, now_s
 from xsweep.db.transaction import reading
@@ -41,33 +42,54 @@ def find_sweep(connection: Connection, sweep: str | int) -> int:
     raise ConfigError(f"no sweep {str(sweep)!r}: {_nearest(str(sweep), names)}")
 
 
-def find_job(connection: Connection, job: str | int) -> int:
-    """The id of the job with that id, identity, prefix of an identity (4 or more digits), or name.
+def find_job(connection: Connection, job: str | int, kind: str = "") -> int:
+    """The id of the job with that id, name, identity, or prefix of an identity (4 digits or more).
 
-    Raises ConfigError when there is none, with the nearest names, or more than one.
+    `demo/NAME` is the job of that name in the sweep `demo`; a name may leave out the given kind. Of
+    several jobs of one name, one in a sweep is meant before those in none. Raises ConfigError when
+    there is none, with the nearest names, or more than one, with their sweeps.
     """
     text = str(job).strip()
     if text.isascii() and text.isdigit() and len(text) < 19:
         found = connection.scalar(select(Job.id).where(Job.id == int(text)))
         if found is not None:
             return found
-    matches = [Job.name == text]
+    sweep, _, name = text.partition("/")
+    owner = exists().where(SweepJob.job_id == Job.id)
+    in_sweep = owner.where(SweepJob.sweep_id == Sweep.id, Sweep.name == sweep)
+    matches: list[ColumnElement[bool]] = [
+        Job.name.in_((text, f"{kind} {text}")),
+        Job.name.in_((name, f"{kind} {name}")) & in_sweep,
+    ]
     if len(text) >= 4 and all(c in "0123456789abcdef" for c in text):
         # a range and not LIKE: every database's index on text serves it
         matches.append(Job.identity.between(text, text + "g"))
     for match in matches:
-        rows = connection.execute(
-            select(Job.id, Job.identity, Job.name).where(match).order_by(Job.id).limit(LISTED + 1)
-        ).all()
-        if len(rows) == 1:
+        jobs = select(Job.id, Job.name, owner.label("is_kept")).where(match)
+        rows = connection.execute(jobs.order_by(owner.desc(), Job.id).limit(LISTED + 1)).all()
+        if len(rows) == 1 or (rows and rows[0].is_kept > rows[1].is_kept and match is matches[0]):
             return rows[0].id
         if rows:
-            listed = ", ".join(f"{row.identity[:12]} ({row.name})" for row in rows[:LISTED])
-            more = ", ..." if len(rows) > LISTED else ""
-            problem = f"is ambiguous: {listed}{more}; give more of the identity"
-            raise ConfigError(f"job {text!r} {problem}")
+            raise _ambiguous(connection, text, {row.id: row.name for row in rows})
     names = connection.scalars(select(Job.name).order_by(Job.id.desc()).limit(NAMES_COMPARED))
     raise ConfigError(f"no job {text!r}: {_nearest(text, names)}")
+
+
+def _ambiguous(connection: Connection, text: str, jobs: Mapping[int, str]) -> ConfigError:
+    """The error for a text that means all these jobs, given with their names."""
+    members = select(SweepJob.job_id, Sweep.name).join(Sweep).where(SweepJob.job_id.in_(jobs))
+    rows = connection.execute(members.order_by(Sweep.id)).all()
+    listed = []
+    for id_, name in jobs.items():
+        sweeps = " and ".join(sweep for job, sweep in rows if job == id_)
+        listed.append(f"{name} (job {id_} in {sweeps or 'no sweep'})")
+    more = ", ..." if len(listed) > LISTED else ""
+    counts = Counter(sweep for _, sweep in rows)
+    only = next((sweep for sweep, count in counts.items() if count == 1), None)
+    is_name = any(name.endswith(text) for name in jobs.values())
+    hint = f" or by its sweep, {f'{only}/{text}'!r}" if only and is_name else ""
+    found = ", ".join(listed[:LISTED]) + more
+    return ConfigError(f"job {text!r} is ambiguous: {found}: name one by its number{hint}")
 
 
 def _nearest(text: str, names: Iterable[str]) -> str:
@@ -146,10 +168,7 @@ def finished_folder(engine: Engine, kind: str, job: str | int) -> str:
     Relative to the store's root. Raises ConfigError for an unknown, an unfinished or another job.
     """
     with reading(engine) as connection:
-        try:
-            id_ = find_job(connection, f"{kind} {job}")
-        except ConfigError:
-            id_ = find_job(connection, job)
+        id_ = find_job(connection, job, kind)
         columns = select(Job.kind, Job.name, Job.state, Result.folder)
         joined = columns.join_from(Job, Result, Result.job_id == Job.id, isouter=True)
         found = connection.execute(joined.where(Job.id == id_)).one()

@@ -205,7 +205,7 @@ def list_jobs(
 
 def job_names(engine: Engine, start: str, limit: int = 1_000) -> list[str]:
     """Names of jobs that start with a text."""
-    named = select(Job.name).where(Job.name.startswith(start, autoescape=True))
+    named = select(Job.name).where(Job.name.startswith(start, autoescape=True)).distinct()
     with reading(engine) as connection:
         return list(connection.scalars(named.order_by(Job.name).limit(limit)))
 

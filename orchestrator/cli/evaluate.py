@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -160,18 +159,20 @@ def _model(settings: "Settings", name: str) -> dict[str, str]:
     from xsweep.evaluator.data.files import tree_sha256
     from xsweep.orchestrator.storage.store import open_store
 
-    folder = Path(name)
+    folder, why = Path(name), ""
     if not folder.is_dir() and has_tables(settings.database):
         engine = connect(settings.database, read_only=True)
-        with suppress(ConfigError):
+        try:
             folder = open_store(settings.store).fetch(finished_folder(engine, "train", name))
+        except ConfigError as problem:
+            why = f": {problem}"
     if folder.is_dir():
         # The folder of a training holds the model beside its logs.
         weights = (folder / "model" if (folder / "model").is_dir() else folder).absolute()
         return {"folder": str(weights), "sha256": tree_sha256(weights)}
     if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return {"id": name}
-    raise ConfigError(f"{name!r} is neither a folder, nor a run that is trained, nor a Hub id")
+    raise ConfigError(f"{name!r} is neither a folder, nor a Hub id, nor a run that is trained{why}")
 
 
 def _scorer(

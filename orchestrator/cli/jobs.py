@@ -23,7 +23,7 @@ JobName = Annotated[
     str,
     typer.Argument(
         metavar="JOB",
-        help="A job's id, name, or a prefix of its identity.",
+        help="A job's number, name, SWEEP/NAME, or a prefix of its identity.",
         autocompletion=complete_jobs,
     ),
 ]

@@ -1,7 +1,11 @@
+import re
+
 import pytest
 from job_table import begin, expire, fail, finish, identity, new_job, study, submit, take
 
 from xsweep.db import jobs
+from xsweep.db.explain import finished_folder
+from xsweep.db.jobs import NewJob
 from xsweep.errors import ConfigError
 
 
@@ -105,14 +109,55 @@ def test_jobs_are_found_by_id_identity_prefix_and_name(engine):
     assert [find(engine, text) for text in (str(id_), whole, whole[:8])] == [id_] * 3
 
 
-def test_an_ambiguous_name_lists_the_candidates(engine):
-    grid = [new_job("a"), new_job("b")]
-    grid = [type(job)(**(vars(job) | {"name": "twin"})) for job in grid]
-    submit(engine, grid)
+def twin(name):
+    return NewJob(**(vars(new_job(name)) | {"name": "train twin"}))
+
+
+def message(engine, text) -> str:
     with pytest.raises(ConfigError) as caught:
-        find(engine, "twin")
-    assert "ambiguous" in str(caught.value)
-    assert all(identity(name)[:12] in str(caught.value) for name in "ab")
+        find(engine, text)
+    return str(caught.value)
+
+
+def test_an_ambiguous_name_lists_the_candidates_with_their_sweeps_and_ways_to_choose(engine):
+    submit(engine, [twin("a"), twin("c")], name="demo")
+    submit(engine, [twin("b")], name="quick")
+    submit(engine, [twin("b")], name="third")
+    a, c, b = (find(engine, identity(name)) for name in "acb")
+    assert message(engine, "train twin") == (
+        f"job 'train twin' is ambiguous: train twin (job {a} in demo), train twin (job {c} in "
+        f"demo), train twin (job {b} in quick and third): name one by its number or by its sweep, "
+        "'quick/train twin'"
+    )
+    assert find(engine, "quick/train twin") == find(engine, "third/train twin") == b
+    assert message(engine, "demo/train twin").endswith("name one by its number")
+    assert message(engine, "none/train twin").startswith("no job")
+    with pytest.raises(ConfigError, match="a finished train job is needed"):
+        finished_folder(engine, "train", "quick/twin")
+    with pytest.raises(ConfigError, match="job 'twin' is ambiguous: .* its sweep, 'quick/twin'$"):
+        finished_folder(engine, "train", "twin")
+
+
+def test_a_name_means_a_job_of_a_sweep_before_those_that_were_dropped(engine):
+    submit(engine, [twin("a")], name="old")
+    submit(engine, [twin("c")], name="older")
+    submit(engine, [twin("b")], name="new")
+    old = find(engine, "old/train twin")
+    jobs.drop(engine, "old")
+    jobs.drop(engine, "older")
+    assert find(engine, "train twin") == find(engine, "new/train twin") != old
+    jobs.drop(engine, "new")
+    assert f"job {old} in no sweep" in message(engine, "train twin")
+
+
+def test_an_ambiguous_beginning_of_an_identity_lists_names(engine):
+    first, second = new_job("a"), new_job("b")
+    second = NewJob(**(vars(second) | {"identity": first.identity[:60] + "0" * 4}))
+    submit(engine, [first, second])
+    assert re.search(
+        r"ambiguous: [ab] \(job \d in study\), [ab] \(job \d in study\): name one by its number$",
+        message(engine, first.identity[:9]),
+    )
 
 
 @pytest.mark.parametrize("text", ["", "%", "'; DROP TABLE job", "9" * 40, "abc", "é", "0x1"])

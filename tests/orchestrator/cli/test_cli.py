@@ -281,7 +281,7 @@ def test_logs_are_those_of_the_last_attempt(submitted: Path) -> None:
         (["report", "--where", "small"], "write label=value"),
         (["report"], "nothing to report"),
         (["evaluate", "nowhere"], "nothing to evaluate on"),
-        (["evaluate", "no such run"], "neither a folder, nor a run that is trained, nor a Hub id"),
+        (["evaluate", "no such run"], "neither a folder, nor a Hub id, nor a run that is trained"),
         (
             ["evaluate", "a/b", "--prompt", "qwen"],
             "--prompt: prompt: unknown prompt 'qwen': write one of qwen3-",
