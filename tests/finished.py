@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from xsweep.db import jobs
 from xsweep.db.engine import connect
 from xsweep.evaluator.data.files import write_manifest
+from xsweep.evaluator.data.trec import write_run
 from xsweep.evaluator.provenance import without_places
 from xsweep.orchestrator.plan import plan_grid
 from xsweep.orchestrator.runtime.controller import accept_all
@@ -77,6 +78,8 @@ def write_result(path: Path, claim: jobs.Claim, model: Path | None = None) -> No
             (path / "model").mkdir()
             (path / "model" / "model.safetensors").write_bytes(claim.identity.encode())
         (path / "model" / "README.md").write_text("# a card")
+        figures = ({"step": step, "loss": 1 / step, "lr": 1e-5} for step in (50, 100))
+        (path / "metrics.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in figures))
         summary |= {"steps": 100, "best_step": 50, "best_validation": 0.5, "final_loss": 0.1}
         summary |= {"pairs_per_s": 9.0, "padding_waste": 0.0}
     if claim.kind == "evaluate":
@@ -85,6 +88,6 @@ def write_result(path: Path, claim: jobs.Claim, model: Path | None = None) -> No
         measures = spec["measures"]
         (path / "per_query.json").write_text(json.dumps(dict.fromkeys(measures, scores)))
         summary["means"] = dict.fromkeys(measures, fmean(scores.values()))
-        (path / "run.trec.gz").write_bytes(b"run")
+        write_run(path / "run.trec.gz", {query: {"d1": scores[query]} for query in scores}, "t")
     (path / "summary.json").write_text(json.dumps(summary))
     write_manifest(path)

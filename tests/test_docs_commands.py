@@ -1,4 +1,8 @@
-"""Every command of the documentation and of `--help` is run, or parsed with a reason for that."""
+"""Every command of the documentation and of `--help` is run, or parsed with a reason for that.
+
+So is its Python, a page's blocks in order; a block that belongs into a file of the package is left
+to the tests that follow docs/extending.md.
+"""
 
 import gzip
 import re
@@ -204,3 +208,22 @@ def test_all_other_commands_are_targets_of_make_or_have_a_reason() -> None:
 def test_no_reason_is_left_over() -> None:
     for start in NOT_RUN:
         assert any(re.match(start, str(command)) for command in COMMANDS), start
+
+
+PYTHON = {
+    page.name: [block for before, block in blocks if not re.search(r"`[\w/.]+\.py`:\s*$", before)]
+    for page in sorted(PAGES)
+    if (blocks := re.findall(r"([^\n]*\s*)```python\n(.*?)```", page.read_text(), re.DOTALL))
+}
+
+
+@pytest.mark.parametrize("page", [page for page, blocks in PYTHON.items() if blocks])
+def test_the_python_of_a_page_runs_in_order(page: str, folder: None) -> None:
+    names: dict[str, object] = {}
+    for block in PYTHON[page]:
+        exec(compile(block, page, "exec"), names)
+
+
+def test_only_files_of_the_package_are_left_to_other_tests() -> None:
+    assert {page for page, blocks in PYTHON.items() if not blocks} == {"extending.md"}
+    assert PYTHON["python.md"]

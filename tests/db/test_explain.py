@@ -134,7 +134,7 @@ def test_an_ambiguous_name_lists_the_candidates_with_their_sweeps_and_ways_to_ch
     assert message(engine, "none/train twin").startswith("no job")
     with pytest.raises(ConfigError, match="a finished train job is needed"):
         finished_folder(engine, "train", "quick/twin")
-    with pytest.raises(ConfigError, match="job 'twin' is ambiguous: .* its sweep, 'quick/twin'$"):
+    with pytest.raises(ConfigError, match=r"job 'twin' is ambiguous: .* its sweep, 'quick/twin'$"):
         finished_folder(engine, "train", "twin")
 
 
