@@ -6,6 +6,7 @@ The curves are `metrics.jsonl`, and the same figures as TensorBoard scalars.
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -68,6 +69,10 @@ def export_model(
     model.config.sentence_transformers = {
         "activation_fn": f"{torch.nn.Identity.__module__}.{torch.nn.Identity.__qualname__}"
     }
+    # Saving unwraps engines, for which Accelerate would import DeepSpeed: 2 s, where none is used.
+    unwrapping: Any = sys.modules.get("accelerate.utils.other")
+    if unwrapping:
+        unwrapping.is_deepspeed_available = lambda: "deepspeed" in sys.modules
     with quiet_loading(), writing(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,12 +1,13 @@
 """Runs the program as a user does: as a process, in a folder of its own."""
 
+import contextlib
 import json
 import os
 import secrets
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from subprocess import PIPE, STDOUT, Popen
 
 import pytest
 
@@ -24,16 +25,16 @@ class Workplace:
         self.environment = {**kept, "COLUMNS": "120"}
         # One core: one worker does all, and importing torch into each is most of its work here.
         self.environment |= {"RAY_OVERRIDE_RESOURCES": '{"CPU": 1}'}
-        self._started: list[subprocess.Popen[str]] = []
+        self._started: list[Popen[str]] = []
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, *arguments: str) -> Popen[str]:
         """The program, running."""
-        process = subprocess.Popen(
+        process = Popen(
             [sys.executable, "-m", "xsweep.orchestrator", *arguments],
             cwd=self.folder,
             env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=PIPE,
+            stderr=STDOUT,
             text=True,
         )
         self._started.append(process)
@@ -78,20 +79,18 @@ def workplace(tmp_path: Path) -> Iterator[Workplace]:
     place.close()
 
 
-@pytest.fixture(scope="module")
-def several_nodes(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
-    """Environment for a program that uses a cluster of nodes with the module's NODES as CPUs."""
-    token = tmp_path_factory.mktemp("several") / "token"
+@contextlib.contextmanager
+def ray_nodes(folder: Path, cpus: Sequence[str]) -> Iterator[tuple[dict[str, str], Popen[str]]]:
+    """A cluster of nodes: the environment for a program that uses it, and its process."""
+    token = folder / "token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))
     ours = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("several_nodes.py")), *request.module.NODES],
+    process = Popen(
+        [sys.executable, str(Path(__file__).with_name("several_nodes.py")), *cpus],
         env={**os.environ, **ours, "PYTHONPATH": str(Path(__file__).parents[2])},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdin=PIPE,
+        stdout=PIPE,
         text=True,
     )
     assert process.stdin
@@ -99,8 +98,40 @@ def several_nodes(
     try:
         told = next((line for line in process.stdout if line.startswith("address ")), "")
         assert told, "the nodes did not come up"
-        yield {**ours, "RAY_ADDRESS": told.split()[1]}
+        yield {**ours, "RAY_ADDRESS": told.split()[1]}, process
         process.stdin.close()
         process.wait(60)
     finally:
         process.kill()
+
+
+@pytest.fixture(scope="module")
+def several_nodes(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """Environment for a program that uses a cluster with the module's NODES as CPUs."""
+    with ray_nodes(tmp_path_factory.mktemp("several"), request.module.NODES) as (ours, _):
+        yield ours
+
+
+@pytest.fixture(scope="session")
+def shared_ray(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[dict[str, str], Popen[str]]]:
+    """A cluster of one core for tests that leave it as it was: one worker does all."""
+    with ray_nodes(tmp_path_factory.mktemp("shared"), ["1"]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def guest(
+    workplace: Workplace, shared_ray: tuple[dict[str, str], Popen[str]]
+) -> Iterator[Workplace]:
+    """A workplace on the cluster that tests share; its workers end with the test."""
+    environment, cluster = shared_ray
+    workplace.environment |= environment
+    yield workplace
+    workplace.close()
+    print("a test has ended", file=cluster.stdin, flush=True)
+    assert cluster.stdout
+    assert any("no actors" in line for line in cluster.stdout)

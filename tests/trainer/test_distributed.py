@@ -82,6 +82,9 @@ if not failing:
 meet_and_fail(0)
 os.waitpid(failing, 0)
 load_deepspeed()
+# What every rank would import at its first use of it.
+import deepspeed.runtime.zero.muon.muon_optimizer, numba.core.typing.cffi_utils, ranx
+import transformers.models.bert.modeling_bert
 codes = []
 for phase, (size, jobs) in enumerate(phases):
     children = []

@@ -104,9 +104,10 @@ def test_judgements_of_what_is_not_there_are_counted(place: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tutorial(tmp_path_factory, workplace_in):
+def tutorial(tmp_path_factory, workplace_in, shared_ray):
     """A place where the tutorial's commands ran as they are printed, and their outputs."""
     place = workplace_in(tmp_path_factory.mktemp("tutorial"))
+    place.environment |= shared_ray[0]
     write_beir(place.folder / "mine", "train", "dev", "test")
     section = TUTORIAL.read_text().partition("## 2.")[2]
     block = re.search(r"```console\n(.*?)```", section, re.DOTALL)

@@ -9,6 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from receiver import SECRET, Receiver
 from tiny import write_study
 
+from xsweep.db import status
+from xsweep.db.engine import connect
 from xsweep.orchestrator.runtime.ray_cluster import free_port
 
 pytestmark = [pytest.mark.slow(7), pytest.mark.timeout(600)]
@@ -23,17 +25,17 @@ def scrape(port: int) -> str | None:
         return None
 
 
-def test_a_run_serves_metrics_and_announces_failures_and_its_end(workplace):
-    grid = write_study(workplace.folder)
+def test_a_job_that_fails_for_good_stops_what_needs_it_alone_and_is_announced(guest):
+    grid = write_study(guest.folder)
     layers = "  - {folder: backbone, label: Huge, layers: 99}\nteachers:"
     grid.write_text(grid.read_text().replace("teachers:", layers, 1))
     receiver, port = Receiver(503, 200), free_port()
-    workplace.environment |= {
+    guest.environment |= {
         "XSWEEP_WEBHOOK": receiver.url,
         "XSWEEP_METRICS_PORT": str(port),
     }
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    controller = workplace.start("run")
+    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    controller = guest.start("run")
     lines, text = [], None
     for line in controller.stdout:
         lines.append(line)
@@ -63,6 +65,14 @@ def test_a_run_serves_metrics_and_announces_failures_and_its_end(workplace):
     assert finished["sweep"] == "tiny"
     assert finished["failed"] == len(failed)
     assert SECRET not in "".join(lines)
+
+    engine = connect(f"sqlite:///{guest.home}/xsweep.db")
+    ended = {(job.kind, job.name.split()[1]): job for job in status.list_jobs(engine)}
+    engine.dispose()
+    assert ended["train", "Huge"].state == "failed"
+    assert ended["train", "Huge"].token == 1, "a wrong setting is not tried again"
+    assert ended["evaluate", "Huge"].state == "skipped"
+    assert ended["evaluate", "Tiny"].state == "done"
 
 
 @pytest.mark.parametrize(

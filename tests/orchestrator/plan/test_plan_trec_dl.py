@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parents[3]
 
 @pytest.mark.slow(30)
 def test_the_trec_dl_sweep_runs_on_real_data_and_its_first_stage_has_the_known_figure(
-    workplace, real_data
+    guest, real_data
 ):
     grid = YAML(typ="safe").load(PROJECT / "sweeps" / "trec_dl.yaml")
     grid["seeds"] = [1]
@@ -22,16 +22,16 @@ def test_the_trec_dl_sweep_runs_on_real_data_and_its_first_stage_has_the_known_f
     }
     grid["training"] |= {"steps": 2, "warmup_steps": 1, "document_tokens": 32, "engine": "plain"}
     grid["evaluation"] |= {"collections": ["dl20"], "depth": 10, "precision": "auto"}
-    with (workplace.folder / "short.yaml").open("w") as file:
+    with (guest.folder / "short.yaml").open("w") as file:
         YAML().dump(grid, file)
 
-    workplace.environment["XSWEEP_DATA_HOME"] = str(real_data)
-    workplace.xsweep("submit", "short.yaml", "--no-start")
-    workplace.xsweep("run")
-    report = json.loads(workplace.xsweep("report", "trec_dl", "--format", "json"))
+    guest.environment["XSWEEP_DATA_HOME"] = str(real_data)
+    guest.xsweep("submit", "short.yaml", "--no-start")
+    guest.xsweep("run")
+    report = json.loads(guest.xsweep("report", "trec_dl", "--format", "json"))
     (bm25,) = [each for each in report["places"] if each["system"] == "first_stage"]
     assert round(bm25["mean"], 4) == 0.4803, "BM25 on TREC-DL 2020 by trec_eval's rule"
     assert bm25["queries"] == 54
-    done = workplace.status()["sweeps"][0]["counts"]
+    done = guest.status()["sweeps"][0]["counts"]
     assert done["train"] == {"done": 3}
     assert done["evaluate"] == {"done": 4}

@@ -134,26 +134,26 @@ def test_weights_depend_on_the_name_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow(20)
-def test_a_rehearsal_fills_every_cell_and_every_format_marks_it(workplace) -> None:
-    (workplace.folder / "trial.yaml").write_text(SMALL)
-    output = workplace.xsweep("plan", "trial.yaml")
+def test_a_rehearsal_fills_every_cell_and_every_format_marks_it(guest) -> None:
+    (guest.folder / "trial.yaml").write_text(SMALL)
+    output = guest.xsweep("plan", "trial.yaml")
     assert "there is no forecast" in output
-    workplace.xsweep("submit", "trial.yaml", "--no-start")
-    workplace.xsweep("run")
-    status = workplace.xsweep("status")
+    guest.xsweep("submit", "trial.yaml", "--no-start")
+    guest.xsweep("run")
+    status = guest.xsweep("status")
     assert "trial-rehearsal" in status
     assert "rehearsal: tiny random models" in status
-    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+    engine = connect(f"sqlite:///{guest.home}/xsweep.db")
     assert check(engine) == []
     engine.dispose()
-    report = json.loads(workplace.xsweep("report", "--format", "json"))
+    report = json.loads(guest.xsweep("report", "--format", "json"))
     assert report["rehearsal"] is True
     # 2 runs and the first stage on 3 collections
     assert len(report["places"]) == 9
     assert all(place["mean"] is not None and not place["unfinished"] for place in report["places"])
     for format in ("text", "markdown", "latex", "html"):
-        assert "REHEARSAL" in workplace.xsweep("report", "--format", format)
-    assert workplace.xsweep("report", "--format", "csv").startswith("rehearsal,name,")
+        assert "REHEARSAL" in guest.xsweep("report", "--format", format)
+    assert guest.xsweep("report", "--format", "csv").startswith("rehearsal,name,")
 
 
 @pytest.mark.slow(3)

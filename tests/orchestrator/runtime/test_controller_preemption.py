@@ -19,8 +19,8 @@ from xsweep.orchestrator.runtime.attempt import was_preempted
 
 pytestmark = [pytest.mark.slow(10), pytest.mark.timeout(600)]
 
-NODES = ("1", "1")
-"""CPUs of each: one job at a time."""
+NODES = ("0", "1", "1")
+"""CPUs of each, the head's first: one job at a time."""
 
 DRAIN = """
 import os, sys, time

@@ -30,9 +30,10 @@ STEPS = 120
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory, workplace_in):
+def calm(tmp_path_factory, workplace_in, shared_ray):
     """A place where the study ran and nothing went wrong."""
     place = workplace_in(tmp_path_factory.mktemp("calm"))
+    place.environment |= shared_ray[0]
     write_study(place.folder, steps=STEPS)
     place.xsweep("submit", "tiny.yaml", "--no-start")
     place.xsweep("run")
@@ -45,10 +46,10 @@ def calm_report(calm) -> str:
 
 
 @pytest.fixture
-def study(workplace):
-    write_study(workplace.folder, steps=STEPS)
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    return workplace
+def study(guest):
+    write_study(guest.folder, steps=STEPS)
+    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    return guest
 
 
 @pytest.fixture
@@ -58,12 +59,22 @@ def engine(study):
     engine.dispose()
 
 
-def training(place, store: str = ".xsweep/store") -> tuple[int, int]:
-    """Job and process of a training that is past its first checkpoint, and stopped there."""
+def training(place, store: str = ".xsweep/store", besides: int = 0) -> tuple[int, int]:
+    """Job and process of a training that is past its first checkpoint, and stopped there.
+
+    It is the first one, or the first one `besides` another.
+    """
     pattern = f"{store}/jobs/train/*/*/attempt-1/checkpoints/step-*"
-    folder = wait_for(lambda: next(place.folder.glob(pattern), None)).parent.parent
-    log = folder.with_suffix(".log").read_text()
-    job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
+
+    def found():
+        for folder in {path.parent.parent for path in place.folder.glob(pattern)}:
+            log = folder.with_suffix(".log").read_text()
+            job, pid = map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
+            if job != besides:
+                return job, pid
+        return None
+
+    job, pid = wait_for(found)
     os.kill(pid, signal.SIGSTOP)
     return job, pid
 
@@ -77,11 +88,11 @@ def attempts(engine) -> dict[int, int]:
     return {job.job_id: job.token for job in status.list_jobs(engine, kind="train")}
 
 
-def test_one_controller_runs_at_a_time_and_after_its_death_the_next_adopts_what_still_runs(
+def test_a_controller_adopts_what_a_killed_one_left_and_replaces_a_killed_worker(
     study, engine, calm_report
 ):
     controller = study.start("run")
-    job, pid = training(study)
+    adopted, pid = training(study)
     assert "a controller is running here already" in study.xsweep("run", code=3)
     controller.kill()
     controller.communicate()
@@ -89,33 +100,22 @@ def test_one_controller_runs_at_a_time_and_after_its_death_the_next_adopts_what_
     controller = study.start("run")
     assert any("adopted" in line for line in controller.stdout)
     os.kill(pid, signal.SIGCONT)
-    output, _ = controller.communicate(timeout=240)
-    assert controller.returncode == 0, output
-    assert "adopted" in kinds_of_events(engine, job)
-    assert attempts(engine)[job] == 1, "it was not begun again"
-    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
-
-
-def test_a_killed_worker_is_replaced_and_its_training_resumes_at_the_checkpoint(
-    study, engine, calm_report
-):
-    controller = study.start("run")
-    job, pid = training(study)
+    killed, pid = training(study, besides=adopted)
     os.kill(pid, signal.SIGKILL)
-
     output, _ = controller.communicate(timeout=240)
     assert controller.returncode == 0, output
-    assert attempts(engine)[job] == 2
-    assert "resuming after step" in study.xsweep("logs", str(job))
+    assert "adopted" in kinds_of_events(engine, adopted)
+    assert attempts(engine) == {adopted: 1, killed: 2}
+    assert "resuming after step" in study.xsweep("logs", str(killed))
     assert study.xsweep("report", "tiny", "--format", "json") == calm_report
 
 
-def test_a_worker_that_answers_no_more_is_killed_and_its_training_resumes(workplace):
-    write_study(workplace.folder, steps=400, objectives=("infonce",))
-    workplace.environment["XSWEEP_LEASE_S"] = "10"
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
-    controller = workplace.start("run")
+def test_a_worker_that_answers_no_more_is_killed_and_its_training_resumes(guest):
+    write_study(guest.folder, steps=400, objectives=("infonce",))
+    guest.environment["XSWEEP_LEASE_S"] = "10"
+    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    engine = connect(f"sqlite:///{guest.home}/xsweep.db")
+    controller = guest.start("run")
 
     def progress():
         """Steps that a worker has reported in answer to the controller's question."""
@@ -123,30 +123,34 @@ def test_a_worker_that_answers_no_more_is_killed_and_its_training_resumes(workpl
         return any(20 < each.get("done", 0) < 400 == each["total"] for each in running)
 
     wait_for(progress)
-    job, pid = training(workplace)
+    job, pid = training(guest)
     output, _ = controller.communicate(timeout=240)
     assert controller.returncode == 0, output
     assert re.search(r"train .*: NODE: its worker has not answered for 1\d s", output), output
     assert not psutil.pid_exists(pid)
     assert attempts(engine)[job] == 2
-    assert "resuming after step" in workplace.xsweep("logs", str(job))
+    assert "resuming after step" in guest.xsweep("logs", str(job))
     assert check(engine) == []
     engine.dispose()
 
 
-def test_after_a_crash_of_the_whole_machine_the_next_run_does_the_rest(study, engine, calm_report):
-    controller = study.start("run")
-    job, _ = training(study)
+def test_after_a_crash_of_the_whole_machine_the_next_run_does_the_rest(workplace, calm_report):
+    write_study(workplace.folder, steps=STEPS)
+    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    controller = workplace.start("run")
+    job, _ = training(workplace)
     controller.kill()
     controller.communicate()
-    ray_cluster.stop_local(study.home)
+    ray_cluster.stop_local(workplace.home)
 
-    study.xsweep("run")
+    workplace.xsweep("run")
+    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
     assert attempts(engine)[job] == 2
-    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+    engine.dispose()
+    assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
 
 
-def test_a_study_in_an_object_store_is_drained_on_one_host_and_finished_on_another(
+def test_sigterm_drains_a_study_in_an_object_store_which_is_finished_on_another_host(
     workplace, calm_report
 ):
     with contextlib.contextmanager(object_store.serve)() as url:
@@ -155,39 +159,25 @@ def test_a_study_in_an_object_store_is_drained_on_one_host_and_finished_on_anoth
         workplace.environment |= {"XSWEEP_STORE": f"{url}/study", "XSWEEP_CACHE": "one"}
         workplace.xsweep("submit", "tiny.yaml", "--no-start")
         controller = workplace.start("run")
-        _, pid = training(workplace, "one/stores/*")
+        job, pid = training(workplace, "one/stores/*")
         controller.terminate()
         assert any("stopping: waiting for" in line for line in controller.stdout)
         os.kill(pid, signal.SIGCONT)
-        controller.communicate(timeout=120)
-        ray_cluster.stop_local(workplace.home)
+        output, _ = controller.communicate(timeout=120)
+        assert controller.returncode == 128 + signal.SIGTERM, output
+        engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
+        assert kinds_of_events(engine, job)[-1] == "released", "and no failure is charged"
+        assert status.summary(engine).running == []
+        assert ray_cluster.running_local(workplace.home) is None
         shutil.rmtree(workplace.folder / "one")
 
         workplace.environment["XSWEEP_CACHE"] = "two"
         workplace.xsweep("run")
-        engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
-        again = [job for job, tries in attempts(engine).items() if tries > 1]
-        assert any("resuming after step" in workplace.xsweep("logs", str(job)) for job in again)
+        assert attempts(engine)[job] == 2
+        assert "resuming after step" in workplace.xsweep("logs", str(job))
         assert check(engine) == []
+        engine.dispose()
         assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
-
-
-def test_sigterm_saves_checkpoints_releases_jobs_uncharged_and_stops_the_cluster(
-    study, engine, calm_report
-):
-    controller = study.start("run")
-    job, pid = training(study)
-    controller.terminate()
-    assert any("stopping: waiting for" in line for line in controller.stdout)
-    os.kill(pid, signal.SIGCONT)
-    output, _ = controller.communicate(timeout=120)
-    assert controller.returncode == 128 + signal.SIGTERM, output
-    assert kinds_of_events(engine, job)[-1] == "released"
-    assert status.summary(engine).running == []
-    assert ray_cluster.running_local(study.home) is None
-
-    study.xsweep("run")
-    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
 
 
 def test_a_second_ctrl_c_exits_at_once_and_loses_nothing(study, engine):
@@ -215,27 +205,6 @@ def test_a_finished_sweep_has_nothing_left_to_do(calm):
     engine.dispose()
 
 
-def test_a_job_that_fails_for_good_stops_what_needs_it_and_nothing_else(workplace):
-    grid = write_study(workplace.folder)
-    grid.write_text(
-        grid.read_text().replace(
-            "  - {folder: backbone, label: Tiny}",
-            "  - {folder: backbone, label: Tiny}\n  - {folder: backbone, label: Huge, layers: 99}",
-        )
-    )
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    output = workplace.xsweep("run", code=1)
-    assert "Huge" in output
-    engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
-    ended = {(job.kind, job.name.split()[1]): job for job in status.list_jobs(engine)}
-    engine.dispose()
-    assert ended["train", "Huge"].state == "failed"
-    assert ended["train", "Huge"].failure == "CONFIG"
-    assert ended["train", "Huge"].token == 1, "a wrong setting is not tried again"
-    assert ended["evaluate", "Huge"].state == "skipped"
-    assert ended["evaluate", "Tiny"].state == "done"
-
-
 def test_requests_that_cannot_be_met_fail_with_the_reason_and_stop_no_controller(workplace):
     grid = write_study(workplace.folder)
     needs = "{train: {cpus: 1, gpus: 64}, evaluate: {cpus: 0.00001}}"
@@ -247,14 +216,14 @@ def test_requests_that_cannot_be_met_fail_with_the_reason_and_stop_no_controller
 
 
 def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
-    workplace, postgresql_url, calm_report, report_account
+    guest, postgresql_url, calm_report, report_account
 ):
     line = Line(postgresql_url)
-    write_study(workplace.folder, steps=STEPS)
-    workplace.environment["XSWEEP_DB"] = line.url
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    controller = workplace.start("run")
-    _, pid = training(workplace)
+    write_study(guest.folder, steps=STEPS)
+    guest.environment["XSWEEP_DB"] = line.url
+    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    controller = guest.start("run")
+    _, pid = training(guest)
     line.cut()
     wait_for(lambda: line.refused > 2)  # the controller renews its leases every 3 s
     name = make_url(postgresql_url).database
@@ -277,5 +246,5 @@ def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
     assert set(attempts(engine).values()) == {1}, "nothing was begun again"
     assert check(engine) == []
     engine.dispose()
-    assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
+    assert guest.xsweep("report", "tiny", "--format", "json") == calm_report
     line.close()

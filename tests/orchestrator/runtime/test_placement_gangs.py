@@ -6,13 +6,14 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from tiny import write_study
 from waiting import wait_for
 
-from xsweep.db import status
+from xsweep.db import jobs, status
 from xsweep.db.check import check
 from xsweep.db.engine import connect
 from xsweep.orchestrator.runtime.process import namespace
@@ -20,10 +21,10 @@ from xsweep.orchestrator.settings import load_settings
 
 pytestmark = [pytest.mark.slow(30), pytest.mark.timeout(600)]
 
-NODES = ("1", "1", "1")
-"""CPUs of each: too few for two ranks on one node."""
-STEPS = 120
-"""Six checkpoints: most of a training is left when the first one is there."""
+NODES = ("1", "1")
+"""CPUs of each, the head included: too few for two ranks on one node."""
+STEPS = 80
+"""Four checkpoints: most of a training is left when the first one is there."""
 
 
 def run_with(workplace, environment, ranks):
@@ -67,50 +68,8 @@ def means(workplace):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, workplace_in, several_nodes):
-    """The study with one rank."""
+    """The study with one rank, and the output of a controller that slept while another ran it."""
     place = run_with(workplace_in(tmp_path_factory.mktemp("alone")), several_nodes, 1)
-    place.xsweep("run")
-    return place
-
-
-def assert_result_of_one_rank(place, alone):
-    several, one = summary(place), summary(alone)
-    assert several["final_loss"] == pytest.approx(one["final_loss"], rel=1e-4)
-    assert means(place) == pytest.approx(means(alone), abs=1e-3)
-
-
-def test_a_gang_outlives_its_controller_and_the_one_after_a_killed_rank_resumes_to_the_same_result(
-    alone, workplace, several_nodes
-):
-    place = run_with(workplace, several_nodes, 2)
-    controller = place.start("run")
-    job, pid = second_rank(first_checkpoint(place))
-    os.kill(pid, signal.SIGSTOP)
-    controller.kill()
-    controller.communicate()
-    controller = place.start("run")
-    assert any("adopted   train" in line for line in controller.stdout)
-    engine = connect(f"sqlite:///{place.home}/xsweep.db")
-    assert attempts(engine)[job] == 1, "it was not begun again"
-
-    os.kill(pid, signal.SIGKILL)
-    output, _ = controller.communicate(timeout=300)
-    assert controller.returncode == 0, output
-    assert "NODE: rank " in output
-    assert attempts(engine)[job] == 2
-    assert check(engine) == []
-    engine.dispose()
-    for rank in ("0", "1"):
-        assert "resuming after step" in place.xsweep("logs", str(job), "--rank", rank)
-    assert "not written yet, or was removed" in place.xsweep(
-        "logs", str(job), "--rank", "2", code=2
-    )
-    assert summary(place)["ranks"][-1][1] == 2
-    assert_result_of_one_rank(place, alone)
-
-
-def test_a_controller_that_wakes_leaves_alone_what_another_has_adopted(workplace, several_nodes):
-    place = run_with(workplace, several_nodes, 1)
     place.environment |= {"XSWEEP_LEASE_S": "10"}
     asleep = place.start("run")
     first_checkpoint(place)
@@ -118,16 +77,31 @@ def test_a_controller_that_wakes_leaves_alone_what_another_has_adopted(workplace
     # The other one is on another host, as it were: it shares the database, the store and Ray.
     place.environment |= {"XSWEEP_DB": f"sqlite:///{place.home}/xsweep.db"}
     place.environment |= {"XSWEEP_STORE": str(place.home / "store"), "XSWEEP_HOME": "elsewhere"}
-    output = place.xsweep("run")
-    assert "adopted   train" in output
+    assert "adopted   train" in place.xsweep("run")
     asleep.send_signal(signal.SIGCONT)
     late, _ = asleep.communicate(timeout=120)
     assert asleep.returncode == 0, late
+    return place, late
+
+
+def test_a_controller_that_wakes_leaves_alone_what_another_has_adopted(alone):
+    place, late = alone
     assert "stopping it" not in late
     engine = connect(f"sqlite:///{place.home}/xsweep.db")
     assert set(attempts(engine).values()) == {1}, "nothing was begun again"
     assert check(engine) == []
     engine.dispose()
+
+
+def test_no_more_jobs_of_a_kind_run_at_once_than_its_limit(alone):
+    engine = connect(f"sqlite:///{alone[0].home}/xsweep.db")
+    prepared = [
+        jobs.explain(engine, job.job_id) for job in status.list_jobs(engine, kind="prepare")
+    ]
+    engine.dispose()
+    spans = sorted((job.attempts[-1].started_at, job.attempts[-1].ended_at) for job in prepared)
+    assert len(spans) == 4
+    assert all(begun >= ended for (_, ended), (begun, _) in pairwise(spans))
 
 
 RESERVE = """
@@ -138,19 +112,42 @@ assert group.wait(60)
 """
 
 
-def test_a_group_that_no_job_holds_is_removed_and_three_nodes_give_the_result_of_one(
+def test_a_gang_outlives_its_controller_and_the_one_after_a_killed_rank_resumes_to_the_same_result(
     alone, workplace, several_nodes
 ):
-    place = run_with(workplace, several_nodes, 3)
+    place = run_with(workplace, several_nodes, len(NODES))
     url = f"sqlite:///{place.home}/xsweep.db"
-    space = namespace(load_settings(database=url), connect(url))
+    engine = connect(url)
+    # With one CPU reserved, no two ranks would find their nodes.
+    space = namespace(load_settings(database=url), engine)
     subprocess.run(
         [sys.executable, "-c", RESERVE, space, f"{space}/left by nobody"],
         env={**place.environment, "RAY_ADDRESS": several_nodes["RAY_ADDRESS"]},
         check=True,
     )
-    # With one CPU reserved, no three ranks would find their nodes.
-    output = place.xsweep("run")
+    controller = place.start("run")
+    job, pid = second_rank(first_checkpoint(place))
+    os.kill(pid, signal.SIGSTOP)
+    controller.kill()
+    output, _ = controller.communicate()
     assert "removed   the placement group" in output
-    assert summary(place)["ranks"] == [[0, 3]]
-    assert_result_of_one_rank(place, alone)
+    controller = place.start("run")
+    assert any("adopted   train" in line for line in controller.stdout)
+    assert attempts(engine)[job] == 1, "it was not begun again"
+
+    os.kill(pid, signal.SIGKILL)
+    output, _ = controller.communicate(timeout=300)
+    assert controller.returncode == 0, output
+    assert "NODE: rank " in output
+    assert attempts(engine)[job] == 2
+    assert check(engine) == []
+    engine.dispose()
+    for rank in map(str, range(len(NODES))):
+        assert "resuming after step" in place.xsweep("logs", str(job), "--rank", rank)
+    assert "not written yet, or was removed" in place.xsweep(
+        "logs", str(job), "--rank", str(len(NODES)), code=2
+    )
+    assert summary(place)["ranks"][-1][1] == len(NODES)
+    several, one = summary(place), summary(alone[0])
+    assert several["final_loss"] == pytest.approx(one["final_loss"], rel=1e-4)
+    assert means(place) == pytest.approx(means(alone[0]), abs=1e-3)
