@@ -134,7 +134,8 @@ def retry(
         for piece in _turns(engine, sorted(todo)):
             able, skipped = transact(engine, partial(_reopen, ids=piece))
             reopened |= able
-            todo = (todo - able) | skipped
+            todo -= able
+            todo |= skipped
     return len(reopened)
 
 

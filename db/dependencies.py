@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from xsweep.db.events import record_jobs
 from xsweep.db.schema import BROKEN, Edge, Job, State, Sweep, SweepJob, now_s
-from xsweep.db.transaction import among
+from xsweep.db.transaction import among, listed
 
 IN_ACTIVE_SWEEP = sa.exists().where(
     SweepJob.job_id == Job.id, SweepJob.sweep_id == Sweep.id, Sweep.state == "active"
@@ -151,7 +151,7 @@ def _needing_no_broken_but(connection: sa.Connection, job_ids: Collection[int]) 
         Edge.child_id == Job.id,
         Edge.parent_id == parent.id,
         parent.state.in_(BROKEN),
-        ~among(connection, Edge.parent_id, job_ids),
+        Edge.parent_id.not_in(listed(connection, Edge.parent_id, job_ids)),
     )
     broken = sa.select(Job.id).where(Job.state.in_(BROKEN), ~hindered)
     locked = broken.order_by(Job.id).with_for_update(of=Job)

@@ -16,6 +16,7 @@ from sqlalchemy import (
     Engine,
     Integer,
     Select,
+    any_,
     cast,
     func,
     select,
@@ -245,24 +246,30 @@ def in_binary(
 def among(
     connection: Connection, column: InstrumentedAttribute[T], values: Collection[T]
 ) -> ColumnElement[bool]:
-    """The condition that a column (of texts or integers) is one of any number of values."""
+    """The condition that a column (of texts or integers) is one of any number of values.
+
+    The values are one parameter: unlike a list of parameters it has no limit, and the database
+    sees how many there are: it reads the table once for many.
+    """
+    if connection.dialect.name == "postgresql":
+        return column == any_(_array(column, values))
     return column.in_(listed(connection, column, values))
 
 
 def listed(
     connection: Connection, column: InstrumentedAttribute[T], values: Collection[T]
 ) -> Select[T]:
-    """The rows `value` of any number of values of a column's type.
-
-    The values are one parameter: unlike a list of parameters it has no limit, and the database
-    sees how many there are: it reads the table once for many.
-    """
+    """The rows `value` of any number of values of a column's type, as one parameter."""
     if connection.dialect.name == "postgresql":
-        given: Any = list(values)
-        if isinstance(column.type, Integer):  # the driver takes longer to write an array
-            given = func.string_to_array(",".join(map(str, values)), ",")
-        return select(func.unnest(cast(given, ARRAY(column.type))).label("value"))
+        return select(func.unnest(_array(column, values)).label("value"))
     return select(func.json_each(json.dumps(list(values))).table_valued("value").c.value)
+
+
+def _array(column: InstrumentedAttribute[T], values: Collection[T]) -> ColumnElement[Sequence[T]]:
+    given: Any = list(values)
+    if isinstance(column.type, Integer):  # the driver takes longer to write an array
+        given = func.string_to_array(",".join(map(str, values)), ",")
+    return cast(given, ARRAY(column.type))
 
 
 def pieces(values: Sequence[T], size: int = PIECE) -> Iterator[list[T]]:

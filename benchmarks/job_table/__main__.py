@@ -39,7 +39,8 @@ def main() -> int:
     parser.add_argument("--sizes", type=int, nargs="+")
     parser.add_argument("--million", action="store_true", help="a million jobs, too: minutes")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--databases", nargs="+", default=["SQLite", "PostgreSQL"])
+    both = ["sqlite", "postgresql"]
+    parser.add_argument("--databases", nargs="+", type=str.lower, choices=both, default=both)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--pid", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -40,7 +40,7 @@ def growth(options: argparse.Namespace) -> int:
             rows = []
             for size in options.sizes:
                 with database(server, "benchmark") as url:
-                    if place == "SQLite":
+                    if place == "sqlite":
                         url = f"sqlite:///{folder}/growth-{size}.db"
                     command = [sys.executable, str(Path(__file__).parent), "measure"]
                     command += ["--sizes", str(size), "--url", url, "--pid", str(pid or 0)]

@@ -13,12 +13,12 @@ from contestants import Contestant, Program
 from servers import cpu_of_server, database, load, postgresql
 
 CONTESTANTS = {
-    "PostgreSQL": [
+    "postgresql": [
         Contestant("xsweep", of.fill_xsweep, of.xsweep),
         Contestant("procrastinate, its worker", of.fill_procrastinate, of.procrastinate_worker),
         Contestant("procrastinate, bare calls", of.fill_procrastinate, of.procrastinate_bare),
     ],
-    "SQLite": [
+    "sqlite": [
         Contestant("xsweep", of.fill_xsweep, of.xsweep),
         Contestant("huey, fsync", of.fill_huey, of.huey),
         Contestant("huey, no fsync", of.fill_huey, of.huey_without_fsync),
@@ -60,7 +60,7 @@ def attempt(
 ) -> dict[str, float]:
     """One race on a fresh database."""
     name, fill, program = contestant
-    if place == "PostgreSQL":
+    if place == "postgresql":
         with database(server, "benchmark") as url:
             fill(url, count)
             return race(program, url, processes, at_once, count, pid)

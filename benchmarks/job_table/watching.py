@@ -35,14 +35,14 @@ def watching(options: argparse.Namespace) -> int:
         for place in options.databases:
             for size in options.sizes:
                 with database(server, "benchmark") as url:
-                    if place == "SQLite":
+                    if place == "sqlite":
                         url = f"sqlite:///{folder}/watch-{size}.db"
                     fill(url, size)
                     program, served = watch(url, folder, pid, options.seconds)
                 # SQLite is a part of the program: all of that counts as the database's
-                share = program if place == "SQLite" else served
+                share = program if place == "sqlite" else served
                 shares.append(share)
-                both = program if place == "SQLite" else program + served
+                both = program if place == "sqlite" else program + served
                 print(f"| {place} | {size:,} | {share:.2%} | {both:.2%} |", flush=True)
     return 1 if max(shares) > ALLOWED else 0
 
