@@ -151,6 +151,7 @@ def _needing_no_broken_but(connection: sa.Connection, job_ids: Collection[int]) 
         Edge.child_id == Job.id,
         Edge.parent_id == parent.id,
         parent.state.in_(BROKEN),
+        # not `~among`: PostgreSQL would compare each edge with one element after the other
         Edge.parent_id.not_in(listed(connection, Edge.parent_id, job_ids)),
     )
     broken = sa.select(Job.id).where(Job.state.in_(BROKEN), ~hindered)
