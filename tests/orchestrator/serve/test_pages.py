@@ -138,7 +138,7 @@ def test_curves_of_chosen_runs_are_overlaid_and_listed(served: Served) -> None:
     [trace] = figure["data"]
     assert (trace["name"], trace["x"]) == ("L6 infonce bm25 s2", [96, 192, 288, 384, 480])
     assert trace["y"] == [0.548, 0.596, 0.644, 0.692, 0.74]
-    assert json.loads(served.get("/sweep/small/curves.json?backbone=L3").text) == []
+    assert json.loads(served.get("/sweep/small/curves.json?backbone=L9").text) == []
     job = served.get(f"/job/{served.ids[TRAINING]}/curves.json").text
     assert [each["layout"]["yaxis"]["title"]["text"] for each in json.loads(job)] == [
         *("loss", "validation", "learning rate", "pairs per second")
