@@ -14,7 +14,7 @@ from xsweep.orchestrator.runtime import ray_cluster
 
 pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(600)]
 
-STEPS = 120
+STEPS = 80
 SEARCH = f"""
 search:
   - match: {{objective: infonce}}
@@ -78,8 +78,8 @@ def test_a_search_that_is_killed_continues_and_its_winner_is_used(study, engine)
     rungs = [event for event in events.history(engine, latest=10_000) if event.kind == "rung"]
     per_trial = [event.job_id for event in rungs]
     assert set(per_trial) <= trials(engine).keys()
-    # rungs at 20, 40 and 80 of 120 steps, each once for a trial
-    assert max(map(per_trial.count, set(per_trial))) <= 3
+    # rungs at 20 and 40 of 80 steps, each once for a trial
+    assert max(map(per_trial.count, set(per_trial))) <= 2
 
     search = jobs.explain(engine, "search Tiny infonce lists lr")
     folder = Path(study.home, "store", str(search.folder))
