@@ -131,7 +131,9 @@ def out_of_memory(report: str, name: str, request: ResourceRequest) -> Outcome:
 
 
 def was_preempted(error: ray.exceptions.RayError) -> bool:
-    """Return whether an actor died because its node was removed, according to Ray."""
+    """Return whether an actor died, or never began, because its node was removed."""
+    if isinstance(error, ray.exceptions.ActorUnschedulableError):
+        return True
     return isinstance(error, ray.exceptions.RayActorError) and error.preempted
 
 

@@ -145,6 +145,7 @@ class Pool:
     def kill(self, placement: Placement) -> None:
         """Kill all ranks at once and free the resources that they reserved."""
         self._placements.pop(placement.name, None)
+        self._listed_s = 0.0  # its node may be gone: the next job must not be placed there
         for actor in placement.actors:
             ray.kill(actor)
         if placement.group:

@@ -1,5 +1,6 @@
 """A running controller serves metrics, posts to the webhook, and logs no secret."""
 
+import shutil
 import socket
 import urllib.error
 import urllib.request
@@ -27,8 +28,10 @@ def scrape(port: int) -> str | None:
 
 def test_a_job_that_fails_for_good_stops_what_needs_it_alone_and_is_announced(guest):
     grid = write_study(guest.folder)
-    layers = "  - {folder: backbone, label: Huge, layers: 99}\nteachers:"
-    grid.write_text(grid.read_text().replace("teachers:", layers, 1))
+    damaged = shutil.copytree(guest.folder / "backbone", guest.folder / "damaged")
+    (damaged / "model.safetensors").write_bytes(b"no weights")
+    another = "  - {folder: damaged, label: Damaged}\nteachers:"
+    grid.write_text(grid.read_text().replace("teachers:", another, 1))
     receiver, port = Receiver(503, 200), free_port()
     guest.environment |= {
         "XSWEEP_WEBHOOK": receiver.url,
@@ -40,7 +43,7 @@ def test_a_job_that_fails_for_good_stops_what_needs_it_alone_and_is_announced(gu
     for line in controller.stdout:
         lines.append(line)
         text = scrape(port) or text
-    assert controller.wait(timeout=240) == 1, "one backbone has no 99 layers"
+    assert controller.wait(timeout=240) == 1, "one backbone cannot be loaded"
     receiver.close()
 
     assert text
@@ -59,8 +62,8 @@ def test_a_job_that_fails_for_good_stops_what_needs_it_alone_and_is_announced(gu
     taken = receiver.bodies[1:]  # the first one was refused, and sent again
     assert taken[0] == receiver.bodies[0]
     failed = [job for body in taken if body["event"] == "failed" for job in body["jobs"]]
-    assert {job["failure"] for job in failed} == {"CONFIG"}
-    assert {job["name"].split()[1] for job in failed} == {"Huge"}
+    assert {job["failure"] for job in failed} == {"DATA"}
+    assert {job["name"].split()[1] for job in failed} == {"Damaged"}
     [finished] = [body for body in taken if body["event"] == "finished"]
     assert finished["sweep"] == "tiny"
     assert finished["failed"] == len(failed)
@@ -69,9 +72,9 @@ def test_a_job_that_fails_for_good_stops_what_needs_it_alone_and_is_announced(gu
     engine = connect(f"sqlite:///{guest.home}/xsweep.db")
     ended = {(job.kind, job.name.split()[1]): job for job in status.list_jobs(engine)}
     engine.dispose()
-    assert ended["train", "Huge"].state == "failed"
-    assert ended["train", "Huge"].token == 1, "a wrong setting is not tried again"
-    assert ended["evaluate", "Huge"].state == "skipped"
+    assert ended["train", "Damaged"].state == "failed"
+    assert ended["train", "Damaged"].token == 1, "it would fail again"
+    assert ended["evaluate", "Damaged"].state == "skipped"
     assert ended["evaluate", "Tiny"].state == "done"
 
 

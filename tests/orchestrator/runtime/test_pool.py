@@ -13,6 +13,8 @@ from xsweep.orchestrator.runtime.pool import runs_alone
 
 PROGRAM = """
 import json, ray
+from dataclasses import replace
+from xsweep.orchestrator.runtime.attempt import was_preempted
 from xsweep.orchestrator.runtime.pool import Pool
 from xsweep.orchestrator.runtime.placement import request_of
 
@@ -37,13 +39,24 @@ pool.give_back(older, reusable=True)
 alone = take("job 4", cpu, alone=True)
 results["still warm"] = [p.model for p in pool._idle()]
 results["again"] = take("job 5", cpu) is older
+gone = replace(pool.nodes()[0], id="1" * 56)  # removed since it was listed
+pool._nodes = [gone]
+lost = take("job 6", cpu, alone=True)
+try:
+    ray.get(lost.actors[0].__ray_ready__.remote())
+except ray.exceptions.RayError as error:
+    results["on a removed node"] = was_preempted(error)
+pool.kill(lost)
+results["listed again"] = gone not in pool.nodes()
 print(json.dumps(results))
 ray.shutdown()
 """
 
 
 @pytest.mark.slow(5)
-def test_a_job_that_needs_room_kills_as_few_warm_workers_as_possible(tmp_path):
+def test_a_job_that_needs_room_kills_as_few_warm_workers_as_possible_and_none_pays_for_a_lost_node(
+    tmp_path,
+):
     token = tmp_path / "token"
     token.touch(0o600)
     token.write_text(secrets.token_hex(32))
@@ -62,6 +75,8 @@ def test_a_job_that_needs_room_kills_as_few_warm_workers_as_possible(tmp_path):
         "with its model": True,
         "still warm": ["model 1"],
         "again": True,
+        "on a removed node": True,
+        "listed again": True,
     }
 
 
