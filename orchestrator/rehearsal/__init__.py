@@ -33,6 +33,9 @@ show."""
 
 SUFFIX = "rehearsal"
 
+DECODERS = ("qwen", "llama", "mistral", "gemma", "phi-", "gpt", "smollm")
+"""Parts of names of decoders, in whose place a tiny one is trained."""
+
 
 def rehearsal_of(grid: Grid, folder: Path) -> Grid:
     """The grid with generated data and models below `folder`; its name ends in `rehearsal`.
@@ -99,8 +102,9 @@ def _data_sets(grid: Grid) -> Iterator[str]:
 
 
 def _backbone(entry: Backbone, folder: Path) -> Backbone:
-    head: Head = "next" if entry.prompt else "none"
-    tiny = _tiny_folder(folder, entry.name, head, family=entry.id or entry.name)
+    family = entry.id or entry.name
+    is_decoder = entry.prompt or any(part in family.lower() for part in DECODERS)
+    tiny = _tiny_folder(folder, entry.name, "next" if is_decoder else "none", family=family)
     kept = entry.model_dump(include={"group", "attention", "prompt"})
     return Backbone(folder=tiny, label=entry.name, **kept)
 

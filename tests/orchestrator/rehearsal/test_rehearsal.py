@@ -177,6 +177,23 @@ def test_a_training_of_the_recipes_is_rehearsed_from_its_data_to_its_model(
         "evaluation: {collections: apidocs/test}}"
     )
     plan = plan_grid(tmp_path / "small.yaml", settings)
+    summary = _run(plan, f"train {training}", tmp_path)
+    assert summary["steps"] == STEPS
+    assert summary["final_loss"] > 0
+
+
+@pytest.mark.slow(3)
+def test_a_decoder_is_rehearsed_as_one_and_its_adapters_are_trained(
+    settings: Settings, tmp_path: Path
+) -> None:
+    decoder = SMALL.replace("FacebookAI/roberta-base, label: RoBERTa", "Qwen/Qwen3-0.6B, label: Q")
+    (tmp_path / "grid.yaml").write_text(decoder.replace("steps: 2", "lora: {rank: 2}, steps: 2"))
+    summary = _run(plan_grid(tmp_path / "grid.yaml", settings), "train Q bce triples s12", tmp_path)
+    assert summary["steps"] == STEPS
+
+
+def _run(plan: Plan, name: str, folder: Path) -> dict:
+    """Run a training of a plan after what it needs; returns its summary."""
     jobs = {job.identity: job for job in plan.jobs}
     folders: dict[str, Path] = {}
 
@@ -184,13 +201,11 @@ def test_a_training_of_the_recipes_is_rehearsed_from_its_data_to_its_model(
         if identity not in folders:
             job = jobs[identity]
             inputs = {role: run(parent) for role, parent in job.parents.items()}
-            folders[identity] = tmp_path / identity[:12]
+            folders[identity] = folder / identity[:12]
             folders[identity].mkdir()
             run_job = trainer_job if job.kind == "train" else evaluator_job
             run_job(job.kind, job.spec, inputs, folders[identity])
         return folders[identity]
 
-    (identity,) = (job.identity for job in plan.jobs if job.name == f"train {training}")
-    summary = json.loads((run(identity) / "summary.json").read_text())
-    assert summary["steps"] == STEPS
-    assert summary["final_loss"] > 0
+    (identity,) = (job.identity for job in plan.jobs if job.name == name)
+    return json.loads((run(identity) / "summary.json").read_text())
