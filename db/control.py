@@ -102,7 +102,8 @@ def retry(
     """Reopen failed and cancelled jobs, stopped columns and the jobs skipped because of them.
 
     Returns the number of jobs. `failures` selects those that failed, or were stopped, in these
-    classes. A skipped job is reopened with the jobs it needs. Earlier failures no longer count.
+    classes. A skipped job is reopened with the jobs it needs, unless only cancelled sweeps have it.
+    Earlier failures no longer count.
     Many jobs take several transactions; if they are interrupted, retry again. Raises ConfigError
     for an unknown name.
     """
@@ -148,9 +149,12 @@ def _turns(engine: Engine, ids: Sequence[int]) -> Iterator[list[int]]:
 
 
 def _reopen(connection: Connection, ids: Collection[int]) -> tuple[set[int], set[int]]:
-    able, skipped = reopen(connection, ids)
+    able = reopen(connection, ids)
     _reactivate_sweeps(connection, able)
-    return able, skipped
+    skipped = children(connection, able, [State.SKIPPED])
+    # Those of cancelled sweeps alone stay so, or a retry of one sweep would start another again.
+    needed = select(Job.id).where(among(connection, Job.id, skipped), needed_by_sweep(Job.id))
+    return able, set(connection.scalars(needed))
 
 
 class Redone(NamedTuple):

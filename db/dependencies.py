@@ -128,10 +128,10 @@ def skip_descendants(connection: sa.Connection, job_ids: Collection[int], reason
         parents = waiting
 
 
-def reopen(connection: sa.Connection, job_ids: Collection[int]) -> tuple[set[int], set[int]]:
+def reopen(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:
     """Let the broken ones of the jobs run again, except those that need another broken job.
 
-    Returns the ids of these, which are waiting or ready now, and of their skipped children.
+    Returns the ids of these, which are waiting or ready now.
     """
     able = set(job_ids)
     while (fewer := _needing_no_broken_but(connection, able)) != able:
@@ -141,7 +141,7 @@ def reopen(connection: sa.Connection, job_ids: Collection[int]) -> tuple[set[int
     again = sa.update(Job).where(among(connection, Job.id, able))
     connection.execute(again.values(state=ready, forgiven_token=Job.token, **cleared))
     record_jobs(connection, "retried", able)
-    return able, children(connection, able, [State.SKIPPED])
+    return able
 
 
 def _needing_no_broken_but(connection: sa.Connection, job_ids: Collection[int]) -> set[int]:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Text, cast, func, insert, select, text, update
 
 from xsweep.db.control import lock_sweeps, remove_members
-from xsweep.db.dependencies import reopen
+from xsweep.db.dependencies import children, reopen
 from xsweep.db.events import record
 from xsweep.db.explain import LISTED, compare_settings, leaves
 from xsweep.db.schema import BROKEN, Definition, Edge, Job, State, Sweep, SweepJob, now_s
@@ -275,8 +275,8 @@ def _reopen_removed(connection: Connection, known: dict[str, Row]) -> None:
     member = select(SweepJob.job_id).where(among(connection, SweepJob.job_id, cancelled))
     todo = able = set(cancelled) - set(connection.scalars(member))
     while able:
-        able, skipped = reopen(connection, todo)
-        todo = (todo - able) | skipped
+        able = reopen(connection, todo)
+        todo = (todo - able) | children(connection, able, [State.SKIPPED])
 
 
 def _insert_jobs(

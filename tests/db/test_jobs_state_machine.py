@@ -96,20 +96,41 @@ class Model:
         return len(ended)
 
     def retry(self, names: set[str]) -> int:
-        todo, count = set(names), 0
+        todo, reopened = set(names), set()
+        while able := self.reopen(todo):
+            self.revive(able)
+            skipped = {
+                child
+                for child, parents in GRID.items()
+                if able & set(parents) and self.state.get(child) == "skipped"
+            }
+            todo = (todo - able) | {child for child in skipped if self.is_needed(child)}
+            reopened |= able
+        return len(reopened)
+
+    def reopen(self, names: set[str]) -> set[str]:
+        able = set()
         for name, parents in GRID.items():
-            if name not in self.state or self.state[name] not in BROKEN:
+            if name not in names or self.state.get(name) not in BROKEN:
                 continue
-            if name in todo and not any(self.state[parent] in BROKEN for parent in parents):
+            if not any(self.state[parent] in BROKEN for parent in parents):
                 self.state[name] = self.open_state(name)
                 self.failures -= Counter({k: v for k, v in self.failures.items() if k[0] == name})
-                todo |= {
-                    child
-                    for child, needed in GRID.items()
-                    if name in needed and self.state.get(child) == "skipped"
-                }
-                count += 1
-        return count
+                able.add(name)
+        return able
+
+    def is_needed(self, name: str) -> bool:
+        return any(
+            state != "cancelled" and name in SWEEPS[sweep] for sweep, state in self.sweeps.items()
+        )
+
+    def revive(self, reopened: set[str]) -> None:
+        """Reopen the cancelled sweeps of reopened jobs that no other sweep has."""
+        before = dict(self.sweeps)
+        for name in reopened:
+            mine = [sweep for sweep in before if name in SWEEPS[sweep]]
+            if all(before[sweep] == "cancelled" for sweep in mine):
+                self.sweeps.update(dict.fromkeys(mine, "active"))
 
     def redo(self, name: str) -> set[str]:
         retired = {name}
@@ -244,18 +265,15 @@ class JobTable(RuleBasedStateMachine):
         ended = {n for n in SWEEPS[sweep] if self.model.state[n] in ("failed", "cancelled")}
         chosen = ended & failed if only else ended
         given = {"failures": [only]} if only else {}
-        assert jobs.retry(self.engine, sweep=sweep, **given) == self.model.retry(chosen)
         if self.model.sweeps[sweep] == "cancelled":
             self.model.sweeps[sweep] = "active"
-        self.revive()
+        assert jobs.retry(self.engine, sweep=sweep, **given) == self.model.retry(chosen)
 
     @rule(name=names)
     def retries_a_job(self, name: str) -> None:
         if name in self.model.state:
-            before = dict(self.model.state)
             count = self.model.retry({name} | self.model.ancestors(name))
             assert jobs.retry(self.engine, job=name) == count
-            self.revive({n for n in before if before[n] != self.model.state[n]})
 
     @rule(name=names)
     def redoes_a_job(self, name: str) -> None:
@@ -264,23 +282,18 @@ class JobTable(RuleBasedStateMachine):
             foreseen = jobs.redo(self.engine, name, dry_run=True)
             assert jobs.redo(self.engine, name) == foreseen
             assert set(foreseen.names) == retired
-            self.revive(retired)
+            self.model.revive(retired)
         elif name in self.model.state:
             with pytest.raises(ConfigError, match="only a done one can be redone"):
                 jobs.redo(self.engine, name)
-
-    def revive(self, reopened: set[str] | None = None) -> None:
-        """Reopen the cancelled sweeps of reopened jobs that no other sweep has."""
-        before = dict(self.model.sweeps)
-        for name in reopened or ():
-            mine = [sweep for sweep in before if name in SWEEPS[sweep]]
-            if all(before[sweep] == "cancelled" for sweep in mine):
-                self.model.sweeps.update(dict.fromkeys(mine, "active"))
 
     @invariant()
     def agree(self) -> None:
         if hasattr(self, "model"):
             assert states(self.engine) == self.model.state
+            with self.engine.connect() as connection:
+                rows = connection.execute(text("SELECT name, state FROM sweep"))
+                assert dict(rows.tuples().all()) == self.model.sweeps
 
     def teardown(self) -> None:
         assert check(self.engine) == []
