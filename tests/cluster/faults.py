@@ -85,15 +85,14 @@ def short_cut(scene: Scene) -> str:
 
 def long_cut(scene: Scene) -> str:
     began_s = time.monotonic()
-    os.kill(scene.pid, signal.SIGSTOP)  # a training that ends meanwhile is accepted, if late
+    os.kill(scene.pid, signal.SIGSTOP)  # if it ended before it is missed, it would be accepted
     scene.host.cut()
     try:
         time.sleep(LEASE_S)
         scene.noticed()
+        os.kill(scene.pid, signal.SIGCONT)  # it goes on beside its successor, still cut off
     finally:
         scene.host.mend()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(scene.pid, signal.SIGCONT)
     return f"{scene.host.name} off the network for {time.monotonic() - began_s:.0f} s"
 
 
