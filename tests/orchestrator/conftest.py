@@ -8,9 +8,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen
+from unittest.mock import patch
 
 import pytest
+from typer.testing import CliRunner
 
+from xsweep.orchestrator.cli import app
 from xsweep.orchestrator.runtime import ray_cluster
 
 
@@ -47,9 +50,19 @@ class Workplace:
         assert process.returncode == code, output
         return output
 
+    def command(self, *arguments: str, code: int = 0) -> str:
+        """What a command prints that runs in this process, for one that starts nothing.
+
+        It is the same code without a second of imports.
+        """
+        with contextlib.chdir(self.folder), patch.dict(os.environ, self.environment, clear=True):
+            result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == code, result.output
+        return result.output
+
     def status(self) -> dict:
         """`xsweep status --json`."""
-        return json.loads(self.xsweep("status", "--json"))
+        return json.loads(self.command("status", "--json"))
 
     def close(self) -> None:
         """End what a test that failed may have left, and the cluster."""

@@ -11,9 +11,8 @@ from ray.cluster_utils import Cluster
 
 if __name__ == "__main__":
     head, *others = map(int, sys.argv[1:])
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": head, "include_dashboard": False}
-    )
+    without = {"include_dashboard": False, "include_log_monitor": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": head, **without})
     for cpus in others:
         cluster.add_node(num_cpus=cpus, wait=False)
     cluster.wait_for_nodes()
