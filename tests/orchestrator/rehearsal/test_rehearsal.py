@@ -136,38 +136,43 @@ def test_weights_depend_on_the_name_alone(tmp_path: Path) -> None:
 @pytest.mark.slow(20)
 def test_a_rehearsal_fills_every_cell_and_every_format_marks_it(guest) -> None:
     (guest.folder / "trial.yaml").write_text(SMALL)
-    output = guest.xsweep("plan", "trial.yaml")
+    output = guest.command("plan", "trial.yaml")
     assert "there is no forecast" in output
-    guest.xsweep("submit", "trial.yaml", "--no-start")
+    guest.command("submit", "trial.yaml", "--no-start")
     guest.xsweep("run")
-    status = guest.xsweep("status")
+    status = guest.command("status")
     assert "trial-rehearsal" in status
     assert "rehearsal: tiny random models" in status
     engine = connect(f"sqlite:///{guest.home}/xsweep.db")
     assert check(engine) == []
     engine.dispose()
-    report = json.loads(guest.xsweep("report", "--format", "json"))
+    report = json.loads(guest.command("report", "--format", "json"))
     assert report["rehearsal"] is True
     # 2 runs and the first stage on 3 collections
     assert len(report["places"]) == 9
     assert all(place["mean"] is not None and not place["unfinished"] for place in report["places"])
     for format in ("text", "markdown", "latex", "html"):
-        assert "REHEARSAL" in guest.xsweep("report", "--format", format)
-    assert guest.xsweep("report", "--format", "csv").startswith("rehearsal,name,")
+        assert "REHEARSAL" in guest.command("report", "--format", format)
+    assert guest.command("report", "--format", "csv").startswith("rehearsal,name,")
 
 
 @pytest.mark.slow(3)
 @pytest.mark.parametrize(
-    ("sweep", "training"),
+    ("sweep", "training", "changes"),
     [
-        ("ettin_recipe", "Ettin-17M recipe published s12"),
-        ("ettin_recipe", "Ettin-68M infonce best s12"),
-        ("ettin_recipe", "Ettin-68M kl_div lists s12"),
-        ("llm_teachers", "Ettin-150M distill_ranknet mean s12"),
+        ("ettin_recipe", "Ettin-17M recipe published s12", []),
+        ("ettin_recipe", "Ettin-68M infonce best s12", []),
+        ("ettin_recipe", "Ettin-68M kl_div lists s12", []),
+        # 10 documents of a query in place of 50 for five teachers to score
+        (
+            "llm_teachers",
+            "Ettin-150M distill_ranknet mean s12",
+            ["teachers.rankzephyr.depth=10"],
+        ),
     ],
 )
 def test_a_training_of_the_recipes_is_rehearsed_from_its_data_to_its_model(
-    settings: Settings, tmp_path: Path, sweep: str, training: str
+    settings: Settings, tmp_path: Path, sweep: str, training: str, changes: list[str]
 ) -> None:
     text = (SWEEPS / f"{sweep}.yaml").read_text()
     (tmp_path / f"{sweep}.yaml").write_text(text)
@@ -176,7 +181,7 @@ def test_a_training_of_the_recipes_is_rehearsed_from_its_data_to_its_model(
         f"{{extends: {sweep}.yaml, name: small, rehearsal: true, validation: null, "
         "evaluation: {collections: apidocs/test}}"
     )
-    plan = plan_grid(tmp_path / "small.yaml", settings)
+    plan = plan_grid(tmp_path / "small.yaml", settings, changes)
     summary = _run(plan, f"train {training}", tmp_path)
     assert summary["steps"] == STEPS
     assert summary["final_loss"] > 0
