@@ -82,7 +82,7 @@ class World:
         }
         teachers |= {"hinge": teachers["bce"], "distill_ranknet": teachers["adr_mse"]}
         defaults = {
-            "steps": 8,
+            "steps": 6,
             "warmup_steps": 2,
             "lr": 1e-3,
             "batch_queries": 5,
@@ -99,7 +99,7 @@ class World:
             "seed": 12,
             "query_tokens": 4,
             "document_tokens": 24,
-            "validation": {"collection": self.collection, "every_steps": 4, "depth": 10},
+            "validation": {"collection": self.collection, "every_steps": 3, "depth": 10},
         }
 
     def prepared(self, *, packed: bool = False, **settings: object) -> tuple:

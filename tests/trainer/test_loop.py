@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
 
@@ -41,6 +42,20 @@ def stop_at(step):
     return report
 
 
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory):
+    """One training for each engine that stopped after step 1, went on and stopped after step 5."""
+    home = tmp_path_factory.mktemp("stopped")
+    for name, settings in ENGINES.items():
+        first, second = home / "first" / name, home / name
+        with pytest.raises(Stopped):
+            train(world, first, **settings, report=stop_at(1))
+        with pytest.raises(Stopped):
+            train(world, second, **settings, report=stop_at(5), resume_from=[first])
+        assert not (second / "manifest.json").exists()
+    return home
+
+
 @pytest.mark.slow(3)
 @pytest.mark.parametrize("name", ["zero-0", "zero-1", "zero-2"])
 def test_deepspeed_gives_the_curves_of_plain_torch(undisturbed, name):
@@ -51,18 +66,13 @@ def test_deepspeed_gives_the_curves_of_plain_torch(undisturbed, name):
 
 
 @pytest.mark.parametrize("name", ENGINES)
-@pytest.mark.parametrize("step", [1, 5])
 def test_a_stopped_and_continued_training_ends_with_the_same_weights(
-    world, undisturbed, tmp_path, name, step
+    world, undisturbed, stopped, tmp_path, name
 ):
-    first, second = tmp_path / "first", tmp_path / "second"
-    with pytest.raises(Stopped):
-        train(world, first, **ENGINES[name], report=stop_at(step))
-    assert not (first / "manifest.json").exists()
-    train(world, second, **ENGINES[name], resume_from=[first])
-    assert digest(second) == digest(undisturbed[name])
+    out = train(world, tmp_path, **ENGINES[name], resume_from=[stopped / name])
+    assert digest(out) == digest(undisturbed[name])
     for figure in ("loss", "lr", "grad_norm", "validation"):
-        assert curve(second, figure) == curve(undisturbed[name], figure)
+        assert curve(out, figure) == curve(undisturbed[name], figure)
 
 
 @pytest.mark.parametrize("name", ["plain", "zero-1"])
@@ -73,14 +83,14 @@ def test_a_killed_training_loses_at_most_the_age_of_a_checkpoint(
         """Leaves no time to save, like SIGKILL."""
 
     def kill(done, total, **_):
-        if done == 6:
+        if done == 5:
             raise Killed
 
     monkeypatch.setattr("xsweep.trainer.loop.CHECKPOINT_S", 0.0)
     first = tmp_path / "first"
     with pytest.raises(Killed):
         train(world, first, **ENGINES[name], report=kill, checkpoint_every_steps=1000)
-    assert [path.name for path in list_checkpoints([first / "checkpoints"])] == ["step-5", "step-4"]
+    assert [path.name for path in list_checkpoints([first / "checkpoints"])] == ["step-4", "step-3"]
     monkeypatch.undo()
     second = train(world, tmp_path / "second", **ENGINES[name], resume_from=[first])
     assert digest(second) == digest(undisturbed[name])
@@ -96,16 +106,13 @@ def test_a_checkpoint_is_written_neither_before_its_step_nor_before_its_age(worl
     assert list_checkpoints([tmp_path / "first" / "checkpoints"]) == []
 
 
-def test_a_training_can_resume_under_another_engine(world, undisturbed, tmp_path):
-    with pytest.raises(Stopped):
-        train(world, tmp_path / "first", **ENGINES["zero-2"], report=stop_at(5))
-    out = train(world, tmp_path / "second", **ENGINES["plain"], resume_from=[tmp_path / "first"])
+def test_a_training_can_resume_under_another_engine(world, undisturbed, stopped, tmp_path):
+    out = train(world, tmp_path, **ENGINES["plain"], resume_from=[stopped / "zero-2"])
     assert curve(out) == pytest.approx(curve(undisturbed["plain"]), rel=1e-5)
 
 
-def test_a_checkpoint_of_an_older_version_is_resumed(world, undisturbed, tmp_path):
-    with pytest.raises(Stopped):
-        train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(5))
+def test_a_checkpoint_of_an_older_version_is_resumed(world, undisturbed, stopped, tmp_path):
+    shutil.copytree(stopped / "plain", tmp_path / "first")
     newest = list_checkpoints([tmp_path / "first" / "checkpoints"])[0]
     progress = json.loads((newest / "progress.json").read_text())
     (newest / "progress.json").write_text(json.dumps({**progress, "joules": 12.5}))
@@ -135,22 +142,22 @@ def test_the_next_step_is_prepared_between_the_passes_and_the_update_of_this_one
         watched(PlainEngine, "step", "updated"),
     ):
         with pytest.raises(Stopped):
-            train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(5))
+            train(world, tmp_path / "first", **ENGINES["plain"], report=stop_at(4))
         out = train(world, tmp_path / "out", **ENGINES["plain"], resume_from=[tmp_path / "first"])
     assert digest(out) == digest(undisturbed["plain"])
     first, *steps = "".join(event[0] for event in events).split("u")
     assert re.fullmatch("pc+p", first)
-    assert all(re.fullmatch("c+p", step) for step in steps[:4])
-    assert re.fullmatch("pc+p", steps[4]), "prepared again after the stop"
-    assert re.fullmatch("c+", steps[6]), "nothing is left to prepare"
+    assert all(re.fullmatch("c+p", step) for step in steps[:3])
+    assert re.fullmatch("pc+p", steps[3]), "prepared again after the stop"
+    assert re.fullmatch("c+", steps[4]), "nothing is left to prepare"
 
 
-def test_the_seed_determines_the_weights(world, undisturbed, tmp_path):
-    again = train(world, tmp_path / "again", **ENGINES["plain"])
-    assert digest(again) == digest(undisturbed["plain"])
-    spec = world.spec(**ENGINES["plain"]) | {"seed": 13}
-    run_job("train", spec, world.inputs, tmp_path / "other")
-    assert curve(tmp_path / "other") != curve(again)
+def test_the_seed_determines_the_weights(world, tmp_path):
+    outs = [tmp_path / name for name in ("first", "again", "other")]
+    for out, seed in zip(outs, (12, 12, 13), strict=True):
+        run_job("train", world.spec(steps=3) | {"seed": seed}, world.inputs, out)
+    first, again, other = map(digest, outs)
+    assert first == again != other
 
 
 def test_a_training_runs_in_a_thread_of_a_long_lived_worker(world, undisturbed, tmp_path):
@@ -159,17 +166,23 @@ def test_a_training_runs_in_a_thread_of_a_long_lived_worker(world, undisturbed, 
     assert digest(out) == digest(undisturbed["zero-0"])
 
 
-def test_without_dropout_the_cut_into_micro_batches_changes_nothing(world, tmp_path):
-    outs = [
-        train(world, tmp_path / str(budget), dropout=False, micro_batch_tokens=budget)
-        for budget in (100, 100_000)
-    ]
-    assert curve(outs[0]) == pytest.approx(curve(outs[1]), rel=1e-5)
+ROOMY = {"dropout": False, "micro_batch_tokens": 100_000, "steps": 3}
+
+
+@pytest.fixture(scope="module")
+def roomy(world, tmp_path_factory):
+    """A finished training that has memory enough."""
+    return train(world, tmp_path_factory.mktemp("roomy"), **ROOMY)
+
+
+def test_without_dropout_the_cut_into_micro_batches_changes_nothing(world, roomy, tmp_path):
+    out = train(world, tmp_path, **ROOMY | {"micro_batch_tokens": 100})
+    assert curve(out) == pytest.approx(curve(roomy), rel=1e-5)
 
 
 def test_without_dropout_padding_changes_nothing(world, tmp_path):
     outs = [
-        train(world, tmp_path / layout, dropout=False, layout=layout)
+        train(world, tmp_path / layout, dropout=False, layout=layout, steps=3)
         for layout in ("padded", "unpadded")
     ]
     for figure in ("loss", "grad_norm", "validation"):
@@ -180,8 +193,9 @@ def test_without_dropout_padding_changes_nothing(world, tmp_path):
 
 @pytest.mark.parametrize("layout", ["padded", "unpadded"])
 def test_gradient_checkpointing_changes_no_number(world, tmp_path, layout):
+    settings = {"layout": layout, "steps": 3}
     outs = [
-        train(world, tmp_path / str(recompute), layout=layout, gradient_checkpointing=recompute)
+        train(world, tmp_path / str(recompute), **settings, gradient_checkpointing=recompute)
         for recompute in (False, True)
     ]
     assert curve(outs[1]) == pytest.approx(curve(outs[0]), rel=1e-5)
@@ -195,9 +209,12 @@ def test_gradient_checkpointing_of_a_family_without_it_is_refused(world, tmp_pat
 
 @pytest.mark.parametrize("objective", ["bce", "hinge", "margin_mse", "distill_ranknet", "adr_mse"])
 def test_every_objective_lowers_its_training_loss(world, tmp_path, objective):
-    optimisation = {"steps": 40, "lr": 1e-3, "warmup_steps": 1, "dropout": False}
-    losses = curve(train(world, tmp_path / "out", objective=objective, **optimisation))
-    assert sum(losses[-10:]) < sum(losses[:10])
+    settings = {"steps": 40, "lr": 3e-3, "warmup_steps": 1, "dropout": False}
+    budgets = {"micro_batch_tokens": 2000, "forward_tokens": 500}
+    spec = world.spec(objective, **settings, **budgets) | {"validation": None}
+    run_job("train", spec, world.inputs, tmp_path)
+    losses = curve(tmp_path)
+    assert sum(losses[-10:]) < 0.96 * sum(losses[:10])
 
 
 def test_the_best_checkpoint_is_the_result_and_patience_ends_a_training(world, tmp_path):
@@ -233,7 +250,7 @@ def test_checkpoints_of_another_training_are_refused(world, tmp_path):
 @pytest.mark.parametrize("engine", ["plain", "zero-2"])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_out_of_memory_halves_the_micro_batches_of_the_same_global_batch(
-    world, tmp_path, engine, where
+    world, roomy, tmp_path, engine, where
 ):
     forward, failed = Scorer.forward, []
 
@@ -251,35 +268,32 @@ def test_out_of_memory_halves_the_micro_batches_of_the_same_global_batch(
             logits.register_hook(run_out)
         return logits
 
-    settings = ENGINES[engine] | {"dropout": False, "micro_batch_tokens": 100_000, "steps": 3}
-    expected = train(world, tmp_path / "expected", **settings)
     with patch.object(Scorer, "forward", small_device):
-        out = train(world, tmp_path / "out", **settings)
+        out = train(world, tmp_path, **ENGINES[engine], **ROOMY)
     assert failed
-    assert curve(out) == pytest.approx(curve(expected), rel=1e-5)
-    assert curve(out, "grad_norm") == pytest.approx(curve(expected, "grad_norm"), rel=1e-4)
+    assert curve(out) == pytest.approx(curve(roomy), rel=1e-5)
+    assert curve(out, "grad_norm") == pytest.approx(curve(roomy, "grad_norm"), rel=1e-4)
     summary = json.loads((out / "summary.json").read_text())
     assert summary["halved_budgets"][0][0] == 0
     assert summary["halved_budgets"][-1][1] <= 200
-    assert json.loads((expected / "summary.json").read_text())["halved_budgets"] == []
+    assert json.loads((roomy / "summary.json").read_text())["halved_budgets"] == []
 
 
 def test_an_update_that_runs_out_of_memory_halves_the_budget_of_the_next_attempt(world, tmp_path):
     error = torch.OutOfMemoryError("no memory")
     with patch.object(PlainEngine, "step", side_effect=error), pytest.raises(type(error)):
-        train(world, tmp_path / "first", micro_batch_tokens=400)
-    out = train(world, tmp_path / "second", resume_from=[tmp_path / "first"])
+        train(world, tmp_path / "first", steps=3, micro_batch_tokens=400)
+    out = train(world, tmp_path / "second", steps=3, resume_from=[tmp_path / "first"])
     assert json.loads((out / "summary.json").read_text())["halved_budgets"] == [[0, 200]]
 
 
 def test_a_combination_of_losses_is_trained(world, tmp_path):
-    spec = world.spec("margin_mse", steps=3)
-    spec["objective"] = {"name": "infonce", "plus": [{"name": "margin_mse", "weight": 0.1}]}
-    run_job("train", spec, world.inputs, tmp_path / "out")
-    parts = []
-    for name in ("infonce", "margin_mse"):
-        alone = world.spec("margin_mse", steps=3)
-        alone["objective"] = {"name": name, "plus": [{"name": "margin_mse", "weight": 1e-12}]}
-        run_job("train", alone, world.inputs, tmp_path / name)
-        parts.append(curve(tmp_path / name)[0])
-    assert curve(tmp_path / "out")[0] == pytest.approx(parts[0] + 0.1 * parts[1], rel=1e-4)
+    def first_loss(name, weight, place):
+        spec = world.spec("margin_mse", steps=1, warmup_steps=0)
+        spec["objective"] = {"name": name, "plus": [{"name": "margin_mse", "weight": weight}]}
+        run_job("train", spec, world.inputs, tmp_path / place)
+        return curve(tmp_path / place)[0]
+
+    alone = [first_loss(name, 1e-12, name) for name in ("infonce", "margin_mse")]
+    together = first_loss("infonce", 0.1, "out")
+    assert together == pytest.approx(alone[0] + 0.1 * alone[1], rel=1e-4)
