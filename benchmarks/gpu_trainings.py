@@ -1,12 +1,14 @@
 """Whole trainings in processes of their own: one that is killed, one that runs out of memory.
 
-    python benchmarks/gpu_trainings.py JOB.json OUT [--kill-after STEP] [--room BYTES]
+    python benchmarks/gpu_trainings.py JOB.json OUT [OUT] [--kill-after STEP | --cap]
 
-As a program it trains what JOB.json says into the folder OUT. It ends itself with SIGKILL after a
-step, or caps its memory, where asked to, and says in OUT.json how much memory it took on top.
+As a program it trains what JOB.json says into each folder OUT. It ends itself with SIGKILL after a
+step, or caps the memory of the second training, where asked to, and says in JOB.memory.json what
+the first one took and what the second one has.
 """
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -14,6 +16,7 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +52,10 @@ def resume(home: Path, world: World, options: argparse.Namespace) -> Figures:
     few = {"steps": STEPS, "batch_queries": 4 if options.device.type == "cpu" else 64}
     job = write_job(home, world, options, **few, checkpoint_every_steps=CHECKPOINT_EVERY)
     undisturbed, killed = home / "undisturbed", home / "killed"
-    run(job, undisturbed, options)
     kill = ("--kill-after", str(KILLED_AFTER))
-    run(job, killed, options, *kill, ends_with=-signal.SIGKILL)
+    run(job, [killed], options, *kill, ends_with=-signal.SIGKILL)
     newest, *_ = list_checkpoints([killed / "checkpoints"])
-    run(job, killed, options)
+    run(job, [killed, undisturbed], options)
     digests = [_digest(undisturbed), _digest(killed)]
     return {
         "killed_after_step": KILLED_AFTER,
@@ -73,26 +75,17 @@ def capped(home: Path, world: World, options: argparse.Namespace) -> Figures:
     losses agree. On a CPU both compute in fp32 without oneDNN's blocked weights.
     """
     on_cpu = options.device.type == "cpu"
-    pairs = 256 if on_cpu else 2048
+    pairs = 128 if on_cpu else 2048
     whole = {"steps": 2, "batch_queries": pairs // 2, "micro_batch_tokens": 10**6}
     whole["precision"] = "fp32" if on_cpu else options.precision
     job = write_job(home, world, options, **whole, dropout=False)
-    run(job, home / "roomy", options, **REFUSES_MEMORY)
-    taken = json.loads((home / "roomy.json").read_text())["taken_bytes"]
-    weights = (world.folder(options.shapes[0]) / "model.safetensors").stat().st_size
-    activations = taken - weights
-    room = 2 * weights + activations // 2
-    if room > taken:
-        raise ValueError("gradients take more than micro-batches: this shape has too few layers")
-    run(job, home / "capped", options, "--room", str(room), **REFUSES_MEMORY)
-    roomy, tight = (
-        json.loads((home / name / "summary.json").read_text()) for name in ("roomy", "capped")
-    )
+    outs = [home / "roomy", home / "capped"]
+    run(job, outs, options, "--cap", **REFUSES_MEMORY)
+    memory = json.loads(job.with_suffix(".memory.json").read_text())
+    roomy, tight = (json.loads((out / "summary.json").read_text()) for out in outs)
     return {
         "pairs_per_step": pairs,
-        "taken_mib": taken >> 20,
-        "activations_mib": activations >> 20,
-        "room_mib": room >> 20,
+        **{f"{name}_mib": size >> 20 for name, size in memory.items()},
         "steps": tight["steps"],
         "halved_budgets": tight["halved_budgets"],
         "final_losses": [roomy["final_loss"], tight["final_loss"]],
@@ -152,25 +145,25 @@ def _write_triples(folder: Path, world: World) -> None:
 
 def run(
     job: Path,
-    out: Path,
+    outs: Sequence[Path],
     options: argparse.Namespace,
     *more: str,
     ends_with: int = 0,
     **environment: str,
 ) -> None:
-    """A training in a process of its own. Raises RuntimeError if it ends in another way.
+    """Trainings in a process of their own. Raises RuntimeError if it ends in another way.
 
     `environment` holds on a CPU only.
     """
     done = subprocess.run(
-        [sys.executable, __file__, job, out, *more],
+        [sys.executable, __file__, job, *outs, *more],
         env=os.environ | (ON_A_CPU | environment if options.device.type == "cpu" else {}),
         stderr=subprocess.PIPE,
         text=True,
     )
     if done.returncode != ends_with:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise RuntimeError(f"the training {out.name} ended with {done.returncode}: {reason}")
+        raise RuntimeError(f"the training {outs[0].name} ended with {done.returncode}: {reason}")
 
 
 def _digest(out: Path) -> str:
@@ -201,35 +194,56 @@ def cap_memory(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (most, NO_CAP_BYTES))
 
 
-def main() -> None:
-    """Runs a training; kills it after a step or caps its memory where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--kill-after", type=int, metavar="STEP")
-    parser.add_argument("--room", type=int, help="bytes above those after the first step")
-    options = parser.parse_args()
-    job = json.loads(options.job.read_text())
+def train(job: dict[str, Any], out: Path, kill_after: int | None = None, room: int = 0) -> int:
+    """Runs a training; the bytes that it took on top of those after its first step.
 
-    before: list[int] = []
+    `room` caps these.
+    """
+    before = 0
 
     def report(done: int, total: int, **_: object) -> None:
-        if done == options.kill_after:
+        nonlocal before
+        if done == kill_after:
             os.kill(os.getpid(), signal.SIGKILL)
         if done == 1:
-            before.append(taken_bytes())
-            if options.room:
-                cap_memory(before[0] + options.room)
-        elif done == total and options.room:
+            before = taken_bytes()
+            if room:
+                cap_memory(before + room)
+        elif done == total and room:
             cap_memory(NO_CAP_BYTES)  # no micro-batch makes writing the model smaller
 
+    inputs = {role: Path(folder) for role, folder in job["inputs"].items()}
+    run_job("train", job["spec"], inputs, out, report, resume_from=[out])
+    return most_taken_bytes() - before
+
+
+def main() -> None:
+    """Runs trainings; kills the first or caps the second where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", type=Path)
+    parser.add_argument("outs", type=Path, nargs="+")
+    parser.add_argument("--kill-after", type=int, metavar="STEP")
+    parser.add_argument("--cap", action="store_true", help="the memory of the second")
+    options = parser.parse_args()
+    job = json.loads(options.job.read_text())
     if not torch.cuda.is_available():
         resource.setrlimit(resource.RLIMIT_AS, (NO_CAP_BYTES, NO_CAP_BYTES))
-    inputs = {role: Path(folder) for role, folder in job["inputs"].items()}
-    run_job("train", job["spec"], inputs, options.out, report, resume_from=[options.out])
-    if before:
-        said = json.dumps({"taken_bytes": most_taken_bytes() - before[0]})
-        options.out.with_suffix(".json").write_text(said)
+    first, *others = options.outs
+    taken = train(job, first, options.kill_after)
+    room = 0
+    if options.cap:
+        gc.collect()
+        weights = (Path(job["spec"]["backbone"]["folder"]) / "model.safetensors").stat().st_size
+        activations = taken - weights
+        room = 2 * weights + activations // 2
+        if room > taken:
+            raise ValueError(
+                "gradients take more than micro-batches: this shape has too few layers"
+            )
+        memory = {"taken": taken, "activations": activations, "room": room}
+        options.job.with_suffix(".memory.json").write_text(json.dumps(memory))
+    for out in others:
+        train(job, out, room=room)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ PEERS = {
     "trainer: tiny, infonce",
 }
 
-pytestmark = [pytest.mark.slow(4), pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow(3), pytest.mark.timeout(1800)]
 
 
 class Outcome(NamedTuple):
