@@ -27,7 +27,7 @@ def scrape(port: int) -> str | None:
 
 
 def test_a_job_that_fails_for_good_stops_what_needs_it_alone_and_is_announced(guest):
-    grid = write_study(guest.folder)
+    grid = write_study(guest.folder, objectives=("infonce",))
     damaged = shutil.copytree(guest.folder / "backbone", guest.folder / "damaged")
     (damaged / "model.safetensors").write_bytes(b"no weights")
     another = "  - {folder: damaged, label: Damaged}\nteachers:"
@@ -37,7 +37,7 @@ def test_a_job_that_fails_for_good_stops_what_needs_it_alone_and_is_announced(gu
         "XSWEEP_WEBHOOK": receiver.url,
         "XSWEEP_METRICS_PORT": str(port),
     }
-    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    guest.command("submit", "tiny.yaml", "--no-start")
     controller = guest.start("run")
     lines, text = [], None
     for line in controller.stdout:
@@ -91,7 +91,7 @@ def test_a_job_that_fails_for_good_stops_what_needs_it_alone_and_is_announced(gu
 )
 def test_wrong_monitoring_settings_are_refused_before_ray_starts(workplace, name, value, message):
     write_study(workplace.folder)
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    workplace.command("submit", "tiny.yaml", "--no-start")
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

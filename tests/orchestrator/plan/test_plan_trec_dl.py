@@ -26,9 +26,9 @@ def test_the_trec_dl_sweep_runs_on_real_data_and_its_first_stage_has_the_known_f
         YAML().dump(grid, file)
 
     guest.environment["XSWEEP_DATA_HOME"] = str(real_data)
-    guest.xsweep("submit", "short.yaml", "--no-start")
+    guest.command("submit", "short.yaml", "--no-start")
     guest.xsweep("run")
-    report = json.loads(guest.xsweep("report", "trec_dl", "--format", "json"))
+    report = json.loads(guest.command("report", "trec_dl", "--format", "json"))
     (bm25,) = [each for each in report["places"] if each["system"] == "first_stage"]
     assert round(bm25["mean"], 4) == 0.4803, "BM25 on TREC-DL 2020 by trec_eval's rule"
     assert bm25["queries"] == 54

@@ -9,6 +9,7 @@ import os
 import secrets
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import ray
@@ -18,7 +19,7 @@ from waiting import wait_for
 
 from xsweep.db import status
 from xsweep.db.engine import connect
-from xsweep.orchestrator.runtime.ray_cluster import free_port
+from xsweep.orchestrator.runtime.ray_cluster import disable_client_server, free_port
 
 pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(600)]
 
@@ -62,13 +63,15 @@ def growing_cluster(tmp_path):
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
     }
     fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    fake["RAY_START_HOOK"] = f"{disable_client_server.__module__}.{disable_client_server.__name__}"
     log = tmp_path / "head.log"
     with log.open("w") as out:
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"),
                 *("--port", address.rpartition(":")[2], "--num-cpus", "0", "--num-gpus", "0"),
-                *("--include-dashboard", "False", "--disable-usage-stats"),
+                *("--include-dashboard", "False", "--include-log-monitor", "False"),
+                *("--disable-usage-stats",),
                 *("--autoscaling-config", str(tmp_path / "autoscaler.yaml")),
             ],
             env={**os.environ, **ours, **fake},
@@ -85,30 +88,35 @@ def growing_cluster(tmp_path):
         process.wait()
 
 
-NODES = """
-import os, ray
-ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False)
-print(sorted(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
+IS_ALONE = """
+import sys, ray
+from waiting import wait_for
+
+def living():
+    return [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+
+ray.init(log_to_driver=False)
+wait_for(lambda: living() == [0], float(sys.argv[1]), "idle nodes to go")
 """
 
 
-def cpus_of_nodes(environment):
-    """CPUs of each living node."""
-    command = [sys.executable, "-c", NODES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+def head_is_alone(environment, timeout_s):
+    """Wait that long until the only living node is the head, which has no CPU."""
+    command = [sys.executable, "-c", IS_ALONE, str(timeout_s)]
+    tests = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, env=environment | tests).returncode == 0
 
 
 def test_nodes_come_because_jobs_wait_for_them_and_go_when_none_does(workplace, growing_cluster):
     workplace.environment |= growing_cluster
-    grid = write_study(workplace.folder)
+    grid = write_study(workplace.folder, objectives=("infonce",))
     grid.write_text(grid.read_text() + "resources: {train: {cpus: 2}}\n")
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    assert cpus_of_nodes(workplace.environment) == [0]
+    workplace.command("submit", "tiny.yaml", "--no-start")
+    assert head_is_alone(workplace.environment, 0)
     output = workplace.xsweep("run")
     assert "one asks for 1 CPU, and there is no node that runs jobs" in output
     engine = connect(f"sqlite:///{workplace.home}/xsweep.db")
     # Trainings found their 2 CPUs, which only a node of the larger type has.
     assert {each.state for each in status.list_jobs(engine)} == {"done"}
     engine.dispose()
-    wait_for(lambda: cpus_of_nodes(workplace.environment) == [0], what="idle nodes to go")
+    assert head_is_alone(workplace.environment, 120)

@@ -57,5 +57,5 @@ def test_a_sweep_imports_no_file_of_the_working_folder_or_pythonpath(workplace, 
             (folder / f"{name}.py").write_text(note)
     workplace.environment["PYTHONPATH"] = str(libraries)
     printed = workplace.xsweep("submit", "tiny.yaml", "--watch")
-    assert "nDCG@10" in workplace.xsweep("report"), printed
+    assert "nDCG@10" in workplace.command("report"), printed
     assert not imported.exists(), imported.read_text()
