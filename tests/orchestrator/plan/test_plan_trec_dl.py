@@ -1,4 +1,4 @@
-"""The TREC-DL sweep on the real pools, its trainings cut to two steps."""
+"""The TREC-DL sweep on the real pools, its trainings cut to two steps of one layer."""
 
 import json
 from pathlib import Path
@@ -15,6 +15,7 @@ def test_the_trec_dl_sweep_runs_on_real_data_and_its_first_stage_has_the_known_f
 ):
     grid = YAML(typ="safe").load(PROJECT / "sweeps" / "trec_dl.yaml")
     grid["seeds"] = [1]
+    grid["backbones"][0]["layers"] = 1
     grid["objectives"] = {
         "infonce": {"teachers": "qrels"},
         "margin_mse": {"teachers": "monot5"},
