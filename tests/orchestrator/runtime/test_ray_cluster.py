@@ -223,7 +223,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_refused_by_name(monkeypatc
 
 
 def test_a_start_that_fails_reports_rays_own_error(monkeypatch, home):
-    monkeypatch.setattr(ray_cluster, "OBJECT_STORE_BYTES", 1)
+    monkeypatch.setattr(ray_cluster, "node_options", lambda ports: ["--min-worker-port", "5"])
     with pytest.raises(SetupError, match=r"Ray did not start \(ValueError: .*\); its output"):
         ray_cluster.ensure_local(home)
 
