@@ -123,7 +123,7 @@ def test_bf16_follows_the_losses_of_fp32_on_a_packaged_backbone(world, tmp_path)
     inputs = world.inputs | {"tokens": tmp_path / "tokens"}
     curves = {}
     for precision, engine in (("fp32", "plain"), ("bf16", "deepspeed")):
-        spec = world.spec(steps=5, lr=1e-4, precision=precision, engine=engine, dropout=False)
+        spec = world.spec(steps=3, lr=1e-4, precision=precision, engine=engine, dropout=False)
         spec |= {"backbone": backbone, "validation": None}
         run_job("train", spec, inputs, tmp_path / precision)
         lines = (tmp_path / precision / "metrics.jsonl").read_text().splitlines()
