@@ -137,14 +137,26 @@ def shared_ray(
 
 
 @pytest.fixture
+def end_workers(shared_ray: tuple[dict[str, str], Popen[str]]) -> Callable[[], None]:
+    """Ends all workers of the cluster that tests share."""
+    _, cluster = shared_ray
+
+    def end() -> None:
+        print("end them", file=cluster.stdin, flush=True)
+        assert cluster.stdout
+        assert any("no actors" in line for line in cluster.stdout)
+
+    return end
+
+
+@pytest.fixture
 def guest(
-    workplace: Workplace, shared_ray: tuple[dict[str, str], Popen[str]]
+    workplace: Workplace,
+    shared_ray: tuple[dict[str, str], Popen[str]],
+    end_workers: Callable[[], None],
 ) -> Iterator[Workplace]:
     """A workplace on the cluster that tests share; its workers end with the test."""
-    environment, cluster = shared_ray
-    workplace.environment |= environment
+    workplace.environment |= shared_ray[0]
     yield workplace
     workplace.close()
-    print("a test has ended", file=cluster.stdin, flush=True)
-    assert cluster.stdout
-    assert any("no actors" in line for line in cluster.stdout)
+    end_workers()

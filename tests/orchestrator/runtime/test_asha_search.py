@@ -10,7 +10,6 @@ from xsweep.db import events, jobs, status
 from xsweep.db.check import check
 from xsweep.db.engine import connect
 from xsweep.db.status import overview
-from xsweep.orchestrator.runtime import ray_cluster
 
 pytestmark = [pytest.mark.slow(60), pytest.mark.timeout(600)]
 
@@ -29,13 +28,13 @@ OWN = (
 
 
 @pytest.fixture
-def study(workplace):
-    grid = write_study(workplace.folder, steps=STEPS)
-    write_collection(workplace.folder / "v", seed=5)
+def study(guest):
+    grid = write_study(guest.folder, steps=STEPS)
+    write_collection(guest.folder / "v", seed=5)
     text = grid.read_text().replace("backbones:", f"{OWN}backbones:", 1)
     grid.write_text(text.replace("evaluation:", f"{SEARCH}evaluation:", 1))
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    return workplace
+    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    return guest
 
 
 @pytest.fixture
@@ -59,14 +58,14 @@ def done(engine) -> set[int]:
     return {row.job_id for row in status.list_jobs(engine, state="done", kind="train")}
 
 
-def test_a_search_that_is_killed_continues_and_its_winner_is_used(study, engine):
+def test_a_search_that_is_killed_continues_and_its_winner_is_used(study, engine, end_workers):
     controller = study.start("run")
     for line in controller.stdout:
         if "done      trial" in line:
             break
     controller.kill()
     controller.communicate()
-    ray_cluster.stop_local(study.home)
+    end_workers()
     finished = done(engine) & trials(engine).keys()
     assert finished
 

@@ -1,104 +1,162 @@
-"""Trainings of several ranks on the nodes of a real Ray cluster; one of the ranks is killed."""
+"""Trainings of several ranks on two hosts that share nothing but an object store.
 
-import json
+The hosts are Ray nodes of this machine. The second one has a mount namespace of its own, where this
+user may make one: another disk lies where the first one keeps its copies of the store.
+"""
+
+import contextlib
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
+import object_store
 import pytest
+from sessions import end_session, session
+from sqlalchemy import select
 from tiny import write_study
 from waiting import wait_for
 
 from xsweep.db import jobs, status
 from xsweep.db.check import check
 from xsweep.db.engine import connect
+from xsweep.db.schema import Job, Result
 from xsweep.orchestrator.runtime.process import namespace
+from xsweep.orchestrator.runtime.ray_cluster import free_port
 from xsweep.orchestrator.settings import load_settings
 
-pytestmark = [pytest.mark.slow(30), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(90), pytest.mark.timeout(600)]
 
-NODES = ("1", "1")
-"""CPUs of each, the head included: too few for two ranks on one node."""
-STEPS = 80
-"""Four checkpoints: most of a training is left when the first one is there."""
-
-
-def run_with(workplace, environment, ranks):
-    """Submit a study with one training of `ranks` ranks."""
-    # One worker prepares and evaluates: importing torch is most of a worker's work here.
-    workplace.environment |= {**environment, "XSWEEP_LIMITS": "prepare=1,evaluate=1"}
-    grid = write_study(workplace.folder, steps=STEPS, objectives=("infonce",))
-    needs = f"resources: {{train: {{cpus: 1, ranks: {ranks}, spread: true}}}}\n"
-    grid.write_text(grid.read_text() + needs)
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
-    return workplace
-
-
-def first_checkpoint(workplace):
-    """Folder of the first attempt that has written a checkpoint."""
-    pattern = "store/jobs/train/*/*/attempt-1/checkpoints/step-*"
-    return wait_for(lambda: next(workplace.home.glob(pattern), None)).parent.parent
-
-
-def second_rank(folder):
-    """Job and process of an attempt's rank 1."""
-    log = Path(f"{folder}.rank-1.log").read_text()
-    return map(int, re.search(r"\[job (\d+), token 1, pid (\d+)\]", log).groups())
-
-
-def attempts(engine):
-    """Number of attempts of every training."""
-    return {job.job_id: job.token for job in status.list_jobs(engine, kind="train")}
-
-
-def summary(workplace):
-    """The training's summary."""
-    (path,) = workplace.home.glob("store/jobs/train/*/*/attempt-*/summary.json")
-    return json.loads(path.read_text())
-
-
-def means(workplace):
-    """The numbers of the report."""
-    return [float(n) for n in re.findall(r"\d\.\d+", workplace.xsweep("report", "tiny"))]
+RANKS = 2
+"""One CPU on each of as many hosts: too few for two ranks on one."""
+STEPS = 200
+"""Ten checkpoints: most of a training is left when the first one is there."""
+RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
+OTHER_DISK = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$XSWEEP_CACHE" && exec "$@"')
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, workplace_in, several_nodes):
+def hosts(tmp_path_factory):
+    """A cluster of two hosts and a store between them: a program's environment, and the nodes."""
+    folder = tmp_path_factory.mktemp("hosts")
+    cache, token = folder / "cache", folder / "token"
+    cache.mkdir(mode=0o700)
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    started = []
+
+    def start(name, *command):
+        log = folder / f"{name}.log"
+        with log.open("w") as out:
+            process = subprocess.Popen(
+                [*command, "--num-cpus", "1"],
+                env={**os.environ, **ours},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        started.append(process)
+        wait_for(lambda: "Ray runtime started" in log.read_text(), what=f"the {name}")
+
+    with contextlib.contextmanager(object_store.serve)() as url:
+        ours = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
+        ours |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        ours |= {"XSWEEP_CACHE": str(cache), "XSWEEP_STORE": f"{url}/study"}
+        may_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True)
+        apart = () if may_mount.returncode else (*OTHER_DISK, "sh")
+        try:
+            port = str(free_port())
+            start("head", *RAY, "--head", "--port", port, "--include-dashboard", "False")
+            start("other host", *apart, *RAY, "--address", f"127.0.0.1:{port}")
+            yield {**ours, "RAY_ADDRESS": f"127.0.0.1:{port}"}, started
+        finally:
+            for process in reversed(started):
+                end_session(process.pid)
+                process.wait()
+
+
+def submit_training(place, hosts, ranks):
+    """Submit a study with one training of `ranks` ranks, to a store of its own."""
+    # One worker prepares and evaluates: importing torch is most of a worker's work here.
+    place.environment |= {**hosts[0], "XSWEEP_LIMITS": "prepare=1,evaluate=1"}
+    place.environment["XSWEEP_STORE"] += f"-{ranks}"
+    grid = write_study(place.folder, steps=STEPS, objectives=("infonce",))
+    needs = f"resources: {{train: {{cpus: 1, ranks: {ranks}, spread: true}}}}\n"
+    grid.write_text(grid.read_text() + needs)
+    place.xsweep("submit", "tiny.yaml", "--no-start")
+    return place, connect(f"sqlite:///{place.home}/xsweep.db")
+
+
+def wait_for_steps(engine, controller, attempt=1):
+    """Wait until the training's attempt has written a checkpoint and trained on."""
+
+    def trains():
+        assert controller.poll() is None, controller.communicate()[0]
+        (training,) = status.list_jobs(engine, kind="train")
+        running = {job.job_id: job.progress for job in status.summary(engine).running}
+        done = (running.get(training.job_id) or {}).get("done", 0)
+        return training.token == attempt and done > 20
+
+    wait_for(trains)
+
+
+def ranks(hosts):
+    """The processes of the ranks that train now: a host has no CPU for another worker."""
+    processes = [process for node in hosts[1] for process in session(node.pid)]
+    workers = [process for process in processes if process.name() == "ray::Worker"]
+    assert len(workers) == RANKS
+    return workers
+
+
+def summary(engine):
+    """The training's summary."""
+    with engine.connect() as connection:
+        query = select(Result.summary).join(Job, Job.id == Result.job_id).filter_by(kind="train")
+        return connection.scalars(query).one()
+
+
+def means(place):
+    """The numbers of the report."""
+    return [float(n) for n in re.findall(r"\d\.\d+", place.xsweep("report", "tiny"))]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, workplace_in, hosts):
     """The study with one rank, and the output of a controller that slept while another ran it."""
-    place = run_with(workplace_in(tmp_path_factory.mktemp("alone")), several_nodes, 1)
+    place, engine = submit_training(workplace_in(tmp_path_factory.mktemp("alone")), hosts, 1)
     place.environment |= {"XSWEEP_LEASE_S": "10"}
     asleep = place.start("run")
-    first_checkpoint(place)
-    asleep.send_signal(signal.SIGSTOP)
+    wait_for_steps(engine, asleep)
+    with engine.begin():  # a sleeper that held the database's lock would stop the other one
+        asleep.send_signal(signal.SIGSTOP)
     # The other one is on another host, as it were: it shares the database, the store and Ray.
     place.environment |= {"XSWEEP_DB": f"sqlite:///{place.home}/xsweep.db"}
-    place.environment |= {"XSWEEP_STORE": str(place.home / "store"), "XSWEEP_HOME": "elsewhere"}
+    place.environment |= {"XSWEEP_HOME": "elsewhere"}
     assert "adopted   train" in place.xsweep("run")
     asleep.send_signal(signal.SIGCONT)
     late, _ = asleep.communicate(timeout=120)
     assert asleep.returncode == 0, late
-    return place, late
+    yield place, engine, late
+    engine.dispose()
 
 
 def test_a_controller_that_wakes_leaves_alone_what_another_has_adopted(alone):
-    place, late = alone
+    _, engine, late = alone
     assert "stopping it" not in late
-    engine = connect(f"sqlite:///{place.home}/xsweep.db")
-    assert set(attempts(engine).values()) == {1}, "nothing was begun again"
+    (training,) = status.list_jobs(engine, kind="train")
+    assert training.token == 1, "it was not begun again"
     assert check(engine) == []
-    engine.dispose()
 
 
 def test_no_more_jobs_of_a_kind_run_at_once_than_its_limit(alone):
-    engine = connect(f"sqlite:///{alone[0].home}/xsweep.db")
+    _, engine, _ = alone
     prepared = [
         jobs.explain(engine, job.job_id) for job in status.list_jobs(engine, kind="prepare")
     ]
-    engine.dispose()
     spans = sorted((job.attempts[-1].started_at, job.attempts[-1].ended_at) for job in prepared)
     assert len(spans) == 4
     assert all(begun >= ended for (_, ended), (begun, _) in pairwise(spans))
@@ -112,42 +170,54 @@ assert group.wait(60)
 """
 
 
-def test_a_gang_outlives_its_controller_and_the_one_after_a_killed_rank_resumes_to_the_same_result(
-    alone, workplace, several_nodes
+def test_a_gang_is_adopted_stopped_and_loses_a_rank_and_ends_with_the_result_of_one_rank(
+    alone, workplace, hosts
 ):
-    place = run_with(workplace, several_nodes, len(NODES))
-    url = f"sqlite:///{place.home}/xsweep.db"
-    engine = connect(url)
-    # With one CPU reserved, no two ranks would find their nodes.
-    space = namespace(load_settings(database=url), engine)
+    place, engine = submit_training(workplace, hosts, RANKS)
+    # With one CPU reserved, no two ranks would find their hosts.
+    space = namespace(load_settings(database=f"sqlite:///{place.home}/xsweep.db"), engine)
     subprocess.run(
         [sys.executable, "-c", RESERVE, space, f"{space}/left by nobody"],
-        env={**place.environment, "RAY_ADDRESS": several_nodes["RAY_ADDRESS"]},
+        env=place.environment,
         check=True,
     )
     controller = place.start("run")
-    job, pid = second_rank(first_checkpoint(place))
-    os.kill(pid, signal.SIGSTOP)
+    wait_for_steps(engine, controller)
+    workers = ranks(hosts)
+    for worker in workers:  # none ends before it is asked to stop
+        worker.suspend()
     controller.kill()
     output, _ = controller.communicate()
     assert "removed   the placement group" in output
+
     controller = place.start("run")
     assert any("adopted   train" in line for line in controller.stdout)
-    assert attempts(engine)[job] == 1, "it was not begun again"
+    controller.terminate()
+    assert any("stopping: waiting for" in line for line in controller.stdout)
+    for worker in workers:
+        worker.resume()
+    output, _ = controller.communicate(timeout=120)
+    assert "stopped   train" in output
+    (training,) = status.list_jobs(engine, kind="train")
+    assert training.token == 1, "it was not begun again"
 
-    os.kill(pid, signal.SIGKILL)
+    controller = place.start("run")
+    wait_for_steps(engine, controller, attempt=2)
+    ranks(hosts)[-1].kill()
     output, _ = controller.communicate(timeout=300)
     assert controller.returncode == 0, output
     assert "NODE: rank " in output
-    assert attempts(engine)[job] == 2
+    (training,) = status.list_jobs(engine, kind="train")
+    assert (training.state, training.token) == ("done", 3)
     assert check(engine) == []
+    # The checkpoint was written on one host; the other one has it from the store.
+    for rank in map(str, range(RANKS)):
+        log = place.xsweep("logs", str(training.job_id), "--rank", rank)
+        assert "resuming after step" in log
+    missing = place.xsweep("logs", str(training.job_id), "--rank", str(RANKS), code=2)
+    assert "not written yet, or was removed" in missing
+    several, one = summary(engine), summary(alone[1])
     engine.dispose()
-    for rank in map(str, range(len(NODES))):
-        assert "resuming after step" in place.xsweep("logs", str(job), "--rank", rank)
-    assert "not written yet, or was removed" in place.xsweep(
-        "logs", str(job), "--rank", str(len(NODES)), code=2
-    )
-    assert summary(place)["ranks"][-1][1] == len(NODES)
-    several, one = summary(place), summary(alone[0])
+    assert several["ranks"][-1][1] == RANKS
     assert several["final_loss"] == pytest.approx(one["final_loss"], rel=1e-4)
     assert means(place) == pytest.approx(means(alone[0]), abs=1e-3)
