@@ -14,6 +14,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.modeling_auto import (
@@ -137,21 +138,27 @@ def make_config(family: str, pad_id: int | None = PAD) -> PreTrainedConfig:
     return CONFIG_MAPPING[family](**small | special | own, num_labels=1)
 
 
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with random weights, the same in every call."""
+    with quiet_loading():
+        torch.manual_seed(0)
+        return AutoModelForSequenceClassification.from_config(config)
+
+
 @pytest.fixture
 def save(tmp_path: Path) -> Callable[..., Path]:
     """Writes a random model and a tokenizer, and gives their folder."""
 
     def write(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> Path:
         with quiet_loading():
-            torch.manual_seed(0)
-            AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+            build(config).save_pretrained(tmp_path)
             tokenizer.save_pretrained(tmp_path)
         return tmp_path
 
     return write
 
 
-def in_all_ways(folder: Path) -> dict[str, torch.Tensor]:
+def in_all_ways(folder: Path, config: PreTrainedConfig) -> dict[str, torch.Tensor]:
     """Logits of five pairs: the model's own, alone; scored; trained together and singly."""
     model, tokenizer = load_cross_encoder(folder)
     encoder, random = PairEncoder(tokenizer), np.random.default_rng(1)
@@ -167,8 +174,8 @@ def in_all_ways(folder: Path) -> dict[str, torch.Tensor]:
         together.sum().backward()
     weights = model.get_input_embeddings().weight
     assert weights.grad.abs().sum() > 0
+    own_model = build(config).eval()
     with quiet_loading(), torch.no_grad():
-        own_model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         own = [own_model(input_ids=torch.from_numpy(p.input_ids)[None]).logits[0] for p in pairs]
     return {"own": torch.cat(own), "scored": scored, "together": together, "singly": singly}
 
@@ -177,10 +184,10 @@ def in_all_ways(folder: Path) -> dict[str, torch.Tensor]:
 def test_trained_and_scored_logits_are_the_models_own_alone_and_in_batches(family, save):
     # Published decoders have neither a template nor a padding token.
     if family in DECODERS.split():
-        folder = save(make_config(family, None), make_tokenizer(None, pad=False))
+        config, tokenizer = make_config(family, None), make_tokenizer(None, pad=False)
     else:
-        folder = save(make_config(family), make_tokenizer("<s> $A </s> $B </s>"))
-    logits = in_all_ways(folder)
+        config, tokenizer = make_config(family), make_tokenizer("<s> $A </s> $B </s>")
+    logits = in_all_ways(save(config, tokenizer), config)
     own = logits.pop("own")
     assert own.std() > 1e-3
     for found in logits.values():
@@ -244,7 +251,8 @@ def test_reformers_random_hashing_is_refused(save):
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
 @pytest.mark.parametrize("pad_id", [3, 0, None])
 def test_the_tokenizers_padding_token_replaces_another_in_the_configuration(family, pad_id, save):
-    logits = in_all_ways(save(make_config(family, pad_id), make_tokenizer(None)))
+    config = make_config(family, pad_id)
+    logits = in_all_ways(save(config, make_tokenizer(None)), config)
     own = logits.pop("own")
     for found in logits.values():
         torch.testing.assert_close(found.detach(), own, atol=2e-5, rtol=2e-5)
