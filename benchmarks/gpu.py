@@ -47,7 +47,7 @@ import torch
 from gpu_models import LISTS, SHAPES, World
 from gpu_report import Figures, Report, about, ratios
 
-from xsweep.evaluator.scoring import choose_precision
+from xsweep.evaluator.device import choose_precision
 
 PROCESSES = {"resume": gpu_trainings.resume, "memory": gpu_trainings.capped}
 SECTIONS = ("scoring", "training", "peers", *PROCESSES, "compile", "busy")

@@ -38,11 +38,12 @@ from transformers import (
 from transformers.utils import logging
 
 from xsweep.evaluator.data.trec import Qrels, read_run
+from xsweep.evaluator.device import choose_precision
 from xsweep.evaluator.measures import evaluate_run, mean
 from xsweep.evaluator.models.cross_encoder import load_cross_encoder
 from xsweep.evaluator.models.tokenizer import load_tokenizer, tokenize
 from xsweep.evaluator.pairs import PairEncoder
-from xsweep.evaluator.scoring import choose_precision, score_pairs
+from xsweep.evaluator.scoring import score_pairs
 from xsweep.evaluator.specs import IrdsSpec, ModelSpec, ScoringSpec
 
 QUERY_TOKENS, DOCUMENT_TOKENS = 32, 256

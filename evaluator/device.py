@@ -5,8 +5,14 @@ import platform
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xsweep.errors import SetupError, first_line
+
+if TYPE_CHECKING:
+    import torch
+
+    from xsweep.evaluator.specs import Precision
 
 GPU_OUT_OF_MEMORY = (
     "CUDA error: out of memory",
@@ -44,6 +50,23 @@ def has_wide_amd_units() -> bool:
 def bf16_units() -> tuple[str, ...]:
     """The instruction sets that multiply bf16 numbers, by Linux's names; empty without any."""
     return tuple(sorted({"avx512_bf16", "amx_bf16"}.intersection(_cpuinfo("flags").split())))
+
+
+def choose_precision(
+    precision: "Precision", device: "torch.device | str" = "cpu"
+) -> "tuple[torch.dtype, str]":
+    """The dtype to compute in and the reason; `auto` is bf16 if the hardware multiplies it."""
+    import torch
+
+    if precision != "auto":
+        return (torch.bfloat16 if precision == "bf16" else torch.float32), "as asked"
+    if torch.device(device).type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, f"{torch.cuda.get_device_name(device)} multiplies bf16"
+        return torch.float32, f"{torch.cuda.get_device_name(device)} has no bf16 units"
+    if units := bf16_units():
+        return torch.bfloat16, f"the CPU has {' and '.join(units)}"
+    return torch.float32, "the CPU has neither avx512_bf16 nor amx_bf16"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -235,9 +235,10 @@ def lucene_words(texts: Iterable[str]) -> list[list[str]]:
 
 def _dense(settings: DenseSpec, queries: Sequence[str]) -> Score:
     """Scores by the cosine (or dot product) of embeddings."""
+    from xsweep.evaluator.device import choose_precision
     from xsweep.evaluator.models import bi_encoder
     from xsweep.evaluator.models.tokenizer import tokenize
-    from xsweep.evaluator.scoring import choose_precision, visible_devices
+    from xsweep.evaluator.scoring import visible_devices
 
     encoder = bi_encoder.load_bi_encoder(settings.model)
     device = visible_devices()[0]

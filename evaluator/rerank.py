@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from xsweep.evaluator.data.files import tree_sha256
 from xsweep.evaluator.data.trec import Run, sort_docs
+from xsweep.evaluator.device import choose_precision
 from xsweep.evaluator.models import bi_encoder
 from xsweep.evaluator.models.causal_reranker import PromptEncoder, load_causal_reranker
 from xsweep.evaluator.models.cross_encoder import load_cached
@@ -29,7 +30,6 @@ from xsweep.evaluator.scoring import (
     PartialScores,
     ScoredPairs,
     TokenPair,
-    choose_precision,
     score_on,
     visible_devices,
 )

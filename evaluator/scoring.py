@@ -27,10 +27,10 @@ from transformers import PreTrainedModel
 
 from xsweep.errors import DivergenceError
 from xsweep.evaluator.data.files import atomic_write
-from xsweep.evaluator.device import bf16_units, is_out_of_memory, release_freed_memory
+from xsweep.evaluator.device import choose_precision, is_out_of_memory, release_freed_memory
 from xsweep.evaluator.models.causal_reranker import PromptEncoder, build_prompt_scorer
 from xsweep.evaluator.pairs import PairEncoder, PairIds
-from xsweep.evaluator.specs import BATCH_TOKENS, Layout, Precision, ScoringSpec
+from xsweep.evaluator.specs import BATCH_TOKENS, Layout, ScoringSpec
 from xsweep.evaluator.varlen.attention import KERNELS, Packing, pack
 from xsweep.evaluator.varlen.encoders import build_scorer, runs_unpadded
 from xsweep.evaluator.varlen.layers import Kernels
@@ -298,21 +298,6 @@ def batches_without_padding(
         rows = max(1, int(np.searchsorted(ends, batch_tokens, side="right")))
         yield order[start : start + rows]
         start += rows
-
-
-def choose_precision(
-    precision: Precision, device: torch.device | str = "cpu"
-) -> tuple[torch.dtype, str]:
-    """The dtype to compute in and the reason; `auto` is bf16 if the hardware multiplies it."""
-    if precision != "auto":
-        return (torch.bfloat16 if precision == "bf16" else torch.float32), "as asked"
-    if torch.device(device).type == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.bfloat16, f"{torch.cuda.get_device_name(device)} multiplies bf16"
-        return torch.float32, f"{torch.cuda.get_device_name(device)} has no bf16 units"
-    if units := bf16_units():
-        return torch.bfloat16, f"the CPU has {' and '.join(units)}"
-    return torch.float32, "the CPU has neither avx512_bf16 nor amx_bf16"
 
 
 def visible_devices() -> list[torch.device]:

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from xsweep.evaluator.device import choose_precision
 from xsweep.evaluator.models.cross_encoder import load_model
 from xsweep.evaluator.models.files import pooling
 from xsweep.evaluator.models.tokenizer import locate, special_tokens
@@ -23,7 +24,6 @@ from xsweep.evaluator.scoring import (
     ScoredPairs,
     batches,
     batches_without_padding,
-    choose_precision,
     require_finite,
 )
 from xsweep.evaluator.specs import ModelSpec, ScoringSpec

@@ -14,11 +14,12 @@ from scipy.sparse import csr_matrix, vstack
 from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from xsweep.errors import DataError
+from xsweep.evaluator.device import choose_precision
 from xsweep.evaluator.models.bi_encoder import json_file
 from xsweep.evaluator.models.cross_encoder import load_model
 from xsweep.evaluator.models.files import check_sparse
 from xsweep.evaluator.models.tokenizer import locate
-from xsweep.evaluator.scoring import batches, choose_precision, require_finite
+from xsweep.evaluator.scoring import batches, require_finite
 from xsweep.evaluator.specs import ModelSpec, Precision
 
 

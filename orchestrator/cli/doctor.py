@@ -95,7 +95,7 @@ def _packages(settings: Settings) -> str:
 def _devices(settings: Settings) -> str:
     import torch
 
-    from xsweep.evaluator.scoring import choose_precision
+    from xsweep.evaluator.device import choose_precision
 
     if torch.version.cuda and not torch.cuda.is_available() and shutil.which("nvidia-smi"):
         raise SetupError(

@@ -4,7 +4,7 @@ from torch.distributed import DistBackendError
 
 from xsweep.errors import SetupError
 from xsweep.evaluator import device
-from xsweep.evaluator.device import is_out_of_memory, require_gpu
+from xsweep.evaluator.device import choose_precision, is_out_of_memory, require_gpu
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,12 @@ def test_a_missing_gpu_is_reported_in_the_words_of_pytorch():
 def test_a_usable_gpu_is_no_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     require_gpu()
+
+
+def test_precision_is_the_setting_or_follows_the_hardware(monkeypatch):
+    assert choose_precision("fp32") == (torch.float32, "as asked")
+    assert choose_precision("bf16") == (torch.bfloat16, "as asked")
+    monkeypatch.setattr(device, "bf16_units", lambda: ("avx512_bf16",))
+    assert choose_precision("auto") == (torch.bfloat16, "the CPU has avx512_bf16")
+    monkeypatch.setattr(device, "bf16_units", tuple)
+    assert choose_precision("auto")[0] == torch.float32

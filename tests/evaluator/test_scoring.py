@@ -24,7 +24,6 @@ from xsweep.evaluator.scoring import (
     batches,
     batches_without_padding,
     budget_on,
-    choose_precision,
     digest_of,
     score_on,
     score_pairs,
@@ -260,15 +259,6 @@ def test_unpadded_batches_hold_every_row_once_and_are_full(lengths: list[int], b
     assert all(len(rows) == 1 or sizes[rows].sum() <= budget for rows in made)
     for rows, following in pairwise(made):
         assert sizes[rows].sum() + sizes[following[0]] > budget
-
-
-def test_precision_is_the_setting_or_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_precision("fp32") == (torch.float32, "as asked")
-    assert choose_precision("bf16") == (torch.bfloat16, "as asked")
-    monkeypatch.setattr("xsweep.evaluator.scoring.bf16_units", lambda: ("avx512_bf16",))
-    assert choose_precision("auto") == (torch.bfloat16, "the CPU has avx512_bf16")
-    monkeypatch.setattr("xsweep.evaluator.scoring.bf16_units", tuple)
-    assert choose_precision("auto")[0] == torch.float32
 
 
 def test_scores_equal_sentence_transformers_raw_predictions(make_model_folder: Callable) -> None:
