@@ -209,12 +209,12 @@ def test_gradient_checkpointing_of_a_family_without_it_is_refused(world, tmp_pat
 
 @pytest.mark.parametrize("objective", ["bce", "hinge", "margin_mse", "distill_ranknet", "adr_mse"])
 def test_every_objective_lowers_its_training_loss(world, tmp_path, objective):
-    settings = {"steps": 40, "lr": 3e-3, "warmup_steps": 1, "dropout": False}
+    settings = {"steps": 50, "lr": 5e-3, "warmup_steps": 1, "dropout": False}
     budgets = {"micro_batch_tokens": 2000, "forward_tokens": 500}
     spec = world.spec(objective, **settings, **budgets) | {"validation": None}
     run_job("train", spec, world.inputs, tmp_path)
     losses = curve(tmp_path)
-    assert sum(losses[-10:]) < 0.96 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.98 * sum(losses[:10])
 
 
 def test_the_best_checkpoint_is_the_result_and_patience_ends_a_training(world, tmp_path):
