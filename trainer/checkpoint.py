@@ -6,17 +6,22 @@ It holds no pickle and no random state: all randomness is a function of (seed, s
 """
 
 import json
+import logging
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, device
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data.files import atomic_write, is_finished, read_manifest, write_manifest
+from xsweep.trainer.distributed import least_over_ranks
 from xsweep.trainer.result import writing
+
+log = logging.getLogger(__name__)
 
 KEEP = 2
 PARTS = ("weights", "moments", "best")
@@ -63,9 +68,11 @@ def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
     return [path for _, path in sorted(found, key=lambda each: each[0], reverse=True)]
 
 
-def load_newest(folders: Iterable[Path]) -> Checkpoint | None:
-    """The furthest checkpoint whose checksums match; None if there is none."""
+def load_newest(folders: Iterable[Path], most: float = math.inf) -> Checkpoint | None:
+    """The furthest checkpoint of at most so many steps whose checksums match; None if none is."""
     for folder in list_checkpoints(folders):
+        if int(folder.name.removeprefix("step-")) > most:
+            continue
         try:
             read_manifest(folder)
         except DataError:
@@ -74,3 +81,22 @@ def load_newest(folders: Iterable[Path]) -> Checkpoint | None:
         parts = {name: load_file(folder / f"{name}.safetensors") for name in PARTS}
         return Checkpoint(**parts, progress=json.loads((folder / "progress.json").read_text()))
     return None
+
+
+def load_common(folders: Sequence[Path], of_rank: device) -> Checkpoint | None:
+    """The furthest checkpoint that every rank finds intact; None if there is none.
+
+    Where hosts share only an object store, a rank that is killed leaves checkpoints on its own host
+    that never reached the store: with steps 5 and 3 there and 4 and 3 elsewhere it is that of 3.
+    """
+    most = math.inf
+    while True:
+        found = load_newest(folders, most)
+        step = found.progress["step"] if found else 0
+        least = least_over_ranks(step, of_rank)
+        if least == -least_over_ranks(-step, of_rank):
+            return found
+        log.warning(
+            "the ranks have different checkpoints, this one step %d; taking an earlier one", step
+        )
+        most = least

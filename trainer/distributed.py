@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
-from xsweep.errors import SetupError, Stopped
+from xsweep.errors import Stopped
 
 TIMEOUT = timedelta(hours=1)
 """Longest wait for another rank, which may be writing a checkpoint or computing the last part of a
@@ -158,12 +158,9 @@ class GradientBuckets:
         self.waits.append(work)
 
 
-def check_same_step(step: int, device: torch.device) -> None:
-    """Raises SetupError on every rank if the ranks would resume from different steps."""
-    ours = torch.tensor([step, 1], dtype=torch.float64, device=device)
-    steps, ranks = sum_over_ranks(ours).tolist()
-    if steps != step * ranks:
-        raise SetupError(
-            f"the ranks of this training found different checkpoints (this one step {step}): its "
-            "folder must be the same on all nodes; check the store there"
-        )
+def least_over_ranks(value: int, device: torch.device) -> int:
+    """The least of the ranks' values; the value itself without a group."""
+    least = torch.tensor(value, device=device)
+    if rank_and_ranks()[1] > 1:
+        distributed.all_reduce(least, distributed.ReduceOp.MIN)
+    return int(least)

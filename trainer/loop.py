@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from xsweep.errors import ConfigError, DivergenceError, Stopped
 from xsweep.evaluator.device import is_out_of_memory
 from xsweep.trainer.batching import Assembler, draw_samples
-from xsweep.trainer.checkpoint import Checkpoint, Weights, load_newest, save_checkpoint
-from xsweep.trainer.distributed import check_same_step, sum_over_ranks
+from xsweep.trainer.checkpoint import Checkpoint, Weights, load_common, save_checkpoint
+from xsweep.trainer.distributed import sum_over_ranks
 from xsweep.trainer.engines import open_engine
 from xsweep.trainer.forward import Scorer, attention, needs_ids
 from xsweep.trainer.gradients import Budgets, Gradients, Prepared
@@ -98,7 +98,6 @@ def train_model(
                 "gradient_checkpointing to false"
             )
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    found = load_newest(folder / "checkpoints" for folder in resume_from)
     by_ids = needs_ids(model.eval(), assembler.encoder, assembler.packed)
     scorer = Scorer(
         model.train(settings.dropout),
@@ -114,10 +113,10 @@ def train_model(
         budgets = Budgets(settings.micro_batch_tokens, out, resume_from)
         gradients = Gradients(spec, engine, scorer, assembler, budgets)
         training = _Training(spec, gradients, teacher, out, scoring_attention)
-        if found:
+        checkpoints = [folder / "checkpoints" for folder in resume_from]
+        if found := load_common(checkpoints, model.device):
             training.resume(found)
         start = training.progress.step
-        check_same_step(start, model.device)
         kept = read_metrics(resume_from, start)
         metrics = MetricsLog(out, settings.steps, kept) if engine.rank == 0 else None
         with metrics or nullcontext():

@@ -30,7 +30,10 @@ def test_the_last_two_checkpoints_are_kept(tmp_path):
 def test_the_furthest_of_several_attempts_is_taken(tmp_path):
     save_checkpoint(tmp_path / "new", checkpoint(3))
     save_checkpoint(tmp_path / "old", checkpoint(12))
-    assert load_newest([tmp_path / "new", tmp_path / "old"]).progress["step"] == 12
+    folders = [tmp_path / "new", tmp_path / "old"]
+    assert load_newest(folders).progress["step"] == 12
+    assert load_newest(folders, most=11).progress["step"] == 3
+    assert load_newest(folders, most=2) is None
 
 
 @pytest.mark.parametrize("part", ["weights.safetensors", "progress.json"])

@@ -10,6 +10,8 @@ import torch
 from curves import ENGINES, curve, digest
 from safetensors.torch import load_file
 
+from xsweep.trainer.checkpoint import Checkpoint, save_checkpoint
+
 pytestmark = [pytest.mark.slow(2), pytest.mark.timeout(600)]
 
 # Forks the ranks of each phase: starting them one by one takes minutes.
@@ -19,6 +21,7 @@ from itertools import cycle
 from pathlib import Path
 import torch
 from torch import distributed
+from xsweep.trainer.checkpoint import load_common
 from xsweep.trainer.distributed import process_group
 from xsweep.trainer.forward import Scorer, slots
 from xsweep.trainer.train import run_job
@@ -61,7 +64,8 @@ def meet_and_fail(rank):
     os.environ |= {"MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     try:
         with process_group():
-            distributed.all_reduce(torch.ones(1))
+            found = load_common([home / f"checkpoints-{rank}"], torch.device("cpu"))
+            (home / f"common-{rank}").write_text(str(found.progress["step"]))
             if rank:
                 raise ValueError("broken")
             distributed.all_reduce(torch.ones(1))
@@ -133,6 +137,9 @@ def home(world, tmp_path_factory):
     phase(1, again(1, "zero-1"), *fewer)
     phase(3, job("3 plain", "plain"), job("3 zero-2", "zero-2"))
     phase(8, job("8 plain", "plain"))
+    for rank, steps in ((0, (3, 5)), (1, (3, 4))):
+        for step in steps:
+            save_checkpoint(home / f"checkpoints-{rank}", Checkpoint({}, {}, {}, {"step": step}))
     inputs = {role: str(folder) for role, folder in world.inputs.items()}
     undisturbed = [job(f"1 {engine}", engine)[:2] for engine in KILLED_ENGINES]
     arguments = map(json.dumps, (inputs, undisturbed, phases))
@@ -194,6 +201,10 @@ def test_all_ranks_halve_the_budget_if_one_runs_out_of_memory(home, name):
     # In a backward pass, then in a forward pass of step 0.
     assert [step for step, _ in halved] == [0, 0]
     assert halved[0][1] > 100 >= halved[1][1]
+
+
+def test_ranks_that_find_different_checkpoints_take_the_furthest_that_all_have(home):
+    assert [(home / f"common-{rank}").read_text() for rank in (0, 1)] == ["3", "3"]
 
 
 def test_a_rank_that_fails_ends_the_group_at_once(home):

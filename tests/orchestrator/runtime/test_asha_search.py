@@ -33,7 +33,7 @@ def study(guest):
     write_collection(guest.folder / "v", seed=5)
     text = grid.read_text().replace("backbones:", f"{OWN}backbones:", 1)
     grid.write_text(text.replace("evaluation:", f"{SEARCH}evaluation:", 1))
-    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    guest.command("submit", "tiny.yaml", "--no-start")
     return guest
 
 
@@ -92,4 +92,4 @@ def test_a_search_that_is_killed_continues_and_its_winner_is_used(study, engine,
     summary = json.loads(Path(study.home, "store", str(run.folder), "summary.json").read_text())
     assert summary["search"]["settings"] == winner["settings"]
     assert [parent.name for parent in run.parents if parent.role == "search"] == [search.name]
-    assert "infonce" in study.xsweep("report", "tiny")
+    assert "infonce" in study.command("report", "tiny")

@@ -53,7 +53,7 @@ def test_jobs_of_a_draining_node_save_a_checkpoint_stop_and_are_not_charged(
 ):
     workplace.environment |= several_nodes
     write_study(workplace.folder, steps=200, objectives=("infonce",))
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    workplace.command("submit", "tiny.yaml", "--no-start")
     controller = workplace.start("run")
     notice = subprocess.Popen(
         [sys.executable, "-c", DRAIN],

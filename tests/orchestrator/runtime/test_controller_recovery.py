@@ -35,20 +35,20 @@ def calm(tmp_path_factory, workplace_in, shared_ray):
     place = workplace_in(tmp_path_factory.mktemp("calm"))
     place.environment |= shared_ray[0]
     write_study(place.folder, steps=STEPS)
-    place.xsweep("submit", "tiny.yaml", "--no-start")
+    place.command("submit", "tiny.yaml", "--no-start")
     place.xsweep("run")
     return place
 
 
 @pytest.fixture(scope="module")
 def calm_report(calm) -> str:
-    return calm.xsweep("report", "tiny", "--format", "json")
+    return calm.command("report", "tiny", "--format", "json")
 
 
 @pytest.fixture
 def study(guest):
     write_study(guest.folder, steps=STEPS)
-    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    guest.command("submit", "tiny.yaml", "--no-start")
     return guest
 
 
@@ -110,14 +110,14 @@ def test_a_controller_adopts_what_a_killed_one_left_and_replaces_a_killed_worker
     assert controller.returncode == 0, output
     assert "adopted" in kinds_of_events(engine, adopted)
     assert attempts(engine) == {adopted: 1, killed: 2}
-    assert "resuming after step" in study.xsweep("logs", str(killed))
-    assert study.xsweep("report", "tiny", "--format", "json") == calm_report
+    assert "resuming after step" in study.command("logs", str(killed))
+    assert study.command("report", "tiny", "--format", "json") == calm_report
 
 
 def test_a_silent_worker_is_killed_its_training_resumes_and_a_second_ctrl_c_loses_nothing(guest):
     write_study(guest.folder, steps=400, objectives=("infonce",))
     guest.environment["XSWEEP_LEASE_S"] = "10"
-    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    guest.command("submit", "tiny.yaml", "--no-start")
     engine = connect(f"sqlite:///{guest.home}/xsweep.db")
     controller = guest.start("run")
 
@@ -135,7 +135,7 @@ def test_a_silent_worker_is_killed_its_training_resumes_and_a_second_ctrl_c_lose
         output += latest
     training(guest, attempt=2)  # it will not save anything more, however long we wait
     assert not psutil.pid_exists(silent)
-    assert "resuming after step" in guest.xsweep("logs", str(job))
+    assert "resuming after step" in guest.command("logs", str(job))
 
     controller.send_signal(signal.SIGINT)
     assert any("stopping: waiting for" in line for line in controller.stdout)
@@ -156,7 +156,7 @@ def test_a_drained_study_in_an_object_store_goes_on_on_another_host_and_after_th
         write_study(workplace.folder, steps=STEPS)
         workplace.environment |= {name: os.environ[name] for name in os.environ if "AWS_" in name}
         workplace.environment |= {"XSWEEP_STORE": f"{url}/study", "XSWEEP_CACHE": "one"}
-        workplace.xsweep("submit", "tiny.yaml", "--no-start")
+        workplace.command("submit", "tiny.yaml", "--no-start")
         controller = workplace.start("run")
         drained, pid = training(workplace, "one/stores/*")
         controller.terminate()
@@ -179,16 +179,16 @@ def test_a_drained_study_in_an_object_store_goes_on_on_another_host_and_after_th
 
         workplace.xsweep("run")
         assert attempts(engine) == {drained: 2, crashed: 2}
-        assert "resuming after step" in workplace.xsweep("logs", str(drained))
+        assert "resuming after step" in workplace.command("logs", str(drained))
         assert check(engine) == []
         engine.dispose()
-        assert workplace.xsweep("report", "tiny", "--format", "json") == calm_report
+        assert workplace.command("report", "tiny", "--format", "json") == calm_report
 
 
 def test_a_finished_sweep_has_nothing_left_to_do(calm):
     engine = connect(f"sqlite:///{calm.home}/xsweep.db")
     before = {job.job_id: job.token for job in status.list_jobs(engine)}
-    calm.xsweep("submit", "tiny.yaml", "--no-start")
+    calm.command("submit", "tiny.yaml", "--no-start")
     calm.xsweep("run")
     assert {job.job_id: job.token for job in status.list_jobs(engine)} == before
     left = outlook(engine)
@@ -201,7 +201,7 @@ def test_requests_that_cannot_be_met_fail_with_the_reason_and_stop_no_controller
     grid = write_study(workplace.folder)
     needs = "{train: {cpus: 1, gpus: 64}, evaluate: {cpus: 0.00001}}"
     grid.write_text(f"{grid.read_text()}resources: {needs}\n")
-    workplace.xsweep("submit", "tiny.yaml", "--no-start")
+    workplace.command("submit", "tiny.yaml", "--no-start")
     output = workplace.xsweep("run", code=1)
     assert "asks for 1 CPU, 64 GPU; the largest node has" in output
     assert re.search(r"failed    evaluate BM25 .*: CONFIG: \{'cpus': 1e-05.*beyond 0.0001", output)
@@ -213,7 +213,7 @@ def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
     line = Line(postgresql_url)
     write_study(guest.folder, steps=STEPS)
     guest.environment["XSWEEP_DB"] = line.url
-    guest.xsweep("submit", "tiny.yaml", "--no-start")
+    guest.command("submit", "tiny.yaml", "--no-start")
     controller = guest.start("run")
     _, pid = training(guest)
     line.cut()
@@ -238,5 +238,5 @@ def test_a_controller_that_loses_sight_of_its_database_kills_no_job(
     assert set(attempts(engine).values()) == {1}, "nothing was begun again"
     assert check(engine) == []
     engine.dispose()
-    assert guest.xsweep("report", "tiny", "--format", "json") == calm_report
+    assert guest.command("report", "tiny", "--format", "json") == calm_report
     line.close()

@@ -87,7 +87,7 @@ def submit_training(place, hosts, ranks):
     grid = write_study(place.folder, steps=STEPS, objectives=("infonce",))
     needs = f"resources: {{train: {{cpus: 1, ranks: {ranks}, spread: true}}}}\n"
     grid.write_text(grid.read_text() + needs)
-    place.xsweep("submit", "tiny.yaml", "--no-start")
+    place.command("submit", "tiny.yaml", "--no-start")
     return place, connect(f"sqlite:///{place.home}/xsweep.db")
 
 
@@ -121,7 +121,7 @@ def summary(engine):
 
 def means(place):
     """The numbers of the report."""
-    return [float(n) for n in re.findall(r"\d\.\d+", place.xsweep("report", "tiny"))]
+    return [float(n) for n in re.findall(r"\d\.\d+", place.command("report", "tiny"))]
 
 
 @pytest.fixture(scope="module")
@@ -212,9 +212,9 @@ def test_a_gang_is_adopted_stopped_and_loses_a_rank_and_ends_with_the_result_of_
     assert check(engine) == []
     # The checkpoint was written on one host; the other one has it from the store.
     for rank in map(str, range(RANKS)):
-        log = place.xsweep("logs", str(training.job_id), "--rank", rank)
+        log = place.command("logs", str(training.job_id), "--rank", rank)
         assert "resuming after step" in log
-    missing = place.xsweep("logs", str(training.job_id), "--rank", str(RANKS), code=2)
+    missing = place.command("logs", str(training.job_id), "--rank", str(RANKS), code=2)
     assert "not written yet, or was removed" in missing
     several, one = summary(engine), summary(alone[1])
     engine.dispose()
