@@ -25,7 +25,7 @@ from xsweep.db.check import check
 from xsweep.db.engine import connect
 from xsweep.db.schema import Job, Result
 from xsweep.orchestrator.runtime.process import namespace
-from xsweep.orchestrator.runtime.ray_cluster import free_port
+from xsweep.orchestrator.runtime.ray_cluster import disable_client_server, free_port
 from xsweep.orchestrator.settings import load_settings
 
 pytestmark = [pytest.mark.slow(90), pytest.mark.timeout(600)]
@@ -34,7 +34,10 @@ RANKS = 2
 """One CPU on each of as many hosts: too few for two ranks on one."""
 STEPS = 200
 """Ten checkpoints: most of a training is left when the first one is there."""
-RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
+RAY = (
+    *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1"),
+    *("--disable-usage-stats", "--include-log-monitor", "False"),
+)
 OTHER_DISK = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$XSWEEP_CACHE" && exec "$@"')
 
 
@@ -52,7 +55,7 @@ def hosts(tmp_path_factory):
         log = folder / f"{name}.log"
         with log.open("w") as out:
             process = subprocess.Popen(
-                [*command, "--num-cpus", "1"],
+                command,
                 env={**os.environ, **ours},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -65,6 +68,7 @@ def hosts(tmp_path_factory):
     with contextlib.contextmanager(object_store.serve)() as url:
         ours = {name: os.environ[name] for name in os.environ if name.startswith("AWS_")}
         ours |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        ours |= {"RAY_START_HOOK": f"{disable_client_server.__module__}.disable_client_server"}
         ours |= {"XSWEEP_CACHE": str(cache), "XSWEEP_STORE": f"{url}/study"}
         may_mount = subprocess.run(["unshare", "--mount", "true"], capture_output=True)
         apart = () if may_mount.returncode else (*OTHER_DISK, "sh")
