@@ -153,7 +153,7 @@ def test_a_wrong_grid_is_one_message_exit_code_2_and_no_change(home: Path, tmp_p
 
 def test_status_tells_what_is_left(submitted: Path) -> None:
     output = xsweep("status").stdout
-    assert re.search(r"small: 0 of 19 jobs done, about \d+ \w+ left", output)
+    assert re.search(r"small: 0 of 19 jobs done, about (\d+ h )?\d+ min left", output)
     assert "No controller is running. Next: xsweep run" in output
     assert xsweep("status", "--jobs", "--state", "ready").stdout.count("prepare ") == 4
 
@@ -198,7 +198,7 @@ def test_a_pipe_is_as_wide_as_columns_says(
     assert 20 < max(map(len, xsweep("status").stdout.splitlines())) <= 30
     monkeypatch.setenv("COLUMNS", "200")
     assert re.search(
-        r"^small: 0 of 19 jobs done, about \d+ min left$", xsweep("status").stdout, re.M
+        r"^small: 0 of 19 jobs done, about (\d+ h )?\d+ min left$", xsweep("status").stdout, re.M
     )
 
 
