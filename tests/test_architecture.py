@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "trainer": {"evaluator"},
     "orchestrator": {"db", "evaluator", "trainer"},
 }
-MOST_LINES = 32_565
+MOST_LINES = 32_566
 MOST_MODULES = 150
 RIDDLE = r"(What|Whether|How|Where|Which|Why|When|Of)\b"
 MOST_FLAT = 4

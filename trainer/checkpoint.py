@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, device
+from torch import Tensor
 
 from xsweep.errors import DataError
 from xsweep.evaluator.data.files import atomic_write, is_finished, read_manifest, write_manifest
@@ -83,7 +84,7 @@ def load_newest(folders: Iterable[Path], most: float = math.inf) -> Checkpoint |
     return None
 
 
-def load_common(folders: Sequence[Path], of_rank: device) -> Checkpoint | None:
+def load_common(folders: Sequence[Path], device: torch.device) -> Checkpoint | None:
     """The furthest checkpoint that every rank finds intact; None if there is none.
 
     Where hosts share only an object store, a rank that is killed leaves checkpoints on its own host
@@ -93,8 +94,8 @@ def load_common(folders: Sequence[Path], of_rank: device) -> Checkpoint | None:
     while True:
         found = load_newest(folders, most)
         step = found.progress["step"] if found else 0
-        least = least_over_ranks(step, of_rank)
-        if least == -least_over_ranks(-step, of_rank):
+        least = least_over_ranks(step, device)
+        if least == -least_over_ranks(-step, device):
             return found
         log.warning(
             "the ranks have different checkpoints, this one step %d; taking an earlier one", step

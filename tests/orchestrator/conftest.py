@@ -51,9 +51,9 @@ class Workplace:
         return output
 
     def command(self, *arguments: str, code: int = 0) -> str:
-        """What a command prints that runs in this process, for one that starts nothing.
+        """Run a command in this process and return its output; it must exit with `code`.
 
-        It is the same code without a second of imports.
+        Saves a second of imports; only for commands that start no process.
         """
         with contextlib.chdir(self.folder), patch.dict(os.environ, self.environment, clear=True):
             result = CliRunner().invoke(app, arguments)

@@ -56,7 +56,7 @@ ray.shutdown()
 
 @pytest.fixture(scope="module")
 def results(shared_ray):
-    """What the program found."""
+    """Run the program once; its results by name."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         env={**os.environ, **shared_ray[0]},
